@@ -1,0 +1,32 @@
+add_library(nibble_options INTERFACE)
+target_include_directories(nibble_options INTERFACE ${CMAKE_SOURCE_DIR})
+target_compile_options(nibble_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion
+  # Contraction would make results depend on the compiler's choice of fused operations.
+  -ffp-contract=off)
+if(NIBBLE_WERROR)
+  target_compile_options(nibble_options INTERFACE -Werror)
+endif()
+if(NIBBLE_SANITIZE)
+  target_compile_options(nibble_options INTERFACE -fsanitize=${NIBBLE_SANITIZE} -fno-omit-frame-pointer)
+  target_link_options(nibble_options INTERFACE -fsanitize=${NIBBLE_SANITIZE})
+endif()
+
+# nibble_library(gpu SOURCES device.cpp ... LINKS nibble_base ...): the library nibble_gpu of the folder it is called in.
+function(nibble_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LINKS" ${ARGN})
+  add_library(nibble_${name} STATIC ${ARG_SOURCES})
+  target_link_libraries(nibble_${name} PUBLIC nibble_options ${ARG_LINKS})
+endfunction()
+
+# nibble_test(NAME SOURCES ... LINKS ... LABELS ...): one GoogleTest program, run by ctest as a whole.
+function(nibble_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LINKS;LABELS" ${ARGN})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 600)
+  endif()
+  add_executable(test_${name} ${ARG_SOURCES})
+  target_link_libraries(test_${name} PRIVATE ${ARG_LINKS} nibble_options GTest::gtest_main)
+  target_compile_definitions(test_${name} PRIVATE NIBBLE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  add_test(NAME ${name} COMMAND test_${name})
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
+endfunction()
