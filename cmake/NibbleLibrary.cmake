@@ -1,6 +1,8 @@
 add_library(nibble_options INTERFACE)
 target_include_directories(nibble_options INTERFACE ${CMAKE_SOURCE_DIR})
 target_compile_options(nibble_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion
+  # Designated initialisers leave out what keeps its default.
+  -Wno-missing-field-initializers
   # Contraction would make results depend on the compiler's choice of fused operations.
   -ffp-contract=off)
 if(NIBBLE_WERROR)

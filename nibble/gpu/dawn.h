@@ -1,0 +1,100 @@
+#pragma once
+
+// Private to gpu/: the only place that sees Dawn's header.
+
+#include "nibble/gpu/device.h"
+#include "nibble/gpu/disk_cache.h"
+#include "nibble/gpu/recorder.h"
+
+#include <dawn/webgpu_cpp.h>
+
+#include <map>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+namespace nibble::gpu {
+
+inline std::string text_of(wgpu::StringView view) {
+  return std::string(static_cast<std::string_view>(view));
+}
+
+struct FoundAdapter {
+  AdapterInfo info;
+  wgpu::Adapter adapter;
+};
+
+wgpu::Instance make_instance();
+std::vector<FoundAdapter> find_adapters(const wgpu::Instance& instance);
+
+// What Dawn's callbacks report; the next Device::check throws it.
+class ErrorBox {
+ public:
+  void put(wgpu::ErrorType type, std::string message);
+  void put_lost(std::string message);
+  void throw_if_any(std::string_view where);
+
+ private:
+  std::mutex mutex_;
+  bool lost_ = false;
+  wgpu::ErrorType type_ = wgpu::ErrorType::NoError;
+  std::string message_;
+};
+
+// Outlives the device, since buffers may.
+struct MemoryCount {
+  std::uint64_t current = 0, peak = 0;
+};
+
+struct BufferState {
+  std::shared_ptr<DeviceState> device;  // buffers keep their device: Vulkan drivers crash when it goes first
+  wgpu::Buffer buffer;
+  std::uint64_t size = 0;
+  std::uint64_t id = 0;
+  ~BufferState();
+};
+
+struct KernelState {
+  std::string label, text, entry;
+  std::vector<Access> accesses;  // of the first dispatch; fixed from then on
+  bool has_params = false;
+  wgpu::BindGroupLayout layout;
+  wgpu::ComputePipeline pipeline;
+  ProfileRow profile;
+};
+
+struct DeviceState : std::enable_shared_from_this<DeviceState> {
+  // Released in the reverse order: the instance last.
+  wgpu::Instance instance;
+  wgpu::Adapter adapter;
+  std::unique_ptr<DiskCache> disk_cache;
+  ErrorBox errors;
+  wgpu::Device device;
+  wgpu::Queue queue;
+  AdapterInfo info;
+  DeviceOptions options;
+  std::vector<std::string> toggles;
+  MemoryCount memory;
+  std::uint64_t next_buffer_id = 1;
+  wgpu::Buffer params_arena;
+  std::map<std::string, KernelState*, std::less<>> kernels_by_key;
+  std::unordered_map<std::string, std::unique_ptr<KernelState>> kernels_by_text;
+  std::map<std::vector<std::uint64_t>, wgpu::BindGroup> bind_groups;
+
+  // Runs `create` inside error scopes and throws what they catch.
+  void guarded(std::string_view where, const std::function<void()>& create);
+  void wait(wgpu::Future future, std::string_view what);
+};
+
+// Compiles the pipeline of a kernel for the given accesses, or checks that they are those it was compiled for.
+void ready_pipeline(DeviceState& state, KernelState& kernel, std::span<const Binding> bindings, std::size_t params_size);
+
+constexpr std::uint64_t params_arena_bytes = 256 << 10;
+
+inline std::uint64_t round_up(std::uint64_t value, std::uint64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+}  // namespace nibble::gpu

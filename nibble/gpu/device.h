@@ -1,0 +1,94 @@
+#pragma once
+
+#include "nibble/gpu/adapter.h"
+#include "nibble/gpu/kernel.h"
+#include "nibble/gpu/tensor.h"
+
+#include <chrono>
+#include <cstddef>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace nibble::gpu {
+
+struct DeviceOptions {
+  std::string adapter;  // an index of list_adapters() or a part of a name; empty takes the best
+  bool profile = false;                                      // time every dispatch
+  std::optional<std::filesystem::path> cache_dir;            // compiled pipelines; empty path: none kept
+  std::chrono::seconds wait_limit = std::chrono::seconds(600);  // longest wait for one batch of work
+};
+
+// Sums of one kernel's dispatches under DeviceOptions::profile.
+struct ProfileRow {
+  std::string label;
+  std::uint64_t count = 0;
+  double seconds = 0;
+  double bytes = 0;  // as the launchers state them: each input read once, each output written once
+  double flops = 0;
+};
+
+struct MemoryUse {
+  std::uint64_t current = 0, peak = 0;  // bytes of all buffers
+};
+
+struct DeviceState;
+
+// One GPU and what belongs to it. Used from one thread.
+class Device {
+ public:
+  // Throws UsageError where no adapter fits, DeviceError where it does not start.
+  explicit Device(const DeviceOptions& options = {});
+
+  const AdapterInfo& info() const;
+  const std::vector<std::string>& toggles() const;  // of Dawn, in force
+
+  // Zeroed memory. Throws OutOfDeviceMemory, or UsageError beyond the adapter's largest buffer.
+  Tensor tensor(DType dtype, std::initializer_list<std::uint32_t> dims, std::string_view label);
+  // A new tensor that holds `values`.
+  template <typename T>
+  Tensor tensor(DType dtype, std::initializer_list<std::uint32_t> dims, std::span<const T> values, std::string_view label) {
+    Tensor result = tensor(dtype, dims, label);
+    write(result, std::as_bytes(values));
+    return result;
+  }
+
+  // Takes effect after the work submitted so far; the bytes are copied before it returns. `first_byte` and the size are
+  // multiples of 4, but for the end of a tensor.
+  void write(const Tensor& to, std::span<const std::byte> bytes, std::uint64_t first_byte = 0);
+  // Waits for the work submitted so far. `into` is as long as the tensor.
+  void read(const Tensor& from, std::span<std::byte> into);
+  template <typename T>
+  std::vector<T> read(const Tensor& from) {
+    std::vector<T> values(from.bytes() / sizeof(T));
+    read(from, std::as_writable_bytes(std::span(values)));
+    return values;
+  }
+
+  // The kernel of a WGSL text, compiled once per text and entry point. `key` stands for the text in a first, cheaper
+  // look-up and must determine it; `make_text` runs where the key is new.
+  Kernel kernel(std::string_view key, std::string_view label, std::string_view entry,
+                const std::function<std::string()>& make_text);
+
+  // Returns when all submitted work is done; throws DeviceError that names `what` after DeviceOptions::wait_limit.
+  void wait(std::string_view what);
+  // Throws what Dawn reported since the last call: DeviceLost, OutOfDeviceMemory or DeviceError.
+  void check();
+
+  MemoryUse memory() const;
+  void reset_peak_memory();
+  // Sorted by time, longest first; empty without DeviceOptions::profile.
+  std::vector<ProfileRow> profile();
+
+  DeviceState& state() { return *state_; }
+
+ private:
+  std::shared_ptr<DeviceState> state_;
+};
+
+}  // namespace nibble::gpu

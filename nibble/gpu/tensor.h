@@ -1,0 +1,49 @@
+#pragma once
+
+#include "nibble/base/dtype.h"
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <string>
+
+namespace nibble::gpu {
+
+struct BufferState;
+
+// A shared handle to device memory; the memory is freed, and the device let go, when the last handle is gone.
+using Buffer = std::shared_ptr<BufferState>;
+
+// A row-major view of a buffer: up to four dimensions, beginning at a byte offset.
+class Tensor {
+ public:
+  Tensor() = default;
+  Tensor(Buffer buffer, std::uint64_t offset, DType dtype, std::initializer_list<std::uint32_t> dims);
+
+  explicit operator bool() const { return buffer_ != nullptr; }
+  const Buffer& buffer() const { return buffer_; }
+  std::uint64_t offset() const { return offset_; }  // bytes
+  DType dtype() const { return dtype_; }
+  std::uint32_t rank() const { return rank_; }
+  std::uint32_t dim(std::uint32_t axis) const;
+  std::uint64_t size() const;  // elements
+  std::uint64_t bytes() const { return size() * size_of(dtype_); }
+  std::string shape_text() const;  // "(3, 128)"
+
+  // Rows [begin, end) of the first dimension.
+  Tensor rows(std::uint32_t begin, std::uint32_t end) const;
+  // The same elements, or the first of them, under other dimensions.
+  Tensor view(std::initializer_list<std::uint32_t> dims) const;
+  // `dims` elements beginning `first` elements in.
+  Tensor part(std::uint64_t first, std::initializer_list<std::uint32_t> dims) const;
+
+ private:
+  Buffer buffer_;
+  std::uint64_t offset_ = 0;
+  DType dtype_ = DType::f32;
+  std::uint32_t rank_ = 0;
+  std::array<std::uint32_t, 4> dims_{};
+};
+
+}  // namespace nibble::gpu

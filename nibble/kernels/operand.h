@@ -1,0 +1,38 @@
+#pragma once
+
+#include "nibble/kernels/kernel.h"
+
+namespace nibble {
+
+// How large products are done; they differ in speed and rounding alone.
+enum class ProductPath {
+  matrix,  // subgroup matrices: f16 operands, f32 accumulators
+  f16,     // f16 operands in vectors, f32 accumulators
+  f32,     // everything f32: the reference, and for adapters without f16
+};
+
+// The element type of a product's operands.
+constexpr DType operand_dtype(ProductPath path) { return path == ProductPath::f32 ? DType::f32 : DType::f16; }
+
+// A matrix (rows, columns) as a product reads it. In f16 each row r is stored multiplied by a power of two that brings its
+// largest magnitude to [2^13, 2^14), so that no row leaves f16's range, and `scale`[r] is the inverse of that power: value =
+// data * scale. A row of zeros has scale 1. In f32 there is no scale.
+struct Operand {
+  Tensor data;
+  Tensor scale;  // (rows), f32; empty where data is f32
+};
+
+// A frozen weight (out, in) as a product reads it: f32 with scale 1, or f16 times the tensor-wide power of two 1/scale.
+struct Weight {
+  Tensor data;
+  float scale = 1.0f;  // value = data * scale
+};
+
+// An operand of `rows` x `columns` for the path.
+Operand make_operand(gpu::Device& device, ProductPath path, std::uint32_t rows, std::uint32_t columns,
+                     std::string_view label);
+
+// The first `rows` rows.
+Operand first_rows(const Operand& operand, std::uint32_t rows);
+
+}  // namespace nibble

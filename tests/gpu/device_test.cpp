@@ -1,0 +1,220 @@
+#include "nibble/base/error.h"
+#include "nibble/gpu/disk_cache.h"
+#include "nibble/gpu/recorder.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+
+namespace nibble::gpu {
+namespace {
+
+constexpr const char* scale_text = R"(
+struct Params { count: u32, factor: f32 }
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+@compute @workgroup_size(64) fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                                     @builtin(local_invocation_index) lane: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + lane;
+  if (i < params.count) { y[i] = x[i] * params.factor; }
+}
+)";
+
+struct ScaleParams {
+  std::uint32_t count;
+  float factor;
+};
+
+Kernel scale_kernel(Device& device) {
+  return device.kernel("scale", "scale", "main", [] { return std::string(scale_text); });
+}
+
+void scale(Recorder& recorder, const Tensor& x, const Tensor& y, float factor) {
+  const auto count = static_cast<std::uint32_t>(x.size());
+  recorder.dispatch(scale_kernel(recorder.device()), {read(x), write(y)}, ScaleParams{count, factor},
+                    linear_grid(recorder.device(), (count + 63) / 64), {.bytes = 8.0 * count, .flops = 1.0 * count});
+}
+
+TEST(Device, RunsAKernelAndReadsBack) {
+  Device device;
+  std::vector<float> values(1000);
+  std::iota(values.begin(), values.end(), 0.0f);
+  const Tensor x = device.tensor<float>(DType::f32, {1000}, values, "x");
+  const Tensor y = device.tensor(DType::f32, {1000}, "y");
+  Recorder recorder(device);
+  scale(recorder, x, y, 0.5f);
+  recorder.submit();
+  const auto result = device.read<float>(y);
+  for (std::size_t i = 0; i < values.size(); ++i) ASSERT_EQ(result[i], 0.5f * values[i]);
+}
+
+TEST(Device, NewTensorsAreZeroAndCounted) {
+  Device device;
+  const auto before = device.memory().current;
+  {
+    const Tensor x = device.tensor(DType::f32, {3, 5}, "x");
+    for (const float value : device.read<float>(x)) EXPECT_EQ(value, 0.0f);
+    EXPECT_EQ(device.memory().current, before + 256);
+  }
+  EXPECT_EQ(device.memory().current, before);
+  EXPECT_EQ(device.memory().peak, before + 256);
+}
+
+TEST(Device, OutlivedByItsTensors) {
+  Tensor x;
+  {
+    Device device;
+    x = device.tensor(DType::f32, {64}, "x");
+  }
+  EXPECT_EQ(x.size(), 64u);
+}
+
+TEST(Device, OddEndsAreWritten) {
+  Device device;
+  const std::vector<std::uint8_t> bytes = {1, 2, 3, 4, 5, 6, 7};
+  const Tensor x = device.tensor<std::uint8_t>(DType::u8, {7}, bytes, "x");
+  EXPECT_EQ(device.read<std::uint8_t>(x), bytes);
+}
+
+// 70,000 workgroups exceed one dimension of a grid; 18 million floats exceed 2^24, beyond which f32 cannot count.
+TEST(Recorder, LargeGrids) {
+  Device device;
+  const std::uint32_t count = 18'000'000;
+  const Tensor x = device.tensor(DType::f32, {count}, "x");
+  const std::vector<float> last = {3.0f, 7.0f};
+  device.write(x, std::as_bytes(std::span(last)), (count - 2) * 4ull);
+  const Tensor y = device.tensor(DType::f32, {count}, "y");
+  Recorder recorder(device);
+  scale(recorder, x, y, 2.0f);
+  recorder.submit();
+  EXPECT_EQ(device.read<float>(y.part(count - 64, {64})).back(), 14.0f);
+  EXPECT_EQ(device.read<float>(y.part(count - 64, {64}))[62], 6.0f);
+}
+
+TEST(Recorder, SlicesRespectBindings) {
+  Device device;
+  const auto limit = device.info().limits.max_binding;
+  const std::uint64_t row = 4096;
+  const auto rows = static_cast<std::uint32_t>(std::min<std::uint64_t>(limit / row * 5 / 2, 1u << 30));
+  const auto slices = binding_slices(device, rows, {row, 4}, 32);
+  EXPECT_GE(slices.size(), 3u);
+  EXPECT_EQ(slices.front().begin, 0u);
+  EXPECT_EQ(slices.back().end, rows);
+  for (std::size_t i = 0; i < slices.size(); ++i) {
+    if (i > 0) {
+      EXPECT_EQ(slices[i].begin, slices[i - 1].end);
+    }
+    EXPECT_EQ(slices[i].begin % 32, 0u);
+    EXPECT_EQ(slices[i].begin * 4ull % device.info().limits.storage_offset_alignment, 0u);
+    EXPECT_LE((slices[i].end - slices[i].begin) * row, limit);
+  }
+  EXPECT_THROW(binding_slices(device, 2, {limit * 2}), Error);
+}
+
+TEST(Recorder, ManyDispatchesKeepTheirOrder) {
+  Device device;
+  const std::vector<float> one = {1.0f};
+  const Tensor x = device.tensor<float>(DType::f32, {1}, one, "x");
+  const Tensor y = device.tensor(DType::f32, {1}, "y");
+  Recorder recorder(device);
+  for (int i = 0; i < 600; ++i) {
+    scale(recorder, x, y, i % 2 ? 2.0f : 0.5f);
+    scale(recorder, y, x, 1.0f);
+  }
+  recorder.submit();
+  EXPECT_EQ(device.read<float>(x)[0], 1.0f);
+}
+
+TEST(Errors, TextThatDoesNotCompileIsNamed) {
+  Device device;
+  const Tensor x = device.tensor(DType::f32, {4}, "x");
+  const Kernel broken = device.kernel("broken", "broken kernel", "main", [] { return std::string("fn main() { oops }"); });
+  Recorder recorder(device);
+  try {
+    recorder.dispatch(broken, {write(x)}, ScaleParams{}, {1});
+    FAIL() << "the text compiled";
+  } catch (const DeviceError& error) {
+    EXPECT_NE(std::string(error.what()).find("broken kernel"), std::string::npos) << error.what();
+  }
+}
+
+TEST(Errors, TooLargeABuffer) {
+  Device device;
+  if (device.info().limits.max_buffer / 4 > 0xffffffffull) {
+    EXPECT_THROW(device.tensor(DType::f32, {0xffffffffu, 8}, "huge"), Error);
+  } else {
+    EXPECT_THROW(device.tensor(DType::f32, {0xffffffffu}, "huge"), UsageError);
+  }
+}
+
+TEST(Errors, UnknownAdapter) {
+  try {
+    Device device({.adapter = "no such adapter"});
+    FAIL();
+  } catch (const UsageError& error) {
+    EXPECT_NE(std::string(error.what()).find("0: "), std::string::npos) << error.what();
+  }
+}
+
+TEST(Profile, CountsDispatches) {
+  Device device({.profile = true});
+  const Tensor x = device.tensor(DType::f32, {4096}, "x"), y = device.tensor(DType::f32, {4096}, "y");
+  {
+    Recorder recorder(device);
+    for (int i = 0; i < 300; ++i) scale(recorder, x, y, 1.0f);
+  }
+  const auto rows = device.profile();
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0].label, "scale");
+  EXPECT_EQ(rows[0].count, 300u);
+  EXPECT_EQ(rows[0].bytes, 300 * 8.0 * 4096);
+  EXPECT_GT(rows[0].seconds, 0.0);
+}
+
+class DiskCacheTest : public testing::Test {
+ protected:
+  void SetUp() override { std::filesystem::remove_all(folder_); }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+  std::filesystem::path folder_ = std::filesystem::path(testing::TempDir()) / "nibble-disk-cache";
+};
+
+std::vector<std::byte> bytes_of(std::string_view text) {
+  std::vector<std::byte> bytes(text.size());
+  std::memcpy(bytes.data(), text.data(), text.size());
+  return bytes;
+}
+
+TEST_F(DiskCacheTest, KeepsAndFinds) {
+  DiskCache(folder_).store(bytes_of("key"), bytes_of("value"));
+  DiskCache again(folder_);
+  EXPECT_EQ(again.load(bytes_of("key")), bytes_of("value"));
+  EXPECT_TRUE(again.load(bytes_of("kex")).empty());
+}
+
+TEST_F(DiskCacheTest, DamageIsAMiss) {
+  DiskCache cache(folder_);
+  cache.store(bytes_of("key"), bytes_of("value"));
+  for (const auto& entry : std::filesystem::directory_iterator(folder_)) {
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(-1, std::ios::end);
+    file.put('X');
+  }
+  EXPECT_TRUE(cache.load(bytes_of("key")).empty());
+}
+
+TEST_F(DiskCacheTest, IsCapped) {
+  DiskCache cache(folder_);
+  for (const char* key : {"a", "b", "c"}) cache.store(bytes_of(key), std::vector<std::byte>(1000));
+  DiskCache(folder_, 2500);
+  std::uintmax_t total = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_)) total += entry.file_size();
+  EXPECT_GT(total, 0u);
+  EXPECT_LE(total, 2500u);
+}
+
+}  // namespace
+}  // namespace nibble::gpu
