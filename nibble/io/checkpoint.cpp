@@ -1,0 +1,78 @@
+#include "nibble/io/checkpoint.h"
+
+#include "nibble/base/error.h"
+#include "nibble/io/json.h"
+
+namespace nibble {
+namespace {
+
+constexpr std::size_t max_shards = 1000;  // each holds a descriptor, and a process has 1024 by default
+
+// A link is followed, as the hub's cache consists of them; a name that leads elsewhere is not.
+bool is_plain_name(const std::string& name) {
+  return !name.empty() && name != "." && name != ".." && name.find_first_of("/\\") == name.npos &&
+         name.find('\0') == name.npos;
+}
+
+}  // namespace
+
+Checkpoint::Checkpoint(const fs::path& folder, const std::string& stem) : folder_(folder) {
+  check<DataError>(fs::is_directory(folder), folder.string(),
+                   "This is not a folder; a model's folder is expected here.");
+  const auto single = folder / (stem + ".safetensors");
+  const auto index = folder / (stem + ".safetensors.index.json");
+  if (fs::exists(single)) {
+    add_single(single);
+  } else if (fs::exists(index)) {
+    add_shards(index);
+  } else {
+    fail<DataError>(folder.string(), "The folder has neither {} nor {}; weights are read from safetensors files only.",
+                    single.filename().string(), index.filename().string());
+  }
+}
+
+void Checkpoint::add_single(const fs::path& path) {
+  const auto& file = *files_.emplace_back(std::make_unique<SafetensorsFile>(path));
+  for (const auto& [name, tensor] : file.tensors()) tensors_.emplace(name, Entry{&file, &tensor});
+}
+
+void Checkpoint::add_shards(const fs::path& index) {
+  const Json json = read_json_file(index, {.max_bytes = 100'000'000, .unique_keys = true});
+  const auto weight_map = JsonObject(json, index.string()).object("weight_map");
+  check<DataError>(weight_map.has_value(), index.string(), "The key \"weight_map\" must be an object; it is absent.");
+  std::map<std::string, const SafetensorsFile*> by_name;
+  for (const auto& [tensor_name, value] : weight_map->json().items()) {
+    const auto file_name = weight_map->string(tensor_name);
+    if (!is_plain_name(file_name)) weight_map->fail_key(tensor_name, "the name of a file in the folder itself");
+    auto& file = by_name[file_name];
+    if (file == nullptr) {
+      check<DataError>(files_.size() < max_shards, index.string(), "The index names more than {} files.", max_shards);
+      file = files_.emplace_back(std::make_unique<SafetensorsFile>(folder_ / file_name)).get();
+    }
+    tensors_.emplace(tensor_name, Entry{file, &file->at(tensor_name)});
+  }
+}
+
+const Checkpoint::Entry& Checkpoint::at(std::string_view name) const {
+  const auto at = tensors_.find(name);
+  check<DataError>(at != tensors_.end(), folder_.string(), "The checkpoint has no tensor {}.", name);
+  return at->second;
+}
+
+void Checkpoint::read(std::string_view name, std::uint64_t offset, std::span<std::byte> out) const {
+  const auto& entry = at(name);
+  entry.file->read(*entry.tensor, offset, out);
+}
+
+std::vector<float> Checkpoint::read_as_f32(std::string_view name) const {
+  const auto& entry = at(name);
+  return entry.file->read_as_f32(*entry.tensor);
+}
+
+std::uint64_t Checkpoint::total_bytes() const {
+  std::uint64_t total = 0;
+  for (const auto& [name, entry] : tensors_) total += entry.tensor->bytes;
+  return total;
+}
+
+}  // namespace nibble

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <memory>
+
+#include "nibble/io/safetensors.h"
+
+namespace nibble {
+
+// The weights of a model folder as Hugging Face lays it out: `model.safetensors`, or `model.safetensors.index.json` and
+// the shards it names (which must lie in the folder itself). Shards stay open; their data is read piece by piece.
+class Checkpoint {
+ public:
+  // `stem` is "model", or "adapter_model" for an adapter.
+  explicit Checkpoint(const fs::path& folder, const std::string& stem = "model");
+
+  struct Entry {
+    const SafetensorsFile* file = nullptr;
+    const TensorInfo* tensor = nullptr;
+  };
+
+  const fs::path& folder() const { return folder_; }
+  const std::map<std::string, Entry, std::less<>>& tensors() const { return tensors_; }
+  bool has(std::string_view name) const { return tensors_.contains(name); }
+  // DataError naming folder and tensor when there is none.
+  const Entry& at(std::string_view name) const;
+  // Fills `out` with the tensor's bytes from `offset` (within the tensor) on.
+  void read(std::string_view name, std::uint64_t offset, std::span<std::byte> out) const;
+  std::vector<float> read_as_f32(std::string_view name) const;
+  std::uint64_t total_bytes() const;
+
+ private:
+  void add_single(const fs::path& path);
+  void add_shards(const fs::path& index);
+
+  fs::path folder_;
+  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::map<std::string, Entry, std::less<>> tensors_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+
+namespace nibble {
+
+namespace fs = std::filesystem;
+
+// A descriptor that closes itself.
+class FileDescriptor {
+ public:
+  FileDescriptor() = default;
+  explicit FileDescriptor(int fd) : fd_(fd) {}
+  FileDescriptor(FileDescriptor&& other) noexcept;
+  FileDescriptor& operator=(FileDescriptor&& other) noexcept;
+  ~FileDescriptor();
+
+  int get() const { return fd_; }
+  // Closes now and returns what close(2) returned: some file systems report a full disk only here.
+  int close();
+
+ private:
+  int fd_ = -1;
+};
+
+// A regular file open for reading at any offset, from any number of threads. A failure is a DataError with the path.
+class File {
+ public:
+  explicit File(fs::path path);
+
+  const fs::path& path() const { return path_; }
+  // In bytes, as it was when the file was opened.
+  std::uint64_t size() const { return size_; }
+  // Fills `out` from `offset` on, or fails: a file that has become shorter is an error.
+  void read(std::uint64_t offset, std::span<std::byte> out) const;
+
+ private:
+  fs::path path_;
+  FileDescriptor fd_;
+  std::uint64_t size_ = 0;
+};
+
+constexpr std::uint64_t default_file_cap = std::uint64_t{1} << 30;
+
+// The whole file; one of more than `cap` bytes is refused before anything is allocated.
+std::string read_file(const fs::path& path, std::uint64_t cap = default_file_cap);
+
+// A file open for writing, made anew. What is written survives a crash only after sync().
+class OutputFile {
+ public:
+  explicit OutputFile(fs::path path);
+
+  const fs::path& path() const { return path_; }
+  void write(std::span<const std::byte> bytes);
+  // Puts the bytes on the disk and closes.
+  void sync_and_close();
+
+ private:
+  fs::path path_;
+  FileDescriptor fd_;
+};
+
+// "PATH: No space left on device" and the like, from errno.
+[[noreturn]] void fail_with_errno(const fs::path& path, std::string_view what);
+
+}  // namespace nibble

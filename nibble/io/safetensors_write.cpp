@@ -1,0 +1,91 @@
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "nibble/base/error.h"
+#include "nibble/io/atomic.h"
+#include "nibble/io/safetensors.h"
+#include "nibble/io/safetensors_types.h"
+
+namespace nibble {
+namespace {
+
+std::ptrdiff_t file_order(DType dtype) {
+  const auto* at =
+      std::find_if(file_dtypes.begin(), file_dtypes.end(), [&](const auto& d) { return d.dtype == dtype; });
+  return at - file_dtypes.begin();
+}
+
+std::uint64_t bytes_of(const TensorSpec& tensor) {
+  std::uint64_t bytes = size_of(tensor.dtype);
+  for (const auto size : tensor.shape) {
+    check(size >= 0 && !__builtin_mul_overflow(bytes, static_cast<std::uint64_t>(size), &bytes), "write_safetensors",
+          "The tensor {} has the shape {}, which cannot be written.", tensor.name, to_string(tensor.shape));
+  }
+  return bytes;
+}
+
+std::string quoted(const std::string& text) { return nlohmann::json(text).dump(); }
+
+std::string header_of(const std::vector<TensorSpec>& tensors, const SafetensorsWriter::Metadata& metadata) {
+  std::vector<std::string> entries;
+  if (!metadata.empty()) {
+    std::vector<std::string> pairs;
+    for (const auto& [key, value] : metadata) pairs.push_back(quoted(key) + ":" + quoted(value));
+    entries.push_back(fmt::format("\"__metadata__\":{{{}}}", fmt::join(pairs, ",")));
+  }
+  std::uint64_t begin = 0;
+  for (const auto& tensor : tensors) {
+    const auto end = begin + bytes_of(tensor);
+    entries.push_back(fmt::format("{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
+                                  quoted(tensor.name),
+                                  file_dtypes[static_cast<std::size_t>(file_order(tensor.dtype))].name,
+                                  fmt::join(tensor.shape, ","), begin, end));
+    begin = end;
+  }
+  std::string header = fmt::format("{{{}}}", fmt::join(entries, ","));
+  header.append((8 - header.size() % 8) % 8, ' ');
+  return header;
+}
+
+}  // namespace
+
+struct SafetensorsWriter::Target {
+  explicit Target(const fs::path& path) : file(path) {}
+  AtomicFile file;
+};
+
+SafetensorsWriter::SafetensorsWriter(const fs::path& path, std::vector<TensorSpec> tensors, const Metadata& metadata)
+    : tensors_(std::move(tensors)) {
+  std::sort(tensors_.begin(), tensors_.end(), [](const TensorSpec& a, const TensorSpec& b) {
+    const auto order_a = file_order(a.dtype), order_b = file_order(b.dtype);
+    return order_a != order_b ? order_a > order_b : a.name < b.name;
+  });
+  std::set<std::string_view> names;
+  for (const auto& tensor : tensors_) {
+    check(names.insert(tensor.name).second && tensor.name != "__metadata__", "write_safetensors",
+          "The tensor name {} is reserved or given twice.", tensor.name);
+    missing_bytes_ += bytes_of(tensor);
+  }
+  target_ = std::make_unique<Target>(path);
+  const std::string header = header_of(tensors_, metadata);
+  const std::uint64_t length = header.size();
+  target_->file.write(std::as_bytes(std::span(&length, 1)));
+  target_->file.write(std::as_bytes(std::span(header)));
+}
+
+SafetensorsWriter::~SafetensorsWriter() = default;
+
+void SafetensorsWriter::append(std::span<const std::byte> bytes) {
+  check(bytes.size() <= missing_bytes_, "write_safetensors", "{} bytes were appended, but only {} are still missing.",
+        bytes.size(), missing_bytes_);
+  target_->file.write(bytes);
+  missing_bytes_ -= bytes.size();
+}
+
+void SafetensorsWriter::finish() {
+  check(missing_bytes_ == 0, "write_safetensors", "The file was finished with {} bytes still missing.", missing_bytes_);
+  target_->file.commit();
+}
+
+}  // namespace nibble
