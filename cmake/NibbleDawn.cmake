@@ -3,7 +3,7 @@
 set(NIBBLE_DAWN_TREE ${CMAKE_SOURCE_DIR}/build/dawn CACHE PATH "Unpacked tree of Dawn and its libraries; unused where it does not exist")
 
 set(NIBBLE_DAWN_LIB ${NIBBLE_DAWN_TREE}/usr/lib/${CMAKE_CXX_LIBRARY_ARCHITECTURE})
-if(NOT Dawn_DIR AND NOT DEFINED ENV{Dawn_DIR} AND EXISTS ${NIBBLE_DAWN_LIB}/libwebgpu_dawn.so)
+if(NOT DEFINED ENV{Dawn_DIR} AND EXISTS ${NIBBLE_DAWN_LIB}/libwebgpu_dawn.so)
   # Not by the tree's own DawnConfig.cmake: it declares a C++ module, which CMake before 3.28 cannot read.
   add_library(dawn::webgpu_dawn SHARED IMPORTED)
   set_target_properties(dawn::webgpu_dawn PROPERTIES

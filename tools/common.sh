@@ -22,3 +22,10 @@ tested_version() { awk -v package="$1" '$2 == package { print $3 }' "$dependency
 
 # minutes SECONDS: as 3:07.
 minutes() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
+
+# The first complaint of apt in a log, without its letter.
+apt_complaint() {
+  local complaint
+  complaint=$(sed -n 's/^[EW]: *//p' "$1" | head -n 1)
+  printf '%s' "${complaint:-apt gave no reason}"
+}

@@ -9,12 +9,15 @@ failures=0
 
 # A sound tree: text links base, gpu links base and Dawn.
 make_tree() {
-  rm -rf "$scratch/tree" && mkdir -p "$scratch/tree"/nibble/{base,gpu,text} "$scratch/tree/tests/text" && cd "$scratch/tree"
+  rm -rf "$scratch/tree" && mkdir -p "$scratch/tree"/nibble/{base,gpu,kernels,text} "$scratch/tree/tests/text" && cd "$scratch/tree"
   printf 'nibble_library(base\n  SOURCES a.cpp\n  LINKS fmt::fmt)\n' >nibble/base/CMakeLists.txt
   printf '#include <fmt/format.h>\n' >nibble/base/a.cpp
   printf '#pragma once\n' >nibble/base/a.h
-  printf 'nibble_library(gpu SOURCES g.cpp LINKS nibble_base nibble_dawn)\n' >nibble/gpu/CMakeLists.txt
+  printf 'nibble_library(gpu SOURCES g.cpp LINKS nibble_base)\n' >nibble/gpu/CMakeLists.txt
+  printf 'target_link_libraries(nibble_gpu PRIVATE nibble_dawn)\n' >>nibble/gpu/CMakeLists.txt
   printf '#include <webgpu/webgpu_cpp.h>\n#include "nibble/base/a.h"\n' >nibble/gpu/g.cpp
+  printf 'nibble_library(kernels SOURCES k.cpp LINKS nibble_gpu)\n' >nibble/kernels/CMakeLists.txt
+  printf '#include "nibble/gpu/g.h"\n' >nibble/kernels/k.cpp
   printf 'nibble_library(text SOURCES t.cpp LINKS nibble_base)\n' >nibble/text/CMakeLists.txt
   printf '#include <fmt/core.h>\n#include "nibble/base/a.h"\nint f(int x) {\n  return x;\n}\n' >nibble/text/t.cpp
   printf 'nibble_test(text SOURCES t_test.cpp LINKS nibble_text LABELS unit)\n' >tests/text/CMakeLists.txt
@@ -46,6 +49,9 @@ refuses check_includes "nibble/text/t.cpp:6: includes nibble/gpu/g.h, but nibble
 
 make_tree && printf '#include <webgpu/webgpu.h>\n' >>nibble/base/a.h
 refuses check_includes "nibble_base does not link nibble_dawn"
+
+make_tree && printf '#include <webgpu/webgpu.h>\n' >>nibble/kernels/k.cpp
+refuses check_includes "nibble_kernels does not link nibble_dawn"
 
 make_tree && printf '#include <nlohmann/json.hpp>\n' >>nibble/text/t.cpp
 refuses check_includes "nibble_text does not link nlohmann_json::nlohmann_json"
