@@ -1,0 +1,41 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+// Double quantisation (QLoRA, section 3): the scales of NF4 themselves in 8 bits, as bitsandbytes stores them.
+namespace nibble {
+
+constexpr std::size_t nested_block_size = 256;
+
+// bitsandbytes' signed "dynamic" map (create_dynamic_map), rising; 0 and 1 are in it, -1 is not.
+const std::array<float, 256>& dynamic_map();
+
+struct DoubleQuantized {
+  std::vector<std::uint8_t> codes;   // one a scale
+  std::vector<float> nested_absmax;  // one for each 256 scales
+  float offset = 0;                  // the mean of the scales
+};
+
+// Quantises the scales: offset = mean (summed in f64; torch's sum in f32 may differ in the last bit), then each block
+// of 256 of what is left by the nearest entry of dynamic_map(), a tie going to the lower one.
+DoubleQuantized double_quantize(std::span<const float> absmax);
+// The same about a given offset.
+DoubleQuantized double_quantize(std::span<const float> absmax, float offset);
+
+struct DoubleQuantizedView {
+  std::span<const std::uint8_t> codes;
+  std::span<const float> map;            // 256 entries
+  std::span<const float> nested_absmax;  // one for each `block_size` codes
+  float offset = 0;
+  std::size_t block_size = nested_block_size;
+};
+
+// out[i] = map[codes[i]] * nested_absmax[i / block_size] + offset, each step rounded to f32 as bitsandbytes does.
+// DataError where the lengths do not fit each other.
+void double_dequantize(const DoubleQuantizedView& view, std::span<float> out);
+
+}  // namespace nibble
