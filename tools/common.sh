@@ -29,3 +29,30 @@ apt_complaint() {
   complaint=$(sed -n 's/^[EW]: *//p' "$1" | head -n 1)
   printf '%s' "${complaint:-apt gave no reason}"
 }
+
+# watch LOG: shows the last line of a log while this script runs; in a terminal one line that changes, else one each 15 s.
+watch() {
+  local log=$1 last width start=$SECONDS
+  width=$(tput cols 2>/dev/null || printf 80)
+  while sleep 1 >/dev/null && kill -0 $$ 2>/dev/null; do
+    last=$(tr '\r' '\n' <"$log" | awk 'NF { line = $0 } END { print line }')
+    if [[ -t 1 ]]; then
+      printf '\r\033[K%s' "${last:0:width-1}"
+    elif (((SECONDS - start) % 15 == 0)); then
+      printf '  %d s: %s\n' $((SECONDS - start)) "$last"
+    fi
+  done
+}
+
+# logged LOG COMMAND...: runs a long command, shows how far it is and keeps its output in the log.
+logged() {
+  local log=$1 watcher status=0
+  shift
+  : >"$log"
+  watch "$log" &
+  watcher=$!
+  "$@" </dev/null >>"$log" 2>&1 || status=$?
+  { kill "$watcher" && wait "$watcher"; } 2>/dev/null || true
+  [[ ! -t 1 ]] || printf '\r\033[K'
+  return $status
+}
