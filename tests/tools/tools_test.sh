@@ -80,4 +80,7 @@ refuses check_sizes "nibble/text/t.cpp:6: has a function of 61 lines"
 make_tree && { printf 'struct S {\n  void f() const {\n' && lines 61 | sed 's/^/  /' && printf '  }\n};\n'; } >>nibble/text/t.cpp
 refuses check_sizes "nibble/text/t.cpp:7: has a function of 63 lines"
 
+make_tree && { printf 'S::S(int x,\n     int y)\n    : x_(x), y_(y) {\n' && lines 58 && printf '}\n'; } >>nibble/text/t.cpp
+refuses check_sizes "nibble/text/t.cpp:6: has a function of 62 lines"
+
 exit $failures
