@@ -1,0 +1,54 @@
+#include "nibble/kernels/nf4.h"
+
+#include "nibble/base/error.h"
+#include "nibble/base/nf4_table.h"
+
+#include <cmath>
+
+namespace nibble {
+namespace {
+
+struct Params {
+  std::uint32_t count;
+  float factor;
+};
+
+std::string codes_text() {
+  std::string values;
+  for (const float code : nf4_codes) values += fmt::format("{:.9g}, ", code);
+  return fmt::format("const NF4_CODES = array<f32, {}>({});\n", nf4_codes.size(), values);
+}
+
+}  // namespace
+
+void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
+  auto& device = recorder.device();
+  const Tensor& out = op.out.data;
+  const std::uint64_t elements = out.size();
+  check(elements % nf4_block == 0, "nf4", "The weight {} has {} elements, which are no multiple of {}.",
+        out.shape_text(), elements, nf4_block);
+  check(op.w.packed.bytes() * 2 == elements && op.w.absmax.size() * nf4_block == elements, "nf4",
+        "{} packed bytes and {} block maxima do not make a weight {}.", op.w.packed.bytes(), op.w.absmax.size(),
+        out.shape_text());
+  gpu::Prelude prelude;
+  if (out.dtype() == DType::f16) prelude.enable("f16");
+  prelude.alias("Element", name_of(out.dtype())).text(codes_text());
+  const auto kernel = nibble::kernel(device, "nf4_dequantize", prelude, {"grid", "nf4"});
+
+  // Blocks are the rows that slices are made of.
+  const auto blocks = static_cast<std::uint32_t>(elements / nf4_block);
+  constexpr std::uint32_t words = nf4_block / 8;
+  const Tensor packed(op.w.packed.buffer(), op.w.packed.offset(), DType::u32, {blocks, words});
+  const Tensor values = out.view({blocks, nf4_block});
+  for (const auto range : gpu::binding_slices(device, blocks, {4 * words, 4, nf4_block * size_of(out.dtype())})) {
+    const Params params{.count = (range.end - range.begin) * words, .factor = 1.0f / op.out.scale};
+    const Tensor slice = values.rows(range.begin, range.end);
+    recorder.dispatch(kernel,
+                      {gpu::read(packed.rows(range.begin, range.end)), gpu::read(op.w.absmax.rows(range.begin, range.end)),
+                       gpu::write(slice)},
+                      params, gpu::linear_grid(device, (params.count + 63) / 64),
+                      {.bytes = static_cast<double>(slice.bytes()) + (range.end - range.begin) * 36.0});
+  }
+}
+
+}  // namespace nibble

@@ -1,0 +1,21 @@
+#pragma once
+
+#include "nibble/kernels/operand.h"
+
+namespace nibble {
+
+// An NF4 weight (out, in) as bitsandbytes stores it: two codes a byte, the first in the high half, row-major over the
+// flattened matrix; value = code * absmax of its block of 64 elements. out * in is a multiple of 64.
+struct Nf4 {
+  Tensor packed;  // u8 (out * in / 2), or u32 (out * in / 8) of the same bytes
+  Tensor absmax;  // f32 (out * in / 64)
+};
+
+// out.data(N, K) = value / out.scale, exact in f32 (with scale 1) and rounded to nearest in f16.
+struct DequantizeNf4 {
+  Nf4 w;
+  Weight out;
+};
+void record(gpu::Recorder&, const DequantizeNf4&);
+
+}  // namespace nibble

@@ -1,0 +1,76 @@
+#include "nibble/kernels/nf4.h"
+
+#include "nibble/base/error.h"
+#include "nibble/base/nf4_table.h"
+#include "tests/support/gpu_test.h"
+
+#include <cmath>
+
+namespace nibble {
+namespace {
+
+using test::GuardedTensor;
+
+struct TestNf4 {
+  Nf4 w;
+  std::vector<float> values;
+};
+
+TestNf4 make_nf4(std::uint32_t n, std::uint32_t k) {
+  const std::size_t count = std::size_t{n} * k;
+  Rng rng(n + k);
+  std::vector<std::uint8_t> bytes(count / 2);
+  for (auto& byte : bytes) byte = static_cast<std::uint8_t>(rng.below(256));
+  auto absmax = test::random_values(count / nf4_block, n);
+  for (float& value : absmax) value = std::fabs(value) * 0.1f;
+  TestNf4 result;
+  for (std::size_t i = 0; i < count; ++i) {
+    const unsigned code = i % 2 == 0 ? bytes[i / 2] >> 4 : bytes[i / 2] & 15u;
+    result.values.push_back(nf4_codes[code] * absmax[i / nf4_block]);
+  }
+  result.w.packed = test::device().tensor<std::uint8_t>(DType::u8, {static_cast<std::uint32_t>(bytes.size())}, bytes, "nf4");
+  result.w.absmax = test::upload(absmax, {static_cast<std::uint32_t>(absmax.size())});
+  return result;
+}
+
+TEST(Nf4, DequantizesBitForBitInF32) {
+  for (const auto& [n, k] : {std::pair{1u, 64u}, {3u, 64u}, {64u, 5u}, {33u, 192u}, {128u, 256u}, {70'000u, 512u}}) {
+    const auto nf4 = make_nf4(n, k);
+    GuardedTensor out(DType::f32, {n, k});
+    {
+      gpu::Recorder recorder(test::device());
+      record(recorder, DequantizeNf4{nf4.w, {out.tensor()}});
+      recorder.submit();
+    }
+    EXPECT_EQ(test::download(out.tensor()), nf4.values) << n << " x " << k;
+    out.expect_guards_intact();
+  }
+}
+
+TEST(Nf4, RoundsToNearestInF16) {
+  if (!test::device().info().f16) GTEST_SKIP() << "The adapter has no f16.";
+  for (const float scale : {1.0f, 0x1p-6f}) {
+    const auto nf4 = make_nf4(35, 192);
+    GuardedTensor out(DType::f16, {35, 192});
+    {
+      gpu::Recorder recorder(test::device());
+      record(recorder, DequantizeNf4{nf4.w, {out.tensor(), scale}});
+      recorder.submit();
+    }
+    auto expected = nf4.values;
+    for (float& value : expected) value = f16_to_f32(f32_to_f16(value / scale));
+    EXPECT_EQ(test::download(out.tensor()), expected);
+    out.expect_guards_intact();
+  }
+}
+
+TEST(Nf4, WrongSizesAreRefused) {
+  const auto nf4 = make_nf4(2, 64);
+  GuardedTensor out(DType::f32, {3, 64}), odd(DType::f32, {2, 63});
+  gpu::Recorder recorder(test::device());
+  EXPECT_THROW(record(recorder, DequantizeNf4{nf4.w, {out.tensor()}}), Error);
+  EXPECT_THROW(record(recorder, DequantizeNf4{nf4.w, {odd.tensor()}}), Error);
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,206 @@
+#include "nibble/kernels/product.h"
+
+#include "nibble/base/error.h"
+#include "tests/support/gpu_test.h"
+
+#include <cmath>
+
+namespace nibble {
+namespace {
+
+using test::GuardedTensor;
+
+struct Shape {
+  std::uint32_t m, n, k;
+};
+
+const Shape shapes[] = {{1, 1, 1},    {3, 5, 7},      {17, 33, 65},  {16, 32, 64},  {200, 128, 256}, {65, 130, 36},
+                        {129, 257, 8}, {31, 515, 20}, {7, 64, 1030}, {130, 72, 264}};
+
+// A weight with a tensor-wide scale, as the path stores it, and the values that it then holds.
+struct TestWeight {
+  Weight weight;
+  std::vector<float> values;
+};
+
+TestWeight make_weight(std::vector<float> values, std::uint32_t n, std::uint32_t k, ProductPath path) {
+  if (path == ProductPath::f32) return {{test::upload(values, {n, k})}, values};
+  const float scale = 0.25f;
+  for (float& value : values) value /= scale;
+  Weight weight{test::upload(values, {n, k}, DType::f16), scale};
+  values = test::download(weight.data);
+  for (float& value : values) value *= scale;
+  return {weight, values};
+}
+
+// Sums in f32 of `terms` products of exact operands: |error| <= terms * 2^-24 * sum |a b| at worst, about its root on
+// average. The products of rounded operands are compared, so the operands' own rounding does not enter.
+void expect_close(const std::vector<float>& got, const std::vector<double>& expected, const std::vector<double>& magnitude,
+                  std::uint32_t terms) {
+  ASSERT_EQ(got.size(), expected.size());
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const double bound = (terms + 4) * 0x1p-24 * magnitude[i] + 1e-30;
+    ASSERT_LE(std::fabs(got[i] - expected[i]), bound) << "element " << i;
+  }
+}
+
+// y(i, j) = initial + sum over l of a(i, l) * b(l, j), for elements given by functions.
+template <typename A, typename B>
+void reference(std::uint32_t rows, std::uint32_t columns, std::uint32_t inner, A a, B b, float initial,
+               std::vector<double>& value, std::vector<double>& magnitude) {
+  value.assign(std::size_t{rows} * columns, initial);
+  magnitude.assign(value.size(), std::fabs(initial));
+  for (std::uint32_t i = 0; i < rows; ++i) {
+    for (std::uint32_t l = 0; l < inner; ++l) {
+      const double factor = a(i, l);
+      for (std::uint32_t j = 0; j < columns; ++j) {
+        const double term = factor * b(l, j);
+        value[std::size_t{i} * columns + j] += term;
+        magnitude[std::size_t{i} * columns + j] += std::fabs(term);
+      }
+    }
+  }
+}
+
+void fill(const Tensor& tensor, float value) {
+  const std::vector<float> values(tensor.size(), value);
+  test::device().write(tensor, std::as_bytes(std::span(values)));
+}
+
+class Product : public testing::TestWithParam<ProductPath> {};
+
+TEST_P(Product, NTEqualsTheSumAtEverySize) {
+  for (const auto [m, n, k] : shapes) {
+    for (const bool accumulate : {false, true}) {
+      SCOPED_TRACE(fmt::format("{} x {} x {} accumulate {}", m, n, k, accumulate));
+      auto values = test::random_values(std::size_t{m} * k, m + n);
+      for (std::uint32_t c = 0; c < k; ++c) values[c] *= 1e6f;  // one row beyond f16's range
+      const Operand x = test::upload_operand(values, m, k, GetParam());
+      const auto a = test::download(x);
+      const auto w = make_weight(test::random_values(std::size_t{n} * k, n + k), n, k, GetParam());
+      GuardedTensor y(DType::f32, {m, n});
+      if (accumulate) fill(y.tensor(), 3.0f);
+      {
+        gpu::Recorder recorder(test::device());
+        record(recorder, ProductNT{GetParam(), x, w.weight, y.tensor(), accumulate});
+        recorder.submit();
+      }
+      std::vector<double> expected, magnitude;
+      reference(m, n, k, [&](auto i, auto l) { return a[i * k + l]; }, [&](auto l, auto j) { return w.values[j * k + l]; },
+                accumulate ? 3.0f : 0.0f, expected, magnitude);
+      expect_close(test::download(y.tensor()), expected, magnitude, k);
+      y.expect_guards_intact();
+    }
+  }
+}
+
+TEST_P(Product, NNEqualsTheSumAtEverySize) {
+  for (const auto [m, n, k] : shapes) {
+    for (const bool accumulate : {false, true}) {
+      SCOPED_TRACE(fmt::format("{} x {} x {} accumulate {}", m, n, k, accumulate));
+      auto values = test::random_values(std::size_t{m} * n, m + n);
+      for (std::uint32_t c = 0; c < n; ++c) values[c] *= 1e6f;
+      const Operand x = test::upload_operand(values, m, n, GetParam());
+      const auto a = test::download(x);
+      const auto w = make_weight(test::random_values(std::size_t{n} * k, n + k), n, k, GetParam());
+      GuardedTensor y(DType::f32, {m, k});
+      if (accumulate) fill(y.tensor(), 3.0f);
+      {
+        gpu::Recorder recorder(test::device());
+        record(recorder, ProductNN{GetParam(), x, w.weight, y.tensor(), accumulate});
+        recorder.submit();
+      }
+      std::vector<double> expected, magnitude;
+      reference(m, k, n, [&](auto i, auto l) { return a[i * n + l]; }, [&](auto l, auto j) { return w.values[l * k + j]; },
+                accumulate ? 3.0f : 0.0f, expected, magnitude);
+      expect_close(test::download(y.tensor()), expected, magnitude, n);
+      y.expect_guards_intact();
+    }
+  }
+}
+
+TEST_P(Product, TNAddsTheSumAtEverySize) {
+  for (const auto [n, k, m] : shapes) {
+    SCOPED_TRACE(fmt::format("{} x {} x {}", m, n, k));
+    const Operand x = test::upload_operand(test::random_values(std::size_t{m} * n, m + n), m, n, GetParam());
+    const Operand w = test::upload_operand(test::random_values(std::size_t{m} * k, n + k), m, k, GetParam());
+    const auto a = test::download(x), b = test::download(w);
+    GuardedTensor y(DType::f32, {n, k});
+    fill(y.tensor(), 3.0f);
+    const auto scratch_size = static_cast<std::uint32_t>(product_tn_scratch(test::device(), m, n, k));
+    const Tensor scratch = scratch_size ? test::device().tensor(DType::f32, {scratch_size}, "scratch") : Tensor{};
+    {
+      gpu::Recorder recorder(test::device());
+      record(recorder, ProductTN{x, w, y.tensor(), scratch});
+      recorder.submit();
+    }
+    std::vector<double> expected, magnitude;
+    reference(n, k, m, [&](auto i, auto l) { return a[l * n + i]; }, [&](auto l, auto j) { return b[l * k + j]; }, 3.0f,
+              expected, magnitude);
+    expect_close(test::download(y.tensor()), expected, magnitude, m);
+    y.expect_guards_intact();
+  }
+}
+
+// 70,000 outputs of 1,024 are 143 MB in f16 and 287 MB in f32: more than the software adapter binds at once.
+TEST_P(Product, WeightsLargerThanABinding) {
+  const std::uint32_t n = 70'000, k = 1024, m = 2;
+  const DType dtype = operand_dtype(GetParam());
+  std::vector<float> row(std::size_t{n} * k);
+  for (std::size_t i = 0; i < row.size(); ++i) row[i] = static_cast<float>((i * 7 + i / k) % 5) - 2.0f;
+  const Weight w{test::upload(row, {n, k}, dtype)};
+  const auto values = test::random_values(std::size_t{m} * k, 1);
+  const Operand x = test::upload_operand(values, m, k, GetParam());
+  const auto a = test::download(x);
+  GuardedTensor y(DType::f32, {m, n});
+  {
+    gpu::Recorder recorder(test::device());
+    record(recorder, ProductNT{GetParam(), x, w, y.tensor()});
+    recorder.submit();
+  }
+  const auto got = test::download(y.tensor());
+  for (std::uint32_t j = 0; j < n; j += 997) {
+    double expected = 0, magnitude = 0;
+    for (std::uint32_t l = 0; l < k; ++l) {
+      expected += double{a[k + l]} * row[std::size_t{j} * k + l];
+      magnitude += std::fabs(double{a[k + l]} * row[std::size_t{j} * k + l]);
+    }
+    ASSERT_NEAR(got[std::size_t{n} + j], expected, k * 0x1p-24 * magnitude) << j;
+  }
+  y.expect_guards_intact();
+
+  const auto up = test::random_values(std::size_t{m} * n, 2);
+  const Operand dy = test::upload_operand(up, m, n, GetParam());
+  const auto g = test::download(dy);
+  GuardedTensor dx(DType::f32, {m, k});
+  {
+    gpu::Recorder recorder(test::device());
+    record(recorder, ProductNN{GetParam(), dy, w, dx.tensor()});
+    recorder.submit();
+  }
+  const auto back = test::download(dx.tensor());
+  for (std::uint32_t c = 0; c < k; c += 101) {
+    double expected = 0, magnitude = 0;
+    for (std::uint32_t j = 0; j < n; ++j) {
+      expected += double{g[n + j]} * row[std::size_t{j} * k + c];
+      magnitude += std::fabs(double{g[n + j]} * row[std::size_t{j} * k + c]);
+    }
+    ASSERT_NEAR(back[k + c], expected, n * 0x1p-24 * magnitude) << c;
+  }
+  dx.expect_guards_intact();
+}
+
+TEST_P(Product, WrongShapesAreRefused) {
+  const Operand x = test::upload_operand(test::random_values(12, 1), 3, 4, GetParam());
+  const auto w = make_weight(test::random_values(10, 1), 2, 5, GetParam());
+  GuardedTensor y(DType::f32, {3, 2});
+  gpu::Recorder recorder(test::device());
+  EXPECT_THROW(record(recorder, ProductNT{GetParam(), x, w.weight, y.tensor()}), Error);
+  EXPECT_THROW(record(recorder, ProductNN{GetParam(), x, w.weight, y.tensor()}), Error);
+}
+
+INSTANTIATE_TEST_SUITE_P(Paths, Product, testing::ValuesIn(test::product_paths()),
+                         [](const auto& path) { return test::name_of(path.param); });
+
+}  // namespace
+}  // namespace nibble
