@@ -16,7 +16,7 @@ namespace {
 constexpr std::size_t least_values_a_thread = std::size_t{1} << 16;
 
 void check_options(const Nf4Options& options) {
-  check(options.block_size > 0 && options.block_size % nf4_default_block == 0, options.name,
+  check(options.block_size > 0 && options.block_size % nf4_block == 0, options.name,
         "The block size is {}; it must be a multiple of 64.", options.block_size);
   check(options.simd <= best_simd(), options.name, "This processor lacks the instructions that were asked for.");
 }
@@ -82,7 +82,7 @@ void nf4_dequantize(std::span<const std::uint8_t> packed, std::span<const float>
                     for (std::size_t block = begin; block < end; ++block) {
                       // The sixteen products first: a block has at least as many values, and each is the same product.
                       std::array<float, 16> scaled;
-                      for (std::size_t code = 0; code < 16; ++code) scaled[code] = nf4_values[code] * absmax[block];
+                      for (std::size_t code = 0; code < 16; ++code) scaled[code] = nf4_codes[code] * absmax[block];
                       const std::size_t last = std::min(count, (block + 1) * block_size);
                       for (std::size_t i = block * block_size; i < last; ++i) {
                         const int shift = i % 2 == 0 ? first_shift : 4 - first_shift;
@@ -95,7 +95,7 @@ void nf4_dequantize(std::span<const std::uint8_t> packed, std::span<const float>
 float nf4_error_bound(float absmax) {
   // The widest gap is the lowest one. Three roundings of at most half a unit of a value in [-1, 1] come on top: of the
   // reciprocal, of the scaling and of the product.
-  constexpr float half_gap = (nf4_values[1] - nf4_values[0]) / 2;
+  constexpr float half_gap = (nf4_codes[1] - nf4_codes[0]) / 2;
   constexpr float rounding = 3 * 0x1p-24f;
   if (absmax < std::numeric_limits<float>::min()) return absmax;
   return absmax * (half_gap + rounding) * (1 + 0x1p-22f) + std::numeric_limits<float>::denorm_min();

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "nibble/base/dtype.h"
+#include "nibble/base/nf4_table.h"
 
 // NF4 quantisation bit for bit as bitsandbytes stores it (its functional.py): blocks run over the flattened tensor;
 // absmax is the largest magnitude of a block in f32; the code is that of x * (1 / max(absmax, 1e-38)); a block of
@@ -20,15 +21,13 @@ enum class Simd { scalar, avx2, avx512 };
 // The best that this processor has.
 Simd best_simd();
 
-constexpr std::size_t nf4_default_block = 64;
-
 constexpr std::size_t nf4_packed_bytes(std::size_t count) { return count / 2 + count % 2; }
-constexpr std::size_t nf4_blocks(std::size_t count, std::size_t block_size = nf4_default_block) {
+constexpr std::size_t nf4_blocks(std::size_t count, std::size_t block_size = nf4_block) {
   return count / block_size + (count % block_size != 0 ? 1 : 0);
 }
 
 struct Nf4Options {
-  std::size_t block_size = nf4_default_block;  // a multiple of 64; the last block may be short
+  std::size_t block_size = nf4_block;  // a multiple of 64; the last block may be short
   NibbleOrder order = NibbleOrder::high_first;
   unsigned threads = 0;  // 0: as many as the processor has; the result is the same for any number
   Simd simd = best_simd();
@@ -40,7 +39,7 @@ struct Nf4Options {
 void nf4_quantize(DType dtype, std::span<const std::byte> bytes, std::span<std::uint8_t> packed,
                   std::span<float> absmax, const Nf4Options& options = {});
 
-// value = nf4_values[code] * absmax, in f32.
+// value = nf4_codes[code] * absmax, in f32.
 void nf4_dequantize(std::span<const std::uint8_t> packed, std::span<const float> absmax, std::span<float> out,
                     const Nf4Options& options = {});
 

@@ -39,7 +39,7 @@ TEST_F(BitsandbytesSample, TheMapsAreOurs) {
   const auto map = floats(".nested_quant_map");
   EXPECT_TRUE(std::equal(map.begin(), map.end(), dynamic_map().begin(), dynamic_map().end()));
   const auto codes = floats(".quant_map");
-  EXPECT_TRUE(std::equal(codes.begin(), codes.end(), nf4_values.begin(), nf4_values.end()));
+  EXPECT_TRUE(std::equal(codes.begin(), codes.end(), nf4_codes.begin(), nf4_codes.end()));
 }
 
 TEST_F(BitsandbytesSample, IsReadExactly) {
