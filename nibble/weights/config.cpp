@@ -1,0 +1,149 @@
+#include "nibble/weights/config.h"
+
+#include <algorithm>
+
+#include "nibble/base/error.h"
+#include "nibble/base/log.h"
+
+namespace nibble {
+namespace {
+
+// Far above any model there is, and low enough that no product of two overflows.
+constexpr JsonObject::IntegerRange width{1, 1 << 20};
+constexpr JsonObject::IntegerRange count{1, 1 << 12};
+constexpr JsonObject::IntegerRange any_id{0, INT32_MAX};
+
+std::uint32_t size(const JsonObject& json, std::string_view key, JsonObject::IntegerRange range) {
+  return static_cast<std::uint32_t>(json.integer(key, range));
+}
+
+std::uint32_t size(const JsonObject& json, std::string_view key, JsonObject::IntegerRange range,
+                   std::uint32_t otherwise) {
+  return static_cast<std::uint32_t>(json.integer(key, range, otherwise));
+}
+
+void read_sizes(const JsonObject& json, ModelConfig& config) {
+  config.hidden_size = size(json, "hidden_size", width);
+  config.num_layers = size(json, "num_hidden_layers", count);
+  config.vocab_size = size(json, "vocab_size", {1, 1 << 24});
+  config.num_heads = size(json, "num_attention_heads", count);
+  config.num_kv_heads = size(json, "num_key_value_heads", count, config.num_heads);
+  config.head_dim = size(json, "head_dim", {2, 1 << 12}, 128);  // Qwen3Config's default
+  config.intermediate_size = size(json, "intermediate_size", width);
+  config.max_position_embeddings = size(json, "max_position_embeddings", {1, 1 << 24}, 32768);
+  if (config.head_dim % 2 != 0) json.fail_key("head_dim", "even, since RoPE turns pairs");
+  if (config.num_heads % config.num_kv_heads != 0) {
+    json.fail_key("num_key_value_heads", fmt::format("a divisor of num_attention_heads ({})", config.num_heads));
+  }
+}
+
+// Transformers 4 has rope_theta beside rope_scaling, transformers 5 both in rope_parameters.
+void read_rope(const JsonObject& json, ModelConfig& config) {
+  constexpr JsonObject::NumberRange theta{1.0, 1e12};
+  config.rope_theta = static_cast<float>(json.number("rope_theta", theta, 10000.0));
+  for (const auto* key : {"rope_scaling", "rope_parameters"}) {
+    const auto rope = json.object(key);
+    if (!rope) continue;
+    const char* type_key = rope->has("rope_type") ? "rope_type" : "type";
+    if (rope->string(type_key, "default") != "default") {
+      rope->fail_key(type_key, "\"default\", as other kinds of RoPE are not supported");
+    }
+    for (const auto& [name, value] : rope->json().items()) {
+      if (value.is_object()) rope->fail_key(name, "a plain value, as RoPE by kind of layer is not supported");
+    }
+    if (rope->number("partial_rotary_factor", {0.0, 1.0}, 1.0) != 1.0) rope->fail_key("partial_rotary_factor", "1");
+    config.rope_theta = static_cast<float>(rope->number("rope_theta", theta, config.rope_theta));
+  }
+}
+
+void refuse_what_is_not_supported(const JsonObject& json, const ModelConfig& config) {
+  if (json.string("hidden_act", "silu") != "silu") json.fail_key("hidden_act", "\"silu\"");
+  if (json.boolean("attention_bias", false)) json.fail_key("attention_bias", "false");
+  if (json.boolean("use_sliding_window", false)) json.fail_key("use_sliding_window", "false");
+  if (json.number("partial_rotary_factor", {0.0, 1.0}, 1.0) != 1.0) json.fail_key("partial_rotary_factor", "1");
+  if (json.has("quantization_config")) {
+    json.fail_key("quantization_config", "absent: the model must not be quantised already");
+  }
+  const auto layer_types = json.strings("layer_types");
+  if (!layer_types.empty() && layer_types.size() != config.num_layers) {
+    json.fail_key("layer_types", fmt::format("a list of {} strings, one a layer", config.num_layers));
+  }
+  const auto other =
+      std::find_if(layer_types.begin(), layer_types.end(), [](auto& t) { return t != "full_attention"; });
+  check<DataError>(other == layer_types.end(), json.origin(),
+                   "The key \"layer_types\" must hold \"full_attention\" only; found \"{}\".",
+                   other == layer_types.end() ? "" : *other);
+  if (json.number("attention_dropout", {0.0, 1.0}, 0.0) != 0.0) {
+    log_warning(fmt::format("[{}] \"attention_dropout\" is not applied. Set it to 0 to silence this.", json.origin()));
+  }
+}
+
+std::vector<std::uint32_t> read_ids(const JsonObject& json, std::string_view key, std::uint32_t vocab_size) {
+  std::vector<std::uint32_t> ids;
+  for (const auto id : json.integers(key, any_id)) {
+    check<DataError>(id < vocab_size, json.origin(), "The key \"{}\" holds {}, but the vocabulary has {} entries.", key,
+                     id, vocab_size);
+    ids.push_back(static_cast<std::uint32_t>(id));
+  }
+  return ids;
+}
+
+GenerationDefaults read_generation(const JsonObject& json) {
+  GenerationDefaults defaults;
+  defaults.do_sample = json.boolean("do_sample", false);
+  if (json.has("temperature")) defaults.temperature = static_cast<float>(json.number("temperature", {0.0, 1000.0}));
+  if (json.has("top_k")) defaults.top_k = size(json, "top_k", any_id);
+  if (json.has("top_p")) defaults.top_p = static_cast<float>(json.number("top_p", {0.0, 1.0}));
+  return defaults;
+}
+
+}  // namespace
+
+ModelConfig parse_model_config(const JsonObject& json, const JsonObject* generation) {
+  ModelConfig config;
+  config.model_type = json.string("model_type");
+  if (config.model_type != "qwen3") json.fail_key("model_type", "\"qwen3\", the family that is supported");
+  read_sizes(json, config);
+  config.rms_norm_eps = static_cast<float>(json.number("rms_norm_eps", {1e-12, 1.0}, 1e-6));
+  config.tie_word_embeddings = json.boolean("tie_word_embeddings", false);
+  read_rope(json, config);
+  refuse_what_is_not_supported(json, config);
+  config.eos_token_ids = read_ids(json, "eos_token_id", config.vocab_size);
+  if (generation != nullptr) {
+    const auto ids = read_ids(*generation, "eos_token_id", config.vocab_size);
+    if (!ids.empty()) config.eos_token_ids = ids;
+    config.generation = read_generation(*generation);
+  }
+  return config;
+}
+
+ModelConfig read_model_config(const fs::path& folder) {
+  constexpr JsonLimits limits{.max_bytes = std::size_t{16} << 20};
+  const auto path = folder / "config.json";
+  check<DataError>(fs::exists(path), folder.string(),
+                   "The folder has no config.json; a Hugging Face model folder is expected.");
+  const Json json = read_json_file(path, limits);
+  const auto generation_path = folder / "generation_config.json";
+  if (!fs::exists(generation_path)) return parse_model_config(JsonObject(json, path.string()));
+  const Json generation_json = read_json_file(generation_path, limits);
+  const JsonObject generation(generation_json, generation_path.string());
+  return parse_model_config(JsonObject(json, path.string()), &generation);
+}
+
+ProjectionDims projection_dims(const ModelConfig& config, Projection projection) {
+  const std::uint32_t hidden = config.hidden_size;
+  const std::uint32_t heads = config.num_heads * config.head_dim;
+  const std::uint32_t kv_heads = config.num_kv_heads * config.head_dim;
+  switch (projection) {
+    case Projection::q: return {heads, hidden};
+    case Projection::k:
+    case Projection::v: return {kv_heads, hidden};
+    case Projection::o: return {hidden, heads};
+    case Projection::gate:
+    case Projection::up: return {config.intermediate_size, hidden};
+    case Projection::down: return {hidden, config.intermediate_size};
+  }
+  return {};
+}
+
+}  // namespace nibble

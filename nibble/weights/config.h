@@ -1,0 +1,50 @@
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "nibble/io/json.h"
+#include "nibble/weights/names.h"
+
+namespace nibble {
+
+// How the model's makers want it sampled (generation_config.json); empty where they do not say.
+struct GenerationDefaults {
+  std::optional<float> temperature;
+  std::optional<std::uint32_t> top_k;
+  std::optional<float> top_p;
+  bool do_sample = false;
+};
+
+// A Qwen3 as config.json describes it, checked: every size is positive and within reason, heads divide evenly.
+struct ModelConfig {
+  std::string model_type;
+  std::uint32_t hidden_size = 0;
+  std::uint32_t num_layers = 0;
+  std::uint32_t vocab_size = 0;
+  std::uint32_t num_heads = 0;
+  std::uint32_t num_kv_heads = 0;
+  std::uint32_t head_dim = 0;
+  std::uint32_t intermediate_size = 0;
+  std::uint32_t max_position_embeddings = 0;
+  float rms_norm_eps = 0;
+  float rope_theta = 0;
+  bool tie_word_embeddings = false;          // the head is the embedding
+  std::vector<std::uint32_t> eos_token_ids;  // of generation_config.json where it has some
+  GenerationDefaults generation;
+};
+
+// Reads config.json, as transformers 4 or 5 writes it, and generation_config.json where there is one. DataError names
+// the key, what it holds and what is supported.
+ModelConfig read_model_config(const fs::path& folder);
+// The same from parsed files; `generation` may be null. The origins name them in errors.
+ModelConfig parse_model_config(const JsonObject& config, const JsonObject* generation = nullptr);
+
+// y (out) = W (out, in) x (in)
+struct ProjectionDims {
+  std::uint32_t out = 0;
+  std::uint32_t in = 0;
+};
+ProjectionDims projection_dims(const ModelConfig& config, Projection projection);
+
+}  // namespace nibble

@@ -1,0 +1,113 @@
+#include "nibble/weights/peft.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "nibble/base/error.h"
+#include "nibble/io/safetensors.h"
+
+namespace nibble {
+namespace {
+
+struct Place {
+  std::uint32_t layer;
+  Projection projection;
+  LoraMatrix matrix;
+};
+
+// Each tensor that the adapter must have, by name.
+std::map<std::string, Place, std::less<>> places_of(const ModelConfig& model, const LoraConfig& config) {
+  std::map<std::string, Place, std::less<>> places;
+  for (std::uint32_t layer = 0; layer < model.num_layers; ++layer) {
+    for (const Projection projection : config.target_modules) {
+      for (const auto matrix : {LoraMatrix::a, LoraMatrix::b}) {
+        places.emplace(peft_tensor_name(layer, projection, matrix), Place{layer, projection, matrix});
+      }
+    }
+  }
+  return places;
+}
+
+std::vector<float> read_matrix(const SafetensorsFile& file, const std::string& name, ProjectionDims dims) {
+  const auto* tensor = file.find(name);
+  const Shape expected{dims.out, dims.in};
+  check<DataError>(tensor != nullptr, file.path().string(),
+                   "The tensor {} of shape {} is missing; model and adapter_config.json make it necessary.", name,
+                   to_string(expected));
+  check<DataError>(tensor->shape == expected, file.path().string(),
+                   "The tensor {} has the shape {}; model and adapter_config.json make it {}.", name,
+                   to_string(tensor->shape), to_string(expected));
+  auto values = file.read_as_f32(*tensor);
+  const auto bad = std::find_if(values.begin(), values.end(), [](float value) { return !std::isfinite(value); });
+  check<DataError>(bad == values.end(), file.path().string(),
+                   "The tensor {} holds a value that is not finite, at index {}.", name, bad - values.begin());
+  return values;
+}
+
+fs::path weights_path(const fs::path& folder) {
+  const auto path = folder / "adapter_model.safetensors";
+  if (fs::exists(path)) return path;
+  check<DataError>(
+      !fs::exists(folder / "adapter_model.bin"), folder.string(),
+      "The adapter is stored as adapter_model.bin, which can run code when it is read and is not supported; save "
+      "it as safetensors with PEFT first.");
+  fail<DataError>(folder.string(), "The folder has no adapter_model.safetensors.");
+}
+
+}  // namespace
+
+std::string peft_tensor_name(std::uint32_t layer, Projection projection, LoraMatrix matrix) {
+  return fmt::format("base_model.model.{}.lora_{}.weight", projection_module_name(layer, projection),
+                     matrix == LoraMatrix::a ? 'A' : 'B');
+}
+
+bool LoraConfig::targets(Projection projection) const {
+  return std::find(target_modules.begin(), target_modules.end(), projection) != target_modules.end();
+}
+
+double LoraConfig::scaling() const {
+  const double divisor = rank;
+  return lora_alpha / (use_rslora ? std::sqrt(divisor) : divisor);
+}
+
+std::uint64_t LoraAdapter::parameter_count() const {
+  std::uint64_t count = 0;
+  for (const auto& layer : layers) {
+    for (const auto& matrices : layer) count += matrices.a.size() + matrices.b.size();
+  }
+  return count;
+}
+
+ProjectionDims lora_dims(const ModelConfig& model, std::uint32_t rank, Projection projection, LoraMatrix matrix) {
+  const auto [out, in] = projection_dims(model, projection);
+  return matrix == LoraMatrix::a ? ProjectionDims{rank, in} : ProjectionDims{out, rank};
+}
+
+LoraAdapter make_lora_adapter(const ModelConfig& model, LoraConfig config) {
+  LoraAdapter adapter{.config = std::move(config), .layers = {}};
+  adapter.layers.resize(model.num_layers);
+  for (const auto& [name, place] : places_of(model, adapter.config)) {
+    const auto [rows, columns] = lora_dims(model, adapter.config.rank, place.projection, place.matrix);
+    adapter.at(place.layer, place.projection).matrix(place.matrix).resize(std::size_t{rows} * columns);
+  }
+  return adapter;
+}
+
+LoraAdapter load_lora_adapter(const fs::path& folder, const ModelConfig& model) {
+  LoraAdapter adapter{.config = read_lora_config(folder), .layers = {}};
+  const SafetensorsFile file(weights_path(folder));
+  const auto places = places_of(model, adapter.config);
+  for (const auto& [name, tensor] : file.tensors()) {
+    check<DataError>(places.contains(name), file.path().string(),
+                     "The tensor {} is no LoRA matrix of a module in target_modules of this model.", name);
+  }
+  adapter.layers.resize(model.num_layers);
+  for (const auto& [name, place] : places) {
+    const auto dims = lora_dims(model, adapter.config.rank, place.projection, place.matrix);
+    adapter.at(place.layer, place.projection).matrix(place.matrix) = read_matrix(file, name, dims);
+  }
+  return adapter;
+}
+
+}  // namespace nibble

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "nibble/io/file.h"
+#include "nibble/weights/config.h"
+
+// LoRA adapters as PEFT stores them: a folder with adapter_config.json and adapter_model.safetensors.
+namespace nibble {
+
+enum class LoraMatrix : std::uint8_t { a, b };
+
+// "base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight"
+std::string peft_tensor_name(std::uint32_t layer, Projection projection, LoraMatrix matrix);
+
+// What adapter_config.json says of an adapter.
+struct LoraConfig {
+  std::string base_model_name_or_path;
+  std::uint32_t rank = 16;
+  double lora_alpha = 32;
+  double lora_dropout = 0;
+  bool use_rslora = false;
+  std::vector<Projection> target_modules{all_projections.begin(), all_projections.end()};
+
+  bool targets(Projection projection) const;
+  // What B A x is multiplied by: lora_alpha / rank, or lora_alpha / sqrt(rank) for rsLoRA.
+  double scaling() const;
+};
+
+// y += scaling * B (A x)
+struct LoraMatrices {
+  std::vector<float> a;  // (rank, in)
+  std::vector<float> b;  // (out, rank)
+
+  bool used() const { return !a.empty(); }
+  std::vector<float>& matrix(LoraMatrix which) { return which == LoraMatrix::a ? a : b; }
+  const std::vector<float>& matrix(LoraMatrix which) const { return which == LoraMatrix::a ? a : b; }
+};
+
+// An adapter on the host, in f32.
+struct LoraAdapter {
+  LoraConfig config;
+  std::vector<std::array<LoraMatrices, 7>> layers;  // by Projection; those that are not targets are empty
+
+  LoraMatrices& at(std::uint32_t layer, Projection p) { return layers[layer][static_cast<std::size_t>(p)]; }
+  const LoraMatrices& at(std::uint32_t layer, Projection p) const { return layers[layer][static_cast<std::size_t>(p)]; }
+  std::uint64_t parameter_count() const;
+};
+
+// (rank, in) or (out, rank)
+ProjectionDims lora_dims(const ModelConfig& model, std::uint32_t rank, Projection projection, LoraMatrix matrix);
+
+// An adapter of zeros.
+LoraAdapter make_lora_adapter(const ModelConfig& model, LoraConfig config);
+
+// Reads adapter_config.json of any PEFT since 0.10; keys that do not change the result are passed over. DataError names
+// what is not supported: DoRA, biases, saved modules, patterns, other tuners.
+LoraConfig read_lora_config(const fs::path& folder);
+
+// Reads the whole adapter, from F32, F16 or BF16. DataError names file and tensor where one is missing, unknown, of
+// another shape than model and rank make it, or not finite.
+LoraAdapter load_lora_adapter(const fs::path& folder, const ModelConfig& model);
+
+// Writes adapter_model.safetensors, adapter_config.json and README.md into `folder`, which is created where it is
+// missing. Each file appears whole; for all three at once, write into an AtomicFolder.
+void save_lora_adapter(const fs::path& folder, const LoraAdapter& adapter);
+
+}  // namespace nibble

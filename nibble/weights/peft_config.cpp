@@ -1,0 +1,99 @@
+#include <algorithm>
+
+#include "nibble/base/error.h"
+#include "nibble/io/json.h"
+#include "nibble/weights/peft.h"
+
+namespace nibble {
+namespace {
+
+// Keys that change what the adapter computes; each must be absent, null, false or empty.
+constexpr std::array must_be_unset{
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layer_replication",
+    "exclude_modules",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "arrow_config",
+};
+
+bool is_unset(const Json& value) {
+  return value.is_null() || (value.is_boolean() && !value.get<bool>()) || (value.is_structured() && value.empty());
+}
+
+void refuse_what_is_not_supported(const JsonObject& json) {
+  if (json.string("peft_type", "LORA") != "LORA") json.fail_key("peft_type", "\"LORA\"");
+  if (json.string("bias", "none") != "none") json.fail_key("bias", "\"none\"");
+  for (const auto* key : must_be_unset) {
+    if (json.has(key) && !is_unset(json.json()[key])) json.fail_key(key, "unset, as this feature is not supported");
+  }
+  // These starts are drawn beside the base; the others (pissa, olora, corda, loftq, lora_ga) change the base itself.
+  if (json.has("init_lora_weights") && !json.json()["init_lora_weights"].is_boolean()) {
+    const auto start = json.string("init_lora_weights");
+    if (start != "gaussian" && start != "eva" && start != "orthogonal") {
+      json.fail_key("init_lora_weights",
+                    "true, false, \"gaussian\", \"eva\" or \"orthogonal\", as others change the base");
+    }
+  }
+}
+
+// "q_proj", or with its block before it: "self_attn.q_proj".
+std::optional<Projection> projection_of_target(std::string_view target) {
+  const auto dot = target.find('.');
+  const auto projection = projection_named(dot == target.npos ? target : target.substr(dot + 1));
+  if (projection && dot != target.npos && target.substr(0, dot) != block_of(*projection)) return std::nullopt;
+  return projection;
+}
+
+std::vector<Projection> read_targets(const JsonObject& json) {
+  constexpr std::string_view key = "target_modules";
+  const bool is_text = json.has(key) && json.json()[key].is_string();
+  if (is_text && json.string(key) != "all-linear") {
+    json.fail_key(key, "a list of names, as patterns are not supported");
+  }
+  if (is_text) return {all_projections.begin(), all_projections.end()};
+  std::vector<Projection> targets;
+  for (const auto& name : json.strings(key)) {
+    const auto projection = projection_of_target(name);
+    check<DataError>(
+        projection.has_value(), json.origin(),
+        "The key \"target_modules\" holds \"{}\"; supported are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj "
+        "and down_proj.",
+        name);
+    targets.push_back(*projection);
+  }
+  std::sort(targets.begin(), targets.end());
+  targets.erase(std::unique(targets.begin(), targets.end()), targets.end());
+  if (targets.empty()) json.fail_key(key, "a list of at least one name");
+  return targets;
+}
+
+}  // namespace
+
+LoraConfig read_lora_config(const fs::path& folder) {
+  const auto path = folder / "adapter_config.json";
+  check<DataError>(fs::exists(path), folder.string(),
+                   "The folder has no adapter_config.json; a PEFT adapter is expected.");
+  const Json parsed = read_json_file(path, {.max_bytes = std::size_t{1} << 20});
+  const JsonObject json(parsed, path.string());
+  refuse_what_is_not_supported(json);
+  LoraConfig config;
+  config.base_model_name_or_path = json.string("base_model_name_or_path", "");
+  config.rank = static_cast<std::uint32_t>(json.integer("r", {1, 1 << 16}));
+  config.lora_alpha = json.number("lora_alpha", {0.0, 1e9});
+  config.lora_dropout = json.number("lora_dropout", {0.0, 1.0}, 0.0);
+  config.use_rslora = json.boolean("use_rslora", false);
+  config.target_modules = read_targets(json);
+  return config;
+}
+
+}  // namespace nibble

@@ -1,0 +1,105 @@
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "nibble/base/error.h"
+#include "nibble/io/atomic.h"
+#include "nibble/io/json.h"
+#include "nibble/io/safetensors.h"
+#include "nibble/weights/peft.h"
+
+namespace nibble {
+namespace {
+
+// PEFT writes alpha as it was given, which is nearly always an integer.
+Json number(double value) {
+  constexpr double exact_integers = 0x1p53;
+  if (std::trunc(value) == value && std::abs(value) < exact_integers) return static_cast<std::int64_t>(value);
+  return value;
+}
+
+// Only the keys that every PEFT since 0.10 knows: an older one warns at each newer key.
+Json config_json(const LoraConfig& config) {
+  std::vector<std::string> targets;
+  for (const Projection projection : config.target_modules) targets.emplace_back(name_of(projection));
+  std::sort(targets.begin(), targets.end());
+  return {
+      {"alpha_pattern", Json::object()},
+      {"base_model_name_or_path", config.base_model_name_or_path},
+      {"bias", "none"},
+      {"fan_in_fan_out", false},
+      {"inference_mode", true},
+      {"init_lora_weights", true},
+      {"layers_pattern", nullptr},
+      {"layers_to_transform", nullptr},
+      {"lora_alpha", number(config.lora_alpha)},
+      {"lora_dropout", config.lora_dropout},
+      {"modules_to_save", nullptr},
+      {"peft_type", "LORA"},
+      {"r", config.rank},
+      {"rank_pattern", Json::object()},
+      {"revision", nullptr},
+      {"target_modules", targets},
+      {"task_type", "CAUSAL_LM"},
+      {"use_dora", false},
+      {"use_rslora", config.use_rslora},
+  };
+}
+
+// A YAML scalar: JSON's strings are valid there.
+std::string yaml(const std::string& text) { return write_json_line(text); }
+
+std::string card(const LoraConfig& config) {
+  const auto& base = config.base_model_name_or_path;
+  return fmt::format(
+      "---\n"
+      "base_model: {}\n"
+      "library_name: peft\n"
+      "pipeline_tag: text-generation\n"
+      "tags:\n"
+      "- {}\n"
+      "- lora\n"
+      "---\n\n"
+      "# LoRA adapter\n\n"
+      "A LoRA adapter of rank {} for `{}`, trained with nibble on the base in 4 bits (NF4). Load it with PEFT:\n\n"
+      "```python\n"
+      "from peft import PeftModel\n"
+      "from transformers import AutoModelForCausalLM\n\n"
+      "base = AutoModelForCausalLM.from_pretrained({})\n"
+      "model = PeftModel.from_pretrained(base, \"PATH_TO_THIS_FOLDER\")\n"
+      "```\n",
+      yaml(base), yaml("base_model:adapter:" + base), config.rank, base, yaml(base));
+}
+
+void write_weights(const fs::path& path, const LoraAdapter& adapter) {
+  std::map<std::string, const std::vector<float>*> values;
+  std::vector<TensorSpec> specs;
+  const std::int64_t rank = adapter.config.rank;
+  for (std::uint32_t layer = 0; layer < adapter.layers.size(); ++layer) {
+    for (const Projection projection : adapter.config.target_modules) {
+      const auto& matrices = adapter.at(layer, projection);
+      for (const auto matrix : {LoraMatrix::a, LoraMatrix::b}) {
+        const auto name = peft_tensor_name(layer, projection, matrix);
+        const auto& data = matrices.matrix(matrix);
+        const auto other = static_cast<std::int64_t>(data.size()) / rank;
+        check(!data.empty() && other * rank == static_cast<std::int64_t>(data.size()), "save_lora_adapter",
+              "The matrix {} has {} values, which is no multiple of the rank {}.", name, data.size(), rank);
+        values.emplace(name, &data);
+        specs.push_back({name, DType::f32, matrix == LoraMatrix::a ? Shape{rank, other} : Shape{other, rank}});
+      }
+    }
+  }
+  SafetensorsWriter writer(path, specs);
+  for (const auto& spec : writer.tensors()) writer.append(std::as_bytes(std::span(*values.at(spec.name))));
+  writer.finish();
+}
+
+}  // namespace
+
+void save_lora_adapter(const fs::path& folder, const LoraAdapter& adapter) {
+  write_weights(folder / "adapter_model.safetensors", adapter);
+  write_file_atomically(folder / "adapter_config.json", write_json(config_json(adapter.config)));
+  write_file_atomically(folder / "README.md", card(adapter.config));
+}
+
+}  // namespace nibble

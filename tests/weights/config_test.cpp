@@ -1,0 +1,146 @@
+#include "nibble/weights/config.h"
+
+#include "nibble/base/error.h"
+#include "tests/support/files.h"
+
+namespace nibble {
+namespace {
+
+using test::expect_error;
+
+// As transformers 4 writes the config of Qwen3-4B.
+Json qwen3_4b() {
+  return Json::parse(R"({"architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+      "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2560,
+      "initializer_range": 0.02, "intermediate_size": 9728, "max_position_embeddings": 40960, "max_window_layers": 36,
+      "model_type": "qwen3", "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8,
+      "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 1000000, "sliding_window": null,
+      "tie_word_embeddings": true, "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": true,
+      "use_sliding_window": false, "vocab_size": 151936})");
+}
+
+ModelConfig parse(const Json& json) { return parse_model_config(JsonObject(json, "config.json")); }
+
+TEST(ModelConfig, ReadsTransformers4) {
+  const auto config = parse(qwen3_4b());
+  EXPECT_EQ(config.hidden_size, 2560);
+  EXPECT_EQ(config.num_layers, 36);
+  EXPECT_EQ(config.vocab_size, 151936);
+  EXPECT_EQ(config.num_heads, 32);
+  EXPECT_EQ(config.num_kv_heads, 8);
+  EXPECT_EQ(config.head_dim, 128);
+  EXPECT_EQ(config.intermediate_size, 9728);
+  EXPECT_EQ(config.max_position_embeddings, 40960);
+  EXPECT_EQ(config.rms_norm_eps, 1e-6f);
+  EXPECT_EQ(config.rope_theta, 1e6f);
+  EXPECT_TRUE(config.tie_word_embeddings);
+  EXPECT_EQ(config.eos_token_ids, std::vector<std::uint32_t>{151645});
+}
+
+TEST(ModelConfig, ReadsTransformers5) {
+  const auto config = read_model_config(test::source_path("models/tiny-qwen3"));
+  EXPECT_EQ(config.hidden_size, 256);
+  EXPECT_EQ(config.num_heads, 6);
+  EXPECT_EQ(config.num_kv_heads, 2);
+  EXPECT_EQ(config.head_dim, 64);
+  EXPECT_EQ(config.rope_theta, 1e6f);
+  EXPECT_TRUE(config.tie_word_embeddings);
+  EXPECT_EQ(config.eos_token_ids, std::vector<std::uint32_t>{4095});
+  EXPECT_FALSE(config.generation.temperature.has_value());
+}
+
+TEST(ModelConfig, FillsInWhatIsAbsent) {
+  auto json = qwen3_4b();
+  for (const auto* key : {"num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta",
+                          "rope_scaling", "tie_word_embeddings", "eos_token_id", "hidden_act"}) {
+    json.erase(key);
+  }
+  const auto config = parse(json);
+  EXPECT_EQ(config.num_kv_heads, 32);
+  EXPECT_EQ(config.head_dim, 128);
+  EXPECT_EQ(config.max_position_embeddings, 32768);
+  EXPECT_EQ(config.rms_norm_eps, 1e-6f);
+  EXPECT_EQ(config.rope_theta, 10000.0f);
+  EXPECT_FALSE(config.tie_word_embeddings);
+  EXPECT_TRUE(config.eos_token_ids.empty());
+}
+
+TEST(ModelConfig, TakesTheGenerationConfigsWord) {
+  const auto json = qwen3_4b();
+  const auto generation = Json::parse(R"({"do_sample": true, "eos_token_id": [151645, 151643], "temperature": 0.6,
+      "top_k": 20, "top_p": 0.95})");
+  const JsonObject object(generation, "generation_config.json");
+  const auto config = parse_model_config(JsonObject(json, "config.json"), &object);
+  EXPECT_EQ(config.eos_token_ids, (std::vector<std::uint32_t>{151645, 151643}));
+  EXPECT_TRUE(config.generation.do_sample);
+  EXPECT_EQ(config.generation.temperature, 0.6f);
+  EXPECT_EQ(config.generation.top_k, 20);
+  EXPECT_EQ(config.generation.top_p, 0.95f);
+}
+
+TEST(ModelConfig, RefusesWhatItCannotCompute) {
+  struct Case {
+    const char* key;
+    const char* value;
+    const char* part;
+  };
+  for (const auto& [key, value, part] : std::initializer_list<Case>{
+           {"model_type", "\"llama\"", "\"qwen3\", the family that is supported; found \"llama\""},
+           {"model_type", "null", "absent"},
+           {"hidden_act", "\"gelu\"", "\"silu\"; found \"gelu\""},
+           {"attention_bias", "true", "must be false"},
+           {"use_sliding_window", "true", "must be false"},
+           {"partial_rotary_factor", "0.5", "must be 1"},
+           {"quantization_config", "{}", "quantised already"},
+           {"rope_scaling", R"({"rope_type":"yarn","factor":4.0})", "\"default\", as other kinds"},
+           {"rope_scaling", R"({"type":"linear","factor":4.0})", "found \"linear\""},
+           {"rope_parameters", R"({"full_attention":{"rope_theta":1.0}})", "by kind of layer"},
+           {"rope_parameters", R"({"rope_theta":0.5})", "\"rope_theta\" must be a number from 1"},
+           {"layer_types", R"(["full_attention"])", "a list of 36"},
+           {"hidden_size", "0", "an integer from 1"},
+           {"hidden_size", "-2560", "found -2560"},
+           {"hidden_size", "4294969856", "found 4294969856"},
+           {"hidden_size", "\"2560\"", "found \"2560\""},
+           {"num_hidden_layers", "null", "absent"},
+           {"head_dim", "127", "even"},
+           {"num_key_value_heads", "5", "a divisor of num_attention_heads (32); found 5"},
+           {"rms_norm_eps", "-1", "a number from"},
+           {"rope_theta", "\"big\"", "found \"big\""},
+           {"eos_token_id", "151936", "holds 151936, but the vocabulary has 151936"},
+           {"eos_token_id", "[-1]", "an integer from 0"},
+           {"tie_word_embeddings", "1", "true or false"},
+       }) {
+    auto json = qwen3_4b();
+    json[key] = Json::parse(value);
+    expect_error<DataError>([&] { parse(json); }, "config.json", part);
+  }
+  auto json = qwen3_4b();
+  json["layer_types"] = std::vector<std::string>(36, "full_attention");
+  EXPECT_NO_THROW(parse(json));
+  json["layer_types"][35] = "sliding_attention";
+  expect_error<DataError>([&] { parse(json); }, "found \"sliding_attention\"");
+}
+
+TEST(ModelConfig, SaysThatTheFolderIsNoModel) {
+  const test::TemporaryFolder folder;
+  expect_error<DataError>([&] { read_model_config(folder.path()); }, "no config.json");
+  folder.write("config.json", "[]");
+  expect_error<DataError>([&] { read_model_config(folder.path()); }, "config.json", "object is expected");
+}
+
+TEST(Projections, HaveTheNamesAndSizesOfTheCheckpoint) {
+  const auto config = parse(qwen3_4b());
+  EXPECT_EQ(projection_module_name(3, Projection::down), "model.layers.3.mlp.down_proj");
+  EXPECT_EQ(projection_tensor_name(0, Projection::q), "model.layers.0.self_attn.q_proj.weight");
+  EXPECT_EQ(norm_tensor_name(7, Norm::k), "model.layers.7.self_attn.k_norm.weight");
+  for (const Projection p : all_projections) EXPECT_EQ(projection_named(name_of(p)), p);
+  EXPECT_FALSE(projection_named("lm_head").has_value());
+  EXPECT_EQ(projection_dims(config, Projection::q).out, 4096);
+  EXPECT_EQ(projection_dims(config, Projection::v).out, 1024);
+  EXPECT_EQ(projection_dims(config, Projection::o).in, 4096);
+  EXPECT_EQ(projection_dims(config, Projection::down).in, 9728);
+  EXPECT_EQ(projection_dims(config, Projection::gate).out, 9728);
+}
+
+}  // namespace
+}  // namespace nibble
