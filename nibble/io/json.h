@@ -36,6 +36,7 @@ class JsonObject {
  public:
   // `origin` is the file, and what leads to this object inside it.
   JsonObject(const Json& value, std::string origin);
+  JsonObject(const Json&& value, std::string origin) = delete;
 
   const Json& json() const { return *value_; }
   const std::string& origin() const { return origin_; }
