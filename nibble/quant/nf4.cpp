@@ -26,10 +26,11 @@ std::size_t least_blocks_a_thread(const Nf4Options& options) {
 }
 
 [[noreturn]] void fail_not_finite(DType dtype, const std::byte* source, std::size_t begin, std::size_t end,
-                                  std::string_view name) {
+                                  const Nf4Options& options) {
   std::size_t i = begin;
   while (i + 1 < end && std::isfinite(nf4_load(dtype, source, i))) ++i;
-  fail<DataError>(name, "The value at index {} is {}; weights must be finite numbers.", i, nf4_load(dtype, source, i));
+  fail<DataError>(options.name, "The value at index {} is {}; weights must be finite numbers.", options.first_index + i,
+                  nf4_load(dtype, source, i));
 }
 
 }  // namespace
@@ -57,14 +58,14 @@ void nf4_quantize(DType dtype, std::span<const std::byte> bytes, std::span<std::
                                          .absmax = absmax.data() + begin,
                                          .order = options.order};
                     if (!nf4_encode(dtype, task, options.simd)) {
-                      fail_not_finite(dtype, source, begin * block_size, end * block_size, options.name);
+                      fail_not_finite(dtype, source, begin * block_size, end * block_size, options);
                     }
                   });
   const std::size_t done = whole_blocks * block_size;
   if (done == count) return;
   if (!nf4_encode_short_block(dtype, source + done * size_of(dtype), count - done, packed.data() + done / 2,
                               absmax.data() + whole_blocks, options.order)) {
-    fail_not_finite(dtype, source, done, count, options.name);
+    fail_not_finite(dtype, source, done, count, options);
   }
 }
 

@@ -32,6 +32,7 @@ struct Nf4Options {
   unsigned threads = 0;  // 0: as many as the processor has; the result is the same for any number
   Simd simd = best_simd();
   std::string_view name = "tensor";  // for errors
+  std::size_t first_index = 0;       // of the first value within its tensor, for errors
 };
 
 // Quantises `count` f32, f16 or bf16 values that lie in `bytes` without alignment. `packed` holds nf4_packed_bytes
