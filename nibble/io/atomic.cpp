@@ -20,7 +20,9 @@ constexpr std::string_view retired_mark = ".old-";
 
 // "runs/a/" and "runs/a" are the same target; a bare name lies in the working folder.
 fs::path normalized_target(const fs::path& path) {
-  fs::path target = fs::absolute(path).lexically_normal();
+  std::error_code error;
+  fs::path target = fs::absolute(path, error).lexically_normal();
+  check<DataError>(!error, path.string(), "Could not find the working folder: {}.", error.message());
   if (!target.has_filename()) target = target.parent_path();
   check<UsageError>(target.has_filename(), path.string(), "This cannot be written: it names no file or folder.");
   return target;
@@ -38,8 +40,12 @@ void sync_path(const fs::path& path) {
 }
 
 void sync_tree(const fs::path& folder) {
-  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
-    if (entry.is_regular_file() || entry.is_directory()) sync_path(entry.path());
+  try {
+    for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+      if (entry.is_regular_file() || entry.is_directory()) sync_path(entry.path());
+    }
+  } catch (const fs::filesystem_error& error) {
+    fail<DataError>(folder.string(), "Could not list this folder: {}.", error.code().message());
   }
   sync_path(folder);
 }
@@ -61,13 +67,13 @@ bool process_is_gone(std::string_view pid_text) {
 void clear_leftovers(const fs::path& target) {
   std::error_code ignored;
   const std::string own_name = target.filename().string();
-  for (const auto& entry : fs::directory_iterator(target.parent_path(), ignored)) {
-    const std::string name = entry.path().filename().string();
+  for (fs::directory_iterator entry(target.parent_path(), ignored), end; entry != end; entry.increment(ignored)) {
+    const std::string name = entry->path().filename().string();
     for (const auto mark : {staging_mark, retired_mark}) {
       const std::string start = fmt::format(".{}{}", own_name, mark);
       if (!name.starts_with(start) || !process_is_gone(std::string_view(name).substr(start.size()))) continue;
-      if (mark == retired_mark && !fs::exists(target, ignored)) continue;
-      fs::remove_all(entry.path(), ignored);
+      if (mark == retired_mark && !path_exists(target)) continue;
+      fs::remove_all(entry->path(), ignored);
     }
   }
 }
@@ -137,10 +143,12 @@ AtomicFolder::~AtomicFolder() {
 }
 
 void AtomicFolder::commit() {
-  check<DataError>(!fs::exists(target_) || fs::is_directory(target_), target_.string(),
+  std::error_code ignored;
+  const bool replaces = path_exists(target_);
+  check<DataError>(!replaces || fs::is_directory(target_, ignored), target_.string(),
                    "A file of this name is in the way of the folder to be written.");
   sync_tree(staging_);
-  if (fs::exists(target_)) {
+  if (replaces) {
     replace_folder(staging_, target_);
   } else {
     if (::rename(staging_.c_str(), target_.c_str()) != 0) fail_with_errno(target_, "move the new folder here");

@@ -17,13 +17,14 @@ bool is_plain_name(const std::string& name) {
 }  // namespace
 
 Checkpoint::Checkpoint(const fs::path& folder, const std::string& stem) : folder_(folder) {
-  check<DataError>(fs::is_directory(folder), folder.string(),
+  std::error_code ignored;
+  check<DataError>(fs::is_directory(folder, ignored), folder.string(),
                    "This is not a folder; a model's folder is expected here.");
   const auto single = folder / (stem + ".safetensors");
   const auto index = folder / (stem + ".safetensors.index.json");
-  if (fs::exists(single)) {
+  if (path_exists(single)) {
     add_single(single);
-  } else if (fs::exists(index)) {
+  } else if (path_exists(index)) {
     add_shards(index);
   } else {
     fail<DataError>(folder.string(), "The folder has neither {} nor {}; weights are read from safetensors files only.",

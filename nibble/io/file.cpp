@@ -64,6 +64,11 @@ void File::read(std::uint64_t offset, std::span<std::byte> out) const {
   }
 }
 
+bool path_exists(const fs::path& path) {
+  std::error_code ignored;
+  return fs::status(path, ignored).type() != fs::file_type::not_found;
+}
+
 std::string read_file(const fs::path& path, std::uint64_t cap) {
   const File file(path);
   check<DataError>(file.size() <= cap, path.string(), "The file has {} bytes; at most {} are read.", file.size(), cap);

@@ -46,6 +46,9 @@ class File {
 
 constexpr std::uint64_t default_file_cap = std::uint64_t{1} << 30;
 
+// Never throws: what cannot be looked at counts as there, so that opening it says why.
+bool path_exists(const fs::path& path);
+
 // The whole file; one of more than `cap` bytes is refused before anything is allocated.
 std::string read_file(const fs::path& path, std::uint64_t cap = default_file_cap);
 

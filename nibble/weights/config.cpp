@@ -120,11 +120,11 @@ ModelConfig parse_model_config(const JsonObject& json, const JsonObject* generat
 ModelConfig read_model_config(const fs::path& folder) {
   constexpr JsonLimits limits{.max_bytes = std::size_t{16} << 20};
   const auto path = folder / "config.json";
-  check<DataError>(fs::exists(path), folder.string(),
+  check<DataError>(path_exists(path), folder.string(),
                    "The folder has no config.json; a Hugging Face model folder is expected.");
   const Json json = read_json_file(path, limits);
   const auto generation_path = folder / "generation_config.json";
-  if (!fs::exists(generation_path)) return parse_model_config(JsonObject(json, path.string()));
+  if (!path_exists(generation_path)) return parse_model_config(JsonObject(json, path.string()));
   const Json generation_json = read_json_file(generation_path, limits);
   const JsonObject generation(generation_json, generation_path.string());
   return parse_model_config(JsonObject(json, path.string()), &generation);

@@ -47,9 +47,9 @@ std::vector<float> read_matrix(const SafetensorsFile& file, const std::string& n
 
 fs::path weights_path(const fs::path& folder) {
   const auto path = folder / "adapter_model.safetensors";
-  if (fs::exists(path)) return path;
+  if (path_exists(path)) return path;
   check<DataError>(
-      !fs::exists(folder / "adapter_model.bin"), folder.string(),
+      !path_exists(folder / "adapter_model.bin"), folder.string(),
       "The adapter is stored as adapter_model.bin, which can run code when it is read and is not supported; save "
       "it as safetensors with PEFT first.");
   fail<DataError>(folder.string(), "The folder has no adapter_model.safetensors.");

@@ -81,7 +81,7 @@ std::vector<Projection> read_targets(const JsonObject& json) {
 
 LoraConfig read_lora_config(const fs::path& folder) {
   const auto path = folder / "adapter_config.json";
-  check<DataError>(fs::exists(path), folder.string(),
+  check<DataError>(path_exists(path), folder.string(),
                    "The folder has no adapter_config.json; a PEFT adapter is expected.");
   const Json parsed = read_json_file(path, {.max_bytes = std::size_t{1} << 20});
   const JsonObject json(parsed, path.string());

@@ -75,6 +75,10 @@ TEST_F(CheckpointTest, RefusesAnIndexThatLeadsAstray) {
 TEST_F(CheckpointTest, SaysWhatIsLacking) {
   refuse("neither model.safetensors nor model.safetensors.index.json");
   expect_error<DataError>([&] { Checkpoint checkpoint(folder_ / "no"); }, "not a folder");
+  fs::create_symlink("loop", folder_ / "loop");
+  expect_error<DataError>([&] { Checkpoint checkpoint(folder_ / "loop"); }, "not a folder");
+  fs::create_symlink("model.safetensors", folder_ / "model.safetensors");
+  refuse("model.safetensors", "Too many levels of symbolic links");
 }
 
 }  // namespace

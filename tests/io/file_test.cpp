@@ -43,6 +43,15 @@ TEST(File, NamesPathAndReason) {
   expect_error<DataError>([&] { OutputFile(folder / "no" / "f"); }, "No such file or directory");
 }
 
+TEST(File, SaysWhyAPathCannotBeFollowed) {
+  const test::TemporaryFolder folder;
+  fs::create_symlink("loop", folder / "loop");
+  EXPECT_TRUE(path_exists(folder / "loop"));
+  EXPECT_FALSE(path_exists(folder / "absent"));
+  EXPECT_FALSE(path_exists(folder.write("f", "") / "below-a-file"));
+  expect_error<DataError>([&] { read_file(folder / "loop"); }, "Too many levels of symbolic links");
+}
+
 TEST(File, HoldsToTheCap) {
   const test::TemporaryFolder folder;
   const auto path = folder.write("f", "0123456789");
