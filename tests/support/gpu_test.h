@@ -16,6 +16,14 @@ namespace nibble::test {
 // The device that all tests of a program share; let go before static destructors run.
 gpu::Device& device();
 
+// Records and submits one operation; temporary tensors in `op` live long enough.
+template <typename Op>
+void run(const Op& op) {
+  gpu::Recorder recorder(device());
+  record(recorder, op);
+  recorder.submit();
+}
+
 // The product paths that the adapter has.
 std::vector<ProductPath> product_paths();
 std::string name_of(ProductPath path);

@@ -1,0 +1,39 @@
+#include "nibble/kernels/embedding.h"
+
+#include "nibble/kernels/row_kernel.h"
+
+namespace nibble {
+namespace {
+
+struct Params {
+  std::uint32_t rows, columns, first_row, table_rows, vocabulary;
+  float scale;
+};
+
+}  // namespace
+
+void record(gpu::Recorder& recorder, const Embedding& op) {
+  auto& device = recorder.device();
+  const Tensor& table = op.table.data;
+  const std::uint32_t rows = op.tokens.dim(0), vocabulary = table.dim(0), columns = table.dim(1);
+  const DType stored = table.dtype() == DType::f16 ? DType::f16 : DType::f32;
+  expect_shape(table, stored, {vocabulary, columns}, "embedding", "table");
+  expect_shape(op.tokens, DType::u32, {rows}, "embedding", "tokens");
+  expect_shape(op.x, DType::f32, {rows, columns}, "embedding", "x");
+
+  const RowKernel row_kernel(device, columns);
+  const auto entry = row_kernel.kernel(device, "embedding", "main", row_kernel.prelude(stored));
+  const std::uint64_t table_bytes = columns * size_of(stored), x_bytes = columns * sizeof(float);
+  for (const auto part : gpu::binding_slices(device, vocabulary, {table_bytes})) {
+    for (const auto slice : gpu::binding_slices(device, rows, {sizeof(std::uint32_t), x_bytes})) {
+      const std::uint32_t count = slice.end - slice.begin;
+      recorder.dispatch(entry,
+                        {gpu::read(op.tokens.rows(slice.begin, slice.end)), gpu::read(table.rows(part.begin, part.end)),
+                         gpu::read_write(op.x.rows(slice.begin, slice.end))},
+                        Params{count, columns, part.begin, part.end - part.begin, vocabulary, op.table.scale},
+                        gpu::linear_grid(device, count), {.bytes = double(count) * double(table_bytes + x_bytes)});
+    }
+  }
+}
+
+}  // namespace nibble

@@ -1,0 +1,92 @@
+#include "nibble/kernels/rms_norm.h"
+
+#include "nibble/kernels/row_kernel.h"
+
+namespace nibble {
+namespace {
+
+using gpu::RowRange;
+
+struct Params {
+  std::uint32_t rows, columns, first_source, end_source;
+  float epsilon;
+};
+
+gpu::Kernel rms_kernel(gpu::Device& device, std::string_view entry, std::uint32_t columns, DType data, bool gather) {
+  const RowKernel row_kernel(device, columns);
+  return row_kernel.kernel(device, "rms_norm", entry, row_kernel.prelude(data).constant("GATHER", gather));
+}
+
+// The slices of x that a slice of y draws from.
+std::vector<RowRange> source_slices(const gpu::Device& device, const Tensor& x, const Tensor& rows, RowRange slice) {
+  if (!rows) return {slice};
+  return gpu::binding_slices(device, x.dim(0), {std::uint64_t{x.dim(1)} * sizeof(float)});
+}
+
+// A binding cannot be left out: without `rows` the weight stands in for them, unread.
+gpu::Binding rows_binding(const Tensor& rows, RowRange slice, const Tensor& weight) {
+  return gpu::read(rows ? rows.rows(slice.begin, slice.end) : weight);
+}
+
+}  // namespace
+
+void record(gpu::Recorder& recorder, const RmsNorm& op) {
+  auto& device = recorder.device();
+  const std::uint32_t columns = op.x.dim(1), rows = op.rows ? op.rows.dim(0) : op.x.dim(0);
+  expect_shape(op.x, DType::f32, {op.x.dim(0), columns}, "rms_norm", "x");
+  expect_shape(op.weight, DType::f32, {columns}, "rms_norm", "weight");
+  expect_shape(op.y, rows, columns, "rms_norm", "y");
+  expect_shape(op.inv_rms, DType::f32, {rows}, "rms_norm", "inv_rms");
+  if (op.rows) expect_shape(op.rows, DType::u32, {rows}, "rms_norm", "rows");
+
+  const std::uint64_t x_bytes = std::uint64_t{columns} * sizeof(float);
+  const bool scaled = is_scaled(op.y);
+  const auto entry = rms_kernel(device, scaled ? "forward_scaled" : "forward", columns, op.y.data.dtype(),
+                                static_cast<bool>(op.rows));
+  for (const auto slice : gpu::binding_slices(device, rows, {x_bytes, data_row_bytes(op.y), sizeof(float)})) {
+    const std::uint32_t count = slice.end - slice.begin;
+    const Operand y = operand_rows(op.y, slice);
+    const gpu::Work work{.bytes = double(count) * double(x_bytes + data_row_bytes(op.y)), .flops = 4.0 * count * columns};
+    for (const auto source : source_slices(device, op.x, op.rows, slice)) {
+      const Params params{count, columns, source.begin, source.end, op.epsilon};
+      const auto x = gpu::read(op.x.rows(source.begin, source.end));
+      const auto weight = gpu::read(op.weight), gathered = rows_binding(op.rows, slice, op.weight);
+      // With several sources a dispatch writes only some rows.
+      const auto inv_rms = gpu::read_write(op.inv_rms.rows(slice.begin, slice.end)), data = gpu::read_write(y.data);
+      const auto grid = gpu::linear_grid(device, count);
+      if (scaled) {
+        recorder.dispatch(entry, {x, weight, gathered, inv_rms, data, gpu::read_write(y.scale)}, params, grid, work);
+      } else {
+        recorder.dispatch(entry, {x, weight, gathered, inv_rms, data}, params, grid, work);
+      }
+    }
+  }
+}
+
+void record(gpu::Recorder& recorder, const RmsNormBackward& op) {
+  auto& device = recorder.device();
+  const std::uint32_t columns = op.x.dim(1), rows = op.rows ? op.rows.dim(0) : op.x.dim(0);
+  expect_shape(op.dy, DType::f32, {rows, columns}, "rms_norm backward", "dy");
+  expect_shape(op.x, DType::f32, {op.x.dim(0), columns}, "rms_norm backward", "x");
+  expect_shape(op.weight, DType::f32, {columns}, "rms_norm backward", "weight");
+  expect_shape(op.inv_rms, DType::f32, {rows}, "rms_norm backward", "inv_rms");
+  expect_shape(op.dx, DType::f32, {op.x.dim(0), columns}, "rms_norm backward", "dx");
+  if (op.rows) expect_shape(op.rows, DType::u32, {rows}, "rms_norm backward", "rows");
+
+  const std::uint64_t row_bytes = std::uint64_t{columns} * sizeof(float);
+  const auto entry = rms_kernel(device, "backward", columns, DType::f32, static_cast<bool>(op.rows));
+  for (const auto slice : gpu::binding_slices(device, rows, {row_bytes, sizeof(float)})) {
+    const std::uint32_t count = slice.end - slice.begin;
+    for (const auto source : source_slices(device, op.x, op.rows, slice)) {
+      recorder.dispatch(entry,
+                        {gpu::read(op.x.rows(source.begin, source.end)), gpu::read(op.weight),
+                         rows_binding(op.rows, slice, op.weight), gpu::read(op.inv_rms.rows(slice.begin, slice.end)),
+                         gpu::read(op.dy.rows(slice.begin, slice.end)),
+                         gpu::read_write(op.dx.rows(source.begin, source.end))},
+                        Params{count, columns, source.begin, source.end, 0.0f}, gpu::linear_grid(device, count),
+                        {.bytes = 4.0 * count * double(row_bytes), .flops = 8.0 * count * columns});
+    }
+  }
+}
+
+}  // namespace nibble

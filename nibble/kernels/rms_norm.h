@@ -1,0 +1,31 @@
+#pragma once
+
+#include "nibble/kernels/operand.h"
+
+namespace nibble {
+
+// y[r, c] = x[s, c] * inv_rms[r] * weight[c] with s = rows[r] and inv_rms[r] = 1 / sqrt(mean_c x[s, c]^2 + epsilon), as
+// Qwen3RMSNorm of transformers in float32. Writes (=) y and inv_rms. Every rows[r] is a row of x.
+struct RmsNorm {
+  Tensor x;        // (R_in, C) f32
+  Tensor weight;   // (C) f32
+  Tensor rows;     // (R) u32; none: all rows of x in order
+  Operand y;       // (R, C)
+  Tensor inv_rms;  // (R) f32
+  float epsilon = 1e-6f;
+};
+void record(gpu::Recorder& recorder, const RmsNorm& op);
+
+// dx[s] += inv_rms[r] * (dy[r] * weight - x[s] * inv_rms[r]^2 * mean(dy[r] * weight * x[s])) with s = rows[r]: dx is the
+// residual stream's gradient. No row appears twice in `rows`.
+struct RmsNormBackward {
+  Tensor dy;       // (R, C) f32
+  Tensor x;        // (R_in, C) f32
+  Tensor weight;   // (C) f32
+  Tensor inv_rms;  // (R) f32, as RmsNorm left it
+  Tensor rows;     // (R) u32 or none
+  Tensor dx;       // (R_in, C) f32
+};
+void record(gpu::Recorder& recorder, const RmsNormBackward& op);
+
+}  // namespace nibble

@@ -1,0 +1,114 @@
+// RMS norm of rows, one workgroup a row; the row r of y comes from the row rows[r] of x, or r without GATHER.
+// Forward:  y = x * inv_rms * weight, inv_rms = 1 / sqrt(mean(x^2) + epsilon); `forward_scaled` stores f16 times a power of two.
+// Backward: dx += inv_rms * (dy * weight - x * inv_rms^2 * mean(dy * weight * x)); the rows of dx are distinct.
+// x and dx begin at row first_source; rows whose source is not in [first_source, end_source) are left to other dispatches.
+
+struct Params {
+  rows: u32,
+  columns: u32,
+  first_source: u32,
+  end_source: u32,
+  epsilon: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<Wide>;
+@group(0) @binding(2) var<storage, read> weight: array<Wide>;
+@group(0) @binding(3) var<storage, read> rows: array<u32>;  // unused without GATHER
+
+@group(0) @binding(4) var<storage, read_write> inv_rms: array<f32>;
+@group(0) @binding(5) var<storage, read_write> y: array<Data>;
+@group(0) @binding(6) var<storage, read_write> y_scale: array<f32>;
+
+fn source_of(row: u32) -> u32 {
+  if (GATHER) {
+    return rows[row];
+  }
+  return params.first_source + row;
+}
+
+fn is_here(row: u32, source: u32) -> bool {
+  return row < params.rows && source >= params.first_source && source < params.end_source;
+}
+
+fn inverse_rms(lane: u32, squares: f32) -> f32 {
+  return 1.0 / sqrt(row_sum(lane, squares) / f32(params.columns) + params.epsilon);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+           @builtin(local_invocation_index) lane: u32) {
+  let row = linear_workgroup(group, groups);
+  let source = source_of(min(row, params.rows - 1u));
+  if (!is_here(row, source)) {
+    return;
+  }
+  let wides = params.columns / WIDTH;
+  let first = (source - params.first_source) * wides;
+  var squares = 0.0;
+  for (var i = lane; i < wides; i += WORKGROUP) {
+    let value = x[first + i];
+    squares += wide_sum(value * value);
+  }
+  let inverse = inverse_rms(lane, squares);
+  if (lane == 0u) {
+    inv_rms[row] = inverse;
+  }
+  for (var i = lane; i < wides; i += WORKGROUP) {
+    y[row * wides + i] = Data(x[first + i] * weight[i] * inverse);
+  }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn forward_scaled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                  @builtin(local_invocation_index) lane: u32) {
+  let row = linear_workgroup(group, groups);
+  let source = source_of(min(row, params.rows - 1u));
+  if (!is_here(row, source)) {
+    return;
+  }
+  let wides = params.columns / WIDTH;
+  let first = (source - params.first_source) * wides;
+  var squares = 0.0;
+  var largest = 0u;
+  for (var i = lane; i < wides; i += WORKGROUP) {
+    let value = x[first + i];
+    squares += wide_sum(value * value);
+    largest = max(largest, wide_max_bits(wide_bits(value * weight[i]) & WideIndex(MAGNITUDE)));
+  }
+  let inverse = inverse_rms(lane, squares);
+  // Rounding is monotonic, so this product is the largest of the products below.
+  let scale = row_scale(bitcast<u32>(bitcast<f32>(row_max(lane, largest)) * inverse));
+  if (lane == 0u) {
+    inv_rms[row] = inverse;
+    y_scale[row] = scale.down;
+  }
+  for (var i = lane; i < wides; i += WORKGROUP) {
+    y[row * wides + i] = Data(x[first + i] * weight[i] * inverse * scale.up);
+  }
+}
+
+@group(0) @binding(4) var<storage, read> kept_inv_rms: array<f32>;
+@group(0) @binding(5) var<storage, read> dy: array<Wide>;
+@group(0) @binding(6) var<storage, read_write> dx: array<Wide>;
+
+@compute @workgroup_size(WORKGROUP)
+fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+            @builtin(local_invocation_index) lane: u32) {
+  let row = linear_workgroup(group, groups);
+  let source = source_of(min(row, params.rows - 1u));
+  if (!is_here(row, source)) {
+    return;
+  }
+  let wides = params.columns / WIDTH;
+  let first = (source - params.first_source) * wides;
+  var products = 0.0;
+  for (var i = lane; i < wides; i += WORKGROUP) {
+    products += wide_sum(dy[row * wides + i] * weight[i] * x[first + i]);
+  }
+  let inverse = kept_inv_rms[row];
+  let along_x = row_sum(lane, products) / f32(params.columns) * inverse * inverse;
+  for (var i = lane; i < wides; i += WORKGROUP) {
+    dx[first + i] += inverse * (dy[row * wides + i] * weight[i] - x[first + i] * along_x);
+  }
+}
