@@ -7,6 +7,7 @@
 #include "nibble/text/char_class.h"
 #include "nibble/text/json_pieces.h"
 #include "nibble/text/regex.h"
+#include "nibble/text/unicode_9.h"
 #include "nibble/text/unicode_form.h"
 #include "nibble/text/utf8.h"
 
@@ -61,7 +62,11 @@ class Lowercase : public Normalizer {
 class StripAccents : public Normalizer {
  public:
   void apply(AlignedText& text) const override {
-    edit_chars(text, [](Rewriter& out, Utf8Char c) { is_mark(c.code) ? out.drop(c.length) : out.keep(c.length); });
+    edit_chars(text, [](Rewriter& out, Utf8Char c) {
+      const bool was_mark = c.code == 0x1CF2 || c.code == 0x1CF3;  // in Unicode 9, not since
+      const bool mark = was_mark || (is_mark(c.code) && !is_later_than_unicode_9(c.code));
+      mark ? out.drop(c.length) : out.keep(c.length);
+    });
   }
 };
 

@@ -103,7 +103,7 @@ class Translator {
   }
 
   [[noreturn]] void refuse(std::string_view what) const {
-    fail<DataError>(where_, "The pattern \"{}\" uses {}, which is not supported.", in_, what);
+    fail<DataError>(where_, "The pattern \"{}\" uses {}, which is not supported.", in_.substr(0, 120), what);
   }
 
   // One atom, group mark or quantifier outside a class. `atom_` is where the last atom starts in the output.

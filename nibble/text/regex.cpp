@@ -18,6 +18,13 @@ std::string pcre2_message(int error) {
   return reinterpret_cast<const char*>(text);
 }
 
+// A pattern as errors show it: short, so that a hostile file cannot fill a screen.
+std::string shown(std::string_view pattern) {
+  constexpr std::size_t longest = 120;
+  if (pattern.size() <= longest) return std::string(pattern);
+  return replace_broken_utf8(pattern.substr(0, longest)) + "...";
+}
+
 }  // namespace
 
 struct Regex::Code {
@@ -48,7 +55,7 @@ Regex::Regex(std::string_view pattern, std::string where) {
   PCRE2_SIZE offset = 0;
   code->compiled = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(), options, &error,
                                  &offset, context.get());
-  check<DataError>(code->compiled != nullptr, code->where, "The pattern \"{}\" is not valid: {}.", pattern,
+  check<DataError>(code->compiled != nullptr, code->where, "The pattern \"{}\" is not valid: {}.", shown(pattern),
                    pcre2_message(error));
   code->jit = pcre2_jit_compile(code->compiled, PCRE2_JIT_COMPLETE) == 0;
   code_ = std::move(code);
@@ -109,7 +116,7 @@ bool Matcher::search() {
   }
   // 0 says that the groups did not fit; only the whole match is wanted.
   check<DataError>(result >= 0 || result == PCRE2_ERROR_NOMATCH, code_->where,
-                   "The pattern \"{}\" cannot be matched against a text of {} bytes: {}.", code_->pattern,
+                   "The pattern \"{}\" cannot be matched against a text of {} bytes: {}.", shown(code_->pattern),
                    subject_.size(), pcre2_message(result));
   return result >= 0;
 }

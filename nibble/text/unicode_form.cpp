@@ -8,6 +8,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/text/char_class.h"
+#include "nibble/text/unicode_9.h"
 #include "nibble/text/utf8.h"
 
 namespace nibble::text {
@@ -21,7 +22,9 @@ int form_options(UnicodeForm form) {
   return options;
 }
 
-int combining_class(utf8proc_int32_t code) { return utf8proc_get_property(code)->combining_class; }
+int combining_class(utf8proc_int32_t code) {
+  return is_later_than_unicode_9(static_cast<char32_t>(code)) ? 0 : utf8proc_get_property(code)->combining_class;
+}
 
 // A character's full decomposition; Unicode's longest has 18.
 struct Parts {
@@ -63,6 +66,11 @@ class FormWriter {
 
   Parts decompose(char32_t code) const {
     Parts parts;
+    if (is_later_than_unicode_9(code)) {
+      parts.codes[0] = static_cast<utf8proc_int32_t>(code);
+      parts.count = 1;
+      return parts;
+    }
     int last_class = 0;
     parts.count = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(code), parts.codes.data(),
                                           static_cast<utf8proc_ssize_t>(parts.codes.size()),
@@ -75,7 +83,9 @@ class FormWriter {
 
   bool starts_block(std::size_t at) const {
     if (ascii(at)) return true;
-    const auto first = decompose(decode_utf8(text_, at).code).codes[0];
+    const char32_t code = decode_utf8(text_, at).code;
+    if (is_later_than_unicode_9(code)) return true;
+    const auto first = decompose(code).codes[0];
     const bool joining_jamo = first >= 0x1160 && first <= 0x11FF;
     return !is_mark(static_cast<char32_t>(first)) && !joining_jamo && combining_class(first) == 0;
   }
