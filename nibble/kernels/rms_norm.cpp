@@ -2,6 +2,8 @@
 
 #include "nibble/kernels/row_kernel.h"
 
+#include <algorithm>
+
 namespace nibble {
 namespace {
 
@@ -32,12 +34,12 @@ gpu::Binding rows_binding(const Tensor& rows, RowRange slice, const Tensor& weig
 
 void record(gpu::Recorder& recorder, const RmsNorm& op) {
   auto& device = recorder.device();
-  const std::uint32_t columns = op.x.dim(1), rows = op.rows ? op.rows.dim(0) : op.x.dim(0);
-  expect_shape(op.x, DType::f32, {op.x.dim(0), columns}, "rms_norm", "x");
+  const std::uint32_t columns = op.x.dim(1), rows = op.y.data.dim(0);
+  expect_shape(op.x, DType::f32, {op.rows ? op.x.dim(0) : rows, columns}, "rms_norm", "x");
   expect_shape(op.weight, DType::f32, {columns}, "rms_norm", "weight");
   expect_shape(op.y, rows, columns, "rms_norm", "y");
   expect_shape(op.inv_rms, DType::f32, {rows}, "rms_norm", "inv_rms");
-  if (op.rows) expect_shape(op.rows, DType::u32, {rows}, "rms_norm", "rows");
+  if (op.rows) expect_shape(op.rows, DType::u32, {std::max(rows, op.rows.dim(0))}, "rms_norm", "rows");
 
   const std::uint64_t x_bytes = std::uint64_t{columns} * sizeof(float);
   const bool scaled = is_scaled(op.y);
@@ -48,7 +50,7 @@ void record(gpu::Recorder& recorder, const RmsNorm& op) {
     const Operand y = operand_rows(op.y, slice);
     const gpu::Work work{.bytes = double(count) * double(x_bytes + data_row_bytes(op.y)), .flops = 4.0 * count * columns};
     for (const auto source : source_slices(device, op.x, op.rows, slice)) {
-      const Params params{count, columns, source.begin, source.end, op.epsilon};
+      const Params params{count, columns, source.begin, source.end, op.eps};
       const auto x = gpu::read(op.x.rows(source.begin, source.end));
       const auto weight = gpu::read(op.weight), gathered = rows_binding(op.rows, slice, op.weight);
       // With several sources a dispatch writes only some rows.
@@ -65,13 +67,13 @@ void record(gpu::Recorder& recorder, const RmsNorm& op) {
 
 void record(gpu::Recorder& recorder, const RmsNormBackward& op) {
   auto& device = recorder.device();
-  const std::uint32_t columns = op.x.dim(1), rows = op.rows ? op.rows.dim(0) : op.x.dim(0);
+  const std::uint32_t columns = op.x.dim(1), rows = op.dy.dim(0);
   expect_shape(op.dy, DType::f32, {rows, columns}, "rms_norm backward", "dy");
-  expect_shape(op.x, DType::f32, {op.x.dim(0), columns}, "rms_norm backward", "x");
+  expect_shape(op.x, DType::f32, {op.rows ? op.x.dim(0) : rows, columns}, "rms_norm backward", "x");
   expect_shape(op.weight, DType::f32, {columns}, "rms_norm backward", "weight");
   expect_shape(op.inv_rms, DType::f32, {rows}, "rms_norm backward", "inv_rms");
   expect_shape(op.dx, DType::f32, {op.x.dim(0), columns}, "rms_norm backward", "dx");
-  if (op.rows) expect_shape(op.rows, DType::u32, {rows}, "rms_norm backward", "rows");
+  if (op.rows) expect_shape(op.rows, DType::u32, {std::max(rows, op.rows.dim(0))}, "rms_norm backward", "rows");
 
   const std::uint64_t row_bytes = std::uint64_t{columns} * sizeof(float);
   const auto entry = rms_kernel(device, "backward", columns, DType::f32, static_cast<bool>(op.rows));

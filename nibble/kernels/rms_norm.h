@@ -4,15 +4,15 @@
 
 namespace nibble {
 
-// y[r, c] = x[s, c] * inv_rms[r] * weight[c] with s = rows[r] and inv_rms[r] = 1 / sqrt(mean_c x[s, c]^2 + epsilon), as
+// y[r, c] = x[s, c] * inv_rms[r] * weight[c] with s = rows[r] and inv_rms[r] = 1 / sqrt(mean_c x[s, c]^2 + eps), as
 // Qwen3RMSNorm of transformers in float32. Writes (=) y and inv_rms. Every rows[r] is a row of x.
 struct RmsNorm {
   Tensor x;        // (R_in, C) f32
   Tensor weight;   // (C) f32
-  Tensor rows;     // (R) u32; none: all rows of x in order
+  Tensor rows;     // (R or more) u32; none: all rows of x in order
   Operand y;       // (R, C)
   Tensor inv_rms;  // (R) f32
-  float epsilon = 1e-6f;
+  float eps = 1e-6f;
 };
 void record(gpu::Recorder& recorder, const RmsNorm& op);
 
@@ -23,7 +23,7 @@ struct RmsNormBackward {
   Tensor x;        // (R_in, C) f32
   Tensor weight;   // (C) f32
   Tensor inv_rms;  // (R) f32, as RmsNorm left it
-  Tensor rows;     // (R) u32 or none
+  Tensor rows;     // (R or more) u32, or none
   Tensor dx;       // (R_in, C) f32
 };
 void record(gpu::Recorder& recorder, const RmsNormBackward& op);

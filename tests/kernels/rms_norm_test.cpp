@@ -69,7 +69,7 @@ TEST(RmsNorm, ForwardEqualsTheReference) {
       const test::GuardedOperand y(path, in.rows, c.columns);
       const test::GuardedTensor inv_rms(DType::f32, {in.rows});
       test::run(RmsNorm{.x = in.x_tensor, .weight = in.weight_tensor, .rows = in.rows_tensor, .y = y.operand(),
-                               .inv_rms = inv_rms.tensor(), .epsilon = epsilon});
+                               .inv_rms = inv_rms.tensor(), .eps = epsilon});
       // A sum of n squares errs by less than n/8 + 8 roundings of 6e-8 and is halved by the root; the products add four.
       y.expect_values(reference({in.x.begin(), in.x.end()}, in.weight, c), (c.columns / 16.0 + 12) * 6e-8);
       y.expect_guards_intact();
@@ -85,7 +85,7 @@ TEST(RmsNorm, RowsOfZerosAndOfHugeAndTinyValues) {
     const test::GuardedOperand y(path, 3, 4);
     const test::GuardedTensor inv_rms(DType::f32, {3});
     test::run(RmsNorm{.x = test::upload(x, {3, 4}), .weight = test::upload(weight, {4}), .y = y.operand(),
-                             .inv_rms = inv_rms.tensor(), .epsilon = epsilon});
+                             .inv_rms = inv_rms.tensor(), .eps = epsilon});
     y.expect_values(reference({x.begin(), x.end()}, weight, {3, 4, {}}), 1e-6);
     EXPECT_NEAR(test::download(inv_rms.tensor())[0], 1000.0f, 1e-3f);
   }
@@ -111,7 +111,7 @@ TEST(RmsNorm, BackwardEqualsFiniteDifferences) {
     const auto inv_rms = test::device().tensor(DType::f32, {in.rows}, "inv_rms");
     const auto y = make_operand(test::device(), ProductPath::f32, in.rows, c.columns, "y");
     test::run(RmsNorm{.x = in.x_tensor, .weight = in.weight_tensor, .rows = in.rows_tensor, .y = y,
-                             .inv_rms = inv_rms, .epsilon = epsilon});
+                             .inv_rms = inv_rms, .eps = epsilon});
     test::run(RmsNormBackward{.dy = in.dy_tensor, .x = in.x_tensor, .weight = in.weight_tensor,
                                      .inv_rms = inv_rms, .rows = in.rows_tensor, .dx = dx.tensor()});
     const auto result = test::download(dx.tensor());

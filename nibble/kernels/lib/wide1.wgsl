@@ -22,3 +22,11 @@ fn wide_max_bits(v: WideIndex) -> u32 {
 fn wide_columns(i: u32) -> WideIndex {
   return i;
 }
+
+fn wide_element(v: Wide, i: u32) -> f32 {
+  return v;
+}
+
+fn wide_any(v: bool) -> bool {
+  return v;
+}

@@ -23,3 +23,11 @@ fn wide_max_bits(v: WideIndex) -> u32 {
 fn wide_columns(i: u32) -> WideIndex {
   return vec4(4u * i) + vec4(0u, 1u, 2u, 3u);
 }
+
+fn wide_element(v: Wide, i: u32) -> f32 {
+  return v[i];
+}
+
+fn wide_any(v: vec4<bool>) -> bool {
+  return any(v);
+}
