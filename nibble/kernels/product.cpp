@@ -1,28 +1,51 @@
 #include "nibble/kernels/product.h"
 
 #include "nibble/base/error.h"
+#include "nibble/kernels/product_matrix.h"
 #include "nibble/kernels/product_tiled.h"
 
 namespace nibble {
 namespace {
 
-void check_operands(std::string_view where, ProductPath path, const Operand& x, const Weight& w) {
-  const DType dtype = operand_dtype(path);
-  check(x.data.dtype() == dtype && w.data.dtype() == dtype, where, "The path takes {}, not x of {} and w of {}.",
-        name_of(dtype), name_of(x.data.dtype()), name_of(w.data.dtype()));
-  check(static_cast<bool>(x.scale) == (dtype == DType::f16), where, "An operand has row scales in f16 and none in f32.");
+template <typename Product>
+void check_product(std::string_view where, const Product& op, std::uint32_t x_columns, std::uint32_t y_columns) {
+  const DType dtype = operand_dtype(op.path);
+  const Tensor &x = op.x.data, &w = op.w.data, &y = op.y;
+  check(x.dtype() == dtype && w.dtype() == dtype && y.dtype() == DType::f32, where,
+        "The path takes {} and gives f32, not x of {}, w of {} and y of {}.", name_of(dtype), name_of(x.dtype()),
+        name_of(w.dtype()), name_of(y.dtype()));
+  check(x.dim(1) == x_columns && y.dim(1) == y_columns && x.dim(0) == y.dim(0), where,
+        "Shapes do not fit: x {}, w {}, y {}.", x.shape_text(), w.shape_text(), y.shape_text());
+  const bool scaled = static_cast<bool>(op.x.scale);
+  check(scaled == (dtype == DType::f16), where, "x {} row scales; it has them in f16 alone.", scaled ? "has" : "lacks");
+}
+
+// Where the sizes do not suit the adapter's matrices, f16 vectors do the work.
+template <typename Product>
+bool by_matrices(gpu::Recorder& recorder, const Product& op) {
+  return op.path == ProductPath::matrix && matrix_fits(recorder.device(), op.w.data.dim(0), op.w.data.dim(1));
+}
+
+template <typename Product>
+MatrixProduct matrix_product(const Product& op) {
+  return {.x = op.x, .w = op.w, .y = op.y, .accumulate = op.accumulate};
+}
+
+template <typename Product>
+TiledProduct tiled_product(const Product& op) {
+  return {.x = op.x, .w = {op.w.data, {}}, .y = op.y, .scale = op.w.scale, .accumulate = op.accumulate};
 }
 
 }  // namespace
 
 void record(gpu::Recorder& recorder, const ProductNT& op) {
-  check_operands("product_nt", op.path, op.x, op.w);
-  record_nt(recorder, {.x = op.x, .w = {op.w.data, {}}, .y = op.y, .scale = op.w.scale, .accumulate = op.accumulate});
+  check_product("product_nt", op, op.w.data.dim(1), op.w.data.dim(0));
+  by_matrices(recorder, op) ? record_matrix_nt(recorder, matrix_product(op)) : record_nt(recorder, tiled_product(op));
 }
 
 void record(gpu::Recorder& recorder, const ProductNN& op) {
-  check_operands("product_nn", op.path, op.x, op.w);
-  record_nn(recorder, {.x = op.x, .w = {op.w.data, {}}, .y = op.y, .scale = op.w.scale, .accumulate = op.accumulate});
+  check_product("product_nn", op, op.w.data.dim(0), op.w.data.dim(1));
+  by_matrices(recorder, op) ? record_matrix_nn(recorder, matrix_product(op)) : record_nn(recorder, tiled_product(op));
 }
 
 void record(gpu::Recorder& recorder, const ProductTN& op) {

@@ -1,6 +1,7 @@
 #include "nibble/kernels/product.h"
 
 #include "nibble/base/error.h"
+#include "nibble/kernels/product_matrix.h"
 #include "tests/support/gpu_test.h"
 
 #include <cmath>
@@ -188,6 +189,41 @@ TEST_P(Product, WeightsLargerThanABinding) {
     ASSERT_NEAR(back[k + c], expected, n * 0x1p-24 * magnitude) << c;
   }
   dx.expect_guards_intact();
+}
+
+// Blocks of several subgroups, as GPUs get them, with inner dimensions that do and do not divide into steps.
+TEST(MatrixProduct, SeveralSubgroupsShareABlock) {
+  const auto best = default_matrix_tile(test::device().info());
+  if (!best) GTEST_SKIP() << "The adapter has no matrices.";
+  MatrixTile tile = *best;
+  tile.part_m = 2 * tile.matrix.m;
+  tile.part_n = tile.matrix.n;
+  tile.block_m = 2 * tile.part_m;
+  tile.block_n = 2 * tile.part_n;
+  tile.block_k = 2 * tile.matrix.k;
+  for (const auto [m, n, k] : {Shape{70, 40, 64}, Shape{33, 72, 8}}) {
+    SCOPED_TRACE(fmt::format("{} x {} x {}", m, n, k));
+    const auto w = make_weight(test::random_values(std::size_t{n} * k, 1), n, k, ProductPath::matrix);
+    const Operand x = test::upload_operand(test::random_values(std::size_t{m} * k, 2), m, k, ProductPath::matrix);
+    const Operand dy = test::upload_operand(test::random_values(std::size_t{m} * n, 3), m, n, ProductPath::matrix);
+    const auto a = test::download(x), g = test::download(dy);
+    GuardedTensor y(DType::f32, {m, n}), dx(DType::f32, {m, k});
+    {
+      gpu::Recorder recorder(test::device());
+      record_matrix_nt(recorder, {.x = x, .w = w.weight, .y = y.tensor(), .tile = tile});
+      record_matrix_nn(recorder, {.x = dy, .w = w.weight, .y = dx.tensor(), .tile = tile});
+      recorder.submit();
+    }
+    std::vector<double> expected, magnitude;
+    reference(m, n, k, [&](auto i, auto l) { return a[i * k + l]; }, [&](auto l, auto j) { return w.values[j * k + l]; }, 0.0f,
+              expected, magnitude);
+    expect_close(test::download(y.tensor()), expected, magnitude, k);
+    reference(m, k, n, [&](auto i, auto l) { return g[i * n + l]; }, [&](auto l, auto j) { return w.values[l * k + j]; }, 0.0f,
+              expected, magnitude);
+    expect_close(test::download(dx.tensor()), expected, magnitude, n);
+    y.expect_guards_intact();
+    dx.expect_guards_intact();
+  }
 }
 
 TEST_P(Product, WrongShapesAreRefused) {
