@@ -17,6 +17,10 @@ char32_t last_char(std::string_view text) {
   return decode_utf8(text, at).code;
 }
 
+bool is_byte_token(std::string_view token) {
+  return token.size() == 6 && token.starts_with("<0x") && token.ends_with('>');
+}
+
 struct MergeNames {
   std::string_view left;
   std::string_view right;
@@ -59,6 +63,7 @@ Bpe::Bpe(const JsonObject& model, bool byte_level) : origin_(model.origin()), by
 void Bpe::read_vocabulary(const JsonObject& model) {
   const auto vocabulary = model.object("vocab");
   if (!vocabulary) model.fail_key("vocab", "an object of tokens and ids");
+  vocabulary_.reserve(vocabulary->json().size());
   for (const auto& [token, id] : vocabulary->json().items()) {
     check<DataError>(id.is_number_unsigned() && id.get<std::uint64_t>() <= max_token_id, vocabulary->origin(),
                      "The token \"{}\" has the id {}; an integer from 0 to {} is expected.", token, id.dump(),
@@ -78,27 +83,29 @@ void Bpe::read_merges(const JsonObject& model) {
   const auto found = model.json().find("merges");
   if (found == model.json().end() || !found->is_array()) model.fail_key("merges", "a list");
   merges_ = MergeTable(found->size());
+  const auto id_of = [&](std::size_t index, std::string_view token) {
+    const auto id = vocabulary_.find(token);
+    check<DataError>(id.has_value() && !token.empty(), origin_,
+                     "merges[{}] names the token \"{}\", which the vocabulary lacks.", index, token);
+    return *id;
+  };
   std::uint32_t rank = 0;
+  std::string merged;
   for (std::size_t index = 0; index < found->size(); ++index) {
     const Json& merge = (*found)[index];
     if (merge.is_string() && merge.get_ref<const std::string&>().starts_with("#version")) continue;
     const auto [left, right] = merge_names(merge, index, origin_);
-    const auto id_of = [&](const std::string& token) {
-      const auto id = vocabulary_.find(token);
-      check<DataError>(id.has_value() && !token.empty(), origin_,
-                       "merges[{}] names the token \"{}\", which the vocabulary lacks.", index, token);
-      return *id;
-    };
-    const TokenId left_id = id_of(std::string(left));
-    const TokenId right_id = id_of(std::string(right));
-    merges_.set(left_id, right_id, {rank++, id_of(std::string(left).append(right))});
-    // A byte token stands for a part of any character, so its seams are not known.
-    for (const auto& byte : byte_tokens_) can_cut_ &= !byte || (*byte != left_id && *byte != right_id);
+    merged.assign(left).append(right);
+    const TokenId left_id = id_of(index, left);
+    const TokenId right_id = id_of(index, right);
+    merges_.set(left_id, right_id, {rank++, id_of(index, merged)});
     if (can_cut_) note_seam(left, right);
   }
 }
 
 void Bpe::note_seam(std::string_view left, std::string_view right) {
+  // A byte token stands for a part of any character, so its seams are not known.
+  can_cut_ = !is_byte_token(left) && !is_byte_token(right);
   const char32_t a = last_char(left);
   const char32_t b = decode_utf8(right, 0).code;
   if (a < 128 && b < 128) {

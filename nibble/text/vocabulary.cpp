@@ -4,6 +4,11 @@
 
 namespace nibble::text {
 
+void Vocabulary::reserve(std::size_t count) {
+  ids_.reserve(count);
+  tokens_.reserve(count);
+}
+
 void Vocabulary::add(std::string token, TokenId id, std::string_view where) {
   check<DataError>(id <= max_token_id, where, "The token \"{}\" has the id {}; at most {} is allowed.", token, id,
                    max_token_id);

@@ -22,6 +22,7 @@ class Vocabulary {
   Vocabulary(Vocabulary&&) = default;
   Vocabulary& operator=(Vocabulary&&) = default;
 
+  void reserve(std::size_t count);
   // A token or an id that is there already with another partner is a DataError, which `where` starts.
   void add(std::string token, TokenId id, std::string_view where);
 
