@@ -1,0 +1,217 @@
+#include "nibble/kernels/attention.h"
+
+#include "nibble/base/error.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+namespace nibble {
+namespace {
+
+constexpr std::string_view where = "attention";
+constexpr std::uint32_t most_decode_queries = 8;
+
+struct Params {
+  std::uint32_t tokens, capacity, heads, group, first_head, first_token, last_token, more;
+  float scale;
+};
+
+struct Shape {
+  std::uint32_t heads, key_heads, tokens, capacity, head_dim;
+  double pairs;
+
+  std::uint32_t group() const { return heads / key_heads; }
+  std::uint64_t token_bytes() const { return std::uint64_t{heads} * head_dim * 4; }
+  // Of `products` products of queries and keys, `tensors` of the queries' size moved once.
+  gpu::Work work(double products, double tensors) const {
+    return {.bytes = 4 * tensors * heads * tokens * head_dim, .flops = 2 * products * pairs * heads * head_dim};
+  }
+};
+
+Shape shape_of(const Tensor& q, const Tensor& k, const Tensor& v, std::uint64_t pairs) {
+  check(q.rank() == 3 && k.rank() == 3 && q.dim(2) == k.dim(2) && k.shape_text() == v.shape_text(), where,
+        "Queries of shape {}, keys of {} and values of {} do not match.", q.shape_text(), k.shape_text(),
+        v.shape_text());
+  check(k.dim(0) > 0 && q.dim(0) % k.dim(0) == 0, where, "{} query heads cannot share {} key heads evenly.", q.dim(0),
+        k.dim(0));
+  check(q.dim(2) % 16 == 0 && q.dim(2) >= 16 && q.dim(2) <= 256, where,
+        "A head of {} values was given; multiples of 16 up to 256 are supported.", q.dim(2));
+  const double all = 0.5 * q.dim(1) * (q.dim(1) + 1.0);
+  return {q.dim(0), k.dim(0), q.dim(1), k.dim(1), q.dim(2), pairs ? static_cast<double>(pairs) : all};
+}
+
+void check_rows(const Shape& shape, const char* name, const Tensor& tensor, std::uint64_t elements) {
+  check(static_cast<bool>(tensor) && tensor.size() >= elements, where,
+        "{} holds {} elements; {} tokens and {} heads need {}.", name, tensor.size(), shape.tokens, shape.heads,
+        elements);
+}
+
+// What one dispatch covers: key heads with the query heads that share them, and tokens of o and d_o.
+struct Slice {
+  gpu::RowRange heads, key_heads, tokens;
+  Params params;
+};
+
+// `dispatch(slice)` in an order in which tokens rise for each head.
+template <typename Dispatch>
+void for_slices(const gpu::Device& device, const Shape& shape, const Dispatch& dispatch) {
+  const std::uint64_t row = std::uint64_t{shape.head_dim} * 4;
+  const auto all_heads =
+      gpu::binding_slices(device, shape.key_heads, {row * shape.tokens * shape.group(), row * shape.capacity});
+  for (const auto key_heads : all_heads) {
+    for (const auto tokens : gpu::binding_slices(device, shape.tokens, {shape.token_bytes()})) {
+      const gpu::RowRange heads{key_heads.begin * shape.group(), key_heads.end * shape.group()};
+      dispatch(Slice{.heads = heads,
+                     .key_heads = key_heads,
+                     .tokens = tokens,
+                     .params = {.tokens = shape.tokens,
+                                .capacity = shape.capacity,
+                                .heads = shape.heads,
+                                .group = shape.group(),
+                                .first_head = heads.begin,
+                                .first_token = tokens.begin,
+                                .last_token = tokens.end,
+                                .more = tokens.begin > 0 ? 1u : 0u,
+                                .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.head_dim)))}});
+    }
+  }
+}
+
+Tensor part(const Tensor& tensor, gpu::RowRange range) { return tensor.rows(range.begin, range.end); }
+
+std::uint32_t groups_for(std::uint32_t rows, std::uint32_t rows_per_group) {
+  return (rows + rows_per_group - 1) / rows_per_group;
+}
+
+// A variant's kernels and the rows that one of their workgroups covers.
+struct Plan {
+  std::string_view file;
+  gpu::Prelude prelude;
+  std::uint32_t rows;
+
+  gpu::Kernel entry(gpu::Device& device, std::string_view name) const {
+    return kernel(device, file, prelude, {"attention"}, name);
+  }
+};
+
+Plan rows_plan(const gpu::Device& device, std::uint32_t head_dim) {
+  const std::uint32_t width = std::max(8u, device.info().subgroup_max_size);
+  Plan plan{.file = "attention_rows", .rows = width};
+  plan.prelude.constant("HEAD_DIM", head_dim).constant("WIDTH", width);
+  return plan;
+}
+
+Plan tiles_plan(std::uint32_t head_dim, std::uint32_t block) {
+  const std::uint32_t stage_vectors = 2 * block * 5;
+  const std::uint32_t stage_rows = std::min(block, std::bit_floor(stage_vectors / (head_dim / 4)));
+  Plan plan{.file = "attention_tiles", .rows = block};
+  plan.prelude.constant("HEAD_DIM", head_dim).constant("BLOCK", block).constant("STAGE_ROWS", stage_rows);
+  return plan;
+}
+
+Plan decode_plan(std::uint32_t head_dim) {
+  Plan plan{.file = "attention_decode", .rows = 1};
+  plan.prelude.constant("HEAD_DIM", head_dim).constant("WORKGROUP", 128u);
+  return plan;
+}
+
+AttentionVariant usual_variant(const gpu::Device& device) {
+  if (device.info().type == gpu::AdapterType::software) return AttentionVariant::rows;
+  const auto& limits = device.info().limits;
+  const bool large = limits.workgroup_storage >= 32768 && limits.workgroup_invocations >= 256;
+  return large ? AttentionVariant::tiles : AttentionVariant::small_tiles;
+}
+
+Plan plan_of(const gpu::Device& device, std::uint32_t head_dim, std::optional<AttentionVariant> asked,
+             bool few_queries) {
+  switch (asked.value_or(few_queries ? AttentionVariant::decode : usual_variant(device))) {
+    case AttentionVariant::rows: return rows_plan(device, head_dim);
+    case AttentionVariant::tiles: return tiles_plan(head_dim, 64);
+    case AttentionVariant::small_tiles: return tiles_plan(head_dim, 32);
+    case AttentionVariant::decode: return decode_plan(head_dim);
+  }
+  fail(where, "An unknown variant was asked for.");
+}
+
+void record_delta(gpu::Recorder& recorder, const Shape& shape, const AttentionBackward& op) {
+  constexpr std::uint32_t workgroup = 64;
+  gpu::Prelude prelude;
+  prelude.constant("HEAD_DIM", shape.head_dim).constant("WORKGROUP", workgroup);
+  const auto entry = kernel(recorder.device(), "attention_delta", prelude, {"attention", "grid"});
+  for (const auto tokens : gpu::binding_slices(recorder.device(), shape.tokens, {shape.token_bytes()})) {
+    const Params params{
+        .tokens = shape.tokens, .heads = shape.heads, .first_token = tokens.begin, .last_token = tokens.end};
+    const std::uint64_t rows = std::uint64_t{tokens.end - tokens.begin} * shape.heads;
+    recorder.dispatch(entry, {gpu::read(part(op.o, tokens)), gpu::read(part(op.d_o, tokens)), gpu::write(op.delta)},
+                      params, gpu::linear_grid(recorder.device(), (rows + workgroup - 1) / workgroup),
+                      {.bytes = 8.0 * static_cast<double>(rows) * shape.head_dim});
+  }
+}
+
+void check_backward(const Shape& shape, const AttentionBackward& op) {
+  const std::uint64_t rows = std::uint64_t{shape.tokens} * shape.heads;
+  check(shape.tokens <= shape.capacity, where, "{} tokens do not fit into keys of shape {}.", shape.tokens,
+        op.k.shape_text());
+  check_rows(shape, "o", op.o, rows * shape.head_dim);
+  check_rows(shape, "d_o", op.d_o, rows * shape.head_dim);
+  check_rows(shape, "lse", op.lse, rows);
+  check_rows(shape, "delta", op.delta, rows);
+  check_rows(shape, "key_begin", op.key_begin, shape.tokens);
+  check_rows(shape, "key_end", op.key_end, shape.tokens);
+  check_rows(shape, "query_end", op.query_end, shape.tokens);
+  check(op.dq && op.dk && op.dv && op.dq.shape_text() == op.q.shape_text() && op.dk.shape_text() == op.k.shape_text() &&
+            op.dv.shape_text() == op.v.shape_text(),
+        where, "dq, dk and dv must have the shapes of q, k and v.");
+}
+
+}  // namespace
+
+void record(gpu::Recorder& recorder, const Attention& op) {
+  gpu::Device& device = recorder.device();
+  const Shape shape = shape_of(op.q, op.k, op.v, op.pairs);
+  const std::uint64_t rows = std::uint64_t{shape.tokens} * shape.heads;
+  check_rows(shape, "o", op.o, rows * shape.head_dim);
+  check_rows(shape, "lse", op.lse, rows);
+  check_rows(shape, "key_begin", op.key_begin, shape.tokens);
+  check_rows(shape, "key_end", op.key_end, shape.tokens);
+  const Plan plan = plan_of(device, shape.head_dim, op.variant, shape.tokens <= most_decode_queries);
+  const auto entry = plan.entry(device, "forward");
+  for_slices(device, shape, [&](const Slice& slice) {
+    const std::uint32_t workgroups = groups_for(slice.tokens.end - slice.tokens.begin, plan.rows);
+    recorder.dispatch(entry,
+                      {gpu::read(part(op.q, slice.heads)), gpu::read(part(op.k, slice.key_heads)),
+                       gpu::read(part(op.v, slice.key_heads)), gpu::read(op.key_begin), gpu::read(op.key_end),
+                       gpu::write(part(op.o, slice.tokens)), gpu::write(op.lse)},
+                      slice.params, {workgroups, slice.heads.end - slice.heads.begin}, shape.work(2, 2));
+  });
+}
+
+void record(gpu::Recorder& recorder, const AttentionBackward& op) {
+  gpu::Device& device = recorder.device();
+  const Shape shape = shape_of(op.q, op.k, op.v, op.pairs);
+  check_backward(shape, op);
+  record_delta(recorder, shape, op);
+  check(op.variant != AttentionVariant::decode, where, "The decode variant has no backward.");
+  const Plan plan = plan_of(device, shape.head_dim, op.variant, false);
+  const auto queries = plan.entry(device, "query_gradients");
+  const auto keys = plan.entry(device, "key_gradients");
+  for_slices(device, shape, [&](const Slice& slice) {
+    const std::uint32_t workgroups = groups_for(slice.tokens.end - slice.tokens.begin, plan.rows);
+    const Tensor q = part(op.q, slice.heads), d_o = part(op.d_o, slice.tokens);
+    const Tensor k = part(op.k, slice.key_heads), v = part(op.v, slice.key_heads);
+    recorder.dispatch(queries,
+                      {gpu::read(q), gpu::read(k), gpu::read(v), gpu::read(op.key_begin), gpu::read(op.key_end),
+                       gpu::read(d_o), gpu::read(op.lse), gpu::read(op.delta), gpu::write(part(op.dq, slice.heads))},
+                      slice.params, {workgroups, slice.heads.end - slice.heads.begin}, shape.work(3, 3));
+    recorder.dispatch(keys,
+                      {gpu::read(q), gpu::read(k), gpu::read(v), gpu::read(op.query_end), gpu::read(d_o),
+                       gpu::read(op.lse), gpu::read(op.delta), gpu::read_write(part(op.dk, slice.key_heads)),
+                       gpu::read_write(part(op.dv, slice.key_heads))},
+                      slice.params,
+                      {groups_for(shape.tokens, plan.rows), slice.key_heads.end - slice.key_heads.begin},
+                      shape.work(4, 4));
+  });
+}
+
+}  // namespace nibble

@@ -1,0 +1,342 @@
+// Attention in tiles of BLOCK rows by BLOCK columns. A workgroup owns BLOCK rows (queries; keys in key_gradients),
+// walks over the columns they meet, and keeps its results in registers. Two kinds of product do it, both staged through
+// workgroup memory: `products` (rows . columns over the head dimension, slices of 16) gives scores, `accumulate` (a
+// tile of weights times the columns' rows) adds to the results. Formulas and layouts: attention.h.
+//
+// The SIDE x SIDE invocations: invocation (across, down) owns rows down + SIDE r for r < 4, and of a tile the columns
+// 4 across to 4 across + 3, of the results the vectors across + SIDE c for c < RESULTS.
+//
+// Prelude: HEAD_DIM, a multiple of 16; BLOCK, 32 or 64; STAGE_ROWS, the rows staged at a time in `accumulate`: a power
+// of two from 4 to BLOCK, with STAGE_ROWS * VECTORS <= STAGE_SIZE.
+
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> key_begin: array<u32>;
+@group(0) @binding(5) var<storage, read> key_end: array<u32>;
+@group(0) @binding(4) var<storage, read> query_end: array<u32>;
+
+@group(0) @binding(6) var<storage, read_write> o: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read_write> lse_out: array<f32>;
+
+@group(0) @binding(6) var<storage, read> query_d_o: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read> query_lse: array<f32>;
+@group(0) @binding(8) var<storage, read> query_delta: array<f32>;
+@group(0) @binding(9) var<storage, read_write> dq: array<vec4<f32>>;
+
+@group(0) @binding(5) var<storage, read> d_o: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read> lse: array<f32>;
+@group(0) @binding(7) var<storage, read> delta: array<f32>;
+@group(0) @binding(8) var<storage, read_write> dk: array<vec4<f32>>;
+@group(0) @binding(9) var<storage, read_write> dv: array<vec4<f32>>;
+
+const SIDE = BLOCK / 4u;
+const INVOCATIONS = SIDE * SIDE;
+const RESULTS = (VECTORS + SIDE - 1u) / SIDE;
+const SLICE = 4u;                   // vectors of the head dimension staged at a time
+const SLICE_STRIDE = SLICE + 1u;    // one more keeps neighbouring rows in different banks
+const STAGE_SIZE = 2u * BLOCK * SLICE_STRIDE;
+const WEIGHT_STRIDE = BLOCK / 4u + 1u;
+const PARTS = INVOCATIONS / BLOCK;  // invocations that share a row of the tile in the softmax
+
+var<workgroup> stage: array<vec4<f32>, STAGE_SIZE>;
+var<workgroup> weights: array<vec4<f32>, BLOCK * WEIGHT_STRIDE>;
+var<workgroup> partial: array<f32, INVOCATIONS>;
+var<workgroup> row_factor: array<f32, BLOCK>;
+
+alias Tile = array<vec4<f32>, 4>;
+alias Results = array<array<vec4<f32>, RESULTS>, 4>;
+
+// BLOCK rows in a tensor: those from `count` > 0 on repeat the last.
+struct Rows {
+  first: u32,   // vector that row 0 begins with
+  stride: u32,  // vectors from row to row
+  count: u32,
+}
+
+fn row_at(rows: Rows, row: u32) -> u32 {
+  return rows.first + min(row, rows.count - 1u) * rows.stride;
+}
+
+// Column 4 a + b of a tile lies in slot b SIDE + a, so that neighbours across read neighbouring slots.
+fn slot_of(column: u32) -> u32 {
+  return BLOCK * SLICE_STRIDE + ((column & 3u) * SIDE + (column >> 2u)) * SLICE_STRIDE;
+}
+
+// Dot products of the invocation's 4 rows and 4 columns.
+fn products(invocation: u32, left: ptr<storage, array<vec4<f32>>, read>, rows: Rows,
+            right: ptr<storage, array<vec4<f32>>, read>, columns: Rows) -> Tile {
+  let across = invocation % SIDE;
+  let down = invocation / SIDE;
+  var result: Tile;
+  for (var slice = 0u; slice < VECTORS; slice += SLICE) {
+    workgroupBarrier();
+    for (var i = invocation; i < BLOCK * SLICE; i += INVOCATIONS) {
+      let row = i / SLICE;
+      let part = i % SLICE;
+      stage[row * SLICE_STRIDE + part] = left[row_at(rows, row) + slice + part];
+      stage[slot_of(row) + part] = right[row_at(columns, row) + slice + part];
+    }
+    workgroupBarrier();
+    for (var part = 0u; part < SLICE; part++) {
+      let b0 = stage[slot_of(4u * across) + part];
+      let b1 = stage[slot_of(4u * across + 1u) + part];
+      let b2 = stage[slot_of(4u * across + 2u) + part];
+      let b3 = stage[slot_of(4u * across + 3u) + part];
+      for (var r = 0u; r < 4u; r++) {
+        let a = stage[(down + SIDE * r) * SLICE_STRIDE + part];
+        result[r] += vec4<f32>(dot(a, b0), dot(a, b1), dot(a, b2), dot(a, b3));
+      }
+    }
+  }
+  return result;
+}
+
+// results += weights times the tile's columns. Begins with a barrier, after which `weights` must be complete.
+fn accumulate(invocation: u32, results: ptr<function, Results>, source: ptr<storage, array<vec4<f32>>, read>,
+              columns: Rows) {
+  let across = invocation % SIDE;
+  let down = invocation / SIDE;
+  for (var first = 0u; first < BLOCK; first += STAGE_ROWS) {
+    workgroupBarrier();
+    for (var i = invocation; i < STAGE_ROWS * VECTORS; i += INVOCATIONS) {
+      stage[i] = source[row_at(columns, first + i / VECTORS) + i % VECTORS];
+    }
+    workgroupBarrier();
+    for (var four = 0u; four < STAGE_ROWS / 4u; four++) {
+      var w: Tile;
+      for (var r = 0u; r < 4u; r++) {
+        w[r] = weights[(down + SIDE * r) * WEIGHT_STRIDE + first / 4u + four];
+      }
+      for (var c = 0u; c < RESULTS; c++) {
+        let at = 4u * four * VECTORS + min(across + SIDE * c, VECTORS - 1u);
+        let b0 = stage[at];
+        let b1 = stage[at + VECTORS];
+        let b2 = stage[at + 2u * VECTORS];
+        let b3 = stage[at + 3u * VECTORS];
+        for (var r = 0u; r < 4u; r++) {
+          (*results)[r][c] += w[r].x * b0 + w[r].y * b1 + w[r].z * b2 + w[r].w * b3;
+        }
+      }
+    }
+  }
+}
+
+fn set_weights(invocation: u32, tile: Tile) {
+  for (var r = 0u; r < 4u; r++) {
+    weights[(invocation / SIDE + SIDE * r) * WEIGHT_STRIDE + invocation % SIDE] = tile[r];
+  }
+}
+
+// Running softmax of one row of the tile, of which PARTS invocations hold interleaved vectors each.
+struct Softmax {
+  largest: f32,  // of the whole row
+  total: f32,    // of this invocation's part
+}
+
+// Turns the scores in `weights` into exp(score - largest), and says in row_factor by what earlier results shrink.
+fn softmax_step(invocation: u32, before: Softmax) -> Softmax {
+  let row = invocation / PARTS;
+  let part = invocation % PARTS;
+  var scores: array<vec4<f32>, BLOCK / 4u / PARTS>;
+  var most = vec4<f32>(before.largest);
+  for (var i = 0u; i < BLOCK / 4u / PARTS; i++) {
+    scores[i] = weights[row * WEIGHT_STRIDE + part + PARTS * i];
+    most = max(most, scores[i]);
+  }
+  partial[invocation] = max(max(most.x, most.y), max(most.z, most.w));
+  workgroupBarrier();
+  var after = before;
+  for (var i = 0u; i < PARTS; i++) {
+    after.largest = max(after.largest, partial[row * PARTS + i]);
+  }
+  let shrink = exp(before.largest - after.largest);
+  after.total *= shrink;
+  for (var i = 0u; i < BLOCK / 4u / PARTS; i++) {
+    let met = scores[i] > vec4<f32>(0.5 * LOWEST);
+    let p = select(vec4<f32>(), exp(scores[i] - after.largest), met);
+    weights[row * WEIGHT_STRIDE + part + PARTS * i] = p;
+    after.total += p.x + p.y + p.z + p.w;
+  }
+  if (part == 0u) {
+    row_factor[row] = shrink;
+  }
+  return after;
+}
+
+// Sets row_factor to 1 / the row's total; returns the row's log of the sum of exp.
+fn softmax_end(invocation: u32, softmax: Softmax) -> f32 {
+  workgroupBarrier();
+  partial[invocation] = softmax.total;
+  workgroupBarrier();
+  let row = invocation / PARTS;
+  var total = 0.0;
+  for (var i = 0u; i < PARTS; i++) {
+    total += partial[row * PARTS + i];
+  }
+  if (invocation % PARTS == 0u) {
+    row_factor[row] = 1.0 / total;
+  }
+  workgroupBarrier();
+  return softmax.largest + log(total);
+}
+
+@compute @workgroup_size(INVOCATIONS)
+fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+           @builtin(local_invocation_index) invocation: u32) {
+  // Late queries meet most keys, so they begin.
+  let first = params.first_token + (groups.x - 1u - group.x) * BLOCK;
+  let count = min(BLOCK, params.last_token - first);
+  let queries = Rows((group.y * params.tokens + first) * VECTORS, VECTORS, count);
+  let down = invocation / SIDE;
+  var begins: array<u32, 4>;
+  var ends: array<u32, 4>;
+  for (var r = 0u; r < 4u; r++) {
+    let query = first + min(down + SIDE * r, count - 1u);
+    begins[r] = key_begin[query];
+    ends[r] = key_end[query];
+  }
+
+  var results: Results;
+  var softmax = Softmax(LOWEST, 0.0);
+  let end = key_end[first + count - 1u];
+  for (var key = key_begin[first]; key < end; key += BLOCK) {
+    let keys = Rows(key_rows(group.y) + key * VECTORS, VECTORS, end - key);
+    var tile = products(invocation, &q, queries, &k, keys);
+    let number = key + 4u * (invocation % SIDE) + vec4<u32>(0u, 1u, 2u, 3u);
+    for (var r = 0u; r < 4u; r++) {
+      let met = (number >= vec4<u32>(begins[r])) & (number < vec4<u32>(ends[r]));
+      tile[r] = select(vec4<f32>(LOWEST), tile[r] * params.scale, met);
+    }
+    set_weights(invocation, tile);
+    workgroupBarrier();
+    softmax = softmax_step(invocation, softmax);
+    workgroupBarrier();
+    for (var r = 0u; r < 4u; r++) {
+      for (var c = 0u; c < RESULTS; c++) {
+        results[r][c] *= row_factor[down + SIDE * r];
+      }
+    }
+    accumulate(invocation, &results, &v, keys);
+  }
+
+  let row_lse = softmax_end(invocation, softmax);
+  if (invocation % PARTS == 0u && invocation / PARTS < count) {
+    lse_out[query_entry(first + invocation / PARTS, group.y)] = row_lse;
+  }
+  for (var r = 0u; r < 4u; r++) {
+    let own = down + SIDE * r;
+    for (var c = 0u; c < RESULTS; c++) {
+      let column = invocation % SIDE + SIDE * c;
+      if (own < count && column < VECTORS) {
+        o[token_row(first + own, group.y) + column] = results[r][c] * row_factor[own];
+      }
+    }
+  }
+}
+
+@compute @workgroup_size(INVOCATIONS)
+fn query_gradients(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                   @builtin(local_invocation_index) invocation: u32) {
+  let first = params.first_token + (groups.x - 1u - group.x) * BLOCK;
+  let count = min(BLOCK, params.last_token - first);
+  let queries = Rows((group.y * params.tokens + first) * VECTORS, VECTORS, count);
+  let queries_d_o = Rows(token_row(first, group.y), params.heads * VECTORS, count);
+  let down = invocation / SIDE;
+  var begins: array<u32, 4>;
+  var ends: array<u32, 4>;
+  var own_lse: array<f32, 4>;
+  var own_delta: array<f32, 4>;
+  for (var r = 0u; r < 4u; r++) {
+    let query = first + min(down + SIDE * r, count - 1u);
+    begins[r] = key_begin[query];
+    ends[r] = key_end[query];
+    own_lse[r] = query_lse[query_entry(query, group.y)];
+    own_delta[r] = query_delta[query_entry(query, group.y)];
+  }
+
+  var results: Results;
+  let end = key_end[first + count - 1u];
+  for (var key = key_begin[first]; key < end; key += BLOCK) {
+    let keys = Rows(key_rows(group.y) + key * VECTORS, VECTORS, end - key);
+    let score = products(invocation, &q, queries, &k, keys);
+    var tile = products(invocation, &query_d_o, queries_d_o, &v, keys);
+    let number = key + 4u * (invocation % SIDE) + vec4<u32>(0u, 1u, 2u, 3u);
+    for (var r = 0u; r < 4u; r++) {
+      let met = (number >= vec4<u32>(begins[r])) & (number < vec4<u32>(ends[r]));
+      let p = select(vec4<f32>(), exp(min(score[r] * params.scale - own_lse[r], vec4<f32>())), met);
+      tile[r] = p * (tile[r] - own_delta[r]);
+    }
+    set_weights(invocation, tile);
+    accumulate(invocation, &results, &k, keys);
+  }
+
+  for (var r = 0u; r < 4u; r++) {
+    let own = down + SIDE * r;
+    for (var c = 0u; c < RESULTS; c++) {
+      let column = invocation % SIDE + SIDE * c;
+      if (own < count && column < VECTORS) {
+        dq[queries.first + own * VECTORS + column] = results[r][c] * params.scale;
+      }
+    }
+  }
+}
+
+// A workgroup's rows are keys of one key head; the heads of its group add in their order.
+@compute @workgroup_size(INVOCATIONS)
+fn key_gradients(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+  let first = group.x * BLOCK;
+  let count = min(BLOCK, params.tokens - first);
+  let keys = Rows((group.y * params.capacity + first) * VECTORS, VECTORS, count);
+  let down = invocation / SIDE;
+  let begin = max(first, params.first_token);
+  let end = min(query_end[first + count - 1u], params.last_token);
+  var ends: array<u32, 4>;
+  for (var r = 0u; r < 4u; r++) {
+    ends[r] = min(end, query_end[first + min(down + SIDE * r, count - 1u)]);
+  }
+
+  var results_k: Results;
+  var results_v: Results;
+  for (var head = group.y * params.group; head < (group.y + 1u) * params.group; head++) {
+    for (var query = begin; query < end; query += BLOCK) {
+      let queries = Rows((head * params.tokens + query) * VECTORS, VECTORS, end - query);
+      let queries_d_o = Rows(token_row(query, head), params.heads * VECTORS, end - query);
+      let score = products(invocation, &k, keys, &q, queries);
+      var tile = products(invocation, &v, keys, &d_o, queries_d_o);
+      let number = query + 4u * (invocation % SIDE) + vec4<u32>(0u, 1u, 2u, 3u);
+      let entry = query_entry(0u, head) + min(number, vec4<u32>(end - 1u));
+      let lse4 = vec4<f32>(lse[entry.x], lse[entry.y], lse[entry.z], lse[entry.w]);
+      let delta4 = vec4<f32>(delta[entry.x], delta[entry.y], delta[entry.z], delta[entry.w]);
+      var p: Tile;
+      for (var r = 0u; r < 4u; r++) {
+        let met = (number >= vec4<u32>(first + down + SIDE * r)) & (number < vec4<u32>(ends[r]));
+        p[r] = select(vec4<f32>(), exp(min(score[r] * params.scale - lse4, vec4<f32>())), met);
+        tile[r] = p[r] * (tile[r] - delta4);
+      }
+      set_weights(invocation, p);
+      accumulate(invocation, &results_v, &d_o, queries_d_o);
+      workgroupBarrier();
+      set_weights(invocation, tile);
+      accumulate(invocation, &results_k, &q, queries);
+    }
+  }
+
+  for (var r = 0u; r < 4u; r++) {
+    let own = down + SIDE * r;
+    for (var c = 0u; c < RESULTS; c++) {
+      let column = invocation % SIDE + SIDE * c;
+      if (own < count && column < VECTORS) {
+        let at = keys.first + own * VECTORS + column;
+        var before_k = vec4<f32>();
+        var before_v = vec4<f32>();
+        if (params.more == 1u) {
+          before_k = dk[at];
+          before_v = dv[at];
+        }
+        dk[at] = before_k + results_k[r][c] * params.scale;
+        dv[at] = before_v + results_v[r][c];
+      }
+    }
+  }
+}

@@ -1,0 +1,239 @@
+#include "nibble/base/error.h"
+#include "nibble/kernels/attention.h"
+#include "tests/kernels/attention_reference.h"
+#include "tests/support/gpu_test.h"
+
+#include <fmt/ranges.h>
+
+#include <cmath>
+#include <numeric>
+
+namespace nibble::test {
+namespace {
+
+std::vector<double> doubles(std::span<const float> values) { return {values.begin(), values.end()}; }
+std::vector<float> floats(std::span<const double> values) { return {values.begin(), values.end()}; }
+
+// The scores' rounding bounds everything else: a score is D products of values below 1, on average 1/4, over sqrt(D),
+// so it is off by at most D u sqrt(D)/4 (u = 2^-24), and exp(score) by that share. exp itself is allowed 3 + 2|x| units,
+// |x| < 16 here, and the sums over keys and dimensions behind it as much as the score again.
+double tolerance(std::uint32_t head_dim) {
+  const double d = head_dim;
+  return (2 * d * std::sqrt(d) / 4 + 64) * 0x1p-24;
+}
+
+// dp - delta loses to cancellation what |dp| exceeds it by, about sqrt(keys) here; and there are two more products.
+double gradient_tolerance(std::uint32_t head_dim) { return 8 * tolerance(head_dim); }
+
+struct Inputs {
+  std::vector<float> q, k, v, d_o;
+  explicit Inputs(const AttentionCase& shape)
+      : q(random_values(shape.query_values(), 1)),
+        k(random_values(shape.key_values(), 2)),
+        v(random_values(shape.key_values(), 3)),
+        d_o(random_values(shape.query_values(), 4)) {}
+};
+
+struct Outputs {
+  std::vector<float> o, lse, dq, dk, dv;
+  bool operator==(const Outputs&) const = default;
+};
+
+Outputs run(const AttentionCase& shape, const Inputs& inputs, AttentionVariant variant) {
+  const std::uint32_t tokens = shape.tokens(), heads = shape.heads, key_heads = shape.key_heads, dim = shape.head_dim;
+  GuardedTensor o(DType::f32, {tokens, heads * dim});
+  GuardedTensor lse(DType::f32, {heads, tokens}), delta(DType::f32, {heads, tokens});
+  GuardedTensor dq(DType::f32, {heads, tokens, dim}), dk(DType::f32, {key_heads, tokens, dim}),
+      dv(DType::f32, {key_heads, tokens, dim});
+  const Attention forward{.q = upload(inputs.q, {heads, tokens, dim}),
+                          .k = upload(inputs.k, {key_heads, tokens, dim}),
+                          .v = upload(inputs.v, {key_heads, tokens, dim}),
+                          .key_begin = upload_u32(shape.segment_begin()),
+                          .key_end = upload_u32(shape.key_end()),
+                          .o = o.tensor(),
+                          .lse = lse.tensor(),
+                          .variant = variant};
+  const AttentionBackward backward{.q = forward.q,
+                                   .k = forward.k,
+                                   .v = forward.v,
+                                   .key_begin = forward.key_begin,
+                                   .key_end = forward.key_end,
+                                   .query_end = upload_u32(shape.segment_end()),
+                                   .o = forward.o,
+                                   .d_o = upload(inputs.d_o, {tokens, heads * dim}),
+                                   .lse = forward.lse,
+                                   .delta = delta.tensor(),
+                                   .dq = dq.tensor(),
+                                   .dk = dk.tensor(),
+                                   .dv = dv.tensor(),
+                                   .variant = variant};
+  gpu::Recorder recorder(device());
+  record(recorder, forward);
+  record(recorder, backward);
+  recorder.submit();
+  for (const auto* output : {&o, &lse, &delta, &dq, &dk, &dv}) output->expect_guards_intact();
+  return {download(o.tensor()), download(lse.tensor()), download(dq.tensor()), download(dk.tensor()),
+          download(dv.tensor())};
+}
+
+void expect_as_reference(const AttentionCase& shape, AttentionVariant variant) {
+  SCOPED_TRACE(fmt::format("{} heads on {} of {}, segments {}", shape.heads, shape.key_heads, shape.head_dim,
+                           fmt::join(shape.segments, " ")));
+  const Inputs inputs(shape);
+  const auto outputs = run(shape, inputs, variant);
+  const auto expected = attend(shape, doubles(inputs.q), doubles(inputs.k), doubles(inputs.v));
+  const auto gradients =
+      attend_backward(shape, doubles(inputs.q), doubles(inputs.k), doubles(inputs.v), doubles(inputs.d_o));
+  EXPECT_LT(relative_error(outputs.o, floats(expected.o)), tolerance(shape.head_dim));
+  EXPECT_LT(relative_error(outputs.lse, floats(expected.lse)), tolerance(shape.head_dim));
+  EXPECT_LT(relative_error(outputs.dv, floats(gradients.dv)), gradient_tolerance(shape.head_dim));
+  // Where every segment is one token, dq and dk are zero but for rounding.
+  if (shape.tokens() == shape.segments.size()) return;
+  EXPECT_LT(relative_error(outputs.dq, floats(gradients.dq)), gradient_tolerance(shape.head_dim));
+  EXPECT_LT(relative_error(outputs.dk, floats(gradients.dk)), gradient_tolerance(shape.head_dim));
+}
+
+class AttentionVariants : public testing::TestWithParam<AttentionVariant> {};
+INSTANTIATE_TEST_SUITE_P(All, AttentionVariants,
+                         testing::Values(AttentionVariant::rows, AttentionVariant::tiles,
+                                         AttentionVariant::small_tiles));
+
+TEST_P(AttentionVariants, SegmentsOfEveryLength) {
+  const std::vector<std::vector<std::uint32_t>> streams = {
+      {1}, {2}, {7, 1, 2}, {63}, {64}, {65}, {1, 64, 63, 65, 2, 31, 33}, {130, 1, 1, 1, 5}};
+  for (const auto& segments : streams) {
+    expect_as_reference({.heads = 6, .key_heads = 2, .head_dim = 64, .segments = segments}, GetParam());
+  }
+}
+
+TEST_P(AttentionVariants, HeadsOfEverySize) {
+  for (const std::uint32_t head_dim : {32u, 80u, 128u}) {
+    expect_as_reference({.heads = 2, .key_heads = 1, .head_dim = head_dim, .segments = {3, 70}}, GetParam());
+  }
+}
+
+TEST_P(AttentionVariants, GroupsOfHeads) {
+  for (const std::uint32_t key_heads : {1u, 2u, 4u}) {
+    expect_as_reference({.heads = 4, .key_heads = key_heads, .head_dim = 32, .segments = {40, 9}}, GetParam());
+  }
+}
+
+TEST_P(AttentionVariants, TheSameBitsEachRun) {
+  const AttentionCase shape{.heads = 6, .key_heads = 2, .head_dim = 64, .segments = {50, 67, 3}};
+  const Inputs inputs(shape);
+  EXPECT_EQ(run(shape, inputs, GetParam()), run(shape, inputs, GetParam()));
+}
+
+// Scores of a few thousand overflow exp unless the largest is taken off first.
+TEST_P(AttentionVariants, LargeScores) {
+  const AttentionCase shape{.heads = 1, .key_heads = 1, .head_dim = 32, .segments = {70}};
+  Inputs inputs(shape);
+  for (float& value : inputs.q) value *= 4096;
+  const auto outputs = run(shape, inputs, GetParam());
+  auto expected_q = doubles(inputs.q);
+  // One key has nearly all the weight, so each output is that key's value.
+  for (std::uint32_t i = 0; i < shape.tokens(); ++i) {
+    double best = -1e300;
+    std::uint32_t best_key = 0;
+    for (std::uint32_t j = 0; j <= i; ++j) {
+      double score = 0;
+      for (std::uint32_t d = 0; d < 32; ++d) score += expected_q[i * 32 + d] * inputs.k[j * 32 + d];
+      if (score > best) best = score, best_key = j;
+    }
+    EXPECT_NEAR(outputs.lse[i], best / std::sqrt(32.0), 1.0);
+    for (std::uint32_t d = 0; d < 32; ++d) EXPECT_NEAR(outputs.o[i * 32 + d], inputs.v[best_key * 32 + d], 0.5);
+  }
+  for (const auto* gradient : {&outputs.dq, &outputs.dk, &outputs.dv}) {
+    for (const float value : *gradient) EXPECT_TRUE(std::isfinite(value));
+  }
+}
+
+TEST(AttentionReference, GradientsAreSlopes) {
+  const AttentionCase shape{.heads = 4, .key_heads = 2, .head_dim = 4, .segments = {1, 4, 2}};
+  const auto q = doubles(random_values(shape.query_values(), 1)), k = doubles(random_values(shape.key_values(), 2));
+  const auto v = doubles(random_values(shape.key_values(), 3)), d_o = doubles(random_values(shape.query_values(), 4));
+  const auto loss = [&](const AttentionResult& result) {
+    return std::inner_product(result.o.begin(), result.o.end(), d_o.begin(), 0.0);
+  };
+  const auto gradients = attend_backward(shape, q, k, v, d_o);
+  std::vector<std::size_t> all(q.size()), keys(k.size());
+  std::iota(all.begin(), all.end(), 0u);
+  std::iota(keys.begin(), keys.end(), 0u);
+  const auto dq = finite_differences([&](const auto& x) { return loss(attend(shape, x, k, v)); }, q, all);
+  const auto dk = finite_differences([&](const auto& x) { return loss(attend(shape, q, x, v)); }, k, keys);
+  const auto dv = finite_differences([&](const auto& x) { return loss(attend(shape, q, k, x)); }, v, keys);
+  // Central differences of step 1e-4 are off by about 1e-8 times the third derivative.
+  for (const std::size_t i : all) EXPECT_NEAR(gradients.dq[i], dq[i], 1e-7);
+  for (const std::size_t i : keys) EXPECT_NEAR(gradients.dk[i], dk[i], 1e-7);
+  for (const std::size_t i : keys) EXPECT_NEAR(gradients.dv[i], dv[i], 1e-7);
+}
+
+// `count` queries from `first` on of one growing sequence, against keys in a cache of `capacity` rows a head.
+std::vector<float> generate(const AttentionCase& shape, const Inputs& inputs, std::uint32_t capacity, std::uint32_t first,
+                            std::uint32_t count, std::optional<AttentionVariant> variant) {
+  const std::uint32_t tokens = shape.tokens(), dim = shape.head_dim;
+  std::vector<float> q, k(std::size_t{shape.key_heads} * capacity * dim, 1e30f), v = k;
+  for (std::uint32_t h = 0; h < shape.heads; ++h) {
+    const auto from = inputs.q.begin() + (h * tokens + first) * dim;
+    q.insert(q.end(), from, from + count * dim);
+  }
+  for (std::uint32_t h = 0; h < shape.key_heads; ++h) {
+    std::copy_n(inputs.k.begin() + h * tokens * dim, tokens * dim, k.begin() + h * capacity * dim);
+    std::copy_n(inputs.v.begin() + h * tokens * dim, tokens * dim, v.begin() + h * capacity * dim);
+  }
+  std::vector<std::uint32_t> begins(count, 0), ends(count);
+  std::iota(ends.begin(), ends.end(), first + 1);
+  GuardedTensor o(DType::f32, {count, shape.heads * dim}), lse(DType::f32, {shape.heads, count});
+  const Attention op{.q = upload(q, {shape.heads, count, dim}),
+                     .k = upload(k, {shape.key_heads, capacity, dim}),
+                     .v = upload(v, {shape.key_heads, capacity, dim}),
+                     .key_begin = upload_u32(begins),
+                     .key_end = upload_u32(ends),
+                     .o = o.tensor(),
+                     .lse = lse.tensor(),
+                     .variant = variant};
+  gpu::Recorder recorder(device());
+  record(recorder, op);
+  recorder.submit();
+  o.expect_guards_intact();
+  lse.expect_guards_intact();
+  return download(o.tensor());
+}
+
+TEST(Attention, GenerationEqualsTheWholeForward) {
+  for (const std::uint32_t head_dim : {32u, 64u, 80u}) {
+    const AttentionCase shape{.heads = 6, .key_heads = 2, .head_dim = head_dim, .segments = {301}};
+    const Inputs inputs(shape);
+    const auto expected = floats(attend(shape, doubles(inputs.q), doubles(inputs.k), doubles(inputs.v)).o);
+    struct Piece {
+      std::uint32_t first, count;
+      std::optional<AttentionVariant> variant;
+    };
+    const Piece pieces[] = {{0, 1, {}},    {1, 1, {}},    {127, 3, {}},
+                            {300, 1, {}},  {290, 11, {}}, {290, 11, AttentionVariant::decode},
+                            {100, 70, AttentionVariant::tiles}};
+    for (const Piece& piece : pieces) {
+      const auto o = generate(shape, inputs, 307, piece.first, piece.count, piece.variant);
+      const std::size_t row = std::size_t{shape.heads} * head_dim;
+      const auto rows = std::span(expected).subspan(piece.first * row, piece.count * row);
+      EXPECT_LT(relative_error(o, rows), tolerance(head_dim))
+          << piece.count << " queries from " << piece.first << " on, heads of " << head_dim;
+    }
+  }
+}
+
+TEST(Attention, ShapesThatDoNotMatchAreNamed) {
+  gpu::Recorder recorder(device());
+  const auto tensor = [](std::initializer_list<std::uint32_t> dims) {
+    return device().tensor(DType::f32, dims, "test");
+  };
+  Attention op{.q = tensor({4, 2, 32}), .k = tensor({3, 2, 32}), .v = tensor({3, 2, 32})};
+  EXPECT_THROW(record(recorder, op), Error);
+  op.k = op.v = tensor({2, 2, 48});
+  EXPECT_THROW(record(recorder, op), Error);
+  op.q = tensor({4, 2, 48});
+  EXPECT_THROW(record(recorder, op), Error);  // no bounds and no outputs
+}
+
+}  // namespace
+}  // namespace nibble::test
