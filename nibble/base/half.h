@@ -1,6 +1,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 
 namespace nibble {
@@ -21,6 +22,15 @@ inline std::uint16_t f32_to_bf16(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);
   return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// The power of two that brings `largest` to [2^13, 2^14), as f16 rows and weights are stored: as far above f16's subnormals
+// as rounding and its top allow. 1 for zero.
+inline float top_of_f16(float largest) {
+  if (largest == 0.0f || !std::isfinite(largest)) return 1.0f;
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  return std::ldexp(1.0f, 14 - exponent);
 }
 
 }  // namespace nibble

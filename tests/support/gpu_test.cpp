@@ -23,14 +23,6 @@ const auto* const release = testing::AddGlobalTestEnvironment(new ReleaseDevice)
 
 constexpr std::uint32_t guard_word = 0x7fc0dead;  // a NaN as f32, and its halves are no numbers that tests use
 
-// The power of two that brings `largest` to [2^13, 2^14).
-float row_factor(float largest) {
-  if (largest == 0.0f) return 1.0f;
-  int exponent = 0;
-  std::frexp(largest, &exponent);
-  return std::ldexp(1.0f, 14 - exponent);
-}
-
 }  // namespace
 
 gpu::Device& device() {
@@ -87,7 +79,7 @@ Operand upload_operand(std::span<const float> values, std::uint32_t rows, std::u
     const auto row = std::span(scaled).subspan(std::size_t{r} * columns, columns);
     float largest = 0;
     for (const float value : row) largest = std::max(largest, std::fabs(value));
-    const float factor = row_factor(largest);
+    const float factor = top_of_f16(largest);
     for (float& value : row) value *= factor;
     scales[r] = 1.0f / factor;
   }

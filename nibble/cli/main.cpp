@@ -1,0 +1,62 @@
+#include "nibble/base/error.h"
+#include "nibble/base/log.h"
+#include "nibble/cli/command.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <new>
+
+namespace {
+
+using namespace nibble;
+using namespace nibble::cli;
+
+int fail_with(int code, std::string_view message) {
+  fmt::print(stderr, "nibble: {}\n", message);
+  return code;
+}
+
+int run(const Action& action) {
+  try {
+    return action();
+  } catch (const UsageError& error) {
+    return fail_with(exit_usage, error.what());
+  } catch (const DeviceError& error) {
+    return fail_with(exit_device, error.what());
+  } catch (const Diverged& error) {
+    return fail_with(exit_diverged, error.what());
+  } catch (const std::bad_alloc&) {
+    return fail_with(exit_data, "There is not enough memory (RAM).");
+  } catch (const std::exception& error) {
+    return fail_with(exit_data, error.what());
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  set_log_hook([](LogLevel level, std::string_view message) {
+    fmt::print(stderr, "{}{}\n", level == LogLevel::warning ? "warning: " : "", message);
+  });
+  CLI::App app{
+      "nibble fine-tunes language models in 4 bits (QLoRA) on any GPU. Each verb's --help is its manual.\n"
+      "Exit codes: 0 done, 1 the data or model is at fault, 2 usage, 3 the device failed, 4 training diverged,\n"
+      "130 interrupted after saving."};
+  app.name("nibble");
+  app.set_version_flag("--version", "nibble " NIBBLE_VERSION);
+  app.require_subcommand(1);
+  Action action;
+  for (const auto add : {add_train, add_eval, add_generate, add_chat, add_tokenize, add_info, add_doctor, add_verify, add_bench}) {
+    add(app, action);
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& done) {
+    return app.exit(done);
+  } catch (const CLI::ParseError& error) {
+    app.exit(error);
+    return exit_usage;
+  }
+  return run(action);
+}

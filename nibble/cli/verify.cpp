@@ -1,0 +1,110 @@
+#include "nibble/base/error.h"
+#include "nibble/cli/command.h"
+#include "nibble/cli/device_flags.h"
+#include "nibble/io/json.h"
+#include "nibble/model/load.h"
+#include "nibble/model/parity.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+namespace nibble::cli {
+namespace {
+
+struct VerifyFlags {
+  std::string model, adapter, golden;
+  DeviceFlags device;
+  bool gradient_checkpointing = false;
+  std::uint32_t head_chunk = 0;
+  bool json = false;
+};
+
+Json to_json(const ParityReport& report, const ParityBars& bars, const std::string& adapter, ProductPath path) {
+  Json gradients = Json::array();
+  for (const auto& gradient : report.gradients) {
+    gradients.push_back({{"name", gradient.name}, {"error", gradient.error}, {"cosine", gradient.cosine}});
+  }
+  return {{"adapter", adapter},
+          {"compute", name_of(path)},
+          {"passed", report.passes(bars)},
+          {"loss", report.loss},
+          {"reference_loss", report.reference_loss},
+          {"loss_error", report.loss_error},
+          {"logits_cosine", report.logits_cosine},
+          {"logits_error", report.logits_error},
+          {"worst_gradient_error", report.worst_gradient().error},
+          {"worst_gradient_cosine", report.worst_direction().cosine},
+          {"nf4_codes", report.nf4_codes},
+          {"nf4_differences", report.nf4_differences},
+          {"bars",
+           {{"loss_error", bars.loss_error},
+            {"logits_cosine", bars.logits_cosine},
+            {"gradient_error", bars.gradient_error},
+            {"gradient_cosine", bars.gradient_cosine}}},
+          {"gradients", gradients}};
+}
+
+void print_row(std::string_view what, const std::string& value, const std::string& bar, bool good, std::string_view where) {
+  fmt::print("{:<26} {:>12}   {:>10}   {:<4} {}\n", what, value, bar, good ? "ok" : "FAIL", where);
+}
+
+void print_table(const ParityReport& r, const ParityBars& bars) {
+  fmt::print("{:<26} {:>12}   {:>10}\n", "", "found", "allowed");
+  print_row("loss, relative error", fmt::format("{:.2e}", r.loss_error), fmt::format("{:.0e}", bars.loss_error),
+            r.loss_error <= bars.loss_error, fmt::format("{:.7f} against {:.7f}", r.loss, r.reference_loss));
+  print_row("logits, 1 - cosine", fmt::format("{:.2e}", 1 - r.logits_cosine), fmt::format("{:.0e}", 1 - bars.logits_cosine),
+            r.logits_cosine >= bars.logits_cosine, "");
+  print_row("worst gradient, error", fmt::format("{:.2e}", r.worst_gradient().error),
+            fmt::format("{:.0e}", bars.gradient_error), r.worst_gradient().error <= bars.gradient_error,
+            r.worst_gradient().name);
+  print_row("worst gradient, 1 - cosine", fmt::format("{:.2e}", 1 - r.worst_direction().cosine),
+            fmt::format("{:.0e}", 1 - bars.gradient_cosine), r.worst_direction().cosine >= bars.gradient_cosine,
+            r.worst_direction().name);
+  if (r.nf4_codes) {
+    print_row("NF4 codes that differ", fmt::format("{}", r.nf4_differences), "0", r.nf4_differences == 0,
+              fmt::format("of {}", r.nf4_codes));
+  }
+  fmt::print("{} gradients compared.\n", r.gradients.size());
+}
+
+int run(const VerifyFlags& flags) {
+  const SafetensorsFile golden(flags.golden);
+  gpu::Device device = flags.device.open();
+  const ProductPath path = flags.device.path(device.info());
+  LoadedModel loaded = load_model(device, {.model = flags.model, .adapter = flags.adapter, .trainable = true}, path);
+  const std::uint32_t tokens = golden_tokens(golden);
+  Model model(device, loaded.config, loaded.weights, &*loaded.lora,
+              {.path = path, .gradient_checkpointing = flags.gradient_checkpointing, .max_tokens = tokens, .max_labels = tokens,
+               .head_chunk = flags.head_chunk});
+  const ParityReport report = compare_with_golden(model, loaded.weights, golden);
+  const ParityBars bars = parity_bars(path);
+  if (flags.json) {
+    fmt::print("{}\n", write_json(to_json(report, bars, device.info().name, path)));
+  } else {
+    fmt::print("{}\n", describe(device.info(), path));
+    print_table(report, bars);
+  }
+  print_profile(device);
+  return report.passes(bars) ? exit_done : exit_data;
+}
+
+}  // namespace
+
+void add_verify(CLI::App& app, Action& action) {
+  auto flags = std::make_shared<VerifyFlags>();
+  CLI::App* verb = app.add_subcommand(
+      "verify", "Compares loss, logits and every gradient on this GPU with a reference from PyTorch.\n"
+                "A golden file holds input_ids, labels, attention_mask, logits0, loss and grad.*; see tests/golden/README.md.\n"
+                "The exit code is not 0 where a result lies beyond what docs/numerics.md allows.");
+  verb->add_option("--model", flags->model, "Model folder (config.json, safetensors)")->required();
+  verb->add_option("--adapter", flags->adapter, "PEFT adapter folder that the golden file was made with")->required();
+  verb->add_option("--golden", flags->golden, "Golden file (safetensors)")->required();
+  flags->device.add_to(*verb, DeviceFlags::AdapterOption::names_lora);
+  verb->add_flag("--gradient-checkpointing", flags->gradient_checkpointing, "Check the path that computes activations again");
+  verb->add_option("--head-chunk", flags->head_chunk, "Rows of logits at a time");
+  verb->add_flag("--json", flags->json, "Print the report as JSON");
+  verb->callback([flags, &action] { action = [flags] { return run(*flags); }; });
+}
+
+}  // namespace nibble::cli

@@ -1,0 +1,159 @@
+#include "nibble/model/activations.h"
+
+#include "nibble/kernels/lora.h"
+
+#include <algorithm>
+
+namespace nibble {
+namespace {
+
+// Widths of the tensors, from the config.
+struct Widths {
+  std::uint32_t hidden, q, kv, intermediate, heads, kv_heads, head_dim;
+
+  explicit Widths(const ModelConfig& config)
+      : hidden(config.hidden_size),
+        q(config.num_heads * config.head_dim),
+        kv(config.num_kv_heads * config.head_dim),
+        intermediate(config.intermediate_size),
+        heads(config.num_heads),
+        kv_heads(config.num_kv_heads),
+        head_dim(config.head_dim) {}
+};
+
+// One description of every buffer serves making, viewing and counting: `Maker` has tensor(t, dims...) and operand(o, rows,
+// columns), called for each member with the shape that it has for `tokens` tokens.
+template <typename Maker>
+void visit(LayerActivations& a, const Widths& w, std::uint32_t tokens, std::uint32_t rank, Maker&& make) {
+  make.operand(a.attention_in, tokens, w.hidden);
+  make.tensor(a.attention_in_inv_rms, {tokens});
+  make.tensor(a.q, {tokens, w.q});
+  make.tensor(a.k, {tokens, w.kv});
+  make.tensor(a.q_inv_rms, {tokens, w.heads});
+  make.tensor(a.k_inv_rms, {tokens, w.kv_heads});
+  make.tensor(a.q_heads, {w.heads, tokens, w.head_dim});
+  make.tensor(a.k_heads, {w.kv_heads, tokens, w.head_dim});
+  make.tensor(a.v_heads, {w.kv_heads, tokens, w.head_dim});
+  make.tensor(a.attention, {tokens, w.q});
+  make.tensor(a.log_sum_exp, {w.heads, tokens});
+  make.operand(a.attention_packed, tokens, w.q);
+  make.tensor(a.middle, {tokens, w.hidden});
+  make.operand(a.mlp_in, tokens, w.hidden);
+  make.tensor(a.mlp_in_inv_rms, {tokens});
+  make.tensor(a.gate, {tokens, w.intermediate});
+  make.tensor(a.up, {tokens, w.intermediate});
+  make.operand(a.mlp_hidden, tokens, w.intermediate);
+  if (rank == 0) return;
+  for (Tensor& h : a.lora_h) make.tensor(h, {tokens, rank});
+}
+
+template <typename Maker>
+void visit(Scratch& s, const Widths& w, std::uint32_t tokens, std::uint32_t rank, bool trainable, Maker&& make) {
+  make.tensor(s.v, {tokens, w.kv});
+  if (!trainable) return;
+  make.operand(s.dy, tokens, w.hidden);
+  make.tensor(s.d_hidden, {tokens, w.intermediate});
+  make.operand(s.d_gate, tokens, w.intermediate);
+  make.operand(s.d_up, tokens, w.intermediate);
+  make.tensor(s.d_normed, {tokens, w.hidden});
+  make.tensor(s.d_attention, {tokens, w.q});
+  make.tensor(s.attention_delta, {w.heads, tokens});
+  make.tensor(s.dq_heads, {w.heads, tokens, w.head_dim});
+  make.tensor(s.dk_heads, {w.kv_heads, tokens, w.head_dim});
+  make.tensor(s.dv_heads, {w.kv_heads, tokens, w.head_dim});
+  make.tensor(s.dq, {tokens, w.q});
+  make.tensor(s.dk, {tokens, w.kv});
+  make.tensor(s.dv, {tokens, w.kv});
+  make.operand(s.dq_packed, tokens, w.q);
+  make.operand(s.dk_packed, tokens, w.kv);
+  make.operand(s.dv_packed, tokens, w.kv);
+  if (rank > 0) make.tensor(s.lora_dh, {tokens, rank});
+}
+
+// Elements of scratch that the widest projection needs.
+std::uint64_t lora_scratch_size(const gpu::Device& device, const ActivationShape& shape) {
+  std::uint64_t most = 0;
+  for (const Projection p : all_projections) {
+    const auto [out, in] = projection_dims(*shape.config, p);
+    if (shape.rank > 0) most = std::max(most, lora_scratch(device, shape.tokens, out, in, shape.rank));
+  }
+  return most;
+}
+
+struct Allocate {
+  gpu::Device& device;
+  ProductPath path;
+  void tensor(Tensor& t, std::initializer_list<std::uint32_t> dims) const {
+    t = device.tensor(DType::f32, dims, "activation");
+  }
+  void operand(Operand& o, std::uint32_t rows, std::uint32_t columns) const {
+    o = make_operand(device, path, rows, columns, "activation");
+  }
+};
+
+struct View {
+  void tensor(Tensor& t, std::initializer_list<std::uint32_t> dims) const { t = t.view(dims); }
+  void operand(Operand& o, std::uint32_t rows, std::uint32_t) const { o = first_rows(o, rows); }
+};
+
+struct Count {
+  ProductPath path;
+  std::uint64_t& bytes;
+  void tensor(Tensor&, std::initializer_list<std::uint32_t> dims) const {
+    std::uint64_t size = 4;
+    for (const std::uint32_t dim : dims) size *= dim;
+    bytes += size;
+  }
+  void operand(Operand& o, std::uint32_t rows, std::uint32_t columns) const {
+    bytes += std::uint64_t{rows} * columns * size_of(operand_dtype(path));
+    if (path != ProductPath::f32) tensor(o.scale, {rows});
+  }
+};
+
+}  // namespace
+
+LayerActivations make_layer_activations(gpu::Device& device, const ActivationShape& shape) {
+  LayerActivations result;
+  visit(result, Widths(*shape.config), shape.tokens, shape.rank, Allocate{device, shape.path});
+  return result;
+}
+
+LayerActivations first_tokens(const LayerActivations& activations, const ModelConfig& config, std::uint32_t tokens) {
+  LayerActivations result = activations;
+  const std::uint32_t rank = result.lora_h[0] ? result.lora_h[0].dim(1) : 0;
+  visit(result, Widths(config), tokens, rank, View{});
+  return result;
+}
+
+Scratch make_scratch(gpu::Device& device, const ActivationShape& shape, bool trainable) {
+  Scratch result;
+  visit(result, Widths(*shape.config), shape.tokens, shape.rank, trainable, Allocate{device, shape.path});
+  const std::uint64_t partial_sums = lora_scratch_size(device, shape);
+  if (trainable && partial_sums > 0) {
+    result.lora_scratch = device.tensor(DType::f32, {static_cast<std::uint32_t>(partial_sums)}, "LoRA scratch");
+  }
+  return result;
+}
+
+Scratch first_tokens(const Scratch& scratch, const ModelConfig& config, std::uint32_t tokens) {
+  Scratch result = scratch;
+  const std::uint32_t rank = result.lora_dh ? result.lora_dh.dim(1) : 0;
+  visit(result, Widths(config), tokens, rank, static_cast<bool>(result.dy.data), View{});
+  return result;
+}
+
+std::uint64_t layer_activation_bytes(const ActivationShape& shape) {
+  std::uint64_t bytes = 0;
+  LayerActivations unused;
+  visit(unused, Widths(*shape.config), shape.tokens, shape.rank, Count{shape.path, bytes});
+  return bytes;
+}
+
+std::uint64_t scratch_bytes(const gpu::Device& device, const ActivationShape& shape, bool trainable) {
+  std::uint64_t bytes = trainable ? 4 * lora_scratch_size(device, shape) : 0;
+  Scratch unused;
+  visit(unused, Widths(*shape.config), shape.tokens, shape.rank, trainable, Count{shape.path, bytes});
+  return bytes;
+}
+
+}  // namespace nibble

@@ -1,0 +1,40 @@
+#include "nibble/model/frozen_weights.h"
+
+#include "nibble/base/half.h"
+#include "nibble/kernels/nf4.h"
+
+namespace nibble {
+
+FrozenWeights::FrozenWeights(gpu::Device& device, const DeviceWeights& weights, ProductPath path, Residency residency)
+    : weights_(weights), residency_(residency) {
+  slots_.resize(residency == Residency::cached ? weights.layers.size() : 1);
+  for (std::size_t row = 0; row < slots_.size(); ++row) {
+    for (const Projection p : all_projections) {
+      const Nf4Matrix& matrix = weights.layers[row].projection(p);
+      slots_[row][static_cast<std::size_t>(p)].weight.data =
+          device.tensor(operand_dtype(path), {matrix.out, matrix.in}, fmt::format("decoded.{}", name_of(p)));
+    }
+  }
+}
+
+Weight FrozenWeights::projection(gpu::Recorder& recorder, std::uint32_t layer, Projection p) {
+  Slot& slot = slots_[residency_ == Residency::cached ? layer : 0][static_cast<std::size_t>(p)];
+  if (slot.layer != layer) {
+    const Nf4Matrix& matrix = weights_.layers[layer].projection(p);
+    if (slot.weight.data.dtype() == DType::f16) slot.weight.scale = 1.0f / top_of_f16(matrix.largest);
+    record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax}, .out = slot.weight});
+    slot.layer = layer;
+  }
+  return slot.weight;
+}
+
+std::uint64_t FrozenWeights::decoded_bytes(const ModelConfig& config, ProductPath path, Residency residency) {
+  std::uint64_t elements = 0;
+  for (const Projection p : all_projections) {
+    const auto [out, in] = projection_dims(config, p);
+    elements += std::uint64_t{out} * in;
+  }
+  return elements * size_of(operand_dtype(path)) * (residency == Residency::cached ? config.num_layers : 1);
+}
+
+}  // namespace nibble

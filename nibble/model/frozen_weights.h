@@ -1,0 +1,40 @@
+#pragma once
+
+#include "nibble/kernels/operand.h"
+#include "nibble/weights/device_weights.h"
+
+#include <array>
+#include <string_view>
+#include <vector>
+
+namespace nibble {
+
+// Where the frozen projections are kept in the form that products read.
+enum class Residency {
+  resident,  // NF4 in VRAM, decoded into one layer's scratch before each use
+  cached,    // decoded once and kept
+};
+
+// Decodes NF4 projections for products.
+class FrozenWeights {
+ public:
+  FrozenWeights(gpu::Device& device, const DeviceWeights& weights, ProductPath path, Residency residency);
+
+  // Valid until the same projection of another layer is asked for.
+  Weight projection(gpu::Recorder& recorder, std::uint32_t layer, Projection p);
+
+  // Bytes of the decoded copies under a residency.
+  static std::uint64_t decoded_bytes(const ModelConfig& config, ProductPath path, Residency residency);
+
+ private:
+  struct Slot {
+    Weight weight;
+    std::uint32_t layer = UINT32_MAX;  // what it holds
+  };
+
+  const DeviceWeights& weights_;
+  Residency residency_;
+  std::vector<std::array<Slot, 7>> slots_;  // one row for all layers, or a row a layer
+};
+
+}  // namespace nibble

@@ -1,0 +1,109 @@
+#include "nibble/model/head.h"
+
+#include "nibble/base/error.h"
+#include "nibble/kernels/cross_entropy.h"
+#include "nibble/kernels/product.h"
+#include "nibble/kernels/rms_norm.h"
+
+#include <algorithm>
+
+namespace nibble {
+namespace {
+
+Weight head_weight(const DeviceWeights& weights) { return {.data = weights.head.data, .scale = weights.head.scale}; }
+
+}  // namespace
+
+std::uint32_t Head::default_chunk_rows(const gpu::Limits& limits, std::uint32_t vocab_size) {
+  const std::uint64_t bytes = std::min<std::uint64_t>(std::uint64_t{128} << 20, limits.max_binding);
+  const std::uint64_t rows = bytes / (std::uint64_t{vocab_size} * 4);
+  return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(rows / 64 * 64, 64, 4096));
+}
+
+Head::Head(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const HeadOptions& options)
+    : config_(config), weights_(weights), options_(options) {
+  if (options_.chunk_rows == 0) options_.chunk_rows = default_chunk_rows(device.info().limits, config.vocab_size);
+  const std::uint32_t labels = std::max(1u, options_.max_labels);
+  // Chunks begin where bindings may begin: 64 values of 4 bytes.
+  options_.chunk_rows = std::min((options_.chunk_rows + 63) / 64 * 64, labels);
+  const std::uint32_t chunk = options_.chunk_rows, hidden = config.hidden_size, vocab = config.vocab_size;
+  normed_ = make_operand(device, options_.path, labels, hidden, "head.normed");
+  inv_rms_ = device.tensor(DType::f32, {labels}, "head.inv_rms");
+  logits_ = device.tensor(DType::f32, {chunk, vocab}, "head.logits");
+  loss_ = device.tensor(DType::f32, {labels}, "head.loss");
+  correct_ = device.tensor(DType::u32, {labels}, "head.correct");
+  if (!options_.trainable) return;
+  d_normed_ = device.tensor(DType::f32, {labels, hidden}, "head.d_normed");
+  d_logits_ = options_.path == ProductPath::f32 ? Operand{.data = logits_}
+                                                : make_operand(device, options_.path, chunk, vocab, "head.d_logits");
+}
+
+std::uint64_t Head::bytes(const ModelConfig& config, const HeadOptions& options) {
+  const std::uint64_t labels = options.max_labels, chunk = options.chunk_rows, hidden = config.hidden_size,
+                      vocab = config.vocab_size, operand = size_of(operand_dtype(options.path));
+  std::uint64_t bytes = labels * (hidden * operand + 16) + chunk * vocab * 4;
+  if (options.trainable) {
+    bytes += labels * hidden * 4;
+    if (options.path != ProductPath::f32) bytes += chunk * (vocab * operand + 4);
+  }
+  return bytes;
+}
+
+void Head::normalise(gpu::Recorder& recorder, const Tensor& x, const Tensor& rows, std::uint32_t count) {
+  check(count <= inv_rms_.dim(0), "head", "{} labelled rows came; room was made for {}.", count, inv_rms_.dim(0));
+  record(recorder, RmsNorm{.x = x, .weight = weights_.final_norm, .rows = rows, .y = first_rows(normed_, count),
+                           .inv_rms = inv_rms_.rows(0, count), .eps = config_.rms_norm_eps});
+}
+
+Head::Loss Head::run(gpu::Recorder& recorder, const DeviceStream& stream, const Tensor& x, const float* factor,
+                     const Tensor& d_head) {
+  const std::uint32_t labels = stream.labels;
+  if (labels == 0) return {loss_.rows(0, 1), correct_.rows(0, 1)};
+  const std::uint64_t partial_sums =
+      d_head ? product_tn_scratch(recorder.device(), options_.chunk_rows, config_.vocab_size, config_.hidden_size) : 0;
+  if (partial_sums > 0 && !head_scratch_) {
+    head_scratch_ = recorder.device().tensor(DType::f32, {static_cast<std::uint32_t>(partial_sums)}, "head scratch");
+  }
+  normalise(recorder, x, stream.label_rows, labels);
+  for (std::uint32_t begin = 0; begin < labels; begin += options_.chunk_rows) {
+    const std::uint32_t end = std::min(labels, begin + options_.chunk_rows), count = end - begin;
+    const Operand rows = {normed_.data.rows(begin, end), normed_.scale ? normed_.scale.rows(begin, end) : Tensor{}};
+    const Tensor logits = logits_.rows(0, count);
+    record(recorder, ProductNT{.path = options_.path, .x = rows, .w = head_weight(weights_), .y = logits});
+    record(recorder, CrossEntropy{.logits = logits, .labels = stream.label_ids.rows(begin, end),
+                                  .loss = loss_.rows(begin, end), .correct = correct_.rows(begin, end),
+                                  .d_logits = factor ? first_rows(d_logits_, count) : Operand{},
+                                  .factor = factor ? *factor : 0.0f});
+    if (!factor) continue;
+    record(recorder, ProductNN{.path = options_.path, .x = first_rows(d_logits_, count), .w = head_weight(weights_),
+                               .y = d_normed_.rows(begin, end)});
+    if (d_head) record(recorder, ProductTN{.x = first_rows(d_logits_, count), .w = rows, .y = d_head, .scratch = head_scratch_});
+  }
+  return {loss_.rows(0, labels), correct_.rows(0, labels)};
+}
+
+Head::Loss Head::forward(gpu::Recorder& recorder, const DeviceStream& stream, const Tensor& x) {
+  return run(recorder, stream, x, nullptr, {});
+}
+
+Head::Loss Head::forward_backward(gpu::Recorder& recorder, const DeviceStream& stream, const Tensor& x, float factor,
+                                  const Tensor& dx, const Tensor& d_head) {
+  check(options_.trainable, "head", "The head was made without room for gradients.");
+  const Loss loss = run(recorder, stream, x, &factor, d_head);
+  recorder.clear(dx);
+  if (stream.labels == 0) return loss;
+  record(recorder, RmsNormBackward{.dy = d_normed_.rows(0, stream.labels), .x = x, .weight = weights_.final_norm,
+                                   .inv_rms = inv_rms_.rows(0, stream.labels), .rows = stream.label_rows, .dx = dx});
+  return loss;
+}
+
+Tensor Head::logits(gpu::Recorder& recorder, const Tensor& x, const Tensor& rows, std::uint32_t count) {
+  check(count <= options_.chunk_rows, "head", "Logits of {} rows were asked for; a chunk holds {}.", count,
+        options_.chunk_rows);
+  normalise(recorder, x, rows, count);
+  const Tensor logits = logits_.rows(0, count);
+  record(recorder, ProductNT{.path = options_.path, .x = first_rows(normed_, count), .w = head_weight(weights_), .y = logits});
+  return logits;
+}
+
+}  // namespace nibble

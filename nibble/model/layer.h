@@ -1,0 +1,29 @@
+#pragma once
+
+#include "nibble/model/activations.h"
+#include "nibble/model/linear.h"
+#include "nibble/model/stream.h"
+
+namespace nibble {
+
+// What all layers of one pass share.
+struct LayerContext {
+  gpu::Recorder& recorder;
+  const ModelConfig& config;
+  const DeviceWeights& weights;
+  const LinearContext& linear;
+  const DeviceStream& stream;
+  Tensor rope;  // (positions, D/2, 2) cosines and sines
+};
+
+// One transformer layer of Qwen3 (transformers' Qwen3DecoderLayer): x + attention(norm(x)), then y + mlp(norm(y)).
+// input (T, C) is read, output (T, C) written; both are the residual stream.
+void layer_forward(const LayerContext& context, std::uint32_t layer, const Tensor& input, LayerActivations& activations,
+                   const Scratch& scratch, const Tensor& output);
+
+// dx (T, C) holds the gradient at the layer's output and receives that at its input. `input_gradient` false leaves dx as it
+// is: below the first layer nothing learns.
+void layer_backward(const LayerContext& context, std::uint32_t layer, const Tensor& input,
+                    const LayerActivations& activations, const Scratch& scratch, const Tensor& dx, bool input_gradient);
+
+}  // namespace nibble

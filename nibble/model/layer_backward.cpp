@@ -1,0 +1,74 @@
+#include "nibble/kernels/attention.h"
+#include "nibble/kernels/pack_rows.h"
+#include "nibble/kernels/qk_norm_rope.h"
+#include "nibble/kernels/rms_norm.h"
+#include "nibble/kernels/swiglu.h"
+#include "nibble/model/layer.h"
+
+namespace nibble {
+namespace {
+
+// The lines mirror layer_forward.cpp from its end to its beginning.
+class LayerBackward {
+ public:
+  LayerBackward(const LayerContext& context, std::uint32_t layer, const LayerActivations& a, const Scratch& scratch)
+      : context_(context), rec_(context.recorder), layer_(layer), a_(a), s_(scratch) {}
+
+  void mlp(const Tensor& dx) {
+    const Operand dy = as_operand(rec_, dx, s_.dy);
+    project(Projection::down, a_.mlp_hidden, dy, s_.d_hidden, false);
+    record(rec_, SwiGluBackward{.dh = s_.d_hidden, .gate = a_.gate, .up = a_.up, .d_gate = s_.d_gate, .d_up = s_.d_up});
+    project(Projection::up, a_.mlp_in, s_.d_up, s_.d_normed, false);
+    project(Projection::gate, a_.mlp_in, s_.d_gate, s_.d_normed, true);
+    record(rec_, RmsNormBackward{.dy = s_.d_normed, .x = a_.middle,
+                                 .weight = context_.weights.layers[layer_].post_attention_norm,
+                                 .inv_rms = a_.mlp_in_inv_rms, .dx = dx});
+  }
+
+  void attention(const Tensor& input, const Tensor& dx, bool input_gradient) {
+    const LayerWeights& weights = context_.weights.layers[layer_];
+    const DeviceStream& stream = context_.stream;
+    const Operand dy = as_operand(rec_, dx, s_.dy);
+    project(Projection::o, a_.attention_packed, dy, s_.d_attention, false);
+    record(rec_, AttentionBackward{.q = a_.q_heads, .k = a_.k_heads, .v = a_.v_heads, .key_begin = stream.segment_begin,
+                                   .key_end = stream.key_end, .query_end = stream.segment_end, .o = a_.attention,
+                                   .lse = a_.log_sum_exp, .d_o = s_.d_attention, .delta = s_.attention_delta,
+                                   .dq = s_.dq_heads, .dk = s_.dk_heads, .dv = s_.dv_heads, .pairs = stream.pairs});
+    record(rec_, FromHeads{.dy = s_.dv_heads, .dx = s_.dv});
+    record(rec_, QkNormRopeBackward{.dy = s_.dk_heads, .x = a_.k, .weight = weights.k_norm, .position = stream.position,
+                                    .table = context_.rope, .inv_rms = a_.k_inv_rms, .dx = s_.dk});
+    record(rec_, QkNormRopeBackward{.dy = s_.dq_heads, .x = a_.q, .weight = weights.q_norm, .position = stream.position,
+                                    .table = context_.rope, .inv_rms = a_.q_inv_rms, .dx = s_.dq});
+    const Tensor d_normed = input_gradient ? s_.d_normed : Tensor{};
+    project(Projection::v, a_.attention_in, as_operand(rec_, s_.dv, s_.dv_packed), d_normed, false);
+    project(Projection::k, a_.attention_in, as_operand(rec_, s_.dk, s_.dk_packed), d_normed, true);
+    project(Projection::q, a_.attention_in, as_operand(rec_, s_.dq, s_.dq_packed), d_normed, true);
+    if (!input_gradient) return;
+    record(rec_, RmsNormBackward{.dy = s_.d_normed, .x = input, .weight = weights.input_norm,
+                                 .inv_rms = a_.attention_in_inv_rms, .dx = dx});
+  }
+
+ private:
+  void project(Projection p, const Operand& x, const Operand& dy, const Tensor& dx, bool accumulate) {
+    record(rec_, context_.linear,
+           LinearBackward{.site = {layer_, p}, .x = x, .dy = dy, .h = a_.lora_h[static_cast<std::size_t>(p)],
+                          .dh = s_.lora_dh, .lora_scratch = s_.lora_scratch, .dx = dx, .accumulate = accumulate});
+  }
+
+  const LayerContext& context_;
+  gpu::Recorder& rec_;
+  std::uint32_t layer_;
+  const LayerActivations& a_;
+  const Scratch& s_;
+};
+
+}  // namespace
+
+void layer_backward(const LayerContext& context, std::uint32_t layer, const Tensor& input,
+                    const LayerActivations& activations, const Scratch& scratch, const Tensor& dx, bool input_gradient) {
+  LayerBackward backward(context, layer, activations, scratch);
+  backward.mlp(dx);
+  backward.attention(input, dx, input_gradient);
+}
+
+}  // namespace nibble

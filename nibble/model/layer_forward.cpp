@@ -1,0 +1,57 @@
+#include "nibble/kernels/attention.h"
+#include "nibble/kernels/pack_rows.h"
+#include "nibble/kernels/qk_norm_rope.h"
+#include "nibble/kernels/rms_norm.h"
+#include "nibble/kernels/swiglu.h"
+#include "nibble/model/layer.h"
+
+namespace nibble {
+namespace {
+
+void attention_forward(const LayerContext& context, std::uint32_t layer, const Tensor& input, LayerActivations& a,
+                       const Scratch& scratch) {
+  auto& rec = context.recorder;
+  const LayerWeights& weights = context.weights.layers[layer];
+  const auto project = [&](Projection p, const Operand& x, const Tensor& y, bool accumulate) {
+    record(rec, context.linear,
+           LinearForward{.site = {layer, p}, .x = x, .y = y, .accumulate = accumulate,
+                         .h = a.lora_h[static_cast<std::size_t>(p)]});
+  };
+  record(rec, RmsNorm{.x = input, .weight = weights.input_norm, .y = a.attention_in, .inv_rms = a.attention_in_inv_rms,
+                      .eps = context.config.rms_norm_eps});
+  project(Projection::q, a.attention_in, a.q, false);
+  project(Projection::k, a.attention_in, a.k, false);
+  project(Projection::v, a.attention_in, scratch.v, false);
+  record(rec, QkNormRope{.x = a.q, .weight = weights.q_norm, .position = context.stream.position, .table = context.rope,
+                         .y = a.q_heads, .inv_rms = a.q_inv_rms, .eps = context.config.rms_norm_eps});
+  record(rec, QkNormRope{.x = a.k, .weight = weights.k_norm, .position = context.stream.position, .table = context.rope,
+                         .y = a.k_heads, .inv_rms = a.k_inv_rms, .eps = context.config.rms_norm_eps});
+  record(rec, ToHeads{.x = scratch.v, .y = a.v_heads});
+  record(rec, Attention{.q = a.q_heads, .k = a.k_heads, .v = a.v_heads, .key_begin = context.stream.segment_begin,
+                        .key_end = context.stream.key_end, .o = a.attention, .lse = a.log_sum_exp, .pairs = context.stream.pairs});
+  a.attention_packed = as_operand(rec, a.attention, a.attention_packed);
+  rec.copy(input, a.middle);
+  project(Projection::o, a.attention_packed, a.middle, true);
+}
+
+}  // namespace
+
+void layer_forward(const LayerContext& context, std::uint32_t layer, const Tensor& input, LayerActivations& a,
+                   const Scratch& scratch, const Tensor& output) {
+  auto& rec = context.recorder;
+  attention_forward(context, layer, input, a, scratch);
+  const auto project = [&](Projection p, const Operand& x, const Tensor& y, bool accumulate) {
+    record(rec, context.linear,
+           LinearForward{.site = {layer, p}, .x = x, .y = y, .accumulate = accumulate,
+                         .h = a.lora_h[static_cast<std::size_t>(p)]});
+  };
+  record(rec, RmsNorm{.x = a.middle, .weight = context.weights.layers[layer].post_attention_norm, .y = a.mlp_in,
+                      .inv_rms = a.mlp_in_inv_rms, .eps = context.config.rms_norm_eps});
+  project(Projection::gate, a.mlp_in, a.gate, false);
+  project(Projection::up, a.mlp_in, a.up, false);
+  record(rec, SwiGlu{.gate = a.gate, .up = a.up, .h = a.mlp_hidden});
+  rec.copy(a.middle, output);
+  project(Projection::down, a.mlp_hidden, output, true);
+}
+
+}  // namespace nibble

@@ -1,0 +1,51 @@
+#pragma once
+
+#include "nibble/kernels/lora.h"
+#include "nibble/kernels/product.h"
+#include "nibble/model/frozen_weights.h"
+#include "nibble/weights/lora_weights.h"
+
+namespace nibble {
+
+// Dropout of the adapters' inputs; every adapted projection of every batch draws its own mask.
+struct LoraDropout {
+  float probability = 0.0f;
+  std::uint32_t seed = 0;  // of this batch
+};
+
+// What the projections of all layers share.
+struct LinearContext {
+  ProductPath path;
+  FrozenWeights* frozen;
+  const LoraWeights* lora;  // null: the base alone
+  LoraDropout dropout;      // probability 0 outside training
+};
+
+struct LinearSite {
+  std::uint32_t layer;
+  Projection projection;
+};
+
+// y (T, out) = x W^T + scaling * dropout(x) A^T B^T, added to y where `accumulate`. h (T, rank) receives dropout(x) A^T.
+struct LinearForward {
+  LinearSite site;
+  Operand x;  // (T, in)
+  Tensor y;
+  bool accumulate = false;
+  Tensor h;
+};
+void record(gpu::Recorder& recorder, const LinearContext& context, const LinearForward& op);
+
+// Adds to the gradients of A and B, and gives dx (T, in) = dy W + scaling * dropout'(dy B A), added where `accumulate`.
+struct LinearBackward {
+  LinearSite site;
+  Operand x, dy;  // (T, in), (T, out)
+  Tensor h;       // of the forward pass
+  Tensor dh;      // (T, rank) room
+  Tensor lora_scratch;
+  Tensor dx;      // left out: the adapters' gradients alone
+  bool accumulate = false;
+};
+void record(gpu::Recorder& recorder, const LinearContext& context, const LinearBackward& op);
+
+}  // namespace nibble

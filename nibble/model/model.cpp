@@ -1,0 +1,164 @@
+#include "nibble/model/model.h"
+
+#include "nibble/base/error.h"
+#include "nibble/kernels/embedding.h"
+#include "nibble/kernels/nonfinite.h"
+#include "nibble/kernels/qk_norm_rope.h"
+
+#include <algorithm>
+
+namespace nibble {
+namespace {
+
+// How many residual streams and sets of activations exist.
+std::uint32_t residual_count(const ModelConfig& config, const ModelOptions& options) {
+  return options.trainable ? config.num_layers + 1 : 2;
+}
+
+std::uint32_t activation_count(const ModelConfig& config, const ModelOptions& options) {
+  return options.trainable && !options.gradient_checkpointing ? config.num_layers : 1;
+}
+
+ActivationShape activation_shape(const ModelConfig& config, const ModelOptions& options, std::uint32_t rank) {
+  return {.tokens = options.max_tokens, .config = &config, .path = options.path, .rank = rank};
+}
+
+HeadOptions head_options(const ModelOptions& options) {
+  return {.path = options.path, .max_labels = options.max_labels, .chunk_rows = options.head_chunk,
+          .trainable = options.trainable};
+}
+
+std::uint64_t frozen_bytes(const ModelConfig& config, ProductPath path) {
+  std::uint64_t projections = 0;
+  for (const Projection p : all_projections) {
+    const auto [out, in] = projection_dims(config, p);
+    projections += std::uint64_t{out} * in;
+  }
+  const std::uint64_t table = std::uint64_t{config.vocab_size} * config.hidden_size * size_of(operand_dtype(path));
+  const std::uint64_t norms = 4ull * (2 * config.hidden_size + 2 * config.head_dim) * config.num_layers;
+  return config.num_layers * (projections / 2 + projections / 16) + norms + table * (config.tie_word_embeddings ? 1 : 2);
+}
+
+}  // namespace
+
+MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options,
+                       std::uint64_t trainable_parameters, std::uint32_t rank) {
+  const ActivationShape shape = activation_shape(config, options, rank);
+  HeadOptions head = head_options(options);
+  if (head.chunk_rows == 0) head.chunk_rows = Head::default_chunk_rows(device.info().limits, config.vocab_size);
+  head.chunk_rows = std::min((head.chunk_rows + 63) / 64 * 64, std::max(1u, head.max_labels));
+  const std::uint64_t stream_bytes = 4ull * options.max_tokens * config.hidden_size;
+  return {.frozen_weights = frozen_bytes(config, options.path),
+          .decoded_weights = FrozenWeights::decoded_bytes(config, options.path, options.residency),
+          .adapters = trainable_parameters * 4 * (options.trainable ? 4 : 1),
+          .activations = residual_count(config, options) * stream_bytes +
+                         activation_count(config, options) * layer_activation_bytes(shape),
+          .scratch = scratch_bytes(device, shape, options.trainable) + (options.trainable ? stream_bytes : 0),
+          .head = Head::bytes(config, head)};
+}
+
+Model::Model(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
+             const ModelOptions& options)
+    : device_(device),
+      config_(config),
+      weights_(weights),
+      options_(options),
+      frozen_(device, weights, options.path, options.residency),
+      linear_{.path = options.path, .frozen = &frozen_, .lora = lora},
+      streams_(device, options.max_tokens),
+      head_(device, config_, weights, head_options(options)) {
+  const ActivationShape shape = activation_shape(config_, options_, lora ? lora->rank : 0);
+  for (std::uint32_t i = 0; i < residual_count(config_, options_); ++i) {
+    residual_.push_back(device.tensor(DType::f32, {options.max_tokens, config.hidden_size}, "residual"));
+  }
+  for (std::uint32_t i = 0; i < activation_count(config_, options_); ++i) {
+    activations_.push_back(make_layer_activations(device, shape));
+  }
+  scratch_ = make_scratch(device, shape, options.trainable);
+  if (options.trainable) dx_ = device.tensor(DType::f32, {options.max_tokens, config.hidden_size}, "residual gradient");
+  const std::uint32_t positions = std::min(options.max_tokens, config.max_position_embeddings);
+  rope_ = device.tensor<float>(DType::f32, {positions, config.head_dim / 2, 2},
+                               rope_table(positions, config.head_dim, config.rope_theta), "rope");
+}
+
+LayerContext Model::context(gpu::Recorder& recorder, const DeviceStream& stream) const {
+  return {.recorder = recorder, .config = config_, .weights = weights_, .linear = linear_, .stream = stream, .rope = rope_};
+}
+
+LayerActivations Model::activations_of(std::uint32_t layer, std::uint32_t tokens) const {
+  return first_tokens(activations_[layer % activations_.size()], config_, tokens);
+}
+
+void Model::embed(gpu::Recorder& recorder, const DeviceStream& stream) {
+  record(recorder, Embedding{.tokens = stream.token_ids,
+                             .table = {.data = weights_.embedding.data, .scale = weights_.embedding.scale},
+                             .x = residual_[0].rows(0, stream.tokens)});
+}
+
+Tensor Model::forward(gpu::Recorder& recorder, const DeviceStream& stream) {
+  const Scratch scratch = first_tokens(scratch_, config_, stream.tokens);
+  const LayerContext layers = context(recorder, stream);
+  embed(recorder, stream);
+  Tensor x = residual_[0].rows(0, stream.tokens);
+  for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
+    const Tensor next = residual_[(layer + 1) % residual_.size()].rows(0, stream.tokens);
+    LayerActivations activations = activations_of(layer, stream.tokens);
+    layer_forward(layers, layer, x, activations, scratch, next);
+    x = next;
+  }
+  return x;
+}
+
+Head::Loss Model::loss(gpu::Recorder& recorder, const DeviceStream& stream) {
+  return head_.forward(recorder, stream, forward(recorder, stream));
+}
+
+Head::Loss Model::loss_and_gradients(gpu::Recorder& recorder, const DeviceStream& stream, float factor,
+                                     const LoraDropout& dropout, const Tensor& d_head) {
+  check(options_.trainable, "model", "The model was made without room for gradients.");
+  linear_.dropout = dropout;
+  const Tensor last = forward(recorder, stream);
+  const Tensor dx = dx_.rows(0, stream.tokens);
+  const Head::Loss loss = head_.forward_backward(recorder, stream, last, factor, dx, d_head);
+  const Scratch scratch = first_tokens(scratch_, config_, stream.tokens);
+  const LayerContext layers = context(recorder, stream);
+  for (std::uint32_t layer = config_.num_layers; layer-- > 0;) {
+    const Tensor input = residual_[layer].rows(0, stream.tokens);
+    LayerActivations activations = activations_of(layer, stream.tokens);
+    const bool kept = !options_.gradient_checkpointing || layer + 1 == config_.num_layers;
+    if (!kept) layer_forward(layers, layer, input, activations, scratch, residual_[layer + 1].rows(0, stream.tokens));
+    layer_backward(layers, layer, input, activations, scratch, dx, layer > 0);
+  }
+  linear_.dropout = {};
+  return loss;
+}
+
+std::string Model::find_nonfinite(const DeviceStream& stream) {
+  const Tensor found = device_.tensor(DType::u32, {1}, "first non-finite");
+  const Scratch scratch = first_tokens(scratch_, config_, stream.tokens);
+  gpu::Recorder recorder(device_);
+  const auto first_bad_row = [&](const Tensor& x) {
+    record(recorder, NonFinite{.x = x, .index = found});
+    recorder.submit();
+    const std::uint32_t index = device_.read<std::uint32_t>(found)[0];
+    return index == UINT32_MAX ? UINT32_MAX : index / config_.hidden_size;
+  };
+  embed(recorder, stream);
+  Tensor x = residual_[0].rows(0, stream.tokens);
+  if (const auto row = first_bad_row(x); row != UINT32_MAX) return fmt::format("the embedding, row {} of the batch", row);
+  for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
+    const Tensor next = residual_[(layer + 1) % residual_.size()].rows(0, stream.tokens);
+    LayerActivations activations = activations_of(layer, stream.tokens);
+    layer_forward(context(recorder, stream), layer, x, activations, scratch, next);
+    if (const auto row = first_bad_row(activations.middle); row != UINT32_MAX) {
+      return fmt::format("the attention of layer {}, row {} of the batch", layer, row);
+    }
+    if (const auto row = first_bad_row(next); row != UINT32_MAX) {
+      return fmt::format("the MLP of layer {}, row {} of the batch", layer, row);
+    }
+    x = next;
+  }
+  return {};
+}
+
+}  // namespace nibble

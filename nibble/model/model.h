@@ -1,0 +1,91 @@
+#pragma once
+
+#include "nibble/model/head.h"
+#include "nibble/model/layer.h"
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace nibble {
+
+struct ModelOptions {
+  ProductPath path = ProductPath::f32;
+  Residency residency = Residency::resident;
+  bool gradient_checkpointing = false;  // keep each layer's input alone and compute the rest again in the backward pass
+  std::uint32_t max_tokens = 0;         // of one batch
+  std::uint32_t max_labels = 0;
+  std::uint32_t head_chunk = 0;         // see HeadOptions::chunk_rows
+  bool trainable = true;                // room for the backward pass
+};
+
+// Bytes on the device by what they are for, as allocated.
+struct MemoryPlan {
+  std::uint64_t frozen_weights = 0;  // NF4, embedding, head, norms
+  std::uint64_t decoded_weights = 0;
+  std::uint64_t adapters = 0;        // parameters, gradients, moments
+  std::uint64_t activations = 0;     // kept between the passes
+  std::uint64_t scratch = 0;
+  std::uint64_t head = 0;
+  std::uint64_t total() const {
+    return frozen_weights + decoded_weights + adapters + activations + scratch + head;
+  }
+};
+
+// Of a model that is not loaded yet; `trainable_parameters` and `rank` describe the adapter.
+MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options,
+                       std::uint64_t trainable_parameters, std::uint32_t rank);
+
+// A causal language model with adapters on the device: forward and backward over token streams. Nothing is read back here.
+class Model {
+ public:
+  // The weights and adapters must outlive it; `lora` may be null.
+  Model(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
+        const ModelOptions& options);
+
+  gpu::Device& device() { return device_; }
+  const ModelConfig& config() const { return config_; }
+  const ModelOptions& options() const { return options_; }
+  const LoraWeights* lora() const { return linear_.lora; }
+
+  DeviceStream upload(gpu::Recorder& recorder, const TokenStream& stream) const { return streams_.upload(recorder, stream); }
+
+  // The residual stream (T, C) after the last layer.
+  Tensor forward(gpu::Recorder& recorder, const DeviceStream& stream);
+  Head::Loss loss(gpu::Recorder& recorder, const DeviceStream& stream);
+  // Adds `factor` times the gradients of the sum of the batch's losses to the adapters' gradients; with d_head (vocab, C) to
+  // those of the head too.
+  Head::Loss loss_and_gradients(gpu::Recorder& recorder, const DeviceStream& stream, float factor,
+                                const LoraDropout& dropout = {}, const Tensor& d_head = {});
+  // Logits (R, vocab) of some rows of what forward() returned.
+  Tensor logits(gpu::Recorder& recorder, const Tensor& residual, const Tensor& rows, std::uint32_t count) {
+    return head_.logits(recorder, residual, rows, count);
+  }
+  std::uint32_t max_logit_rows() const { return head_.chunk_rows(); }
+
+  // Computes the batch again, one layer at a time, and says where the first value that is not finite appears: "layer 3, row
+  // 17 of the batch"; empty where all are finite.
+  std::string find_nonfinite(const DeviceStream& stream);
+
+ private:
+  LayerContext context(gpu::Recorder& recorder, const DeviceStream& stream) const;
+  LayerActivations activations_of(std::uint32_t layer, std::uint32_t tokens) const;
+  void embed(gpu::Recorder& recorder, const DeviceStream& stream);
+
+  gpu::Device& device_;
+  ModelConfig config_;
+  const DeviceWeights& weights_;
+  ModelOptions options_;
+  FrozenWeights frozen_;
+  LinearContext linear_;
+  StreamBuffers streams_;
+  Head head_;
+  Tensor rope_;
+  std::vector<Tensor> residual_;               // the stream before each layer and after the last; two in turn if not trained
+  std::vector<LayerActivations> activations_;  // of each layer, or one for all
+  Scratch scratch_;
+  Tensor dx_;                                  // (T, C)
+};
+
+}  // namespace nibble

@@ -1,0 +1,49 @@
+#include "nibble/model/stream.h"
+
+#include "nibble/base/error.h"
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+namespace nibble {
+
+StreamBuffers::StreamBuffers(gpu::Device& device, std::uint32_t max_tokens) : max_tokens_(max_tokens) {
+  for (gpu::Tensor* tensor : {&room_.token_ids, &room_.position, &room_.segment_begin, &room_.segment_end, &room_.key_end,
+                              &room_.label_rows, &room_.label_ids}) {
+    *tensor = device.tensor(DType::u32, {max_tokens}, "stream");
+  }
+  std::vector<std::uint32_t> ends(max_tokens);
+  std::iota(ends.begin(), ends.end(), 1u);
+  device.write(room_.key_end, std::as_bytes(std::span(ends)));
+}
+
+DeviceStream StreamBuffers::upload(gpu::Recorder& recorder, const TokenStream& stream) const {
+  const auto tokens = static_cast<std::uint32_t>(stream.tokens.size());
+  const auto labels = static_cast<std::uint32_t>(stream.labels.size());
+  check(tokens > 0 && tokens <= max_tokens_, "stream", "A batch of {} tokens came; room was made for 1 to {}.", tokens,
+        max_tokens_);
+  check(stream.position.size() == tokens && stream.segment_begin.size() == tokens && stream.segment_end.size() == tokens &&
+            stream.label_rows.size() == labels && labels <= tokens,
+        "stream", "The arrays of the batch differ in length.");
+  recorder.submit();
+
+  DeviceStream result{.tokens = tokens, .labels = labels};
+  for (const std::uint32_t position : stream.position) result.pairs += position + 1;
+  const auto put = [&](const gpu::Tensor& room, std::span<const std::uint32_t> values) {
+    // A batch without labels still binds something.
+    const gpu::Tensor view = room.view({std::max<std::uint32_t>(1, static_cast<std::uint32_t>(values.size()))});
+    if (!values.empty()) recorder.device().write(view, std::as_bytes(values));
+    return view;
+  };
+  result.token_ids = put(room_.token_ids, stream.tokens);
+  result.position = put(room_.position, stream.position);
+  result.segment_begin = put(room_.segment_begin, stream.segment_begin);
+  result.segment_end = put(room_.segment_end, stream.segment_end);
+  result.key_end = room_.key_end.view({tokens});
+  result.label_rows = put(room_.label_rows, stream.label_rows);
+  result.label_ids = put(room_.label_ids, stream.labels);
+  return result;
+}
+
+}  // namespace nibble

@@ -1,0 +1,43 @@
+#pragma once
+
+#include "nibble/gpu/recorder.h"
+
+#include <cstdint>
+#include <span>
+
+namespace nibble {
+
+// A batch as the model takes it: T tokens of one or more segments, each attending to itself alone, and the R positions whose
+// next token counts in the loss. Nothing is padded.
+struct TokenStream {
+  std::span<const std::uint32_t> tokens;         // (T)
+  std::span<const std::uint32_t> position;       // (T) within the segment
+  std::span<const std::uint32_t> segment_begin;  // (T) first token of the token's segment
+  std::span<const std::uint32_t> segment_end;    // (T) one past its last
+  std::span<const std::uint32_t> label_rows;     // (R) increasing
+  std::span<const std::uint32_t> labels;         // (R) the token to predict there
+};
+
+// The same on the device.
+struct DeviceStream {
+  std::uint32_t tokens = 0, labels = 0;
+  std::uint64_t pairs = 0;  // of a query and a key that meet
+  gpu::Tensor token_ids, position, segment_begin, segment_end;
+  gpu::Tensor key_end;  // (T) each token attends up to itself: its index + 1
+  gpu::Tensor label_rows, label_ids;
+};
+
+// Buffers for streams of up to `max_tokens` tokens.
+class StreamBuffers {
+ public:
+  StreamBuffers(gpu::Device& device, std::uint32_t max_tokens);
+
+  // Submits what was recorded, since that may still read the last stream, and uploads this one.
+  DeviceStream upload(gpu::Recorder& recorder, const TokenStream& stream) const;
+
+ private:
+  DeviceStream room_;
+  std::uint32_t max_tokens_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,57 @@
+#include "nibble/report/metrics_log.h"
+
+#include "nibble/base/error.h"
+#include "nibble/io/json.h"
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <string>
+#include <vector>
+
+namespace nibble {
+namespace {
+
+// Lines of steps beyond `keep_steps` go, and so does a last line that a killed process left half written.
+std::vector<std::string> lines_to_keep(const std::filesystem::path& path, std::uint64_t keep_steps) {
+  std::vector<std::string> kept;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    const Json record = Json::parse(line, nullptr, false);
+    if (!record.is_object() || !record.contains("step") || !record["step"].is_number_unsigned()) continue;
+    if (record["step"].get<std::uint64_t>() <= keep_steps) kept.push_back(line);
+  }
+  return kept;
+}
+
+}  // namespace
+
+MetricsLog::MetricsLog(const std::filesystem::path& path, std::uint64_t keep_steps) : path_(path) {
+  const auto kept = keep_steps == 0 ? std::vector<std::string>() : lines_to_keep(path, keep_steps);
+  file_.reset(std::fopen(path.c_str(), "w"));
+  check<DataError>(file_ != nullptr, path.string(), "The file cannot be written: {}.", std::strerror(errno));
+  for (const std::string& line : kept) write_line(line);
+}
+
+void MetricsLog::write_line(const std::string& line) {
+  const bool written = std::fputs((line + "\n").c_str(), file_.get()) >= 0 && std::fflush(file_.get()) == 0;
+  check<DataError>(written, path_.string(), "The file cannot be written: {}.", std::strerror(errno));
+}
+
+void MetricsLog::write(const StepRecord& record) {
+  write_line(write_json_line({{"step", record.step},
+                              {"epoch", record.epoch},
+                              {"loss", record.loss},
+                              {"grad_norm", record.grad_norm},
+                              {"learning_rate", record.learning_rate},
+                              {"tokens", record.tokens},
+                              {"tokens_per_second", record.tokens_per_second},
+                              {"memory_bytes", record.memory_bytes}}));
+}
+
+void MetricsLog::write(const EvalRecord& record) {
+  write_line(write_json_line(
+      {{"step", record.step}, {"eval_loss", record.eval_loss}, {"eval_accuracy", record.accuracy}, {"eval_tokens", record.tokens}}));
+}
+
+}  // namespace nibble

@@ -1,0 +1,40 @@
+#pragma once
+
+#include "nibble/report/records.h"
+
+#include <cstdio>
+#include <string>
+
+namespace nibble {
+
+// "1.9 GiB", "412 MiB", "9 KiB"
+std::string human_bytes(std::uint64_t bytes);
+// "2 h 03 min", "4 min 10 s", "12 s"
+std::string human_seconds(double seconds);
+// "12,345,678"
+std::string grouped(std::uint64_t value);
+
+// One line that is written over in a terminal; elsewhere a line each, less often as the run goes on.
+class Progress {
+ public:
+  Progress(std::FILE* out, bool terminal) : out_(out), terminal_(terminal) {}
+  ~Progress() { finish_line(); }
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  void step(const StepRecord& record);
+  void evaluation(const EvalRecord& record);
+  // A remark on a line of its own.
+  void say(const std::string& text);
+  // Part of a longer piece of work that is done, from 0 to 1: "Loading: 43%".
+  void part(const std::string& what, double done);
+  void finish_line();
+
+ private:
+  std::FILE* out_;
+  bool terminal_;
+  bool open_ = false;  // the cursor stands at the end of a line to be written over
+  int last_percent_ = -1;
+};
+
+}  // namespace nibble

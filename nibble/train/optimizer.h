@@ -1,0 +1,30 @@
+#pragma once
+
+#include "nibble/gpu/recorder.h"
+#include "nibble/weights/lora_weights.h"
+
+namespace nibble {
+
+struct AdamWOptions {
+  double adam_beta1 = 0.9, adam_beta2 = 0.999, adam_epsilon = 1e-8, weight_decay = 0.0;
+  double max_grad_norm = 1.0;  // 0: gradients are not clipped
+};
+
+// AdamW (Loshchilov and Hutter 2019, as torch.optim.AdamW) over all adapters at once, after clipping by their global norm.
+class Optimizer {
+ public:
+  Optimizer(gpu::Device& device, const AdamWOptions& options);
+
+  // Records update number `step`, from 1 on. The gradients stay as they are. An update with a norm that is not finite
+  // changes nothing.
+  void record_step(gpu::Recorder& recorder, const LoraWeights& weights, double learning_rate, std::uint64_t step);
+
+  // (2) f32: the global norm before clipping, and the factor that was applied.
+  const gpu::Tensor& norm_and_factor() const { return norm_and_factor_; }
+
+ private:
+  AdamWOptions options_;
+  gpu::Tensor norm_and_factor_, partials_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,39 @@
+#pragma once
+
+#include "nibble/gpu/device.h"
+#include "nibble/model/model.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace nibble {
+
+// A training step over made-up weights and tokens, to measure without files.
+struct StepBenchOptions {
+  ModelConfig config;
+  ProductPath path = ProductPath::f32;
+  Residency residency = Residency::resident;
+  bool gradient_checkpointing = false;
+  std::uint32_t batch = 1, length = 512;  // segments and tokens of each; every token is trained
+  std::uint32_t lora_rank = 16;
+  std::uint32_t head_chunk = 0;
+  std::uint32_t steps = 3;                // timed, after one and at least 0.4 s of warming
+};
+
+struct StepBenchResult {
+  double seconds = 0;          // the median step, wall clock
+  double record_seconds = 0;   // of which the CPU recorded and submitted
+  double flops = 0;            // of a step: products forward and backward, what is computed again, attention and adapters
+  double required_flops = 0;   // the same without what is computed again
+  std::uint64_t tokens = 0;
+  std::uint64_t peak_bytes = 0;
+  double loss = 0;
+};
+
+StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options);
+
+// Public shapes by name ("qwen3-4b"); throws UsageError that lists them.
+ModelConfig shape_by_name(const std::string& name);
+
+}  // namespace nibble

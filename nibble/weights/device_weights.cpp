@@ -1,0 +1,186 @@
+#include "nibble/weights/device_weights.h"
+
+#include "nibble/base/error.h"
+#include "nibble/base/half.h"
+#include "nibble/base/rng.h"
+#include "nibble/quant/nf4.h"
+#include "nibble/quant/parallel.h"
+#include "nibble/weights/checkpoint_check.h"
+#include "nibble/weights/read_nf4.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+
+namespace nibble {
+namespace {
+
+constexpr std::uint64_t piece_values = std::uint64_t{4} << 20;
+
+// Reports the part of the checkpoint's bytes that has been taken.
+class Meter {
+ public:
+  Meter(const std::function<void(double)>& report, std::uint64_t total) : report_(report), total_(std::max<std::uint64_t>(1, total)) {}
+  void add(std::uint64_t bytes) {
+    done_ += bytes;
+    if (report_) report_(std::min(1.0, static_cast<double>(done_) / static_cast<double>(total_)));
+  }
+
+ private:
+  const std::function<void(double)>& report_;
+  std::uint64_t total_, done_ = 0;
+};
+
+gpu::Tensor load_vector(gpu::Device& device, const Checkpoint& checkpoint, const std::string& name) {
+  const auto values = checkpoint.read_as_f32(name);
+  return device.tensor<float>(DType::f32, {static_cast<std::uint32_t>(values.size())}, values, name);
+}
+
+Nf4Matrix load_nf4(gpu::Device& device, const Checkpoint& checkpoint, const std::string& name, ProjectionDims dims) {
+  const std::uint64_t count = std::uint64_t{dims.out} * dims.in;
+  check<DataError>(count % nf4_block == 0, name, "A matrix of {} x {} is no whole number of NF4 blocks of {}.",
+                   dims.out, dims.in, nf4_block);
+  std::vector<std::uint8_t> packed(nf4_packed_bytes(count));
+  std::vector<float> absmax(nf4_blocks(count));
+  read_as_nf4(checkpoint.at(name), packed, absmax);
+  Nf4Matrix result{.out = dims.out, .in = dims.in, .largest = *std::max_element(absmax.begin(), absmax.end())};
+  result.packed = device.tensor<std::uint8_t>(DType::u32, {static_cast<std::uint32_t>(packed.size() / 4)}, packed, name);
+  result.absmax = device.tensor<float>(DType::f32, {static_cast<std::uint32_t>(absmax.size())}, absmax, name);
+  return result;
+}
+
+// Calls use(values, first index) for pieces of a tensor as f32.
+void for_each_piece(const Checkpoint& checkpoint, const std::string& name,
+                    const std::function<void(std::span<const float>, std::uint64_t)>& use) {
+  const auto& entry = checkpoint.at(name);
+  const std::uint64_t count = entry.tensor->numel(), width = size_of(*entry.tensor->dtype);
+  std::vector<std::byte> bytes(std::min(count, piece_values) * width);
+  std::vector<float> values(std::min(count, piece_values));
+  for (std::uint64_t first = 0; first < count; first += piece_values) {
+    const std::uint64_t size = std::min(piece_values, count - first);
+    const auto raw = std::span(bytes).first(size * width);
+    const auto piece = std::span(values).first(size);
+    entry.file->read(*entry.tensor, first * width, raw);
+    parallel_ranges(size, 1 << 16, 0, [&](std::size_t begin, std::size_t end) {
+      convert_to_f32(*entry.tensor->dtype, raw.subspan(begin * width, (end - begin) * width),
+                     piece.subspan(begin, end - begin));
+    });
+    use(piece, first);
+  }
+}
+
+DenseMatrix load_dense(gpu::Device& device, const Checkpoint& checkpoint, const std::string& name, DType dtype) {
+  const auto& shape = checkpoint.at(name).tensor->shape;
+  const auto rows = static_cast<std::uint32_t>(shape.at(0)), columns = static_cast<std::uint32_t>(shape.at(1));
+  DenseMatrix result{.data = device.tensor(dtype, {rows, columns}, name)};
+  if (dtype == DType::f32) {
+    for_each_piece(checkpoint, name, [&](std::span<const float> values, std::uint64_t first) {
+      device.write(result.data, std::as_bytes(values), first * 4);
+    });
+    return result;
+  }
+  float largest = 0;
+  for_each_piece(checkpoint, name, [&](std::span<const float> values, std::uint64_t first) {
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      check<DataError>(std::isfinite(values[i]), name, "Element {} is not finite.", first + i);
+      largest = std::max(largest, std::fabs(values[i]));
+    }
+  });
+  const float factor = top_of_f16(largest);
+  result.scale = 1.0f / factor;
+  std::vector<std::uint16_t> halves(piece_values);
+  for_each_piece(checkpoint, name, [&](std::span<const float> values, std::uint64_t first) {
+    for (std::size_t i = 0; i < values.size(); ++i) halves[i] = f32_to_f16(values[i] * factor);
+    device.write(result.data, std::as_bytes(std::span(halves).first(values.size())), first * 2);
+  });
+  return result;
+}
+
+// Fills a tensor by repeating one block of random words, each passed through `shape`.
+void fill_random(gpu::Device& device, const gpu::Tensor& tensor, const std::function<std::uint32_t(std::uint32_t)>& shape) {
+  Rng rng(tensor.size());
+  std::vector<std::uint32_t> block(1 << 20);
+  for (std::uint32_t& word : block) word = shape(rng.next_u32());
+  for (std::uint64_t first = 0; first < tensor.bytes(); first += block.size() * 4) {
+    const std::uint64_t size = std::min<std::uint64_t>(block.size() * 4, tensor.bytes() - first);
+    device.write(tensor, std::as_bytes(std::span(block)).first(size), first);
+  }
+}
+
+std::uint32_t bits_of(float value) { return std::bit_cast<std::uint32_t>(value); }
+
+gpu::Tensor ones(gpu::Device& device, std::uint32_t size) {
+  return device.tensor<float>(DType::f32, {size}, std::vector<float>(size, 1.0f), "norm");
+}
+
+// Two f16 or one f32 in +-amplitude.
+std::function<std::uint32_t(std::uint32_t)> uniform_words(DType dtype, float amplitude) {
+  const auto value = [amplitude](std::uint32_t bits) {
+    return amplitude * (static_cast<float>(bits) * 0x1p-15f - 1.0f);
+  };
+  if (dtype == DType::f32) return [value](std::uint32_t word) { return bits_of(value(word >> 16)); };
+  return [value](std::uint32_t word) {
+    return std::uint32_t{f32_to_f16(value(word >> 16))} << 16 | f32_to_f16(value(word & 0xffffu));
+  };
+}
+
+}  // namespace
+
+DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, const ModelConfig& config,
+                           const LoadOptions& options) {
+  check_checkpoint(checkpoint, config);
+  Meter meter(options.progress, checkpoint.total_bytes());
+  DeviceWeights weights;
+  const std::string embedding(embedding_tensor_name), head(head_tensor_name);
+  weights.embedding = load_dense(device, checkpoint, embedding, options.dense_dtype);
+  meter.add(checkpoint.at(embedding).tensor->bytes);
+  weights.head = config.tie_word_embeddings ? weights.embedding : load_dense(device, checkpoint, head, options.dense_dtype);
+  if (!config.tie_word_embeddings) meter.add(checkpoint.at(head).tensor->bytes);
+  weights.final_norm = load_vector(device, checkpoint, std::string(final_norm_tensor_name));
+  for (std::uint32_t i = 0; i < config.num_layers; ++i) {
+    LayerWeights& layer = weights.layers.emplace_back();
+    layer.input_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::input));
+    layer.post_attention_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::post_attention));
+    layer.q_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::q));
+    layer.k_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::k));
+    for (const Projection p : all_projections) {
+      const std::string name = projection_tensor_name(i, p);
+      layer.projections[static_cast<std::size_t>(p)] = load_nf4(device, checkpoint, name, projection_dims(config, p));
+      meter.add(checkpoint.at(name).tensor->bytes);
+    }
+  }
+  return weights;
+}
+
+DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, DType dense_dtype) {
+  const auto dense = [&](std::uint32_t rows) {
+    DenseMatrix result{.data = device.tensor(dense_dtype, {rows, config.hidden_size}, "made up")};
+    fill_random(device, result.data, uniform_words(dense_dtype, 0.035f));
+    return result;
+  };
+  DeviceWeights weights;
+  weights.embedding = dense(config.vocab_size);
+  weights.head = config.tie_word_embeddings ? weights.embedding : dense(config.vocab_size);
+  weights.final_norm = ones(device, config.hidden_size);
+  for (std::uint32_t i = 0; i < config.num_layers; ++i) {
+    LayerWeights& layer = weights.layers.emplace_back();
+    layer.input_norm = ones(device, config.hidden_size);
+    layer.post_attention_norm = ones(device, config.hidden_size);
+    layer.q_norm = ones(device, config.head_dim);
+    layer.k_norm = ones(device, config.head_dim);
+    for (const Projection p : all_projections) {
+      const auto [out, in] = projection_dims(config, p);
+      const auto count = static_cast<std::uint32_t>(std::uint64_t{out} * in / 8);
+      Nf4Matrix& matrix = layer.projections[static_cast<std::size_t>(p)];
+      matrix = {.packed = device.tensor(DType::u32, {count}, "made up"),
+                .absmax = device.tensor(DType::f32, {count / 8}, "made up"), .out = out, .in = in, .largest = 0.06f};
+      fill_random(device, matrix.packed, [](std::uint32_t word) { return word; });
+      fill_random(device, matrix.absmax, [](std::uint32_t word) {
+        return bits_of(0.04f + 0.02f * static_cast<float>(word >> 16) * 0x1p-16f);
+      });
+    }
+  }
+  return weights;
+}
+
+}  // namespace nibble

@@ -1,0 +1,58 @@
+#pragma once
+
+#include "nibble/gpu/recorder.h"
+#include "nibble/io/checkpoint.h"
+#include "nibble/weights/config.h"
+
+#include <array>
+#include <functional>
+#include <vector>
+
+// The frozen weights on the device: projections as NF4, everything else as stored.
+namespace nibble {
+
+// A projection (out, in) in bitsandbytes' NF4: the flattened matrix in blocks of 64, the first value of a pair in the high
+// half of its byte.
+struct Nf4Matrix {
+  gpu::Tensor packed;  // (out * in / 8) u32, four bytes a word
+  gpu::Tensor absmax;  // (out * in / 64) f32
+  std::uint32_t out = 0, in = 0;
+  float largest = 1.0f;  // of absmax
+};
+
+// value = data * scale; scale is 1 for f32 and a power of two for f16.
+struct DenseMatrix {
+  gpu::Tensor data;  // (rows, columns)
+  float scale = 1.0f;
+};
+
+struct LayerWeights {
+  gpu::Tensor input_norm, post_attention_norm;  // (hidden) f32
+  gpu::Tensor q_norm, k_norm;                   // (head_dim) f32
+  std::array<Nf4Matrix, 7> projections;         // by Projection
+
+  const Nf4Matrix& projection(Projection p) const { return projections[static_cast<std::size_t>(p)]; }
+};
+
+struct DeviceWeights {
+  DenseMatrix embedding;  // (vocab, hidden)
+  DenseMatrix head;       // (vocab, hidden); the embedding itself where the model ties them
+  gpu::Tensor final_norm;
+  std::vector<LayerWeights> layers;
+};
+
+struct LoadOptions {
+  DType dense_dtype = DType::f32;  // of embedding and head: f32 or f16
+  // Called now and then with the part of the checkpoint's bytes that is done, from 0 to 1.
+  std::function<void(double)> progress;
+};
+
+// Reads, quantises and uploads. Host memory in use stays below the largest single tensor. Throws DataError that names file
+// and tensor where the checkpoint does not fit the config.
+DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, const ModelConfig& config,
+                           const LoadOptions& options = {});
+
+// Made-up weights of the right shapes and sizes, for measuring without files.
+DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, DType dense_dtype);
+
+}  // namespace nibble

@@ -1,0 +1,43 @@
+#pragma once
+
+#include "nibble/gpu/recorder.h"
+#include "nibble/weights/config.h"
+#include "nibble/weights/peft.h"
+
+#include <array>
+#include <optional>
+#include <vector>
+
+namespace nibble {
+
+// The two matrices of one adapted projection on the device, and their gradients.
+struct LoraSlot {
+  gpu::Tensor a, a_grad;  // (rank, in) f32
+  gpu::Tensor b, b_grad;  // (out, rank) f32
+  bool used() const { return static_cast<bool>(a); }
+};
+
+// All adapters of a model. The matrices lie one after the other in `params`, each beginning at a multiple of 64 elements,
+// and in the same places in gradients and moments, so that the optimiser is one kernel.
+struct LoraWeights {
+  std::uint32_t rank = 0;
+  float scaling = 1.0f;  // lora_alpha / rank, or lora_alpha / sqrt(rank) for rsLoRA
+  gpu::Tensor params;
+  gpu::Tensor grads, first_moment, second_moment;  // only where trainable
+  std::vector<std::array<LoraSlot, 7>> layers;     // by Projection
+
+  const LoraSlot& slot(std::uint32_t layer, Projection p) const { return layers[layer][static_cast<std::size_t>(p)]; }
+  std::uint64_t parameter_count() const;  // without the gaps
+};
+
+// Room for an adapter of this form, filled from it.
+LoraWeights upload_lora(gpu::Device& device, const ModelConfig& config, const LoraAdapter& adapter, bool trainable);
+
+// A flat tensor (params, gradients or a moment) as matrices, in the form of `like`, and back.
+LoraAdapter download_lora(gpu::Device& device, const gpu::Tensor& flat, const LoraAdapter& like);
+void upload_flat(gpu::Device& device, const gpu::Tensor& flat, const LoraAdapter& adapter);
+
+// A uniform in +-1/sqrt(in), B zero (PEFT's kaiming_uniform with a = sqrt(5)): the model is unchanged at the start.
+void initialise_lora(LoraAdapter& adapter, std::uint64_t seed);
+
+}  // namespace nibble
