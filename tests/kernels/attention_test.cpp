@@ -15,8 +15,8 @@ std::vector<double> doubles(std::span<const float> values) { return {values.begi
 std::vector<float> floats(std::span<const double> values) { return {values.begin(), values.end()}; }
 
 // The scores' rounding bounds everything else: a score is D products of values below 1, on average 1/4, over sqrt(D),
-// so it is off by at most D u sqrt(D)/4 (u = 2^-24), and exp(score) by that share. exp itself is allowed 3 + 2|x| units,
-// |x| < 16 here, and the sums over keys and dimensions behind it as much as the score again.
+// so it is off by at most D u sqrt(D)/4 (u = 2^-24), and exp(score) by that share. exp itself may be off by 3 + 2|x|
+// units, |x| < 16 here, and the sums over keys and dimensions behind it as much as the score again.
 double tolerance(std::uint32_t head_dim) {
   const double d = head_dim;
   return (2 * d * std::sqrt(d) / 4 + 64) * 0x1p-24;
@@ -39,6 +39,28 @@ struct Outputs {
   bool operator==(const Outputs&) const = default;
 };
 
+struct BackwardOutputs {
+  Tensor delta, dq, dk, dv;
+};
+
+AttentionBackward backward_of(const Attention& forward, const AttentionCase& shape, const Tensor& d_o,
+                              const BackwardOutputs& outputs) {
+  return {.q = forward.q,
+          .k = forward.k,
+          .v = forward.v,
+          .key_begin = forward.key_begin,
+          .key_end = forward.key_end,
+          .query_end = upload_u32(shape.segment_end()),
+          .o = forward.o,
+          .d_o = d_o,
+          .lse = forward.lse,
+          .delta = outputs.delta,
+          .dq = outputs.dq,
+          .dk = outputs.dk,
+          .dv = outputs.dv,
+          .variant = forward.variant};
+}
+
 Outputs run(const AttentionCase& shape, const Inputs& inputs, AttentionVariant variant) {
   const std::uint32_t tokens = shape.tokens(), heads = shape.heads, key_heads = shape.key_heads, dim = shape.head_dim;
   GuardedTensor o(DType::f32, {tokens, heads * dim});
@@ -53,20 +75,8 @@ Outputs run(const AttentionCase& shape, const Inputs& inputs, AttentionVariant v
                           .o = o.tensor(),
                           .lse = lse.tensor(),
                           .variant = variant};
-  const AttentionBackward backward{.q = forward.q,
-                                   .k = forward.k,
-                                   .v = forward.v,
-                                   .key_begin = forward.key_begin,
-                                   .key_end = forward.key_end,
-                                   .query_end = upload_u32(shape.segment_end()),
-                                   .o = forward.o,
-                                   .d_o = upload(inputs.d_o, {tokens, heads * dim}),
-                                   .lse = forward.lse,
-                                   .delta = delta.tensor(),
-                                   .dq = dq.tensor(),
-                                   .dk = dk.tensor(),
-                                   .dv = dv.tensor(),
-                                   .variant = variant};
+  const auto backward = backward_of(forward, shape, upload(inputs.d_o, {tokens, heads * dim}),
+                                    {delta.tensor(), dq.tensor(), dk.tensor(), dv.tensor()});
   gpu::Recorder recorder(device());
   record(recorder, forward);
   record(recorder, backward);
@@ -169,8 +179,8 @@ TEST(AttentionReference, GradientsAreSlopes) {
 }
 
 // `count` queries from `first` on of one growing sequence, against keys in a cache of `capacity` rows a head.
-std::vector<float> generate(const AttentionCase& shape, const Inputs& inputs, std::uint32_t capacity, std::uint32_t first,
-                            std::uint32_t count, std::optional<AttentionVariant> variant) {
+std::vector<float> generate(const AttentionCase& shape, const Inputs& inputs, std::uint32_t capacity,
+                            std::uint32_t first, std::uint32_t count, std::optional<AttentionVariant> variant) {
   const std::uint32_t tokens = shape.tokens(), dim = shape.head_dim;
   std::vector<float> q, k(std::size_t{shape.key_heads} * capacity * dim, 1e30f), v = k;
   for (std::uint32_t h = 0; h < shape.heads; ++h) {
@@ -202,24 +212,86 @@ std::vector<float> generate(const AttentionCase& shape, const Inputs& inputs, st
 
 TEST(Attention, GenerationEqualsTheWholeForward) {
   for (const std::uint32_t head_dim : {32u, 64u, 80u}) {
-    const AttentionCase shape{.heads = 6, .key_heads = 2, .head_dim = head_dim, .segments = {301}};
+    const AttentionCase shape{.heads = 6, .key_heads = 2, .head_dim = head_dim, .segments = {701}};
     const Inputs inputs(shape);
     const auto expected = floats(attend(shape, doubles(inputs.q), doubles(inputs.k), doubles(inputs.v)).o);
     struct Piece {
       std::uint32_t first, count;
       std::optional<AttentionVariant> variant;
     };
-    const Piece pieces[] = {{0, 1, {}},    {1, 1, {}},    {127, 3, {}},
-                            {300, 1, {}},  {290, 11, {}}, {290, 11, AttentionVariant::decode},
+    const Piece pieces[] = {{0, 1, {}},
+                            {1, 1, {}},
+                            {127, 3, {}},
+                            {511, 2, {}},
+                            {700, 1, {}},
+                            {690, 11, {}},
+                            {690, 11, AttentionVariant::decode},
                             {100, 70, AttentionVariant::tiles}};
     for (const Piece& piece : pieces) {
-      const auto o = generate(shape, inputs, 307, piece.first, piece.count, piece.variant);
+      const auto o = generate(shape, inputs, 707, piece.first, piece.count, piece.variant);
       const std::size_t row = std::size_t{shape.heads} * head_dim;
       const auto rows = std::span(expected).subspan(piece.first * row, piece.count * row);
       EXPECT_LT(relative_error(o, rows), tolerance(head_dim))
           << piece.count << " queries from " << piece.first << " on, heads of " << head_dim;
     }
   }
+}
+
+// On the software adapter o and d_o exceed a binding and are cut by tokens, q and dq by heads. All is zero but one head's
+// values in a segment that lies across the cut.
+TEST(Attention, TensorsBeyondOneBinding) {
+  constexpr std::uint32_t heads = 512, key_heads = 4, dim = 64;
+  constexpr std::uint32_t before = 1000, length = 50, tokens = before + length + 1;
+  constexpr std::uint32_t head = 511, key_head = 3;
+  static_assert(std::uint64_t{tokens} * heads * dim * 4 > 128u << 20);
+  const AttentionCase part{.heads = 1, .key_heads = 1, .head_dim = dim, .segments = {length}};
+  const Inputs inputs(part);
+  AttentionCase shape{.heads = heads, .key_heads = key_heads, .head_dim = dim, .segments = {}};
+  shape.segments.assign(before, 1);
+  shape.segments.insert(shape.segments.end(), {length, 1});
+
+  const auto zeros = [](std::initializer_list<std::uint32_t> dims) {
+    return device().tensor(DType::f32, dims, "test");
+  };
+  const auto head_rows = [](const Tensor& tensor, std::uint32_t h) {
+    return tensor.part((std::uint64_t{h} * tokens + before) * dim, {length, dim});
+  };
+  const auto token_row = [](const Tensor& tensor, std::uint32_t i) {
+    return tensor.part((std::uint64_t{before + i} * heads + head) * dim, {dim});
+  };
+  const Attention forward{.q = zeros({heads, tokens, dim}),
+                          .k = zeros({key_heads, tokens, dim}),
+                          .v = zeros({key_heads, tokens, dim}),
+                          .key_begin = upload_u32(shape.segment_begin()),
+                          .key_end = upload_u32(shape.key_end()),
+                          .o = zeros({tokens, heads * dim}),
+                          .lse = zeros({heads, tokens})};
+  const auto backward = backward_of(
+      forward, shape, zeros({tokens, heads * dim}),
+      {zeros({heads, tokens}), zeros({heads, tokens, dim}), zeros({key_heads, tokens, dim}),
+       zeros({key_heads, tokens, dim})});
+  const auto bytes = [](const std::vector<float>& values) { return std::as_bytes(std::span(values)); };
+  device().write(head_rows(forward.q, head), bytes(inputs.q));
+  device().write(head_rows(forward.k, key_head), bytes(inputs.k));
+  device().write(head_rows(forward.v, key_head), bytes(inputs.v));
+  for (std::uint32_t i = 0; i < length; ++i) {
+    device().write(token_row(backward.d_o, i), bytes(inputs.d_o).subspan(i * dim * 4, dim * 4));
+  }
+  gpu::Recorder recorder(device());
+  record(recorder, forward);
+  record(recorder, backward);
+  recorder.submit();
+
+  const auto q = doubles(inputs.q), k = doubles(inputs.k), v = doubles(inputs.v), d_o = doubles(inputs.d_o);
+  const auto expected = floats(attend(part, q, k, v).o);
+  const auto gradients = attend_backward(part, q, k, v, d_o);
+  for (std::uint32_t i = 0; i < length; ++i) {
+    EXPECT_LT(relative_error(download(token_row(forward.o, i)), std::span(expected).subspan(i * dim, dim)),
+              tolerance(dim));
+  }
+  EXPECT_LT(relative_error(download(head_rows(backward.dq, head)), floats(gradients.dq)), gradient_tolerance(dim));
+  EXPECT_LT(relative_error(download(head_rows(backward.dk, key_head)), floats(gradients.dk)), gradient_tolerance(dim));
+  EXPECT_LT(relative_error(download(head_rows(backward.dv, key_head)), floats(gradients.dv)), gradient_tolerance(dim));
 }
 
 TEST(Attention, ShapesThatDoNotMatchAreNamed) {

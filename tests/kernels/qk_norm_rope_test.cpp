@@ -164,6 +164,33 @@ TEST(QkNormRope, ToHeadsAndBackIsTheSame) {
   EXPECT_EQ(download(y.tensor())[(1 * 10 + 2 + 4) * 32 + 5], values[4 * 96 + 32 + 5]);
 }
 
+TEST(QkNormRope, TensorsBeyondOneBinding) {
+  constexpr std::uint32_t tokens = 1100, heads = 512, dim = 64;
+  static_assert(std::uint64_t{tokens} * heads * dim * 4 > 128u << 20);
+  const Tensor x = device().tensor(DType::f32, {tokens, heads * dim}, "x");
+  const Tensor y = device().tensor(DType::f32, {heads, tokens, dim}, "y");
+  const Tensor back = device().tensor(DType::f32, {tokens, heads * dim}, "back");
+  const auto values = random_values(dim, 7);
+  const auto row_of = [](const Tensor& tensor, std::uint32_t token, std::uint32_t head) {
+    return tensor.part((std::uint64_t{token} * heads + head) * dim, {dim});
+  };
+  for (const std::uint32_t token : {0u, 1099u}) {
+    for (const std::uint32_t head : {0u, 511u}) {
+      device().write(row_of(x, token, head), std::as_bytes(std::span(values)));
+    }
+  }
+  gpu::Recorder recorder(device());
+  record(recorder, ToHeads{.x = x, .y = y});
+  record(recorder, FromHeads{.dy = y, .dx = back});
+  recorder.submit();
+  for (const std::uint32_t token : {0u, 1099u}) {
+    for (const std::uint32_t head : {0u, 511u}) {
+      EXPECT_EQ(download(y.part((std::uint64_t{head} * tokens + token) * dim, {dim})), values);
+      EXPECT_EQ(download(row_of(back, token, head)), values);
+    }
+  }
+}
+
 TEST(QkNormRope, RowsBeyondTheCapacityAreRefused) {
   gpu::Recorder recorder(device());
   const Tensor x = device().tensor(DType::f32, {7, 64}, "x"), y = device().tensor(DType::f32, {2, 10, 32}, "y");
