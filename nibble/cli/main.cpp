@@ -47,9 +47,9 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", "nibble " NIBBLE_VERSION);
   app.require_subcommand(1);
   Action action;
-  for (const auto add : {add_train, add_eval, add_generate, add_chat, add_tokenize, add_info, add_doctor, add_verify, add_bench}) {
-    add(app, action);
-  }
+  // One line a verb, in the order of --help.
+  add_verify(app, action);
+  add_bench(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& done) {

@@ -27,6 +27,7 @@ struct RecorderState {
   wgpu::CommandEncoder encoder;
   wgpu::ComputePassEncoder pass;
   std::vector<std::byte> params;
+  std::vector<Buffer> in_use;  // kept until they are submitted, though their last tensor may go before
   std::size_t dispatches = 0;
   double flops = 0;
   wgpu::QuerySet queries;
@@ -84,6 +85,7 @@ wgpu::BindGroup RecorderState::bind_group(KernelState& kernel, std::span<const B
   }
   if (device.bind_groups.size() >= bind_group_cap) device.bind_groups.clear();
   auto& group = device.bind_groups[key];
+  for (const Binding& binding : bindings) in_use.push_back(binding.tensor.buffer());
   if (group) return group;
   std::vector<wgpu::BindGroupEntry> entries;
   if (params_size) {
@@ -188,12 +190,14 @@ void Recorder::copy(const Tensor& from, const Tensor& to) {
         to.bytes());
   state_->close_pass();
   state_->open_encoder();
+  state_->in_use.insert(state_->in_use.end(), {from.buffer(), to.buffer()});
   state_->encoder.CopyBufferToBuffer(from.buffer()->buffer, from.offset(), to.buffer()->buffer, to.offset(), from.bytes());
 }
 
 void Recorder::clear(const Tensor& tensor) {
   state_->close_pass();
   state_->open_encoder();
+  state_->in_use.push_back(tensor.buffer());
   state_->encoder.ClearBuffer(tensor.buffer()->buffer, tensor.offset(), round_up(tensor.bytes(), 4));
 }
 
@@ -213,6 +217,7 @@ void Recorder::submit() {
   }
   state.device.queue.Submit(1, &commands);
   state.params.clear();
+  state.in_use.clear();
   state.dispatches = 0;
   state.flops = 0;
   if (!state.timed.empty()) state.collect_times();

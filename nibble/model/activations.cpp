@@ -21,8 +21,9 @@ struct Widths {
         head_dim(config.head_dim) {}
 };
 
-// One description of every buffer serves making, viewing and counting: `Maker` has tensor(t, dims...) and operand(o, rows,
-// columns), called for each member with the shape that it has for `tokens` tokens.
+// One description of every buffer serves making, viewing and counting: `Maker` has tensor(t, dims), operand(o, rows, columns)
+// and packed(o, source, rows, columns), called for each member with the shape that it has for `tokens` tokens. A packed
+// operand is the f16 form of a tensor, and in f32 that tensor itself.
 template <typename Maker>
 void visit(LayerActivations& a, const Widths& w, std::uint32_t tokens, std::uint32_t rank, Maker&& make) {
   make.operand(a.attention_in, tokens, w.hidden);
@@ -36,7 +37,7 @@ void visit(LayerActivations& a, const Widths& w, std::uint32_t tokens, std::uint
   make.tensor(a.v_heads, {w.kv_heads, tokens, w.head_dim});
   make.tensor(a.attention, {tokens, w.q});
   make.tensor(a.log_sum_exp, {w.heads, tokens});
-  make.operand(a.attention_packed, tokens, w.q);
+  make.packed(a.attention_packed, a.attention, tokens, w.q);
   make.tensor(a.middle, {tokens, w.hidden});
   make.operand(a.mlp_in, tokens, w.hidden);
   make.tensor(a.mlp_in_inv_rms, {tokens});
@@ -51,7 +52,7 @@ template <typename Maker>
 void visit(Scratch& s, const Widths& w, std::uint32_t tokens, std::uint32_t rank, bool trainable, Maker&& make) {
   make.tensor(s.v, {tokens, w.kv});
   if (!trainable) return;
-  make.operand(s.dy, tokens, w.hidden);
+  make.packed(s.dy, Tensor{}, tokens, w.hidden);
   make.tensor(s.d_hidden, {tokens, w.intermediate});
   make.operand(s.d_gate, tokens, w.intermediate);
   make.operand(s.d_up, tokens, w.intermediate);
@@ -64,9 +65,9 @@ void visit(Scratch& s, const Widths& w, std::uint32_t tokens, std::uint32_t rank
   make.tensor(s.dq, {tokens, w.q});
   make.tensor(s.dk, {tokens, w.kv});
   make.tensor(s.dv, {tokens, w.kv});
-  make.operand(s.dq_packed, tokens, w.q);
-  make.operand(s.dk_packed, tokens, w.kv);
-  make.operand(s.dv_packed, tokens, w.kv);
+  make.packed(s.dq_packed, s.dq, tokens, w.q);
+  make.packed(s.dk_packed, s.dk, tokens, w.kv);
+  make.packed(s.dv_packed, s.dv, tokens, w.kv);
   if (rank > 0) make.tensor(s.lora_dh, {tokens, rank});
 }
 
@@ -89,11 +90,25 @@ struct Allocate {
   void operand(Operand& o, std::uint32_t rows, std::uint32_t columns) const {
     o = make_operand(device, path, rows, columns, "activation");
   }
+  void packed(Operand& o, const Tensor& source, std::uint32_t rows, std::uint32_t columns) const {
+    if (path == ProductPath::f32) {
+      o = {.data = source};
+    } else {
+      operand(o, rows, columns);
+    }
+  }
 };
 
 struct View {
   void tensor(Tensor& t, std::initializer_list<std::uint32_t> dims) const { t = t.view(dims); }
   void operand(Operand& o, std::uint32_t rows, std::uint32_t) const { o = first_rows(o, rows); }
+  void packed(Operand& o, const Tensor& source, std::uint32_t rows, std::uint32_t columns) const {
+    if (o.scale) {
+      operand(o, rows, columns);
+    } else {
+      o = {.data = source};
+    }
+  }
 };
 
 struct Count {
@@ -107,6 +122,9 @@ struct Count {
   void operand(Operand& o, std::uint32_t rows, std::uint32_t columns) const {
     bytes += std::uint64_t{rows} * columns * size_of(operand_dtype(path));
     if (path != ProductPath::f32) tensor(o.scale, {rows});
+  }
+  void packed(Operand& o, const Tensor&, std::uint32_t rows, std::uint32_t columns) const {
+    if (path != ProductPath::f32) operand(o, rows, columns);
   }
 };
 
@@ -138,7 +156,7 @@ Scratch make_scratch(gpu::Device& device, const ActivationShape& shape, bool tra
 Scratch first_tokens(const Scratch& scratch, const ModelConfig& config, std::uint32_t tokens) {
   Scratch result = scratch;
   const std::uint32_t rank = result.lora_dh ? result.lora_dh.dim(1) : 0;
-  visit(result, Widths(config), tokens, rank, static_cast<bool>(result.dy.data), View{});
+  visit(result, Widths(config), tokens, rank, static_cast<bool>(result.d_hidden), View{});
   return result;
 }
 

@@ -23,7 +23,7 @@ struct LayerActivations {
   Tensor q_inv_rms, k_inv_rms;              // (T, H), (T, Hk)
   Tensor q_heads, k_heads, v_heads;         // (H, T, D), (Hk, T, D) twice
   Tensor attention, log_sum_exp;            // (T, H*D), (H, T)
-  Operand attention_packed;                 // (T, H*D)
+  Operand attention_packed;                 // (T, H*D); in f32 the attention itself
   Tensor middle;                            // (T, C) the residual stream between attention and MLP
   Operand mlp_in;                           // (T, C) after the second norm
   Tensor mlp_in_inv_rms;                    // (T)
@@ -40,7 +40,7 @@ LayerActivations first_tokens(const LayerActivations& activations, const ModelCo
 // Room that the passes of all layers share.
 struct Scratch {
   Tensor v;                                   // (T, Hk*D) before it is laid out by heads
-  Operand dy;                                 // (T, C) the residual stream's gradient as a product reads it
+  Operand dy;                                 // (T, C) storage of the residual stream's gradient; none in f32
   Tensor d_hidden;                            // (T, I)
   Operand d_gate, d_up;                       // (T, I)
   Tensor d_normed;                            // (T, C)

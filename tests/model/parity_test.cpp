@@ -1,0 +1,51 @@
+#include "nibble/model/load.h"
+#include "nibble/model/parity.h"
+#include "tests/support/files.h"
+#include "tests/support/gpu_test.h"
+
+namespace nibble {
+namespace {
+
+struct Variant {
+  bool gradient_checkpointing = false;
+  std::uint32_t head_chunk = 0;
+  Residency residency = Residency::resident;
+};
+
+ParityReport parity(ProductPath path, const Variant& variant) {
+  auto& device = test::device();
+  const SafetensorsFile golden(test::source_path("tests/golden/tiny/golden.safetensors"));
+  const LoadedModel loaded = load_model(device, {.model = test::source_path("models/tiny-qwen3"),
+                                                 .adapter = test::source_path("tests/golden/tiny/adapter_nonzero"),
+                                                 .trainable = true},
+                                        path);
+  const std::uint32_t tokens = golden_tokens(golden);
+  Model model(device, loaded.config, loaded.weights, &*loaded.lora,
+              {.path = path, .residency = variant.residency, .gradient_checkpointing = variant.gradient_checkpointing,
+               .max_tokens = tokens, .max_labels = tokens, .head_chunk = variant.head_chunk});
+  return compare_with_golden(model, loaded.weights, golden);
+}
+
+void expect_parity(const Variant& variant) {
+  for (const ProductPath path : test::product_paths()) {
+    const ParityReport report = parity(path, variant);
+    const ParityBars bars = parity_bars(path);
+    SCOPED_TRACE(test::name_of(path));
+    EXPECT_LE(report.loss_error, bars.loss_error);
+    EXPECT_GE(report.logits_cosine, bars.logits_cosine);
+    EXPECT_LE(report.worst_gradient().error, bars.gradient_error) << report.worst_gradient().name;
+    EXPECT_GE(report.worst_direction().cosine, bars.gradient_cosine) << report.worst_direction().name;
+    EXPECT_EQ(report.nf4_codes, 128u * 256u);
+    EXPECT_EQ(report.nf4_differences, 0u);
+    EXPECT_EQ(report.gradients.size(), 57u);  // 4 layers of 7 projections, two matrices each, and the head
+    EXPECT_TRUE(report.passes(bars));
+  }
+}
+
+TEST(Parity, EveryPathIsWithinTheBars) { expect_parity({}); }
+TEST(Parity, WithGradientCheckpointing) { expect_parity({.gradient_checkpointing = true}); }
+TEST(Parity, WithSmallHeadChunks) { expect_parity({.head_chunk = 64}); }
+TEST(Parity, WithCachedWeights) { expect_parity({.residency = Residency::cached}); }
+
+}  // namespace
+}  // namespace nibble
