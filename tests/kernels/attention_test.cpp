@@ -117,7 +117,7 @@ TEST_P(AttentionVariants, SegmentsOfEveryLength) {
 }
 
 TEST_P(AttentionVariants, HeadsOfEverySize) {
-  for (const std::uint32_t head_dim : {32u, 80u, 128u}) {
+  for (const std::uint32_t head_dim : {32u, 80u, 128u, 256u}) {
     expect_as_reference({.heads = 2, .key_heads = 1, .head_dim = head_dim, .segments = {3, 70}}, GetParam());
   }
 }
