@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace nibble::data {
+
+// A row as tokens; trained[i] says whether the loss counts the prediction of tokens[i]. The first token is never
+// trained, for nothing precedes it.
+struct Example {
+  std::vector<std::int32_t> tokens;
+  std::vector<std::uint8_t> trained;
+};
+
+// One stream of T tokens: the examples one after the other, never padded. Attention stays inside a segment.
+struct Batch {
+  std::vector<std::uint32_t> tokens;         // (T)
+  std::vector<std::uint32_t> position;       // (T) begins at 0 in each segment
+  std::vector<std::uint32_t> segment_begin;  // (T) first place of the token's segment in the stream
+  std::vector<std::uint32_t> segment_end;    // (T) one behind its last place
+  // For each of the R trained tokens: the place before it, itself, and which example it is of.
+  std::vector<std::uint32_t> label_rows;
+  std::vector<std::uint32_t> labels;
+  std::vector<std::uint32_t> row_of_label;
+  std::vector<std::uint64_t> rows;  // number of each example's line in its file, from 1; 0 where unknown
+};
+
+// `rows` may be empty. Throws UsageError where an example's vectors differ in length, DataError where one is empty or
+// has a negative token.
+Batch make_batch(std::span<const Example> examples, std::span<const std::uint64_t> rows = {});
+
+}  // namespace nibble::data

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "nibble/data/chat_probe.h"
+#include "nibble/data/row.h"
+#include "nibble/text/tokenizer.h"
+
+namespace nibble::data {
+
+// Which tokens the loss counts: every assistant turn, the last one, or all.
+enum class TrainOn { assistant, last, all };
+
+std::string_view name_of(TrainOn train_on);
+TrainOn train_on_of(std::string_view name);  // UsageError listing the names
+
+struct MaskedChat {
+  std::string text;
+  text::Encoding encoding;               // of the text, with offsets
+  std::vector<text::ByteSpan> trained;   // ordered, apart from each other
+};
+
+// Renders a chat and finds what of it is trained: of each assistant turn what the model has to write - content,
+// reasoning and calls - and the token that ends the turn. The template's generation marks decide where it has them;
+// otherwise the turns are found by probing (ChatProbe). What the template itself puts around a turn's content, such as
+// an empty <think> block, is not trained. Throws DataError where a turn cannot be told apart.
+class ChatMask {
+ public:
+  ChatMask(const text::Tokenizer& tokenizer, const text::ChatTemplate& chat_template, OrderedJson variables)
+      : tokenizer_(tokenizer), template_(chat_template), variables_(std::move(variables)) {}
+
+  MaskedChat apply(const Chat& chat, TrainOn train_on) const;
+
+ private:
+  const text::Tokenizer& tokenizer_;
+  const text::ChatTemplate& template_;
+  OrderedJson variables_;
+};
+
+}  // namespace nibble::data

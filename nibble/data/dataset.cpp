@@ -1,0 +1,191 @@
+#include "nibble/data/dataset.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <limits>
+
+#include "nibble/base/error.h"
+#include "nibble/base/log.h"
+#include "nibble/data/line_reader.h"
+
+namespace nibble::data {
+namespace {
+
+constexpr std::string_view where = "data";
+
+constexpr std::pair<Overflow, std::string_view> overflow_names[] = {{Overflow::error, "error"},
+                                                                    {Overflow::drop, "drop"},
+                                                                    {Overflow::cut, "cut"},
+                                                                    {Overflow::split, "split"}};
+
+std::uint32_t count_trained(const Example& example) {
+  return static_cast<std::uint32_t>(std::count(example.trained.begin(), example.trained.end(), 1));
+}
+
+// Tokens [begin, begin + count) of a row; its first one is not trained.
+Example piece_of(const Example& row, std::size_t begin, std::size_t count) {
+  const auto first = static_cast<std::ptrdiff_t>(begin);
+  const auto last = static_cast<std::ptrdiff_t>(begin + count);
+  Example piece{.tokens = {row.tokens.begin() + first, row.tokens.begin() + last},
+                .trained = {row.trained.begin() + first, row.trained.begin() + last}};
+  piece.trained.front() = 0;
+  return piece;
+}
+
+std::uint32_t checksum_of(std::string_view line) {
+  Fnv1a64 hash;
+  hash.add(line);
+  return static_cast<std::uint32_t>(hash.value() ^ (hash.value() >> 32));
+}
+
+std::size_t bytes_of(const Example& example) { return example.tokens.size() * 5 + sizeof(Example); }
+
+// The sentence behind the "[where] " of an error.
+std::string_view sentence_of(const Error& error) {
+  const std::string_view what = error.what();
+  const auto end = what.find("] ");
+  return what.starts_with('[') && end != what.npos && !what.starts_with("[chat_template]") ? what.substr(end + 2) : what;
+}
+
+}  // namespace
+
+std::string_view name_of(Overflow overflow) {
+  for (const auto& [value, name] : overflow_names) {
+    if (value == overflow) return name;
+  }
+  return "?";
+}
+
+Overflow overflow_of(std::string_view name) {
+  for (const auto& [value, known] : overflow_names) {
+    if (known == name) return value;
+  }
+  fail<UsageError>(where, "Over-long rows cannot be treated by \"{}\"; choose error, drop, cut or split.", name);
+}
+
+Dataset::Dataset(const fs::path& path, const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template,
+                 DatasetOptions options)
+    : file_(path),
+      encoder_(tokenizer, chat_template, options.train_on, options.template_variables),
+      options_(std::move(options)) {
+  check<UsageError>(options_.max_length >= 2, where, "The longest row may have {} tokens, but at least 2 are needed.",
+                    options_.max_length);
+  if (options_.form) {
+    form_ = *options_.form;
+    form_known_ = true;
+  }
+  index();
+  check_overflow();
+  check<DataError>(!records_.empty(), where, "{}: No row is left to train on ({} rows, {} bad, {} over-long).",
+                   file_.path().string(), counts_.rows, counts_.bad_rows, counts_.over_long_rows);
+  log_info(fmt::format("{}: {} rows of the form {}", file_.path().string(), counts_.rows, name_of(form_)));
+}
+
+void Dataset::index() {
+  LineReader reader(file_);
+  for (Line line; reader.next(line);) {
+    if (line.text.find_first_not_of(" \t") == std::string::npos) continue;
+    const auto example = read_checked(line.text, line.number);
+    if (!example) continue;
+    add_row(*example, {.offset = line.offset,
+                       .line = static_cast<std::uint32_t>(line.number),
+                       .checksum = checksum_of(line.text)});
+  }
+  hash_ = reader.hash();
+  counts_.examples = records_.size();
+}
+
+std::optional<Example> Dataset::read_checked(std::string_view line, std::uint64_t number) {
+  try {
+    check<DataError>(number <= std::numeric_limits<std::uint32_t>::max(), where, "The file has more than 2^32 lines.");
+    return encode(line);
+  } catch (const DataError& error) {
+    ++counts_.bad_rows;
+    if (options_.skip_bad_rows) return std::nullopt;
+    fail<DataError>(where, "{}, line {}: {}", file_.path().string(), number, sentence_of(error));
+  }
+}
+
+Example Dataset::encode(std::string_view line) {
+  const OrderedJson row = parse_row(line);
+  if (!form_known_) {
+    form_ = detect_row_form(row);
+    form_known_ = true;
+  }
+  return encoder_.encode(read_row(row, form_));
+}
+
+// `record` has offset, line and checksum.
+void Dataset::add_row(const Example& example, Record record) {
+  const auto length = static_cast<std::uint32_t>(example.tokens.size());
+  ++counts_.rows;
+  ++counts_.histogram[static_cast<std::size_t>(std::bit_width(length - 1))];
+  counts_.longest_row = std::max(counts_.longest_row, length);
+  const std::uint32_t limit = options_.max_length;
+  const bool over_long = length > limit;
+  if (over_long && counts_.over_long_rows++ == 0) first_over_long_ = record.line;
+  if (over_long && (options_.overflow == Overflow::drop || options_.overflow == Overflow::error)) return;
+  const std::uint32_t end = options_.overflow == Overflow::cut ? std::min(length, limit) : length;
+  for (record.begin = 0;; record.begin += record.tokens - 1) {
+    record.tokens = std::min(limit, end - record.begin);
+    add_piece(example, record);
+    if (record.begin + record.tokens == end) return;
+  }
+}
+
+void Dataset::add_piece(const Example& row, Record record) {
+  Example piece = piece_of(row, record.begin, record.tokens);
+  record.trained = count_trained(piece);
+  if (record.trained == 0) {
+    ++counts_.untrained_pieces;
+    return;
+  }
+  counts_.tokens += record.tokens;
+  counts_.trained_tokens += record.trained;
+  const std::size_t bytes = bytes_of(piece);
+  if (cache_.size() == records_.size() && bytes <= options_.cache_bytes) {
+    options_.cache_bytes -= bytes;
+    cache_.push_back(std::move(piece));
+  }
+  records_.push_back(record);
+}
+
+void Dataset::check_overflow() const {
+  if (options_.overflow != Overflow::error || counts_.over_long_rows == 0) return;
+  fail<DataError>(where,
+                  "{}: {} of {} rows have more than {} tokens (the longest {}; the first in line {}). Raise the length, "
+                  "or choose what happens to them: drop, cut or split.",
+                  file_.path().string(), counts_.over_long_rows, counts_.rows, options_.max_length,
+                  counts_.longest_row, first_over_long_);
+}
+
+std::vector<std::uint32_t> Dataset::lengths() const {
+  std::vector<std::uint32_t> result;
+  result.reserve(records_.size());
+  for (const Record& record : records_) result.push_back(record.tokens);
+  return result;
+}
+
+Example Dataset::example(std::size_t index) const {
+  check<UsageError>(index < records_.size(), where, "There is no example {}; there are {}.", index, records_.size());
+  if (index < cache_.size()) return cache_[index];
+  const Record& record = records_[index];
+  const std::string line = LineReader::read_at(file_, record.offset, record.line);
+  check<DataError>(checksum_of(line) == record.checksum, where, "{}, line {}: The file has changed while it was in use.",
+                   file_.path().string(), record.line);
+  return piece_of(encoder_.encode(read_row(parse_row(line), form_)), record.begin, record.tokens);
+}
+
+Batch Dataset::batch(std::span<const std::uint32_t> examples) const {
+  std::vector<Example> read;
+  std::vector<std::uint64_t> rows;
+  for (const std::uint32_t index : examples) {
+    read.push_back(example(index));
+    rows.push_back(row(index));
+  }
+  return make_batch(read, rows);
+}
+
+}  // namespace nibble::data

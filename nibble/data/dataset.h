@@ -1,0 +1,108 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "nibble/data/batch.h"
+#include "nibble/data/row.h"
+#include "nibble/data/row_encoder.h"
+#include "nibble/io/file.h"
+
+namespace nibble::data {
+
+// What happens to a row of more than max_length tokens.
+enum class Overflow {
+  error,  // the run does not start
+  drop,   // the row is left out
+  cut,    // its first max_length tokens are used
+  split,  // it becomes several examples of at most max_length tokens, each after the last token of the one before
+};
+
+std::string_view name_of(Overflow overflow);
+Overflow overflow_of(std::string_view name);  // UsageError listing the names
+
+struct DatasetOptions {
+  std::optional<RowForm> form;  // detected by the first row where absent
+  TrainOn train_on = TrainOn::assistant;
+  Overflow overflow = Overflow::error;
+  std::uint32_t max_length = 1024;  // in tokens
+  bool skip_bad_rows = false;       // counts them instead of throwing
+  OrderedJson template_variables = OrderedJson::object();
+  std::size_t cache_bytes = std::size_t{64} << 20;  // of examples kept in memory
+};
+
+struct DatasetCounts {
+  std::uint64_t rows = 0;      // read, bad ones aside
+  std::uint64_t examples = 0;  // rows left after drop, cut and split
+  std::uint64_t tokens = 0;    // of the examples
+  std::uint64_t trained_tokens = 0;
+  std::uint64_t over_long_rows = 0;
+  std::uint64_t bad_rows = 0;
+  std::uint64_t untrained_pieces = 0;  // left out because cut or split left them no trained token
+  std::uint32_t longest_row = 0;       // in tokens, before drop, cut and split
+  // histogram[i] counts the rows of at most 2^i tokens and more than 2^(i-1).
+  std::array<std::uint64_t, 32> histogram{};
+};
+
+// The examples of a JSONL file. One pass at the start counts and checks every row; after it only a small record a row
+// stays in memory and examples are read and encoded again on demand, so the file may be larger than memory. Not for
+// several threads at once.
+class Dataset {
+ public:
+  // Tokenizer and template (which may be null) must outlive it. Throws DataError naming file and line, also where the
+  // file has no row left.
+  Dataset(const fs::path& path, const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template,
+          DatasetOptions options);
+
+  RowForm form() const { return form_; }
+  const DatasetCounts& counts() const { return counts_; }
+  // FNV-1a of 64 bits over the file's bytes, as checkpoints keep it.
+  std::uint64_t hash() const { return hash_; }
+
+  std::size_t size() const { return records_.size(); }
+  std::uint32_t tokens(std::size_t example) const { return records_[example].tokens; }
+  std::uint32_t trained_tokens(std::size_t example) const { return records_[example].trained; }
+  // The line of the file, from 1.
+  std::uint64_t row(std::size_t example) const { return records_[example].line; }
+  // The number of tokens of each example, in order.
+  std::vector<std::uint32_t> lengths() const;
+
+  // Throws DataError where the file has changed since the first pass.
+  Example example(std::size_t index) const;
+  Batch batch(std::span<const std::uint32_t> examples) const;
+
+ private:
+  struct Record {
+    std::uint64_t offset;
+    std::uint32_t line;
+    std::uint32_t checksum;  // of the line
+    std::uint32_t begin;  // first token of the row that belongs to the example
+    std::uint32_t tokens;
+    std::uint32_t trained;
+  };
+
+  void index();
+  std::optional<Example> read_checked(std::string_view line, std::uint64_t number);
+  Example encode(std::string_view line);
+  void add_row(const Example& example, Record record);
+  void add_piece(const Example& row, Record record);
+  void check_overflow() const;
+
+  File file_;
+  RowEncoder encoder_;
+  DatasetOptions options_;
+  RowForm form_ = RowForm::text;
+  bool form_known_ = false;
+  DatasetCounts counts_;
+  std::uint64_t hash_ = 0;
+  std::uint64_t first_over_long_ = 0;  // its line
+  std::vector<Record> records_;
+  std::vector<Example> cache_;  // of the first examples, as many as fit
+};
+
+}  // namespace nibble::data

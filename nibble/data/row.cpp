@@ -1,0 +1,97 @@
+#include "nibble/data/row.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "nibble/base/error.h"
+
+namespace nibble::data {
+namespace {
+
+struct FormName {
+  RowForm form;
+  std::string_view name;
+};
+
+constexpr FormName form_names[] = {
+    {RowForm::messages, "messages"},
+    {RowForm::conversations, "conversations"},
+    {RowForm::prompt_completion, "prompt-completion"},
+    {RowForm::instruction_output, "instruction-output"},
+    {RowForm::instruction_response, "instruction-response"},
+    {RowForm::text, "text"},
+};
+
+// Refuses JSON that is nested too deeply before anything walks it.
+void check_depth(std::string_view line) {
+  constexpr int max_depth = 64;
+  int depth = 0;
+  bool in_string = false;
+  for (std::size_t i = 0; i < line.size(); ++i) {
+    const char c = line[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      if (c == '"') in_string = false;
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == '[' || c == '{') {
+      check<DataError>(++depth <= max_depth, "row", "The JSON is nested deeper than {} levels.", max_depth);
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+}
+
+}  // namespace
+
+std::string_view name_of(RowForm form) {
+  for (const FormName& entry : form_names) {
+    if (entry.form == form) return entry.name;
+  }
+  return "?";
+}
+
+RowForm row_form_of(std::string_view name) {
+  for (const FormName& entry : form_names) {
+    if (entry.name == name) return entry.form;
+  }
+  std::string known;
+  for (const FormName& entry : form_names) {
+    known += known.empty() ? "" : ", ";
+    known += entry.name;
+  }
+  fail<UsageError>("data", "There is no form of rows \"{}\"; known are: {}.", name, known);
+}
+
+RowForm detect_row_form(const OrderedJson& row) {
+  const auto has = [&](const char* key) { return row.contains(key) && !row[key].is_null(); };
+  if (has("messages")) return RowForm::messages;
+  if (has("conversations")) return RowForm::conversations;
+  if (has("prompt") && has("completion")) return RowForm::prompt_completion;
+  if (has("instruction") && has("output")) return RowForm::instruction_output;
+  if (has("instruction") && has("response")) return RowForm::instruction_response;
+  if (has("text")) return RowForm::text;
+  check<DataError>(!has("chosen"), "row",
+                   "The row has \"chosen\": it is a preference, which supervised training does not take.");
+  fail<DataError>("row",
+                  "The row's keys fit no form; wanted is \"messages\", \"conversations\", \"prompt\" with \"completion\", "
+                  "\"instruction\" with \"output\" or \"response\", or \"text\".");
+}
+
+OrderedJson parse_row(std::string_view line) {
+  check_depth(line);
+  OrderedJson row;
+  try {
+    row = OrderedJson::parse(line);
+  } catch (const OrderedJson::exception& error) {
+    // What nlohmann says begins with an identifier in brackets.
+    const std::string_view what = error.what();
+    const auto begin = what.find("] ");
+    fail<DataError>("row", "The line is not JSON: {}.", begin == what.npos ? what : what.substr(begin + 2));
+  }
+  check<DataError>(row.is_object(), "row", "The line holds {}, not an object.", row.type_name());
+  return row;
+}
+
+}  // namespace nibble::data

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+
+#include "nibble/text/chat_template.h"
+
+namespace nibble::data {
+
+using text::OrderedJson;
+
+// How a row of a JSONL file holds its example.
+enum class RowForm {
+  messages,            // {"messages": [{"role", "content"}], "tools"?}
+  conversations,       // ShareGPT: {"conversations": [{"from", "value"}], "system"?, "tools"?}
+  prompt_completion,   // {"prompt", "completion"}: two texts, or two lists of messages
+  instruction_output,  // {"instruction", "input"?, "output", "system"?}
+  instruction_response,  // {"instruction", "input"?, "response", "system"?}
+  text,                // {"text"}
+};
+
+std::string_view name_of(RowForm form);
+// Throws UsageError listing the names.
+RowForm row_form_of(std::string_view name);
+// By the keys of one row; throws DataError listing the forms where none fits.
+RowForm detect_row_form(const OrderedJson& row);
+
+struct Chat {
+  OrderedJson messages;
+  OrderedJson tools;                // a list, or null
+  std::size_t first_completion = 0;  // turns before this one are the prompt and are never trained
+};
+
+// A text whose bytes from `trained_from` on are trained, as is the end token that is put behind it.
+struct PlainText {
+  std::string text;
+  std::size_t trained_from = 0;
+};
+
+using RowContent = std::variant<Chat, PlainText>;
+
+// Parses one line; nesting and size are bounded. Throws DataError with a sentence that names no file.
+OrderedJson parse_row(std::string_view line);
+// Reads a row of the given form; roles, contents and tool calls are checked. Throws DataError likewise.
+RowContent read_row(const OrderedJson& row, RowForm form);
+
+}  // namespace nibble::data

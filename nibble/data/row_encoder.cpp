@@ -1,0 +1,81 @@
+#include "nibble/data/row_encoder.h"
+
+#include <algorithm>
+
+#include "nibble/base/error.h"
+
+namespace nibble::data {
+namespace {
+
+using text::ByteSpan;
+
+constexpr std::string_view where = "row";
+
+bool is_blank(std::string_view text) { return text.find_first_not_of(" \t\r\n") == text.npos; }
+
+// A token that reaches over the edge of a span belongs to it if it holds nothing but white space outside: tokenizers
+// join a space with the word behind it.
+bool belongs(std::string_view text, ByteSpan token, ByteSpan span) {
+  if (token.begin == token.end) return token.begin >= span.begin && token.begin < span.end;
+  if (token.end <= span.begin || token.begin >= span.end) return false;
+  const bool blank_before = token.begin >= span.begin || is_blank(text.substr(token.begin, span.begin - token.begin));
+  const bool blank_behind = token.end <= span.end || is_blank(text.substr(span.end, token.end - span.end));
+  return blank_before && blank_behind;
+}
+
+Example mark(std::string_view text, const text::Encoding& encoding, const std::vector<ByteSpan>& spans) {
+  Example example;
+  example.tokens.reserve(encoding.ids.size());
+  auto span = spans.begin();
+  for (std::size_t i = 0; i < encoding.ids.size(); ++i) {
+    const ByteSpan token = encoding.offsets[i];
+    while (span != spans.end() && token.begin >= span->end) ++span;
+    const bool trained = span != spans.end() && belongs(text, token, *span);
+    example.tokens.push_back(static_cast<std::int32_t>(encoding.ids[i]));
+    example.trained.push_back(trained && i > 0 ? 1 : 0);
+  }
+  return example;
+}
+
+}  // namespace
+
+RowEncoder::RowEncoder(const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template, TrainOn train_on,
+                       OrderedJson variables)
+    : tokenizer_(tokenizer), train_on_(train_on) {
+  if (chat_template != nullptr) mask_.emplace(tokenizer, *chat_template, std::move(variables));
+}
+
+Example RowEncoder::encode(const RowContent& row) const {
+  Example example = std::holds_alternative<Chat>(row) ? encode_chat(std::get<Chat>(row))
+                                                      : encode_text(std::get<PlainText>(row));
+  check<DataError>(std::find(example.trained.begin(), example.trained.end(), 1) != example.trained.end(), where,
+                   "The row has no trained token: what the loss would count is empty or is not printed.");
+  return example;
+}
+
+Example RowEncoder::encode_chat(const Chat& chat) const {
+  check<DataError>(mask_.has_value(), where,
+                   "The row holds messages, but the model has no chat template; give one, or rows of \"text\" or of "
+                   "\"prompt\" and \"completion\".");
+  const MaskedChat masked = mask_->apply(chat, train_on_);
+  return mark(masked.text, masked.encoding, masked.trained);
+}
+
+Example RowEncoder::encode_text(const PlainText& plain) const {
+  const std::string& text = plain.text;
+  const text::Encoding encoding = tokenizer_.encode(text, {.offsets = true});
+  const std::size_t from = train_on_ == TrainOn::all ? 0 : plain.trained_from;
+  Example example = mark(text, encoding, {{static_cast<std::uint32_t>(from), static_cast<std::uint32_t>(text.size())}});
+  const auto eos = tokenizer_.eos_id();
+  if (!eos) return example;
+  const auto end = static_cast<std::int32_t>(*eos);
+  if (example.tokens.empty() || example.tokens.back() != end) {
+    example.tokens.push_back(end);
+    example.trained.push_back(0);
+  }
+  // The end is trained wherever it came from: a tokenizer may have put it there itself.
+  example.trained.back() = from < text.size() && example.tokens.size() > 1 ? 1 : 0;
+  return example;
+}
+
+}  // namespace nibble::data

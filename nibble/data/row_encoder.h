@@ -1,0 +1,30 @@
+#pragma once
+
+#include "nibble/data/batch.h"
+#include "nibble/data/chat_mask.h"
+#include "nibble/data/row.h"
+
+namespace nibble::data {
+
+// Rows to tokens with the marks of what is trained. May be used by several threads.
+class RowEncoder {
+ public:
+  // `chat_template` may be null: then rows of messages are refused. Both must outlive the encoder. `variables` go to the
+  // template with each chat.
+  RowEncoder(const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template, TrainOn train_on,
+             OrderedJson variables = OrderedJson::object());
+
+  // A text gets the tokenizer's own special tokens and its end token; a chat is what its template prints. Throws
+  // DataError where no token is trained.
+  Example encode(const RowContent& row) const;
+
+ private:
+  Example encode_chat(const Chat& chat) const;
+  Example encode_text(const PlainText& text) const;
+
+  const text::Tokenizer& tokenizer_;
+  std::optional<ChatMask> mask_;
+  TrainOn train_on_;
+};
+
+}  // namespace nibble::data
