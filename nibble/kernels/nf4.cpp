@@ -13,13 +13,13 @@ struct Params {
   float factor;
 };
 
-std::string codes_text() {
+}  // namespace
+
+std::string nf4_codes_text() {
   std::string values;
   for (const float code : nf4_codes) values += fmt::format("{:.9g}, ", code);
   return fmt::format("const NF4_CODES = array<f32, {}>({});\n", nf4_codes.size(), values);
 }
-
-}  // namespace
 
 void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
   auto& device = recorder.device();
@@ -32,7 +32,7 @@ void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
         out.shape_text());
   gpu::Prelude prelude;
   if (out.dtype() == DType::f16) prelude.enable("f16");
-  prelude.alias("Element", name_of(out.dtype())).text(codes_text());
+  prelude.alias("Element", name_of(out.dtype())).text(nf4_codes_text());
   const auto kernel = nibble::kernel(device, "nf4_dequantize", prelude, {"grid", "nf4"});
 
   // Blocks are the rows that slices are made of.

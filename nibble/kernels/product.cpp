@@ -3,6 +3,7 @@
 #include "nibble/base/error.h"
 #include "nibble/kernels/product_matrix.h"
 #include "nibble/kernels/product_tiled.h"
+#include "nibble/kernels/product_vec.h"
 
 namespace nibble {
 namespace {
@@ -26,6 +27,12 @@ bool by_matrices(gpu::Recorder& recorder, const Product& op) {
   return op.path == ProductPath::matrix && matrix_fits(recorder.device(), op.w.data.dim(0), op.w.data.dim(1));
 }
 
+// A GPU reads a weight for a few rows faster when neighbours read neighbouring elements.
+bool by_vectors(gpu::Recorder& recorder, const ProductNT& op) {
+  return recorder.device().info().type != gpu::AdapterType::software && op.x.data.dim(0) > 0 &&
+         op.x.data.dim(0) <= vec_rows && op.w.data.dim(1) % 8 == 0;
+}
+
 template <typename Product>
 MatrixProduct matrix_product(const Product& op) {
   return {.x = op.x, .w = op.w, .y = op.y, .accumulate = op.accumulate};
@@ -40,12 +47,22 @@ TiledProduct tiled_product(const Product& op) {
 
 void record(gpu::Recorder& recorder, const ProductNT& op) {
   check_product("product_nt", op, op.w.data.dim(1), op.w.data.dim(0));
-  by_matrices(recorder, op) ? record_matrix_nt(recorder, matrix_product(op)) : record_nt(recorder, tiled_product(op));
+  if (by_vectors(recorder, op)) {
+    record(recorder, DenseVec{.x = op.x, .w = op.w, .y = op.y, .accumulate = op.accumulate});
+  } else if (by_matrices(recorder, op)) {
+    record_matrix_nt(recorder, matrix_product(op));
+  } else {
+    record_nt(recorder, tiled_product(op));
+  }
 }
 
 void record(gpu::Recorder& recorder, const ProductNN& op) {
   check_product("product_nn", op, op.w.data.dim(0), op.w.data.dim(1));
-  by_matrices(recorder, op) ? record_matrix_nn(recorder, matrix_product(op)) : record_nn(recorder, tiled_product(op));
+  if (by_matrices(recorder, op)) {
+    record_matrix_nn(recorder, matrix_product(op));
+  } else {
+    record_nn(recorder, tiled_product(op));
+  }
 }
 
 void record(gpu::Recorder& recorder, const ProductTN& op) {

@@ -31,7 +31,8 @@ std::uint32_t busy_groups(const gpu::Device& device) {
 
 // The software adapter runs 8 invocations as one vector and likes a single row of them, whose loads of x are the same for
 // all: 16 rows an invocation make up for the slow loads of w. A GPU hides latency with more and smaller invocations.
-Tile make_tile(const gpu::Device& device, std::uint32_t columns, bool vectors_of_columns, std::uint32_t width) {
+Tile make_tile(const gpu::Device& device, std::uint32_t rows, std::uint32_t columns, bool vectors_of_columns,
+               std::uint32_t width) {
   const bool software = device.info().type == gpu::AdapterType::software;
   Tile tile{.lanes_n = 8, .lanes_m = software ? 1u : 8u, .tile_n = 4, .tile_m = software ? 16u : 4u, .width = 1};
   if (vectors_of_columns) {
@@ -39,6 +40,7 @@ Tile make_tile(const gpu::Device& device, std::uint32_t columns, bool vectors_of
     tile.tile_n = tile.width == 4 ? 1 : 4;
   }
   while (tile.tile_n > 1 && columns <= tile.columns() / 2) tile.tile_n /= 2;
+  while (tile.tile_m > 1 && rows <= tile.rows() / 2) tile.tile_m /= 2;
   return tile;
 }
 
@@ -109,7 +111,7 @@ void record_nt(gpu::Recorder& recorder, const TiledProduct& op) {
   auto& device = recorder.device();
   const std::uint32_t rows = op.x.data.dim(0), inputs = op.x.data.dim(1), outputs = op.w.data.dim(0);
   check_shapes("product_nt", op, op.w.data.dim(1) == inputs && op.y.dim(0) == rows && op.y.dim(1) == outputs && inputs > 0);
-  const Tile tile = make_tile(device, outputs, false, 1);
+  const Tile tile = make_tile(device, rows, outputs, false, 1);
   const auto kernel = tiled_kernel(device, "product_nt", op, tile, width_of(inputs), op.accumulate);
   Params params = make_params(op);
   params.inputs = inputs;
@@ -134,7 +136,7 @@ void record_nn(gpu::Recorder& recorder, const TiledProduct& op) {
   auto& device = recorder.device();
   const std::uint32_t rows = op.x.data.dim(0), outputs = op.x.data.dim(1), inputs = op.w.data.dim(1);
   check_shapes("product_nn", op, op.w.data.dim(0) == outputs && op.y.dim(0) == rows && op.y.dim(1) == inputs && outputs > 0);
-  const Tile tile = make_tile(device, inputs, true, width_of(inputs));
+  const Tile tile = make_tile(device, rows, inputs, true, width_of(inputs));
   Params params = make_params(op);
   params.inputs = inputs;
   params.stride = outputs;
@@ -157,14 +159,8 @@ void record_nn(gpu::Recorder& recorder, const TiledProduct& op) {
 
 namespace {
 
-Tile tn_tile(const gpu::Device& device, std::uint32_t outputs, std::uint32_t inputs) {
-  Tile tile = make_tile(device, inputs, true, width_of(inputs));
-  while (tile.tile_m > 1 && outputs <= tile.rows() / 2) tile.tile_m /= 2;
-  return tile;
-}
-
 std::uint32_t tn_parts(const gpu::Device& device, std::uint32_t rows, std::uint32_t outputs, std::uint32_t inputs) {
-  const Tile tile = tn_tile(device, outputs, inputs);
+  const Tile tile = make_tile(device, outputs, inputs, true, width_of(inputs));
   const std::uint64_t tiles = std::uint64_t{groups(outputs, tile.rows())} * groups(inputs, tile.columns());
   const std::uint64_t wanted = busy_groups(device) / tiles;
   return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(wanted, 1, std::max(1u, rows / rows_per_part)));
@@ -193,7 +189,7 @@ void record_tn(gpu::Recorder& recorder, const TiledProduct& op) {
   auto& device = recorder.device();
   const std::uint32_t rows = op.x.data.dim(0), outputs = op.x.data.dim(1), inputs = op.w.data.dim(1);
   check_shapes("product_tn", op, op.w.data.dim(0) == rows && op.y.dim(0) == outputs && op.y.dim(1) == inputs);
-  const Tile tile = tn_tile(device, outputs, inputs);
+  const Tile tile = make_tile(device, outputs, inputs, true, width_of(inputs));
   const std::uint32_t parts = tn_parts(device, rows, outputs, inputs);
   const std::uint64_t scratch = tn_scratch_size(device, rows, outputs, inputs);
   check(scratch == 0 || (op.scratch && op.scratch.size() >= scratch), "product_tn",

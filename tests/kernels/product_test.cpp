@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/kernels/product_matrix.h"
+#include "nibble/kernels/product_vec.h"
 #include "tests/support/gpu_test.h"
 
 #include <cmath>
@@ -140,6 +141,29 @@ TEST_P(Product, TNAddsTheSumAtEverySize) {
               expected, magnitude);
     expect_close(test::download(y.tensor()), expected, magnitude, m);
     y.expect_guards_intact();
+  }
+}
+
+TEST_P(Product, FewRowsEqualTheSum) {
+  for (const std::uint32_t m : {1u, 5u, 8u}) {
+    for (const auto& [n, k] : {std::pair{1u, 8u}, {35u, 264u}, {130u, 1032u}}) {
+      SCOPED_TRACE(fmt::format("{} x {} x {}", m, n, k));
+      const Operand x = test::upload_operand(test::random_values(std::size_t{m} * k, 2), m, k, GetParam());
+      const auto a = test::download(x);
+      const auto w = make_weight(test::random_values(std::size_t{n} * k, 3), n, k, GetParam());
+      GuardedTensor y(DType::f32, {m, n});
+      fill(y.tensor(), 3.0f);
+      {
+        gpu::Recorder recorder(test::device());
+        record(recorder, DenseVec{.x = x, .w = w.weight, .y = y.tensor(), .accumulate = true});
+        recorder.submit();
+      }
+      std::vector<double> expected, magnitude;
+      reference(m, n, k, [&](auto i, auto l) { return a[i * k + l]; }, [&](auto l, auto j) { return w.values[j * k + l]; }, 3.0f,
+                expected, magnitude);
+      expect_close(test::download(y.tensor()), expected, magnitude, k);
+      y.expect_guards_intact();
+    }
   }
 }
 

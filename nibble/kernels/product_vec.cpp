@@ -1,0 +1,81 @@
+#include "nibble/kernels/product_vec.h"
+
+#include "nibble/base/error.h"
+#include "nibble/base/nf4_table.h"
+
+#include <bit>
+
+namespace nibble {
+namespace {
+
+struct Params {
+  std::uint32_t rows, outputs, inputs, stride, first;
+  float scale;
+};
+
+// Columns of y that a workgroup computes, and the invocations that share each.
+constexpr std::uint32_t rows_n = 4;
+std::uint32_t lanes_of(const gpu::Device& device) { return device.info().type == gpu::AdapterType::software ? 8 : 64; }
+
+gpu::Prelude make_prelude(const gpu::Device& device, const Tensor& x, std::uint32_t rows, bool accumulate) {
+  gpu::Prelude prelude;
+  if (x.dtype() == DType::f16) prelude.enable("f16");
+  prelude.alias("ElementX", name_of(x.dtype()));
+  prelude.constant("ROWS_M", std::bit_ceil(rows)).constant("ROWS_N", rows_n).constant("LANES", lanes_of(device));
+  prelude.constant("ACCUMULATE", accumulate);
+  return prelude;
+}
+
+void check_shapes(const Tensor& x, const Tensor& y, std::uint32_t inputs) {
+  check(x.dim(0) >= 1 && x.dim(0) <= vec_rows && y.dim(0) == x.dim(0) && x.dim(1) == inputs && inputs % 8 == 0 && inputs > 0 &&
+            y.dtype() == DType::f32,
+        "product_vec", "Shapes do not fit: x {}, y {}, {} inputs; there are 1 to {} rows of a multiple of 8.", x.shape_text(),
+        y.shape_text(), inputs, vec_rows);
+}
+
+gpu::Grid grid_of(const gpu::Device& device, const Params& params) {
+  return gpu::linear_grid(device, (params.outputs + rows_n - 1) / rows_n);
+}
+
+}  // namespace
+
+void record(gpu::Recorder& recorder, const DenseVec& op) {
+  auto& device = recorder.device();
+  const Tensor &x = op.x.data, &w = op.w.data;
+  const std::uint32_t outputs = w.dim(0), inputs = w.dim(1);
+  check_shapes(x, op.y, inputs);
+  auto prelude = make_prelude(device, x, x.dim(0), op.accumulate);
+  prelude.alias("ElementW", name_of(w.dtype())).constant("SCALE_BINDING", 4u);
+  const auto kernel = nibble::kernel(device, "product_vec", prelude,
+                                     {"grid", "eight_plain", op.x.scale ? "x_scale" : "x_scale_one"});
+  for (const auto slice : gpu::binding_slices(device, outputs, {std::uint64_t{inputs} * size_of(w.dtype())})) {
+    const Params params{.rows = x.dim(0), .outputs = slice.end - slice.begin, .inputs = inputs, .stride = outputs,
+                        .first = slice.begin, .scale = op.w.scale};
+    const Tensor part = w.rows(slice.begin, slice.end);
+    std::vector<gpu::Binding> bindings = {gpu::read(x), gpu::read_write(op.y), gpu::read(part)};
+    if (op.x.scale) bindings.push_back(gpu::read(op.x.scale));
+    recorder.dispatch_bytes(kernel, bindings, std::as_bytes(std::span<const Params, 1>(&params, 1)), grid_of(device, params),
+                            {.bytes = static_cast<double>(part.bytes()), .flops = 2.0 * x.dim(0) * static_cast<double>(part.size())});
+  }
+}
+
+void record(gpu::Recorder& recorder, const Nf4Vec& op) {
+  auto& device = recorder.device();
+  const std::uint32_t outputs = op.y.dim(1), inputs = op.x.dim(1);
+  const std::uint64_t elements = std::uint64_t{outputs} * inputs;
+  check_shapes(op.x, op.y, inputs);
+  check(op.x.dtype() == DType::f32 && elements % nf4_block == 0 && op.w.packed.bytes() * 2 == elements &&
+            op.w.absmax.size() * nf4_block == elements,
+        "nf4", "{} packed bytes and {} block maxima do not make a weight ({}, {}).", op.w.packed.bytes(), op.w.absmax.size(),
+        outputs, inputs);
+  const auto kernel = nibble::kernel(device, "product_vec",
+                                     make_prelude(device, op.x, op.x.dim(0), op.accumulate).text(nf4_codes_text()),
+                                     {"grid", "nf4", "eight_nf4", "x_scale_one"});
+  const Params params{.rows = op.x.dim(0), .outputs = outputs, .inputs = inputs, .stride = outputs, .first = 0, .scale = 1.0f};
+  recorder.dispatch(kernel, {gpu::read(op.x), gpu::read_write(op.y), gpu::read(op.w.packed), gpu::read(op.w.absmax)}, params,
+                    grid_of(device, params),
+                    {.bytes = static_cast<double>(op.w.packed.bytes() + op.w.absmax.bytes()),
+                     .flops = 2.0 * op.x.dim(0) * static_cast<double>(elements)});
+}
+
+}  // namespace nibble
