@@ -1,7 +1,7 @@
 // y(M, K) [=|+=] kept(scale * row_scale[m] * x(M, N) * w(N, K)), in f32 arithmetic on f32 or f16 elements.
 // An invocation computes TILE_M rows by TILE_N vectors of WIDTH columns, the vectors LANES_N apart: neighbours share rows of
-// x and read neighbouring columns of w. Sums run over n in order. Loads beyond an edge repeat the last row or vector. K is a
-// multiple of WIDTH. x's rows have `stride` columns, of which the N from `first` on are read (w may be a slice of a larger
+// x and read neighbouring columns of w. Sums run over n in order, STEP of them a turn. Loads beyond an edge repeat the last row or
+// vector. K is a multiple of WIDTH, N of STEP. x's rows have `stride` columns, of which the N from `first` on are read (w may be a slice of a larger
 // weight).
 @group(0) @binding(1) var<storage, read> x: array<ElementX>;
 @group(0) @binding(2) var<storage, read> w: array<StoredW>;
@@ -21,15 +21,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     at_w[j] = min(column + j * LANES_N, length - 1u);
   }
   var sum: array<array<Wide, TILE_N>, TILE_M>;
-  for (var n = 0u; n < params.outputs; n++) {
-    var b: array<Wide, TILE_N>;
-    for (var j = 0u; j < TILE_N; j++) {
-      b[j] = Wide(w[at_w[j] + n * length]);
-    }
-    for (var i = 0u; i < TILE_M; i++) {
-      let a = Wide(f32(x[at_x[i] + n]));
+  for (var begin = 0u; begin < params.outputs; begin += STEP) {
+    for (var u = 0u; u < STEP; u++) {
+      let n = begin + u;
+      var b: array<Wide, TILE_N>;
       for (var j = 0u; j < TILE_N; j++) {
-        sum[i][j] = fma(a, b[j], sum[i][j]);
+        b[j] = Wide(w[at_w[j] + n * length]);
+      }
+      for (var i = 0u; i < TILE_M; i++) {
+        let a = Wide(f32(x[at_x[i] + n]));
+        for (var j = 0u; j < TILE_N; j++) {
+          sum[i][j] = fma(a, b[j], sum[i][j]);
+        }
       }
     }
   }

@@ -18,7 +18,7 @@ struct Params {
 
 // What one invocation and one workgroup compute.
 struct Tile {
-  std::uint32_t lanes_n, lanes_m, tile_n, tile_m, width;
+  std::uint32_t lanes_n, lanes_m, tile_n, tile_m, width, step;
   std::uint32_t columns() const { return lanes_n * tile_n * width; }
   std::uint32_t rows() const { return lanes_m * tile_m; }
 };
@@ -34,10 +34,10 @@ std::uint32_t busy_groups(const gpu::Device& device) {
 Tile make_tile(const gpu::Device& device, std::uint32_t rows, std::uint32_t columns, bool vectors_of_columns,
                std::uint32_t width) {
   const bool software = device.info().type == gpu::AdapterType::software;
-  Tile tile{.lanes_n = 8, .lanes_m = software ? 1u : 8u, .tile_n = 4, .tile_m = software ? 16u : 4u, .width = 1};
+  Tile tile{.lanes_n = 8, .lanes_m = software ? 1u : 8u, .tile_n = 4, .tile_m = software ? 16u : 4u, .width = 1, .step = 2};
   if (vectors_of_columns) {
     tile.width = columns >= 4 * tile.lanes_n ? width : 1;
-    tile.tile_n = tile.width == 4 ? 1 : 4;
+    tile.tile_n = tile.width == 4 ? 2 : 4;
   }
   while (tile.tile_n > 1 && columns <= tile.columns() / 2) tile.tile_n /= 2;
   while (tile.tile_m > 1 && rows <= tile.rows() / 2) tile.tile_m /= 2;
@@ -55,7 +55,7 @@ gpu::Kernel tiled_kernel(gpu::Device& device, std::string_view file, const Tiled
   prelude.alias("ElementX", name_of(op.x.data.dtype())).alias("ElementW", name_of(op.w.data.dtype()));
   prelude.constant("LANES_N", tile.lanes_n).constant("LANES_M", tile.lanes_m);
   prelude.constant("TILE_N", tile.tile_n).constant("TILE_M", tile.tile_m);
-  prelude.constant("ACCUMULATE", accumulate);
+  prelude.constant("STEP", tile.step).constant("ACCUMULATE", accumulate);
   prelude.constant("SCALE_BINDING", 4u).constant("W_SCALE_BINDING", op.x.scale ? 5u : 4u);
   const bool drops = op.dropout.probability > 0;
   return kernel(device, file, prelude,
@@ -136,7 +136,8 @@ void record_nn(gpu::Recorder& recorder, const TiledProduct& op) {
   auto& device = recorder.device();
   const std::uint32_t rows = op.x.data.dim(0), outputs = op.x.data.dim(1), inputs = op.w.data.dim(1);
   check_shapes("product_nn", op, op.w.data.dim(0) == outputs && op.y.dim(0) == rows && op.y.dim(1) == inputs && outputs > 0);
-  const Tile tile = make_tile(device, rows, inputs, true, width_of(inputs));
+  Tile tile = make_tile(device, rows, inputs, true, width_of(inputs));
+  if (outputs % tile.step != 0) tile.step = 1;
   Params params = make_params(op);
   params.inputs = inputs;
   params.stride = outputs;
@@ -145,7 +146,7 @@ void record_nn(gpu::Recorder& recorder, const TiledProduct& op) {
     const Tensor y = op.y.rows(range.begin, range.end);
     params.rows = range.end - range.begin;
     params.first_row = op.dropout.first_row + range.begin;
-    for (const auto slice : gpu::binding_slices(device, outputs, {row_bytes(op.w.data)})) {
+    for (const auto slice : gpu::binding_slices(device, outputs, {row_bytes(op.w.data)}, tile.step)) {
       params.first = slice.begin;
       params.outputs = slice.end - slice.begin;
       const auto kernel =
