@@ -9,6 +9,7 @@
 #include "nibble/kernels/lora.h"
 #include "nibble/kernels/nf4.h"
 #include "nibble/kernels/product.h"
+#include "nibble/kernels/product_vec.h"
 
 #include <cmath>
 #include <cstdio>
@@ -134,6 +135,23 @@ void run_dequantize(gpu::Device& device, DType dtype, const Shape& s) {
   print_row("nf4", name_of(dtype).data(), s, 0, seconds, elements, elements * (0.5 + 4.0 / nf4_block + static_cast<double>(size_of(dtype))));
 }
 
+// One row, as generation has it: bound by the reading of the weight.
+void run_row(gpu::Device& device, DType dtype, const Shape& s) {
+  const Shape one{1, s.n, s.k};
+  const Tensor y = device.tensor(DType::f32, {1, s.n}, "y");
+  const auto row = [&](const char* name, const char* variant, double bytes, const auto& op) {
+    const double seconds = seconds_of(device, [&](gpu::Recorder& recorder) { record(recorder, op); });
+    print_row(name, variant, one, 0, seconds, 2.0 * s.n * s.k, bytes);
+  };
+  const Matrix x = make_matrix(device, 1, s.k, dtype, 1);
+  const Weight weight{.data = device.tensor(dtype, {s.n, s.k}, "w")};
+  const ProductPath path = dtype == DType::f16 ? ProductPath::f16 : ProductPath::f32;
+  row("row", name_of(dtype).data(), static_cast<double>(weight.data.bytes()), ProductNT{path, operand_of(device, x), weight, y});
+  const Nf4 nf4{device.tensor(DType::u32, {s.n * s.k / 8}, "packed"), device.tensor(DType::f32, {s.n * s.k / nf4_block}, "absmax")};
+  const Matrix exact = make_matrix(device, 1, s.k, DType::f32, 1);
+  row("row", "nf4", 0.5625 * s.n * s.k, Nf4Vec{.x = exact.tensor, .w = nf4, .y = y});
+}
+
 std::vector<Shape> shapes_of(const gpu::Device& device, int argc, char** argv) {
   std::vector<Shape> shapes;
   const auto number = [&](int i) { return static_cast<std::uint32_t>(std::strtoul(argv[i], nullptr, 10)); };
@@ -157,6 +175,7 @@ void run(int argc, char** argv) {
     const DType dtype = device.info().f16 ? DType::f16 : DType::f32;
     run_lora(device, dtype, shape, 16);
     run_dequantize(device, dtype, shape);
+    run_row(device, dtype, shape);
   }
 }
 

@@ -45,6 +45,12 @@ TiledProduct tiled_product(const Product& op) {
 
 }  // namespace
 
+ProductPath fastest_path(const gpu::AdapterInfo& info) {
+  if (!info.f16) return ProductPath::f32;
+  const bool software = info.type == gpu::AdapterType::software;
+  return !software && default_matrix_tile(info) ? ProductPath::matrix : ProductPath::f16;
+}
+
 void record(gpu::Recorder& recorder, const ProductNT& op) {
   check_product("product_nt", op, op.w.data.dim(1), op.w.data.dim(0));
   if (by_vectors(recorder, op)) {

@@ -4,6 +4,10 @@
 
 namespace nibble {
 
+// The path that is fastest on the adapter. On a software one that is f16 vectors: its matrices are slow, and f16 costs it
+// nothing.
+ProductPath fastest_path(const gpu::AdapterInfo&);
+
 // y(M, N) [=|+=] x(M, K) * w(N, K)^T: a frozen linear layer forward. x's row scales and w's scale are undone at the end. Sums
 // are f32, in a fixed order. Any sizes; tensors larger than a binding are taken in slices.
 struct ProductNT {

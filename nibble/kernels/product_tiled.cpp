@@ -18,7 +18,7 @@ struct Params {
 
 // What one invocation and one workgroup compute.
 struct Tile {
-  std::uint32_t lanes_n, lanes_m, tile_n, tile_m, width, step;
+  std::uint32_t lanes_k, lanes_n, lanes_m, tile_n, tile_m, width, step;
   std::uint32_t columns() const { return lanes_n * tile_n * width; }
   std::uint32_t rows() const { return lanes_m * tile_m; }
 };
@@ -29,18 +29,30 @@ std::uint32_t busy_groups(const gpu::Device& device) {
   return device.info().type == gpu::AdapterType::software ? 8 : 1024;
 }
 
+// A result of rows x columns summed over `inner`; `vectors`: columns are taken in vectors where they are many.
+struct Size {
+  std::uint32_t rows, columns, inner;
+  bool vectors;
+};
+
 // The software adapter runs 8 invocations as one vector and likes a single row of them, whose loads of x are the same for
-// all: 16 rows an invocation make up for the slow loads of w. A GPU hides latency with more and smaller invocations.
-Tile make_tile(const gpu::Device& device, std::uint32_t rows, std::uint32_t columns, bool vectors_of_columns,
-               std::uint32_t width) {
-  const bool software = device.info().type == gpu::AdapterType::software;
-  Tile tile{.lanes_n = 8, .lanes_m = software ? 1u : 8u, .tile_n = 4, .tile_m = software ? 16u : 4u, .width = 1, .step = 2};
-  if (vectors_of_columns) {
-    tile.width = columns >= 4 * tile.lanes_n ? width : 1;
-    tile.tile_n = tile.width == 4 ? 2 : 4;
+// all: 16 rows an invocation make up for the slow loads of w. A GPU hides latency with more and smaller invocations; where
+// the result is as narrow as a LoRA's rank, they share the inner dimension to be many.
+Tile make_tile(gpu::AdapterType adapter, const Size& size) {
+  Tile tile{.lanes_k = 1, .lanes_n = 8, .lanes_m = 8, .tile_n = 4, .tile_m = 4, .width = 1, .step = 2};
+  if (adapter == gpu::AdapterType::software) {
+    tile.lanes_m = 1;
+    tile.tile_m = 16;
+  } else if (size.columns <= 64 && size.inner >= 256) {
+    tile.lanes_k = 16;
+    tile.lanes_n = tile.lanes_m = 4;
   }
-  while (tile.tile_n > 1 && columns <= tile.columns() / 2) tile.tile_n /= 2;
-  while (tile.tile_m > 1 && rows <= tile.rows() / 2) tile.tile_m /= 2;
+  if (size.vectors && size.columns >= 32 && size.columns % 4 == 0) {
+    tile.width = 4;
+    tile.tile_n = 2;
+  }
+  while (tile.tile_n > 1 && size.columns <= tile.columns() / 2) tile.tile_n /= 2;
+  while (tile.tile_m > 1 && size.rows <= tile.rows() / 2) tile.tile_m /= 2;
   return tile;
 }
 
@@ -53,7 +65,7 @@ gpu::Kernel tiled_kernel(gpu::Device& device, std::string_view file, const Tiled
   gpu::Prelude prelude;
   if (op.x.data.dtype() == DType::f16 || op.w.data.dtype() == DType::f16) prelude.enable("f16");
   prelude.alias("ElementX", name_of(op.x.data.dtype())).alias("ElementW", name_of(op.w.data.dtype()));
-  prelude.constant("LANES_N", tile.lanes_n).constant("LANES_M", tile.lanes_m);
+  prelude.constant("LANES_K", tile.lanes_k).constant("LANES_N", tile.lanes_n).constant("LANES_M", tile.lanes_m);
   prelude.constant("TILE_N", tile.tile_n).constant("TILE_M", tile.tile_m);
   prelude.constant("STEP", tile.step).constant("ACCUMULATE", accumulate);
   prelude.constant("SCALE_BINDING", 4u).constant("W_SCALE_BINDING", op.x.scale ? 5u : 4u);
@@ -111,7 +123,7 @@ void record_nt(gpu::Recorder& recorder, const TiledProduct& op) {
   auto& device = recorder.device();
   const std::uint32_t rows = op.x.data.dim(0), inputs = op.x.data.dim(1), outputs = op.w.data.dim(0);
   check_shapes("product_nt", op, op.w.data.dim(1) == inputs && op.y.dim(0) == rows && op.y.dim(1) == outputs && inputs > 0);
-  const Tile tile = make_tile(device, rows, outputs, false, 1);
+  const Tile tile = make_tile(op.tiles_for.value_or(device.info().type), {rows, outputs, inputs, false});
   const auto kernel = tiled_kernel(device, "product_nt", op, tile, width_of(inputs), op.accumulate);
   Params params = make_params(op);
   params.inputs = inputs;
@@ -136,7 +148,7 @@ void record_nn(gpu::Recorder& recorder, const TiledProduct& op) {
   auto& device = recorder.device();
   const std::uint32_t rows = op.x.data.dim(0), outputs = op.x.data.dim(1), inputs = op.w.data.dim(1);
   check_shapes("product_nn", op, op.w.data.dim(0) == outputs && op.y.dim(0) == rows && op.y.dim(1) == inputs && outputs > 0);
-  Tile tile = make_tile(device, rows, inputs, true, width_of(inputs));
+  Tile tile = make_tile(op.tiles_for.value_or(device.info().type), {rows, inputs, outputs, true});
   if (outputs % tile.step != 0) tile.step = 1;
   Params params = make_params(op);
   params.inputs = inputs;
@@ -161,7 +173,7 @@ void record_nn(gpu::Recorder& recorder, const TiledProduct& op) {
 namespace {
 
 std::uint32_t tn_parts(const gpu::Device& device, std::uint32_t rows, std::uint32_t outputs, std::uint32_t inputs) {
-  const Tile tile = make_tile(device, outputs, inputs, true, width_of(inputs));
+  const Tile tile = make_tile(device.info().type, {outputs, inputs, 0, true});
   const std::uint64_t tiles = std::uint64_t{groups(outputs, tile.rows())} * groups(inputs, tile.columns());
   const std::uint64_t wanted = busy_groups(device) / tiles;
   return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(wanted, 1, std::max(1u, rows / rows_per_part)));
@@ -190,7 +202,7 @@ void record_tn(gpu::Recorder& recorder, const TiledProduct& op) {
   auto& device = recorder.device();
   const std::uint32_t rows = op.x.data.dim(0), outputs = op.x.data.dim(1), inputs = op.w.data.dim(1);
   check_shapes("product_tn", op, op.w.data.dim(0) == rows && op.y.dim(0) == outputs && op.y.dim(1) == inputs);
-  const Tile tile = make_tile(device, outputs, inputs, true, width_of(inputs));
+  const Tile tile = make_tile(op.tiles_for.value_or(device.info().type), {outputs, inputs, 0, true});
   const std::uint32_t parts = tn_parts(device, rows, outputs, inputs);
   const std::uint64_t scratch = tn_scratch_size(device, rows, outputs, inputs);
   check(scratch == 0 || (op.scratch && op.scratch.size() >= scratch), "product_tn",

@@ -3,6 +3,8 @@
 #include "nibble/kernels/dropout.h"
 #include "nibble/kernels/operand.h"
 
+#include <optional>
+
 namespace nibble {
 
 // The products that Product* and Lora* are made of: f32 arithmetic on f32 or f16 elements, any sizes, tensors of any size.
@@ -15,6 +17,7 @@ struct TiledProduct {
   bool accumulate = false;
   Dropout dropout = {};
   Tensor scratch = {};  // record_tn alone
+  std::optional<gpu::AdapterType> tiles_for = {};  // tiles of another type of adapter than the one in use
 };
 
 // y(M, N) [=|+=] scale * dropout(x)(M, K) * w(N, K)^T

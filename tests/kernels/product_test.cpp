@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/kernels/product_matrix.h"
+#include "nibble/kernels/product_tiled.h"
 #include "nibble/kernels/product_vec.h"
 #include "tests/support/gpu_test.h"
 
@@ -213,6 +214,41 @@ TEST_P(Product, WeightsLargerThanABinding) {
     ASSERT_NEAR(back[k + c], expected, n * 0x1p-24 * magnitude) << c;
   }
   dx.expect_guards_intact();
+}
+
+// The tiles that GPUs get, wide and as narrow as a LoRA's rank.
+TEST_P(Product, TilesOfGpusEqualTheSum) {
+  for (const auto [m, n, k] : {Shape{70, 130, 36}, Shape{37, 16, 300}, Shape{5, 3, 257}, Shape{33, 260, 16}, Shape{19, 40, 512}}) {
+    SCOPED_TRACE(fmt::format("{} x {} x {}", m, n, k));
+    const Operand x = test::upload_operand(test::random_values(std::size_t{m} * k, 2), m, k, GetParam());
+    const Operand dy = test::upload_operand(test::random_values(std::size_t{m} * n, 3), m, n, GetParam());
+    const auto w = make_weight(test::random_values(std::size_t{n} * k, 1), n, k, GetParam());
+    const auto a = test::download(x), g = test::download(dy);
+    GuardedTensor y(DType::f32, {m, n}), dx(DType::f32, {m, k}), dw(DType::f32, {n, k});
+    fill(dw.tensor(), 3.0f);
+    const auto scratch_size = static_cast<std::uint32_t>(product_tn_scratch(test::device(), m, n, k));
+    const Tensor scratch = scratch_size ? test::device().tensor(DType::f32, {scratch_size}, "scratch") : Tensor{};
+    const auto type = gpu::AdapterType::discrete;
+    const Operand weight{w.weight.data, {}};
+    {
+      gpu::Recorder recorder(test::device());
+      record_nt(recorder, {.x = x, .w = weight, .y = y.tensor(), .scale = w.weight.scale, .tiles_for = type});
+      record_nn(recorder, {.x = dy, .w = weight, .y = dx.tensor(), .scale = w.weight.scale, .tiles_for = type});
+      record_tn(recorder, {.x = dy, .w = x, .y = dw.tensor(), .scratch = scratch, .tiles_for = type});
+      recorder.submit();
+    }
+    std::vector<double> expected, magnitude;
+    reference(m, n, k, [&](auto i, auto l) { return a[i * k + l]; }, [&](auto l, auto j) { return w.values[j * k + l]; }, 0.0f,
+              expected, magnitude);
+    expect_close(test::download(y.tensor()), expected, magnitude, k);
+    reference(m, k, n, [&](auto i, auto l) { return g[i * n + l]; }, [&](auto l, auto j) { return w.values[l * k + j]; }, 0.0f,
+              expected, magnitude);
+    expect_close(test::download(dx.tensor()), expected, magnitude, n);
+    reference(n, k, m, [&](auto i, auto l) { return g[l * n + i]; }, [&](auto l, auto j) { return a[l * k + j]; }, 3.0f, expected,
+              magnitude);
+    expect_close(test::download(dw.tensor()), expected, magnitude, m);
+    for (const auto* output : {&y, &dx, &dw}) output->expect_guards_intact();
+  }
 }
 
 // Blocks of several subgroups, as GPUs get them, with inner dimensions that do and do not divide into steps.
