@@ -19,6 +19,7 @@ struct Params {
 // What one invocation and one workgroup compute.
 struct Tile {
   std::uint32_t lanes_k, lanes_n, lanes_m, tile_n, tile_m, width, step;
+  bool staged = false;  // through workgroup memory: product_*_staged.wgsl
   std::uint32_t columns() const { return lanes_n * tile_n * width; }
   std::uint32_t rows() const { return lanes_m * tile_m; }
 };
@@ -54,6 +55,17 @@ Tile make_tile(gpu::AdapterType adapter, const Size& size) {
   while (tile.tile_n > 1 && size.columns <= tile.columns() / 2) tile.tile_n /= 2;
   while (tile.tile_m > 1 && size.rows <= tile.rows() / 2) tile.tile_m /= 2;
   return tile;
+}
+
+// The tile of product_nt_staged.wgsl and, with vectors, product_nn_staged.wgsl, where a GPU has use for it.
+Tile make_wide_tile(gpu::AdapterType adapter, const Size& size, const TiledProduct& op) {
+  const Tile tile = make_tile(adapter, size);
+  const std::uint32_t in_vectors = size.vectors ? size.columns : size.inner;
+  const bool fits = adapter != gpu::AdapterType::software && size.columns > 64 && size.rows > 16 && in_vectors % 4 == 0 &&
+                    size.inner >= 64 && op.dropout.probability == 0;
+  if (!fits) return tile;
+  return {.lanes_k = 1, .lanes_n = 16, .lanes_m = 16, .tile_n = size.vectors ? 1u : 4u, .tile_m = 4,
+          .width = size.vectors ? 4u : 1u, .step = 1, .staged = true};
 }
 
 std::uint32_t width_of(std::uint32_t row_length) { return row_length % 4 == 0 ? 4 : 1; }
@@ -123,8 +135,8 @@ void record_nt(gpu::Recorder& recorder, const TiledProduct& op) {
   auto& device = recorder.device();
   const std::uint32_t rows = op.x.data.dim(0), inputs = op.x.data.dim(1), outputs = op.w.data.dim(0);
   check_shapes("product_nt", op, op.w.data.dim(1) == inputs && op.y.dim(0) == rows && op.y.dim(1) == outputs && inputs > 0);
-  const Tile tile = make_tile(op.tiles_for.value_or(device.info().type), {rows, outputs, inputs, false});
-  const auto kernel = tiled_kernel(device, "product_nt", op, tile, width_of(inputs), op.accumulate);
+  const Tile tile = make_wide_tile(op.tiles_for.value_or(device.info().type), {rows, outputs, inputs, false}, op);
+  const auto kernel = tiled_kernel(device, tile.staged ? "product_nt_staged" : "product_nt", op, tile, width_of(inputs), op.accumulate);
   Params params = make_params(op);
   params.inputs = inputs;
   params.stride = outputs;
@@ -148,8 +160,9 @@ void record_nn(gpu::Recorder& recorder, const TiledProduct& op) {
   auto& device = recorder.device();
   const std::uint32_t rows = op.x.data.dim(0), outputs = op.x.data.dim(1), inputs = op.w.data.dim(1);
   check_shapes("product_nn", op, op.w.data.dim(0) == outputs && op.y.dim(0) == rows && op.y.dim(1) == inputs && outputs > 0);
-  Tile tile = make_tile(op.tiles_for.value_or(device.info().type), {rows, inputs, outputs, true});
+  Tile tile = make_wide_tile(op.tiles_for.value_or(device.info().type), {rows, inputs, outputs, true}, op);
   if (outputs % tile.step != 0) tile.step = 1;
+  const char* const file = tile.staged ? "product_nn_staged" : "product_nn";
   Params params = make_params(op);
   params.inputs = inputs;
   params.stride = outputs;
@@ -162,7 +175,7 @@ void record_nn(gpu::Recorder& recorder, const TiledProduct& op) {
       params.first = slice.begin;
       params.outputs = slice.end - slice.begin;
       const auto kernel =
-          tiled_kernel(device, "product_nn", op, tile, tile.width, op.accumulate || slice.begin > 0);
+          tiled_kernel(device, file, op, tile, tile.width, op.accumulate || slice.begin > 0);
       const Tensor w = op.w.data.rows(slice.begin, slice.end);
       dispatch(recorder, kernel, x, {w, {}}, y, params,
                {groups(inputs, tile.columns()), groups(params.rows, tile.rows())}, work_of(x.data, w, y, params.outputs));

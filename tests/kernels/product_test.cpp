@@ -218,7 +218,7 @@ TEST_P(Product, WeightsLargerThanABinding) {
 
 // The tiles that GPUs get, wide and as narrow as a LoRA's rank.
 TEST_P(Product, TilesOfGpusEqualTheSum) {
-  for (const auto [m, n, k] : {Shape{70, 130, 36}, Shape{37, 16, 300}, Shape{5, 3, 257}, Shape{33, 260, 16}, Shape{19, 40, 512}}) {
+  for (const auto [m, n, k] : {Shape{70, 130, 36}, Shape{37, 16, 300}, Shape{5, 3, 257}, Shape{33, 260, 16}, Shape{19, 40, 512}, Shape{75, 132, 204}}) {
     SCOPED_TRACE(fmt::format("{} x {} x {}", m, n, k));
     const Operand x = test::upload_operand(test::random_values(std::size_t{m} * k, 2), m, k, GetParam());
     const Operand dy = test::upload_operand(test::random_values(std::size_t{m} * n, 3), m, n, GetParam());
