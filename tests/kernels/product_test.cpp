@@ -216,6 +216,42 @@ TEST_P(Product, WeightsLargerThanABinding) {
   dx.expect_guards_intact();
 }
 
+// 9,000 rows of 4,096 are 147 MB in f32: rows of y (NT) and of x (NN, TN) go in slices.
+TEST_P(Product, RowsLargerThanABinding) {
+  const std::uint32_t m = 9000, n = 4096, k = 8;
+  const Operand x = test::upload_operand(test::random_values(std::size_t{m} * k, 1), m, k, GetParam());
+  const Operand dy = test::upload_operand(test::random_values(std::size_t{m} * n, 2), m, n, GetParam());
+  const auto w = make_weight(test::random_values(std::size_t{n} * k, 3), n, k, GetParam());
+  const auto a = test::download(x), g = test::download(dy);
+  GuardedTensor y(DType::f32, {m, n}), dx(DType::f32, {m, k}), dw(DType::f32, {n, k});
+  fill(dw.tensor(), 0.0f);
+  const auto scratch_size = static_cast<std::uint32_t>(product_tn_scratch(test::device(), m, n, k));
+  const Tensor scratch = scratch_size ? test::device().tensor(DType::f32, {scratch_size}, "scratch") : Tensor{};
+  {
+    gpu::Recorder recorder(test::device());
+    record(recorder, ProductNT{GetParam(), x, w.weight, y.tensor()});
+    record(recorder, ProductNN{GetParam(), dy, w.weight, dx.tensor()});
+    record(recorder, ProductTN{dy, x, dw.tensor(), scratch});
+    recorder.submit();
+  }
+  const auto got_y = test::download(y.tensor()), got_dx = test::download(dx.tensor()), got_dw = test::download(dw.tensor());
+  const auto expect_sum = [](float got, std::uint32_t terms, const auto& term) {
+    double sum = 0, magnitude = 0;
+    for (std::uint32_t t = 0; t < terms; ++t) {
+      sum += term(t);
+      magnitude += std::fabs(term(t));
+    }
+    EXPECT_NEAR(got, sum, (terms + 4) * 0x1p-24 * magnitude);
+  };
+  for (std::uint32_t i = 0; i < m; i += 271) {
+    const std::uint32_t j = i * 37 % n, c = i % k;
+    expect_sum(got_y[std::size_t{i} * n + j], k, [&](auto l) { return double{a[i * k + l]} * w.values[j * k + l]; });
+    expect_sum(got_dx[i * k + c], n, [&](auto l) { return double{g[std::size_t{i} * n + l]} * w.values[l * k + c]; });
+    expect_sum(got_dw[j * k + c], m, [&](auto l) { return double{g[std::size_t{l} * n + j]} * a[l * k + c]; });
+  }
+  for (const auto* output : {&y, &dx, &dw}) output->expect_guards_intact();
+}
+
 // The tiles that GPUs get, wide and as narrow as a LoRA's rank.
 TEST_P(Product, TilesOfGpusEqualTheSum) {
   for (const auto [m, n, k] : {Shape{70, 130, 36}, Shape{37, 16, 300}, Shape{5, 3, 257}, Shape{33, 260, 16}, Shape{19, 40, 512}, Shape{75, 132, 204}}) {
