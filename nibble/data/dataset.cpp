@@ -3,12 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
+#include <future>
 #include <limits>
+#include <thread>
 
 #include "nibble/base/error.h"
 #include "nibble/base/log.h"
-#include "nibble/data/line_reader.h"
 
 namespace nibble::data {
 namespace {
@@ -38,6 +40,22 @@ std::uint32_t checksum_of(std::string_view line) {
   Fnv1a64 hash;
   hash.add(line);
   return static_cast<std::uint32_t>(hash.value() ^ (hash.value() >> 32));
+}
+
+// Calls work(i) for each i below `count`, on several threads where that pays. What a call throws is thrown here.
+template <typename Work>
+void run_in_parallel(std::size_t count, unsigned wanted, const Work& work) {
+  constexpr std::size_t least_per_thread = 32;
+  const std::size_t cores = wanted != 0 ? wanted : std::min(16u, std::max(1u, std::thread::hardware_concurrency()));
+  const std::size_t threads = std::min(cores, count / least_per_thread + 1);
+  std::atomic<std::size_t> next = 0;
+  const auto run = [&] {
+    for (std::size_t i = next++; i < count; i = next++) work(i);
+  };
+  std::vector<std::future<void>> helpers;
+  for (std::size_t i = 1; i < threads; ++i) helpers.push_back(std::async(std::launch::async, run));
+  run();
+  for (auto& helper : helpers) helper.get();
 }
 
 std::size_t bytes_of(const Example& example) { return example.tokens.size() * 5 + sizeof(Example); }
@@ -84,37 +102,62 @@ Dataset::Dataset(const fs::path& path, const text::Tokenizer& tokenizer, const t
 }
 
 void Dataset::index() {
+  constexpr std::size_t block_lines = 4096;
+  constexpr std::size_t block_bytes = std::size_t{16} << 20;
   LineReader reader(file_);
-  for (Line line; reader.next(line);) {
-    if (line.text.find_first_not_of(" \t") == std::string::npos) continue;
-    const auto example = read_checked(line.text, line.number);
-    if (!example) continue;
-    add_row(*example, {.offset = line.offset,
-                       .line = static_cast<std::uint32_t>(line.number),
-                       .checksum = checksum_of(line.text)});
+  bool more = true;
+  while (more) {
+    std::vector<Line> lines;
+    std::size_t bytes = 0;
+    for (Line line; lines.size() < block_lines && bytes < block_bytes && (more = reader.next(line));) {
+      if (line.text.find_first_not_of(" \t") == std::string::npos) continue;
+      bytes += line.text.size();
+      lines.push_back(std::move(line));
+    }
+    index_block(lines);
   }
   hash_ = reader.hash();
   counts_.examples = records_.size();
 }
 
-std::optional<Example> Dataset::read_checked(std::string_view line, std::uint64_t number) {
-  try {
-    check<DataError>(number <= std::numeric_limits<std::uint32_t>::max(), where, "The file has more than 2^32 lines.");
-    return encode(line);
-  } catch (const DataError& error) {
-    ++counts_.bad_rows;
-    if (options_.skip_bad_rows) return std::nullopt;
-    fail<DataError>(where, "{}, line {}: {}", file_.path().string(), number, sentence_of(error));
+// Encodes on all cores and then adds in the file's order, so the result does not depend on the threads.
+void Dataset::index_block(const std::vector<Line>& lines) {
+  if (!form_known_) detect_form(lines);
+  std::vector<std::variant<Example, std::string>> encoded(lines.size());
+  run_in_parallel(lines.size(), options_.threads, [&](std::size_t i) { encoded[i] = encode(lines[i]); });
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    if (const auto* fault = std::get_if<std::string>(&encoded[i])) {
+      ++counts_.bad_rows;
+      check<DataError>(options_.skip_bad_rows, where, "{}, line {}: {}", file_.path().string(), lines[i].number, *fault);
+      continue;
+    }
+    add_row(std::get<Example>(encoded[i]), {.offset = lines[i].offset,
+                                            .line = static_cast<std::uint32_t>(lines[i].number),
+                                            .checksum = checksum_of(lines[i].text)});
   }
 }
 
-Example Dataset::encode(std::string_view line) {
-  const OrderedJson row = parse_row(line);
-  if (!form_known_) {
-    form_ = detect_row_form(row);
-    form_known_ = true;
+// By the first line that has one.
+void Dataset::detect_form(const std::vector<Line>& lines) {
+  for (const Line& line : lines) {
+    try {
+      form_ = detect_row_form(parse_row(line.text));
+      form_known_ = true;
+      return;
+    } catch (const DataError& error) {
+      check<DataError>(options_.skip_bad_rows, where, "{}, line {}: {}", file_.path().string(), line.number,
+                       sentence_of(error));
+    }
   }
-  return encoder_.encode(read_row(row, form_));
+}
+
+std::variant<Example, std::string> Dataset::encode(const Line& line) const {
+  try {
+    check<DataError>(line.number <= std::numeric_limits<std::uint32_t>::max(), where, "The file has over 2^32 lines.");
+    return encoder_.encode(read_row(parse_row(line.text), form_));
+  } catch (const DataError& error) {
+    return std::string(sentence_of(error));
+  }
 }
 
 // `record` has offset, line and checksum.

@@ -5,10 +5,13 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include "nibble/data/batch.h"
+#include "nibble/data/line_reader.h"
 #include "nibble/data/row.h"
 #include "nibble/data/row_encoder.h"
 #include "nibble/io/file.h"
@@ -34,6 +37,7 @@ struct DatasetOptions {
   bool skip_bad_rows = false;       // counts them instead of throwing
   OrderedJson template_variables = OrderedJson::object();
   std::size_t cache_bytes = std::size_t{64} << 20;  // of examples kept in memory
+  unsigned threads = 0;             // for the first pass; 0: as many as there are cores, at most 16
 };
 
 struct DatasetCounts {
@@ -87,8 +91,10 @@ class Dataset {
   };
 
   void index();
-  std::optional<Example> read_checked(std::string_view line, std::uint64_t number);
-  Example encode(std::string_view line);
+  void index_block(const std::vector<Line>& lines);
+  // What an encoded line became: an example, or the sentence that says what is wrong with it.
+  std::variant<Example, std::string> encode(const Line& line) const;
+  void detect_form(const std::vector<Line>& lines);
   void add_row(const Example& example, Record record);
   void add_piece(const Example& row, Record record);
   void check_overflow() const;

@@ -23,9 +23,10 @@ constexpr FormName form_names[] = {
     {RowForm::text, "text"},
 };
 
-// Refuses JSON that is nested too deeply before anything walks it.
-void check_depth(std::string_view line) {
-  constexpr int max_depth = 64;
+constexpr int max_depth = 64;
+
+// JSON that is nested too deeply is refused before anything walks it.
+bool is_shallow(std::string_view line) {
   int depth = 0;
   bool in_string = false;
   for (std::size_t i = 0; i < line.size(); ++i) {
@@ -36,11 +37,12 @@ void check_depth(std::string_view line) {
     } else if (c == '"') {
       in_string = true;
     } else if (c == '[' || c == '{') {
-      check<DataError>(++depth <= max_depth, "row", "The JSON is nested deeper than {} levels.", max_depth);
+      if (++depth > max_depth) return false;
     } else if (c == ']' || c == '}') {
       --depth;
     }
   }
+  return true;
 }
 
 }  // namespace
@@ -80,7 +82,7 @@ RowForm detect_row_form(const OrderedJson& row) {
 }
 
 OrderedJson parse_row(std::string_view line) {
-  check_depth(line);
+  check<DataError>(is_shallow(line), "row", "The JSON is nested deeper than {} levels.", max_depth);
   OrderedJson row;
   try {
     row = OrderedJson::parse(line);
@@ -92,6 +94,11 @@ OrderedJson parse_row(std::string_view line) {
   }
   check<DataError>(row.is_object(), "row", "The line holds {}, not an object.", row.type_name());
   return row;
+}
+
+OrderedJson parse_inner(std::string_view text) {
+  if (!is_shallow(text)) return OrderedJson(OrderedJson::value_t::discarded);
+  return OrderedJson::parse(text, nullptr, false);
 }
 
 }  // namespace nibble::data

@@ -42,8 +42,10 @@ struct PlainText {
 
 using RowContent = std::variant<Chat, PlainText>;
 
-// Parses one line; nesting and size are bounded. Throws DataError with a sentence that names no file.
+// Parses one line; its nesting is bounded. Throws DataError with a sentence that names no file.
 OrderedJson parse_row(std::string_view line);
+// JSON inside of a string of a row; discarded (is_discarded) where it is not JSON or is nested too deeply.
+OrderedJson parse_inner(std::string_view text);
 // Reads a row of the given form; roles, contents and tool calls are checked. Throws DataError likewise.
 RowContent read_row(const OrderedJson& row, RowForm form);
 

@@ -37,7 +37,7 @@ OrderedJson tools_of(const OrderedJson& row) {
   if (tools.is_string()) {
     const std::string text = tools.get<std::string>();
     if (text.empty()) return nullptr;
-    tools = OrderedJson::parse(text, nullptr, false);
+    tools = parse_inner(text);
     check<DataError>(!tools.is_discarded(), where, "\"tools\" is a string that is not JSON.");
   }
   check<DataError>(tools.is_array(), where, "\"tools\" is {}, not a list.", tools.type_name());
@@ -54,8 +54,8 @@ void check_content(const OrderedJson& turn, std::size_t index, bool may_be_absen
   check<DataError>(found->is_array(), where, "The content of message {} is {}, neither a string nor a list of parts.",
                    index, found->type_name());
   for (const OrderedJson& part : *found) {
-    const bool is_text = part.is_object() && part.value("type", "") == "text" && part.contains("text") &&
-                         part["text"].is_string();
+    const bool is_text = part.is_object() && part.contains("type") && part["type"] == "text" &&
+                         part.contains("text") && part["text"].is_string();
     check<DataError>(is_text, where, "The content of message {} has a part that is not text.", index);
   }
 }
@@ -71,7 +71,7 @@ void read_calls(OrderedJson& turn, std::size_t index) {
     check<DataError>(function.is_object() && function.contains("name") && function["name"].is_string(), where,
                      "A tool call of message {} has no function name.", index);
     if (!function.contains("arguments") || !function["arguments"].is_string()) continue;
-    OrderedJson parsed = OrderedJson::parse(function["arguments"].get<std::string>(), nullptr, false);
+    OrderedJson parsed = parse_inner(function["arguments"].get<std::string>());
     if (parsed.is_object()) function["arguments"] = std::move(parsed);
   }
 }
@@ -121,7 +121,7 @@ std::string role_of_share(const std::string& from, std::size_t index) {
 }
 
 OrderedJson called_function(const std::string& text, std::size_t index) {
-  OrderedJson call = OrderedJson::parse(text, nullptr, false);
+  OrderedJson call = parse_inner(text);
   check<DataError>(call.is_object() && call.contains("name"), where,
                    "Message {} is a function_call whose value is not JSON with a \"name\".", index);
   return {{"role", "assistant"},

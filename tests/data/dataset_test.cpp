@@ -92,6 +92,23 @@ TEST_F(DatasetFile, ReadsTheSameWithAndWithoutCache) {
   EXPECT_EQ(batch.rows, (std::vector<std::uint64_t>{none.row(7), none.row(0)}));
 }
 
+TEST_F(DatasetFile, ThreadsDoNotChangeTheResult) {
+  std::string text;
+  for (std::size_t i = 0; i < 5000; ++i) text += i % 97 == 5 ? "bad\n" : text_row(1 + i % 13);
+  write(text);
+  const Dataset one = open({.skip_bad_rows = true, .threads = 1});
+  const Dataset many = open({.skip_bad_rows = true, .threads = 8});
+  ASSERT_EQ(one.size(), many.size());
+  EXPECT_EQ(one.lengths(), many.lengths());
+  EXPECT_EQ(one.counts().bad_rows, many.counts().bad_rows);
+  EXPECT_EQ(one.hash(), many.hash());
+  for (std::uint32_t i = 0; i < one.size(); i += 101) {
+    EXPECT_EQ(one.row(i), many.row(i));
+    EXPECT_EQ(one.example(i).tokens, many.example(i).tokens);
+  }
+  EXPECT_NE(error_of(text, {.threads = 8}).find(", line 6: "), std::string::npos);
+}
+
 TEST_F(DatasetFile, TreatsOverLongRows) {
   const std::string text = text_row(4) + text_row(30) + text_row(6);
   const std::string error = error_of(text, {.max_length = 10});

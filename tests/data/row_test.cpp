@@ -100,6 +100,7 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{R"({"messages": [{"role": "user", "content": null}]})", "Message 0 has no \"content\""},
         Fault{R"({"messages": [{"role": "user", "content": 3}]})", "neither a string nor a list of parts"},
         Fault{R"({"messages": [{"role": "user", "content": [{"type": "image"}]}]})", "a part that is not text"},
+        Fault{R"({"messages": [{"role": "user", "content": [{"type": 3, "text": "x"}]}]})", "a part that is not text"},
         Fault{R"({"messages": [{"role": "assistant", "tool_calls": 3}]})", "\"tool_calls\" of message 0 is number"},
         Fault{R"({"messages": [{"role": "assistant", "tool_calls": [{}]}]})", "has no function name"},
         Fault{R"({"messages": [{"role": "user", "content": "x"}], "tools": "{"})", "is a string that is not JSON"},
@@ -112,6 +113,9 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(Row, RefusesDeepNesting) {
   EXPECT_THROW(parse_row(std::string(100000, '[')), DataError);
   EXPECT_THROW(parse_row("{\"text\": " + std::string(100, '[') + std::string(100, ']') + "}"), DataError);
+  const std::string deep = std::string(1000000, '[') + std::string(1000000, ']');
+  EXPECT_TRUE(parse_inner(deep).is_discarded());
+  EXPECT_THROW(read(R"({"conversations": [{"from": "function_call", "value": "{\"name\": )" + deep + "}\"}]}"), DataError);
   EXPECT_NO_THROW(parse_row("{\"text\": \"" + std::string(100, '[') + "\"}"));
 }
 

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "nibble/base/error.h"
+#include "nibble/base/rng.h"
 #include "nibble/text/jinja/template.h"
 
 namespace nibble::jinja {
@@ -16,6 +17,11 @@ const std::string folder = NIBBLE_SOURCE_DIR "/tests/text/";
 Json load_cases() {
   std::ifstream in(folder + "jinja_cases.json");
   return Json::parse(in);
+}
+
+std::string read_template(const std::string& name) {
+  std::ifstream in(folder + "templates/" + name);
+  return {std::istreambuf_iterator<char>(in), {}};
 }
 
 // 2025-03-09 14:05:06 in local time, as the script that made the cases.
@@ -63,8 +69,7 @@ TEST(Jinja, EqualsPythonOnTemplatesOfEachFamily) {
   const Json all = load_cases();
   ASSERT_GT(all["families"].size(), 100u);
   for (const Json& item : all["families"]) {
-    std::ifstream in(folder + "templates/" + item["template"].get<std::string>());
-    const std::string source(std::istreambuf_iterator<char>(in), {});
+    const std::string source = read_template(item["template"].get<std::string>());
     ASSERT_FALSE(source.empty());
     expect_case(item, source, item["variables"]);
   }
@@ -129,6 +134,30 @@ TEST(Jinja, HostileTemplatesEndInAnError) {
       "{% for x in [[1]] recursive %}{{ loop([[1]]) }}{% endfor %}",
   };
   for (const std::string& source : sources) EXPECT_NE(error_of(source), "none") << source.substr(0, 80);
+}
+
+// Whatever a template is changed into, it renders or is refused with a DataError.
+TEST(Jinja, ChangedTemplatesRenderOrAreRefused) {
+  const Json all = load_cases();
+  Rng rng(17);
+  std::size_t rendered = 0;
+  for (std::size_t i = 0; i < all["families"].size(); ++i) {
+    const Json& item = all["families"][i];
+    std::string source = read_template(item["template"].get<std::string>());
+    for (int change = 0; change < 40; ++change) {
+      std::string changed = source;
+      const std::size_t at = rng.below(static_cast<std::uint32_t>(changed.size()));
+      const std::size_t from = rng.below(static_cast<std::uint32_t>(changed.size()));
+      const std::size_t count = 1 + rng.below(12);
+      if (change % 2 == 0) {
+        changed.erase(at, count);
+      } else {
+        changed.insert(at, source.substr(from, count));
+      }
+      rendered += error_of(changed, item["variables"]) == "none" ? 1 : 0;
+    }
+  }
+  EXPECT_GT(rendered, 100u);
 }
 
 TEST(Jinja, BrokenUtf8IsPassedThrough) {
