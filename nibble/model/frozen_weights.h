@@ -1,5 +1,6 @@
 #pragma once
 
+#include "nibble/kernels/nf4.h"
 #include "nibble/kernels/operand.h"
 #include "nibble/weights/device_weights.h"
 
@@ -22,6 +23,9 @@ class FrozenWeights {
 
   // Valid until the same projection of another layer is asked for.
   Weight projection(gpu::Recorder& recorder, std::uint32_t layer, Projection p);
+
+  // The projection as it is kept.
+  Nf4 nf4(std::uint32_t layer, Projection p) const;
 
   // Bytes of the decoded copies under a residency.
   static std::uint64_t decoded_bytes(const ModelConfig& config, ProductPath path, Residency residency);

@@ -14,6 +14,9 @@ struct LayerContext {
   const LinearContext& linear;
   const DeviceStream& stream;
   Tensor rope;  // (positions, D/2, 2) cosines and sines
+  // Where the stream's first key goes in k_heads and v_heads, which may be longer than the stream (Hk, capacity, D): the rows
+  // before it hold keys and values of earlier tokens, which the stream's bounds may let it see.
+  std::uint32_t first_key = 0;
 };
 
 // One transformer layer of Qwen3 (transformers' Qwen3DecoderLayer): x + attention(norm(x)), then y + mlp(norm(y)).

@@ -1,5 +1,7 @@
 #include "nibble/model/linear.h"
 
+#include "nibble/kernels/product_vec.h"
+
 namespace nibble {
 namespace {
 
@@ -15,11 +17,20 @@ const LoraSlot* slot_at(const LinearContext& context, LinearSite site) {
   return slot.used() ? &slot : nullptr;
 }
 
+void record_base(gpu::Recorder& recorder, const LinearContext& context, const LinearForward& op) {
+  if (context.straight) {
+    record(recorder, Nf4Vec{.x = op.x.data, .w = context.frozen->nf4(op.site.layer, op.site.projection), .y = op.y,
+                            .accumulate = op.accumulate});
+    return;
+  }
+  const Weight weight = context.frozen->projection(recorder, op.site.layer, op.site.projection);
+  record(recorder, ProductNT{.path = context.path, .x = op.x, .w = weight, .y = op.y, .accumulate = op.accumulate});
+}
+
 }  // namespace
 
 void record(gpu::Recorder& recorder, const LinearContext& context, const LinearForward& op) {
-  const Weight weight = context.frozen->projection(recorder, op.site.layer, op.site.projection);
-  record(recorder, ProductNT{.path = context.path, .x = op.x, .w = weight, .y = op.y, .accumulate = op.accumulate});
+  record_base(recorder, context, op);
   const LoraSlot* slot = slot_at(context, op.site);
   if (!slot) return;
   record(recorder, LoraDown{.x = op.x, .a = slot->a, .h = op.h, .dropout = dropout_at(context.dropout, op.site)});

@@ -1,0 +1,175 @@
+#include "nibble/model/generator.h"
+
+#include "nibble/base/error.h"
+#include "nibble/kernels/embedding.h"
+#include "nibble/kernels/product_vec.h"
+#include "nibble/kernels/qk_norm_rope.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace nibble {
+namespace {
+
+// Rows of a multiple of this begin where bindings may begin.
+constexpr std::uint32_t key_rows = 16;
+
+std::uint32_t capacity_of(const ModelConfig& config, const GeneratorOptions& options) {
+  return std::max(1u, std::min(options.capacity, config.max_position_embeddings));
+}
+
+std::uint32_t piece_of(const ModelConfig& config, const GeneratorOptions& options) {
+  return std::clamp(options.piece, 1u, capacity_of(config, options));
+}
+
+std::uint32_t key_capacity(const ModelConfig& config, const GeneratorOptions& options) {
+  return (capacity_of(config, options) + key_rows - 1) / key_rows * key_rows;
+}
+
+// Whether the products of a few rows can be done straight from NF4.
+bool straight_from_nf4(const ModelConfig& config) {
+  return std::all_of(all_projections.begin(), all_projections.end(),
+                     [&](Projection p) { return projection_dims(config, p).in % 8 == 0; });
+}
+
+HeadOptions head_options(ProductPath path) {
+  return {.path = path, .max_labels = 1, .chunk_rows = 1, .trainable = false};
+}
+
+ActivationShape shape_of(const ModelConfig& config, ProductPath path, std::uint32_t tokens, std::uint32_t rank) {
+  return {.tokens = tokens, .config = &config, .path = path, .rank = rank};
+}
+
+}  // namespace
+
+Generator::Generator(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights,
+                     const LoraWeights* lora, const GeneratorOptions& options)
+    : device_(device),
+      config_(config),
+      weights_(weights),
+      lora_(lora),
+      capacity_(capacity_of(config, options)),
+      frozen_(device, weights, options.path, Residency::resident),
+      head_(device, config_, weights, head_options(options.path)) {
+  pieces_ = make_pass(device, options.path, piece_of(config, options));
+  if (straight_from_nf4(config)) {
+    steps_ = make_pass(device, ProductPath::f32, std::min(vec_rows, capacity_));
+    steps_.linear.straight = true;
+  }
+  const std::uint32_t most = std::max(pieces_.most_tokens, steps_.most_tokens), rows = key_capacity(config, options);
+  for (std::uint32_t layer = 0; layer < config.num_layers; ++layer) {
+    const auto make = [&](std::string_view label) {
+      return device.tensor(DType::f32, {config.num_kv_heads, rows, config.head_dim}, label);
+    };
+    keys_.push_back({.k = make("keys"), .v = make("values")});
+  }
+  for (Tensor* tensor : {&stream_room_.token_ids, &stream_room_.position, &stream_room_.segment_begin,
+                         &stream_room_.key_end}) {
+    *tensor = device.tensor(DType::u32, {most}, "stream");
+  }
+  for (Tensor& residual : residual_) residual = device.tensor(DType::f32, {most, config.hidden_size}, "residual");
+  last_row_ = device.tensor(DType::u32, {1}, "last row");
+  rope_ = device.tensor<float>(DType::f32, {capacity_, config.head_dim / 2, 2},
+                               rope_table(capacity_, config.head_dim, config.rope_theta), "rope");
+}
+
+std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options,
+                               std::uint32_t rank) {
+  const std::uint32_t piece = piece_of(config, options), few = std::min(vec_rows, capacity_of(config, options));
+  const auto pass = [&](ProductPath path, std::uint32_t tokens) {
+    const ActivationShape shape = shape_of(config, path, tokens, rank);
+    return layer_activation_bytes(shape) + scratch_bytes(device, shape, false);
+  };
+  const std::uint64_t keys = 8ull * config.num_layers * config.num_kv_heads * key_capacity(config, options) * config.head_dim;
+  return FrozenWeights::decoded_bytes(config, options.path, Residency::resident) +
+         Head::bytes(config, head_options(options.path)) + keys + pass(options.path, piece) +
+         (straight_from_nf4(config) ? pass(ProductPath::f32, few) : 0) +
+         std::uint64_t{std::max(piece, few)} * (8ull * config.hidden_size + 16) +
+         4ull * capacity_of(config, options) * config.head_dim;
+}
+
+Generator::Pass Generator::make_pass(gpu::Device& device, ProductPath path, std::uint32_t most_tokens) {
+  const ActivationShape shape = shape_of(config_, path, most_tokens, lora_ ? lora_->rank : 0);
+  return {.linear = {.path = path, .frozen = &frozen_, .lora = lora_, .dropout = {}},
+          .most_tokens = most_tokens,
+          .activations = make_layer_activations(device, shape),
+          .scratch = make_scratch(device, shape, false)};
+}
+
+void Generator::use_adapter(bool use) {
+  const LoraWeights* wanted = use ? lora_ : nullptr;
+  if (wanted == pieces_.linear.lora) return;
+  pieces_.linear.lora = steps_.linear.lora = wanted;
+  seen_.clear();
+}
+
+// The piece follows what has been seen: every token attends to all before it.
+DeviceStream Generator::upload(std::span<const std::uint32_t> piece) {
+  const std::uint32_t count = static_cast<std::uint32_t>(piece.size()), past = seen();
+  std::vector<std::uint32_t> position(count), key_end(count);
+  std::iota(position.begin(), position.end(), past);
+  std::iota(key_end.begin(), key_end.end(), past + 1);
+  DeviceStream stream{.tokens = count, .pairs = std::accumulate(key_end.begin(), key_end.end(), std::uint64_t{0})};
+  const auto put = [&](const Tensor& room, std::span<const std::uint32_t> values) {
+    const Tensor view = room.view({count});
+    device_.write(view, std::as_bytes(values));
+    return view;
+  };
+  stream.token_ids = put(stream_room_.token_ids, piece);
+  stream.position = put(stream_room_.position, position);
+  stream.key_end = put(stream_room_.key_end, key_end);
+  stream.segment_begin = stream_room_.segment_begin.view({count});  // zeros
+  return stream;
+}
+
+Tensor Generator::run_layers(gpu::Recorder& recorder, const Pass& pass, const DeviceStream& stream) {
+  const Scratch scratch = first_tokens(pass.scratch, config_, stream.tokens);
+  LayerActivations activations = first_tokens(pass.activations, config_, stream.tokens);
+  const LayerContext context{.recorder = recorder, .config = config_, .weights = weights_, .linear = pass.linear,
+                             .stream = stream, .rope = rope_, .first_key = seen()};
+  record(recorder, Embedding{.tokens = stream.token_ids,
+                             .table = {.data = weights_.embedding.data, .scale = weights_.embedding.scale},
+                             .x = residual_[0].rows(0, stream.tokens)});
+  for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
+    activations.k_heads = keys_[layer].k;
+    activations.v_heads = keys_[layer].v;
+    layer_forward(context, layer, residual_[layer % 2].rows(0, stream.tokens), activations, scratch,
+                  residual_[(layer + 1) % 2].rows(0, stream.tokens));
+  }
+  return residual_[config_.num_layers % 2].rows(0, stream.tokens);
+}
+
+std::span<const float> Generator::logits(std::span<const std::uint32_t> tokens) {
+  check<DataError>(!tokens.empty() && tokens.size() <= capacity_, "generator",
+                   "A text of {} tokens came; there is room for 1 to {}.", tokens.size(), capacity_);
+  for (const std::uint32_t token : tokens) {
+    check<DataError>(token < config_.vocab_size, "generator", "Token {} came; the model's vocabulary ends at {}.", token,
+                     config_.vocab_size - 1);
+  }
+  // The last token is always computed, since its logits are wanted.
+  const auto known = std::mismatch(seen_.begin(), seen_.end(), tokens.begin(), tokens.end() - 1).first;
+  seen_.erase(known, seen_.end());
+
+  Tensor logits;
+  while (seen_.size() < tokens.size()) {
+    const std::size_t left = tokens.size() - seen_.size();
+    const Pass& pass = left <= steps_.most_tokens ? steps_ : pieces_;
+    const auto piece = tokens.subspan(seen_.size(), std::min<std::size_t>(left, pass.most_tokens));
+    const DeviceStream stream = upload(piece);
+    gpu::Recorder recorder(device_);
+    const Tensor x = run_layers(recorder, pass, stream);
+    if (piece.size() == left) {
+      const std::uint32_t last = stream.tokens - 1;
+      device_.write(last_row_, std::as_bytes(std::span(&last, 1)));
+      logits = head_.logits(recorder, x, last_row_, 1);
+    }
+    recorder.submit();
+    seen_.insert(seen_.end(), piece.begin(), piece.end());
+    computed_ += piece.size();
+  }
+  logits_.resize(config_.vocab_size);
+  device_.read(logits, std::as_writable_bytes(std::span(logits_)));
+  return logits_;
+}
+
+}  // namespace nibble

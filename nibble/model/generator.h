@@ -1,0 +1,78 @@
+#pragma once
+
+#include "nibble/model/head.h"
+#include "nibble/model/layer.h"
+
+#include <span>
+#include <vector>
+
+namespace nibble {
+
+struct GeneratorOptions {
+  ProductPath path = ProductPath::f32;
+  std::uint32_t capacity = 4096;  // tokens of one text, prompt and answer; cut to what the model's positions allow
+  std::uint32_t piece = 512;      // most tokens of a prompt computed at a time
+};
+
+// A causal language model that continues a text. It keeps keys and values of the tokens that it has seen, so that only what
+// is new is computed; layers and head are those of training.
+class Generator {
+ public:
+  // The weights and adapters must outlive it; `lora` may be null.
+  Generator(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
+            const GeneratorOptions& options);
+  Generator(const Generator&) = delete;
+  Generator& operator=(const Generator&) = delete;
+
+  // Logits (vocab) of the token that follows `tokens`. Of the last call's tokens the common beginning is not computed again.
+  // Throws DataError for no token, more than capacity(), or an id beyond the vocabulary. The span holds until the next call.
+  std::span<const float> logits(std::span<const std::uint32_t> tokens);
+
+  // With the adapters (as at first) or without. A change forgets what has been seen.
+  void use_adapter(bool use);
+
+  std::uint32_t capacity() const { return capacity_; }
+  // Tokens whose keys and values are kept.
+  std::uint32_t seen() const { return static_cast<std::uint32_t>(seen_.size()); }
+  // Tokens computed so far, over all calls.
+  std::uint64_t computed() const { return computed_; }
+
+  // Bytes on the device beside the weights.
+  static std::uint64_t bytes(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options,
+                             std::uint32_t rank);
+
+ private:
+  // Room for pieces of some number of tokens, and how their products are done.
+  struct Pass {
+    LinearContext linear;
+    std::uint32_t most_tokens = 0;
+    LayerActivations activations;
+    Scratch scratch;
+  };
+  struct Keys {
+    Tensor k, v;  // (Hk, capacity, D)
+  };
+
+  Pass make_pass(gpu::Device& device, ProductPath path, std::uint32_t most_tokens);
+  DeviceStream upload(std::span<const std::uint32_t> piece);
+  Tensor run_layers(gpu::Recorder& recorder, const Pass& pass, const DeviceStream& stream);
+
+  gpu::Device& device_;
+  ModelConfig config_;
+  const DeviceWeights& weights_;
+  const LoraWeights* lora_;
+  std::uint32_t capacity_;
+  FrozenWeights frozen_;
+  Head head_;
+  Pass pieces_, steps_;       // of a prompt; of a few tokens. The latter has no room where they cannot come straight from NF4
+  std::vector<Keys> keys_;    // by layer
+  DeviceStream stream_room_;
+  Tensor rope_;
+  Tensor last_row_;           // (1) u32
+  std::array<Tensor, 2> residual_;
+  std::vector<std::uint32_t> seen_;
+  std::vector<float> logits_;
+  std::uint64_t computed_ = 0;
+};
+
+}  // namespace nibble

@@ -1,0 +1,54 @@
+#pragma once
+
+#include "nibble/base/rng.h"
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace nibble {
+
+// How the next token is chosen from the logits.
+struct SamplingOptions {
+  float temperature = 0.0f;  // divides the logits; 0 takes the most likely token
+  std::uint32_t top_k = 0;   // only so many of the most likely tokens, and what is as likely as the last of them; 0: all
+  float top_p = 1.0f;        // the fewest of the most likely tokens whose probabilities reach this sum
+  float min_p = 0.0f;        // only tokens with at least this share of the most likely one's probability
+  float repetition_penalty = 1.0f;  // above 1 makes every token of the text so far less likely
+  std::uint64_t seed = 0;
+};
+
+// Throws UsageError that names the value which is out of its range.
+void check_sampling(const SamplingOptions& options);
+
+// Chooses tokens as transformers' generate() does: penalty, temperature, top-k, top-p, min-p, in this order, each on what the
+// ones before have left. Among equals the lowest id comes first. The same seed and logits give the same tokens.
+class TokenSampler {
+ public:
+  explicit TokenSampler(const SamplingOptions& options);
+
+  // A token given the logits (vocab) of its place and the text before it. Throws Diverged for a logit that is no number.
+  std::uint32_t next(std::span<const float> logits, std::span<const std::uint32_t> text);
+
+ private:
+  struct Candidate {
+    float score;
+    std::uint32_t id;
+  };
+
+  void penalise(std::span<const std::uint32_t> text);
+  void keep_top_k();
+  void keep_top_p();
+  void keep_min_p();
+  std::uint32_t draw();
+  // Puts the `count` best in front, in order.
+  void sort_best(std::size_t count);
+  double total_weight() const;
+
+  SamplingOptions options_;
+  Rng rng_;
+  std::vector<Candidate> candidates_;
+  std::vector<bool> seen_;
+};
+
+}  // namespace nibble

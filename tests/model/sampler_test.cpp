@@ -1,0 +1,137 @@
+#include "nibble/model/sampler.h"
+
+#include "nibble/base/error.h"
+#include "tests/support/files.h"
+
+#include <cmath>
+#include <limits>
+#include <map>
+
+namespace nibble {
+namespace {
+
+// Logits whose softmax at temperature 1 is `probabilities`, up to a constant.
+std::vector<float> logits_of(const std::vector<double>& probabilities) {
+  std::vector<float> logits;
+  for (const double p : probabilities) logits.push_back(static_cast<float>(std::log(p)) + 3.0f);
+  return logits;
+}
+
+std::map<std::uint32_t, double> frequencies(const SamplingOptions& options, const std::vector<float>& logits,
+                                            std::size_t draws) {
+  TokenSampler sampler(options);
+  std::map<std::uint32_t, double> result;
+  for (std::size_t i = 0; i < draws; ++i) result[sampler.next(logits, {})] += 1;
+  for (auto& [id, count] : result) count /= static_cast<double>(draws);
+  return result;
+}
+
+// Each frequency within five standard deviations of its probability: a chance of less than 1e-6 that a right sampler fails,
+// and none with the fixed seed.
+void expect_distribution(const SamplingOptions& options, const std::vector<float>& logits,
+                         const std::map<std::uint32_t, double>& expected) {
+  constexpr std::size_t draws = 20000;
+  const auto found = frequencies(options, logits, draws);
+  for (const auto& [id, frequency] : found) {
+    ASSERT_TRUE(expected.contains(id)) << "token " << id << " was cut";
+    const double p = expected.at(id);
+    EXPECT_NEAR(frequency, p, 5 * std::sqrt(p * (1 - p) / draws)) << "token " << id;
+  }
+  EXPECT_EQ(found.size(), expected.size());
+}
+
+const std::vector<double> five = {0.1, 0.4, 0.05, 0.25, 0.2};
+
+TEST(TokenSampler, GreedyTakesTheLargestAndAmongEqualsTheFirst) {
+  TokenSampler sampler({});
+  EXPECT_EQ(sampler.next(std::vector<float>{1, 5, 5, -2}, {}), 1u);
+  EXPECT_EQ(sampler.next(std::vector<float>{-7}, {}), 0u);
+  EXPECT_EQ(sampler.next(std::vector<float>(1000, 0.0f), {}), 0u);
+}
+
+TEST(TokenSampler, DrawsFromTheSoftmax) {
+  expect_distribution({.temperature = 1}, logits_of(five), {{0, 0.1}, {1, 0.4}, {2, 0.05}, {3, 0.25}, {4, 0.2}});
+}
+
+TEST(TokenSampler, TemperatureDividesTheLogits) {
+  // p^(1/T) with T = 0.5: squares of 0.5, 0.3, 0.2.
+  const double sum = 0.25 + 0.09 + 0.04;
+  expect_distribution({.temperature = 0.5f}, logits_of({0.5, 0.3, 0.2}),
+                      {{0, 0.25 / sum}, {1, 0.09 / sum}, {2, 0.04 / sum}});
+}
+
+TEST(TokenSampler, TopKKeepsTheBestAndTheirEquals) {
+  expect_distribution({.temperature = 1, .top_k = 2}, logits_of(five), {{1, 0.4 / 0.65}, {3, 0.25 / 0.65}});
+  // As transformers has it, whatever equals the k-th stays.
+  expect_distribution({.temperature = 1, .top_k = 2}, {1, 2, 1, 1}, frequencies({.temperature = 1}, {1, 2, 1, 1}, 20000));
+  expect_distribution({.temperature = 1, .top_k = 99}, {1, 1}, {{0, 0.5}, {1, 0.5}});
+}
+
+TEST(TokenSampler, TopPKeepsTheFewestThatReachTheSum) {
+  expect_distribution({.temperature = 1, .top_p = 0.6f}, logits_of(five), {{1, 0.4 / 0.65}, {3, 0.25 / 0.65}});
+  expect_distribution({.temperature = 1, .top_p = 0.66f}, logits_of(five),
+                      {{1, 0.4 / 0.85}, {3, 0.25 / 0.85}, {4, 0.2 / 0.85}});
+  expect_distribution({.temperature = 1, .top_p = 1e-6f}, logits_of(five), {{1, 1.0}});
+}
+
+TEST(TokenSampler, TopPCutsEqualsByTheirIds) {
+  const std::vector<float> equal(1000, 0.5f);
+  const auto found = frequencies({.temperature = 1, .top_p = 0.25f}, equal, 5000);
+  EXPECT_EQ(found.size(), 250u);
+  EXPECT_EQ(found.rbegin()->first, 249u);
+}
+
+TEST(TokenSampler, TopPLooksAtWhatTopKHasLeft) {
+  // Of 0.4 and 0.25 the first alone has 0.615 of the rest.
+  expect_distribution({.temperature = 1, .top_k = 2, .top_p = 0.6f}, logits_of(five), {{1, 1.0}});
+}
+
+TEST(TokenSampler, MinPIsAShareOfTheBest) {
+  expect_distribution({.temperature = 1, .min_p = 0.45f}, logits_of(five),
+                      {{1, 0.4 / 0.85}, {3, 0.25 / 0.85}, {4, 0.2 / 0.85}});
+  expect_distribution({.temperature = 1, .min_p = 1}, {2, 7, 7}, {{1, 0.5}, {2, 0.5}});
+}
+
+TEST(TokenSampler, PenaltyDividesPositiveAndMultipliesNegativeScoresOnce) {
+  TokenSampler sampler({.repetition_penalty = 2});
+  const std::vector<std::uint32_t> twice = {0, 0, 7};  // 7 is beyond the logits
+  EXPECT_EQ(sampler.next(std::vector<float>{4, 1.5f, 1}, twice), 0u);  // 2, once and not twice
+  EXPECT_EQ(sampler.next(std::vector<float>{4, 2.5f, 1}, twice), 1u);
+  EXPECT_EQ(sampler.next(std::vector<float>{-1, -1.5f}, twice), 1u);  // -2
+}
+
+TEST(TokenSampler, TheSeedDecides) {
+  std::vector<float> logits(500);
+  for (std::size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(i % 7) * 0.1f;
+  const auto text = [&](std::uint64_t seed) {
+    TokenSampler sampler({.temperature = 1, .top_p = 0.9f, .seed = seed});
+    std::vector<std::uint32_t> ids;
+    for (int i = 0; i < 20; ++i) ids.push_back(sampler.next(logits, ids));
+    return ids;
+  };
+  EXPECT_EQ(text(3), text(3));
+  EXPECT_NE(text(3), text(4));
+}
+
+TEST(TokenSampler, ExtremeScoresDoNotOverflow) {
+  TokenSampler hot({.temperature = 1e30f}), cold({.temperature = 1e-30f, .top_p = 0.5f});
+  EXPECT_LT(hot.next(std::vector<float>{3e38f, -3e38f}, {}), 2u);
+  EXPECT_EQ(cold.next(std::vector<float>{1, 3e38f, 2}, {}), 1u);
+  EXPECT_EQ(cold.next(std::vector<float>{1, 3, 2}, {}), 1u);
+}
+
+TEST(TokenSampler, RefusesWhatIsOutOfRange) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const SamplingOptions& options :
+       {SamplingOptions{.temperature = -1}, SamplingOptions{.temperature = nan}, SamplingOptions{.top_p = 0},
+        SamplingOptions{.top_p = 1.1f}, SamplingOptions{.min_p = -0.1f}, SamplingOptions{.min_p = 2},
+        SamplingOptions{.repetition_penalty = 0}, SamplingOptions{.repetition_penalty = nan}}) {
+    EXPECT_THROW(TokenSampler{options}, UsageError);
+  }
+  TokenSampler sampler({});
+  test::expect_error<Diverged>([&] { sampler.next(std::vector<float>{0, nan}, {}); }, "token 1");
+  EXPECT_THROW(sampler.next(std::vector<float>{}, {}), Error);
+}
+
+}  // namespace
+}  // namespace nibble
