@@ -14,8 +14,8 @@ void append(Batch& batch, const Example& example, std::uint32_t index) {
                     index, example.tokens.size(), example.trained.size());
   check<DataError>(!example.tokens.empty(), where, "Example {} has no tokens.", index);
   const std::size_t end = batch.tokens.size() + example.tokens.size();
-  check<UsageError>(end <= std::numeric_limits<std::uint32_t>::max(), where, "The batch has {} tokens, at most 2^32 - 1.",
-                    end);
+  check<UsageError>(end <= std::numeric_limits<std::uint32_t>::max(), where,
+                    "The batch has {} tokens, at most 2^32 - 1.", end);
   const auto begin = static_cast<std::uint32_t>(batch.tokens.size());
   for (std::size_t i = 0; i < example.tokens.size(); ++i) {
     check<DataError>(example.tokens[i] >= 0, where, "Example {} has the token {}, which is negative.", index,

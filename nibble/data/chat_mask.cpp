@@ -81,8 +81,8 @@ class Turns {
     std::optional<std::size_t> begin;
     if (from <= turn.begin && turn.end <= until) begin = probe_.prompt_end(full_, message, from, turn.begin);
     check<DataError>(begin.has_value(), where,
-                     "Where message {} begins in what the chat template prints cannot be told; mark the assistant's part "
-                     "of the template with {{% generation %}}, or train on all.",
+                     "Where message {} begins in what the chat template prints cannot be told; mark the assistant's "
+                     "part of the template with {{% generation %}}, or train on all.",
                      message);
     return *begin;
   }
@@ -153,8 +153,8 @@ class Turns {
     const std::size_t begin = skip_blanks(full_, turn.end);
     if (full_.substr(begin).starts_with(end_mark_)) return begin + end_mark_.size();
     check<DataError>(turn.exact, where,
-                     "Where message {} ends in what the chat template prints cannot be told; mark the assistant's part of "
-                     "the template with {{% generation %}}, or train on all.",
+                     "Where message {} ends in what the chat template prints cannot be told; mark the assistant's "
+                     "part of the template with {{% generation %}}, or train on all.",
                      message);
     return turn.end;
   }

@@ -64,7 +64,8 @@ std::size_t bytes_of(const Example& example) { return example.tokens.size() * 5 
 std::string_view sentence_of(const Error& error) {
   const std::string_view what = error.what();
   const auto end = what.find("] ");
-  return what.starts_with('[') && end != what.npos && !what.starts_with("[chat_template]") ? what.substr(end + 2) : what;
+  const bool has_place = what.starts_with('[') && end != what.npos;
+  return has_place && !what.starts_with("[chat_template]") ? what.substr(end + 2) : what;
 }
 
 }  // namespace
@@ -128,7 +129,8 @@ void Dataset::index_block(const std::vector<Line>& lines) {
   for (std::size_t i = 0; i < lines.size(); ++i) {
     if (const auto* fault = std::get_if<std::string>(&encoded[i])) {
       ++counts_.bad_rows;
-      check<DataError>(options_.skip_bad_rows, where, "{}, line {}: {}", file_.path().string(), lines[i].number, *fault);
+      check<DataError>(options_.skip_bad_rows, where, "{}, line {}: {}", file_.path().string(), lines[i].number,
+                       *fault);
       continue;
     }
     add_row(std::get<Example>(encoded[i]), {.offset = lines[i].offset,
@@ -198,7 +200,7 @@ void Dataset::add_piece(const Example& row, Record record) {
 void Dataset::check_overflow() const {
   if (options_.overflow != Overflow::error || counts_.over_long_rows == 0) return;
   fail<DataError>(where,
-                  "{}: {} of {} rows have more than {} tokens (the longest {}; the first in line {}). Raise the length, "
+                  "{}: {} of {} rows have more than {} tokens (the longest {}; the first in line {}). Raise the length "
                   "or choose what happens to them: drop, cut or split.",
                   file_.path().string(), counts_.over_long_rows, counts_.rows, options_.max_length,
                   counts_.longest_row, first_over_long_);
@@ -216,8 +218,8 @@ Example Dataset::example(std::size_t index) const {
   if (index < cache_.size()) return cache_[index];
   const Record& record = records_[index];
   const std::string line = LineReader::read_at(file_, record.offset, record.line);
-  check<DataError>(checksum_of(line) == record.checksum, where, "{}, line {}: The file has changed while it was in use.",
-                   file_.path().string(), record.line);
+  check<DataError>(checksum_of(line) == record.checksum, where,
+                   "{}, line {}: The file has changed while it was in use.", file_.path().string(), record.line);
   return piece_of(encoder_.encode(read_row(parse_row(line), form_)), record.begin, record.tokens);
 }
 

@@ -77,8 +77,8 @@ RowForm detect_row_form(const OrderedJson& row) {
   check<DataError>(!has("chosen"), "row",
                    "The row has \"chosen\": it is a preference, which supervised training does not take.");
   fail<DataError>("row",
-                  "The row's keys fit no form; wanted is \"messages\", \"conversations\", \"prompt\" with \"completion\", "
-                  "\"instruction\" with \"output\" or \"response\", or \"text\".");
+                  "The row's keys fit no form; wanted is \"messages\", \"conversations\", \"prompt\" with "
+                  "\"completion\", \"instruction\" with \"output\" or \"response\", or \"text\".");
 }
 
 OrderedJson parse_row(std::string_view line) {

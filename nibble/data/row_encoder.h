@@ -9,8 +9,8 @@ namespace nibble::data {
 // Rows to tokens with the marks of what is trained. May be used by several threads.
 class RowEncoder {
  public:
-  // `chat_template` may be null: then rows of messages are refused. Both must outlive the encoder. `variables` go to the
-  // template with each chat.
+  // `chat_template` may be null: then rows of messages are refused. Both must outlive the encoder. `variables` go to
+  // the template with each chat.
   RowEncoder(const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template, TrainOn train_on,
              OrderedJson variables = OrderedJson::object());
 

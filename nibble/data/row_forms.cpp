@@ -27,7 +27,9 @@ bool has_text(const OrderedJson& row, const char* key) {
   return found != row.end() && found->is_string() && !found->get_ref<const std::string&>().empty();
 }
 
-OrderedJson message(std::string_view role, const OrderedJson& content) { return {{"role", role}, {"content", content}}; }
+OrderedJson message(std::string_view role, const OrderedJson& content) {
+  return {{"role", role}, {"content", content}};
+}
 
 // A column of tools is a list of schemas or the text of one.
 OrderedJson tools_of(const OrderedJson& row) {
@@ -93,8 +95,8 @@ OrderedJson checked_messages(const OrderedJson& value, const char* key) {
     check<DataError>(role != turn.end() && role->is_string(), where, "Message {} has no \"role\".", i);
     const std::string name = role->get<std::string>();
     check<DataError>(std::find(std::begin(roles), std::end(roles), name) != std::end(roles), where,
-                     "Message {} has the role \"{}\"; allowed are system, developer, user, assistant, tool and ipython.",
-                     i, name);
+                     "Message {} has the role \"{}\"; allowed: system, developer, user, assistant, tool, ipython.", i,
+                     name);
     if (has_calls(turn)) {
       read_calls(turn, i);
     } else {

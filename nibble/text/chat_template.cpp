@@ -76,8 +76,8 @@ std::optional<ChatTemplate> ChatTemplate::load(const fs::path& folder) {
     result.add(path.stem().string(), read_file(path, max_template_bytes), path.string());
   }
   if (result.templates_.empty()) return std::nullopt;
-  check<DataError>(result.templates_.contains("default"), where, "{}: The model has no chat template named \"default\".",
-                   folder.string());
+  check<DataError>(result.templates_.contains("default"), where,
+                   "{}: The model has no chat template named \"default\".", folder.string());
   return result;
 }
 

@@ -38,10 +38,10 @@ text::ChatTemplate family(const std::string& name) {
 }
 
 // The trained stretches of the text, each in brackets.
-std::string trained(const text::ChatTemplate& chat_template, const std::string& row, TrainOn train_on = TrainOn::assistant,
-                    const OrderedJson& variables = OrderedJson::object()) {
+std::string trained(const text::ChatTemplate& chat_template, const std::string& row,
+                    TrainOn train_on = TrainOn::assistant) {
   const OrderedJson json = parse_row(row);
-  const RowEncoder encoder(tokenizer(), &chat_template, train_on, variables);
+  const RowEncoder encoder(tokenizer(), &chat_template, train_on);
   const Example example = encoder.encode(read_row(json, detect_row_form(json)));
   std::string result;
   std::vector<text::TokenId> stretch;
@@ -76,7 +76,8 @@ TEST(ChatMask, TrainsTheLastTurnOrAll) {
   EXPECT_EQ(all.substr(0, 7), "[system");  // the first token has nothing before it
   EXPECT_EQ(all.substr(all.size() - 13), "!<|im_end|>\n]");
   EXPECT_EQ(trained(*chat, R"({"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"},
-                               {"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "y"}]})"),
+                               {"role": "user", "content": "q"}],
+                               "completion": [{"role": "assistant", "content": "y"}]})"),
             "[y<|im_end|>]");
 }
 
@@ -134,7 +135,8 @@ TEST(ChatMask, GenerationMarksDecide) {
 
 TEST(ChatMask, WhatRepeatsIsToldApart) {
   const auto chat = text::ChatTemplate::load(root / "models/tiny-qwen3");
-  EXPECT_EQ(trained(*chat, R"({"messages": [{"role": "user", "content": "same"}, {"role": "assistant", "content": "same"},
+  EXPECT_EQ(trained(*chat, R"({"messages": [
+      {"role": "user", "content": "same"}, {"role": "assistant", "content": "same"},
       {"role": "user", "content": "same"}, {"role": "assistant", "content": "same"}]})"),
             "[same<|im_end|>][same<|im_end|>]");
   EXPECT_EQ(trained(*chat, R"({"messages": [{"role": "user", "content": "<|im_start|>assistant\n"},
@@ -142,7 +144,8 @@ TEST(ChatMask, WhatRepeatsIsToldApart) {
             "[QmarkerQnibbleQ assistant\n<|im_end|><|im_end|>]");
   EXPECT_EQ(trained(*chat, R"({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]})"),
             "[<|im_end|>]");
-  EXPECT_EQ(trained(*chat, R"({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "é👋🏽"}]})"),
+  EXPECT_EQ(trained(*chat, R"({"messages": [{"role": "user", "content": "x"},
+      {"role": "assistant", "content": "é👋🏽"}]})"),
             "[é👋🏽<|im_end|>]");
 }
 
@@ -168,9 +171,11 @@ std::string error_of(const text::ChatTemplate& chat_template, const std::string&
 TEST(ChatMask, AWrongMaskIsAnError) {
   // The answer is printed twice, once outside of its turn.
   const auto twice = text::ChatTemplate::parse(
-      "{{ messages[-1].content }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}");
+      "{{ messages[-1].content }}"
+      "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}");
   EXPECT_NE(error_of(twice, two_turns).find("cannot be told"), std::string::npos) << error_of(twice, two_turns);
-  const auto silent = text::ChatTemplate::parse("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}");
+  const auto silent =
+      text::ChatTemplate::parse("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}");
   EXPECT_NE(error_of(silent, two_turns).find("no trained token"), std::string::npos);
   const auto chat = text::ChatTemplate::load(root / "models/tiny-qwen3");
   EXPECT_NE(error_of(*chat, R"({"messages": [{"role": "user", "content": "x"}]})").find("no assistant turn"),

@@ -152,11 +152,12 @@ TEST_F(DatasetFile, FaultsNameFileAndLine) {
   const std::string place = path_.string() + ", line 2: ";
   EXPECT_EQ(error_of(good + "{\"instruction\": \"q\"}\n"), "[data] " + place + "The row has no \"output\".");
   EXPECT_EQ(error_of(good + "nonsense\n").rfind("[data] " + place + "The line is not JSON", 0), 0u);
-  EXPECT_EQ(error_of("{\"text\": \"x y\"}\n{\"text\": \"\"}\n").rfind("[data] " + place + "The row has no trained", 0), 0u);
+  const std::string untrained = error_of("{\"text\": \"x y\"}\n{\"text\": \"\"}\n");
+  EXPECT_EQ(untrained.rfind("[data] " + place + "The row has no trained", 0), 0u);
   EXPECT_NE(error_of("").find("No row is left"), std::string::npos);
   EXPECT_NE(error_of("\n\n").find("No row is left"), std::string::npos);
-  EXPECT_NE(error_of("{\"text\": \"" + std::string(max_line_bytes, 'x') + "\"}\n").find("line 1: The line is longer than"),
-            std::string::npos);
+  const std::string long_line = error_of("{\"text\": \"" + std::string(max_line_bytes, 'x') + "\"}\n");
+  EXPECT_NE(long_line.find("line 1: The line is longer than"), std::string::npos);
 }
 
 TEST_F(DatasetFile, BadRowsCanBeSkipped) {

@@ -95,7 +95,7 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{R"({"messages": []})", "\"messages\" is an empty list"},
         Fault{R"({"messages": [3]})", "Message 0 is number, not an object"},
         Fault{R"({"messages": [{"content": "x"}]})", "Message 0 has no \"role\""},
-        Fault{R"({"messages": [{"role": "human", "content": "x"}]})", "has the role \"human\"; allowed are"},
+        Fault{R"({"messages": [{"role": "human", "content": "x"}]})", "has the role \"human\"; allowed: "},
         Fault{R"({"messages": [{"role": "user"}]})", "Message 0 has no \"content\""},
         Fault{R"({"messages": [{"role": "user", "content": null}]})", "Message 0 has no \"content\""},
         Fault{R"({"messages": [{"role": "user", "content": 3}]})", "neither a string nor a list of parts"},
@@ -115,7 +115,8 @@ TEST(Row, RefusesDeepNesting) {
   EXPECT_THROW(parse_row("{\"text\": " + std::string(100, '[') + std::string(100, ']') + "}"), DataError);
   const std::string deep = std::string(1000000, '[') + std::string(1000000, ']');
   EXPECT_TRUE(parse_inner(deep).is_discarded());
-  EXPECT_THROW(read(R"({"conversations": [{"from": "function_call", "value": "{\"name\": )" + deep + "}\"}]}"), DataError);
+  const std::string call = R"({"conversations": [{"from": "function_call", "value": "{\"name\": )" + deep + "}\"}]}";
+  EXPECT_THROW(read(call), DataError);
   EXPECT_NO_THROW(parse_row("{\"text\": \"" + std::string(100, '[') + "\"}"));
 }
 

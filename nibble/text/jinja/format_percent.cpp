@@ -109,12 +109,12 @@ std::string format_percent(const std::string& text, const Value& arguments) {
       result += '%';
       continue;
     }
-    if (next >= items.size()) throw TemplateError("There are fewer arguments than conversions in the string before '%'.");
+    if (next >= items.size()) throw TemplateError("There are fewer arguments than conversions in a string before '%'.");
     result += convert(how, items[next++]);
     if (result.size() > max_text) throw TemplateError("A formatted string grows too long.");
   }
   if (next < items.size() && !(items.size() == 1 && arguments.is_dict())) {
-    throw TemplateError("There are more arguments than conversions in the string before '%'.");
+    throw TemplateError("There are more arguments than conversions in a string before '%'.");
   }
   return result;
 }

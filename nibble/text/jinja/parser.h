@@ -9,8 +9,8 @@
 
 namespace nibble::jinja {
 
-// The grammar of jinja2 3.1 (its parser.py), without inheritance and imports, with `break`, `continue` and transformers'
-// `generation` block. Throws DataError with the line; nesting is bounded.
+// The grammar of jinja2 3.1 (its parser.py), without inheritance and imports, with `break`, `continue` and the
+// `generation` block of transformers. Throws DataError with the line; nesting is bounded.
 class Parser {
  public:
   explicit Parser(std::vector<Token> tokens) : tokens_(std::move(tokens)) {}
