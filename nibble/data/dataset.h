@@ -54,8 +54,8 @@ struct DatasetCounts {
 };
 
 // The examples of a JSONL file. One pass at the start counts and checks every row; after it only a small record a row
-// stays in memory and examples are read and encoded again on demand, so the file may be larger than memory. Not for
-// several threads at once.
+// stays in memory and examples are read and encoded again on demand, so the file may be larger than memory. Once made
+// it may be read from several threads.
 class Dataset {
  public:
   // Tokenizer and template (which may be null) must outlive it. Throws DataError naming file and line, also where the
