@@ -48,6 +48,8 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   Action action;
   // One line a verb, in the order of --help.
+  add_train(app, action);
+  add_eval(app, action);
   add_verify(app, action);
   add_bench(app, action);
   try {

@@ -133,29 +133,26 @@ Head::Loss Model::loss_and_gradients(gpu::Recorder& recorder, const DeviceStream
   return loss;
 }
 
-std::string Model::find_nonfinite(const DeviceStream& stream) {
+std::optional<Model::NonFinitePlace> Model::find_nonfinite(const DeviceStream& stream) {
   const Tensor found = device_.tensor(DType::u32, {1}, "first non-finite");
   const Scratch scratch = first_tokens(scratch_, config_, stream.tokens);
   gpu::Recorder recorder(device_);
-  const auto first_bad_row = [&](const Tensor& x) {
+  const auto look = [&](const Tensor& x, const std::string& where) -> std::optional<NonFinitePlace> {
     record(recorder, NonFinite{.x = x, .index = found});
     recorder.submit();
     const std::uint32_t index = device_.read<std::uint32_t>(found)[0];
-    return index == UINT32_MAX ? UINT32_MAX : index / config_.hidden_size;
+    if (index == UINT32_MAX) return {};
+    return NonFinitePlace{where, index / config_.hidden_size};
   };
   embed(recorder, stream);
   Tensor x = residual_[0].rows(0, stream.tokens);
-  if (const auto row = first_bad_row(x); row != UINT32_MAX) return fmt::format("the embedding, row {} of the batch", row);
+  if (auto place = look(x, "the embedding")) return place;
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
     const Tensor next = residual_[(layer + 1) % residual_.size()].rows(0, stream.tokens);
     LayerActivations activations = activations_of(layer, stream.tokens);
     layer_forward(context(recorder, stream), layer, x, activations, scratch, next);
-    if (const auto row = first_bad_row(activations.middle); row != UINT32_MAX) {
-      return fmt::format("the attention of layer {}, row {} of the batch", layer, row);
-    }
-    if (const auto row = first_bad_row(next); row != UINT32_MAX) {
-      return fmt::format("the MLP of layer {}, row {} of the batch", layer, row);
-    }
+    if (auto place = look(activations.middle, fmt::format("the attention of layer {}", layer))) return place;
+    if (auto place = look(next, fmt::format("the MLP of layer {}", layer))) return place;
     x = next;
   }
   return {};

@@ -4,6 +4,7 @@
 #include "nibble/model/layer.h"
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -64,9 +65,12 @@ class Model {
   }
   std::uint32_t max_logit_rows() const { return head_.chunk_rows(); }
 
-  // Computes the batch again, one layer at a time, and says where the first value that is not finite appears: "layer 3, row
-  // 17 of the batch"; empty where all are finite.
-  std::string find_nonfinite(const DeviceStream& stream);
+  struct NonFinitePlace {
+    std::string where;  // "the MLP of layer 3"
+    std::uint32_t token;  // of the batch
+  };
+  // Computes the batch again, one layer at a time, and says where the first value that is not finite appears.
+  std::optional<NonFinitePlace> find_nonfinite(const DeviceStream& stream);
 
  private:
   LayerContext context(gpu::Recorder& recorder, const DeviceStream& stream) const;

@@ -74,8 +74,12 @@ void Progress::part(const std::string& what, double done) {
     open_ = percent < 100;
     if (!open_) fmt::print(out_, "\r\x1b[K");
   } else {
-    // A line a quarter.
-    if (percent < 100 && percent / 25 > last_percent_ / 25 && last_percent_ >= 0) fmt::print(out_, "{}: {}%\n", what, percent);
+    const auto now = std::chrono::steady_clock::now();
+    if (last_percent_ < 0) part_shown_ = now;
+    if (percent < 100 && now - part_shown_ > std::chrono::seconds(10)) {
+      fmt::print(out_, "{}: {}%\n", what, percent);
+      part_shown_ = now;
+    }
   }
   last_percent_ = percent < 100 ? percent : -1;
   std::fflush(out_);

@@ -2,6 +2,7 @@
 
 #include "nibble/report/records.h"
 
+#include <chrono>
 #include <cstdio>
 #include <string>
 
@@ -26,7 +27,8 @@ class Progress {
   void evaluation(const EvalRecord& record);
   // A remark on a line of its own.
   void say(const std::string& text);
-  // Part of a longer piece of work that is done, from 0 to 1: "Loading: 43%".
+  // Part of a longer piece of work that is done, from 0 to 1: "Loading: 43%". Elsewhere than in a terminal a line every ten
+  // seconds.
   void part(const std::string& what, double done);
   void finish_line();
 
@@ -35,6 +37,7 @@ class Progress {
   bool terminal_;
   bool open_ = false;  // the cursor stands at the end of a line to be written over
   int last_percent_ = -1;
+  std::chrono::steady_clock::time_point part_shown_{};
 };
 
 }  // namespace nibble

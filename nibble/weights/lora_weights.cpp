@@ -84,6 +84,23 @@ void upload_flat(gpu::Device& device, const gpu::Tensor& flat, const LoraAdapter
   device.write(flat, std::as_bytes(std::span(values)));
 }
 
+std::string describe_element(const LoraWeights& weights, std::uint64_t element) {
+  for (std::uint32_t layer = 0; layer < weights.layers.size(); ++layer) {
+    for (const Projection p : all_projections) {
+      const LoraSlot& slot = weights.slot(layer, p);
+      if (!slot.used()) continue;
+      for (const LoraMatrix matrix : both_matrices) {
+        const gpu::Tensor& tensor = matrix == LoraMatrix::a ? slot.a : slot.b;
+        const std::uint64_t first = tensor.offset() / sizeof(float);
+        if (element < first || element >= first + tensor.size()) continue;
+        return fmt::format(" in the gradient of {}.lora_{}", projection_module_name(layer, p),
+                           matrix == LoraMatrix::a ? "A" : "B");
+      }
+    }
+  }
+  return {};
+}
+
 void initialise_lora(LoraAdapter& adapter, std::uint64_t seed) {
   for (std::size_t layer = 0; layer < adapter.layers.size(); ++layer) {
     for (std::size_t p = 0; p < adapter.layers[layer].size(); ++p) {

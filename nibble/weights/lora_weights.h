@@ -6,6 +6,7 @@
 
 #include <array>
 #include <optional>
+#include <string>
 #include <vector>
 
 namespace nibble {
@@ -36,6 +37,9 @@ LoraWeights upload_lora(gpu::Device& device, const ModelConfig& config, const Lo
 // A flat tensor (params, gradients or a moment) as matrices, in the form of `like`, and back.
 LoraAdapter download_lora(gpu::Device& device, const gpu::Tensor& flat, const LoraAdapter& like);
 void upload_flat(gpu::Device& device, const gpu::Tensor& flat, const LoraAdapter& adapter);
+
+// " in the gradient of model.layers.3.mlp.up_proj.lora_B", for errors; empty where the element lies in none.
+std::string describe_element(const LoraWeights& weights, std::uint64_t element);
 
 // A uniform in +-1/sqrt(in), B zero (PEFT's kaiming_uniform with a = sqrt(5)): the model is unchanged at the start.
 void initialise_lora(LoraAdapter& adapter, std::uint64_t seed);

@@ -62,7 +62,8 @@ Output check_case(ProductPath path, const std::vector<float>& logits, const std:
   const auto expected = reference(std::vector<double>(logits.begin(), logits.end()), labels, double{factor});
   slopes.expect_values(expected.slopes, tolerance);
   Output output{test::download(loss.tensor()), test::device().read<std::uint32_t>(correct.tensor())};
-  EXPECT_EQ(output.loss, test::download(loss_only.tensor()));
+  // Two pipelines: a GPU's compiler may contract other products in each.
+  EXPECT_LE(test::relative_error(test::download(loss_only.tensor()), output.loss), 0x1p-22);
   EXPECT_EQ(output.correct, expected.correct);
   for (std::size_t r = 0; r < rows; ++r) {
     const double largest = std::fabs(double{*std::max_element(logits.begin(), logits.end())});

@@ -1,0 +1,84 @@
+#include "nibble/base/error.h"
+#include "nibble/cli/command.h"
+#include "nibble/cli/device_flags.h"
+#include "nibble/io/json.h"
+#include "nibble/model/load.h"
+#include "nibble/report/progress.h"
+#include "nibble/train/evaluate.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cmath>
+
+namespace nibble::cli {
+namespace {
+
+struct EvalFlags {
+  TrainOptions options;  // of which model, data and the rows' options count
+  std::string adapter, train_on = "assistant", overflow = "error", form = "auto";
+  bool rows = false, json = false;
+  DeviceFlags device;
+};
+
+void print_rows(const Evaluation& result) {
+  for (const RowLoss& row : result.rows) {
+    fmt::print("{}\n", write_json_line({{"row", row.row}, {"loss", row.loss}, {"tokens", row.tokens}, {"correct", row.correct}}));
+  }
+}
+
+int run(EvalFlags flags) {
+  flags.options.train_on = data::train_on_of(flags.train_on);
+  flags.options.overflow = data::overflow_of(flags.overflow);
+  if (flags.form != "auto") flags.options.form = data::row_form_of(flags.form);
+  Progress progress(stderr, isatty(STDERR_FILENO) == 1);
+  gpu::Device device = flags.device.open();
+  const ProductPath path = flags.device.path(device.info());
+  const ModelConfig config = read_model_config(flags.options.model);
+  flags.options.max_length = std::min(flags.options.max_length, config.max_position_embeddings);
+  const auto data = open_run_data(flags.options);
+  const BatchRoom room = room_of(data->train, evaluation_batches(data->train, flags.options.batch_size));
+  const LoadedModel loaded = load_model(device, {.model = flags.options.model, .adapter = flags.adapter}, path,
+                                        [&](double done) { progress.part("Loading the model", done); });
+  Model model(device, loaded.config, loaded.weights, loaded.lora ? &*loaded.lora : nullptr,
+              {.path = path, .max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = flags.options.head_chunk,
+               .trainable = false});
+  const Evaluation result = evaluate(model, data->train, flags.options.batch_size,
+                                     [&](double done) { progress.part("Evaluating", done); });
+  check<Diverged>(std::isfinite(result.loss), flags.options.data.string(), "The loss is {}.", result.loss);
+  if (flags.rows) print_rows(result);
+  if (flags.json) {
+    fmt::print("{}\n", write_json_line({{"eval_loss", result.loss}, {"perplexity", std::exp(result.loss)},
+                                        {"accuracy", result.accuracy}, {"rows", result.rows.size()}, {"tokens", result.tokens}}));
+  } else {
+    fmt::print("eval_loss {:.6f}  perplexity {:.4f}  accuracy {:.2f}%  ({} rows, {} trained tokens)\n", result.loss,
+               std::exp(result.loss), 100 * result.accuracy, grouped(result.rows.size()), grouped(result.tokens));
+  }
+  print_profile(device);
+  return exit_done;
+}
+
+}  // namespace
+
+void add_eval(CLI::App& app, Action& action) {
+  auto flags = std::make_shared<EvalFlags>();
+  CLI::App* verb = app.add_subcommand("eval", "Loss, perplexity and token accuracy of a model, with or without an adapter, on a JSONL file.");
+  verb->add_option("--model", flags->options.model, "Model folder")->required();
+  verb->add_option("--adapter", flags->adapter, "PEFT adapter folder; left out, the base is evaluated");
+  verb->add_option("--data", flags->options.data, "Rows, JSONL")->required();
+  verb->add_flag("--rows", flags->rows, "Also print a JSON line a row: line of the file, loss, trained tokens, right ones");
+  verb->add_flag("--json", flags->json, "Print the summary as JSON");
+  verb->add_option("--batch-size", flags->options.batch_size, "Rows of one pass")->capture_default_str()->check(CLI::Range(1u, 65536u));
+  verb->add_option("--max-length", flags->options.max_length, "Longest row in tokens")->capture_default_str()->check(CLI::Range(2u, 1u << 20));
+  verb->add_option("--overflow", flags->overflow, "Longer rows: error, drop, cut or split")
+      ->check(CLI::IsMember({"error", "drop", "cut", "split"}))->capture_default_str();
+  verb->add_option("--train-on", flags->train_on, "What the loss counts: assistant, last or all")
+      ->check(CLI::IsMember({"assistant", "last", "all"}))->capture_default_str();
+  verb->add_option("--format", flags->form, "Form of the rows; auto detects it")->capture_default_str();
+  verb->add_flag("--skip-bad-rows", flags->options.skip_bad_rows, "Leave out rows that cannot be used");
+  verb->add_option("--head-chunk", flags->options.head_chunk, "Rows of logits at a time");
+  flags->device.add_to(*verb, DeviceFlags::AdapterOption::names_lora);
+  verb->callback([flags, &action] { action = [flags] { return run(*flags); }; });
+}
+
+}  // namespace nibble::cli

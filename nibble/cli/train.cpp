@@ -1,0 +1,86 @@
+#include "nibble/cli/train_flags.h"
+
+#include "nibble/base/error.h"
+#include "nibble/cli/command.h"
+#include "nibble/cli/train_print.h"
+#include "nibble/io/atomic.h"
+
+#include <fmt/format.h>
+
+#include <atomic>
+#include <csignal>
+#include <cstdlib>
+#include <unistd.h>
+
+namespace nibble::cli {
+namespace {
+
+std::atomic<int> interrupts = 0;
+
+// The first Ctrl-C ends the run after its step, the second at once.
+void on_interrupt(int) {
+  if (++interrupts > 1) std::_Exit(exit_interrupted);
+}
+
+int finish(const TrainFlags& flags, const TrainResult& result, Progress& progress) {
+  const std::string output = flags.options.output.string();
+  if (result.end == TrainEnd::dry_run) {
+    progress.say("Dry run: nothing was trained or written.");
+    return exit_done;
+  }
+  if (result.end == TrainEnd::interrupted) {
+    progress.say(fmt::format("Interrupted after step {}. Saved {}; go on with the same command and --resume auto.", result.step,
+                             result.checkpoint.string()));
+    return exit_interrupted;
+  }
+  if (result.end == TrainEnd::stopped_early) progress.say(fmt::format("Stopped early at step {}.", result.step));
+  print_result(result, output, progress);
+  return exit_done;
+}
+
+int run(TrainFlags& flags, const std::string& config_text) {
+  flags.finish();
+  const std::string progress_what = "Loading the model";
+  Progress progress(stderr, isatty(STDERR_FILENO) == 1);
+  gpu::Device device = flags.device.open();
+  const ProductPath path = flags.device.path(device.info());
+  std::signal(SIGINT, on_interrupt);
+  std::signal(SIGTERM, on_interrupt);
+  progress.say("Reading the data ...");
+  const TrainEvents events{
+      .plan = [&](const RunPlan& plan) {
+        print_plan(plan, flags.options, progress);
+        if (flags.options.dry_run) return;
+        std::filesystem::create_directories(flags.options.output);
+        write_file_atomically(flags.options.output / "config.toml", config_text);
+      },
+      .loading = [&](double done) { progress.part(progress_what, done); },
+      .step = [&](const StepRecord& record) { progress.step(record); },
+      .evaluating = [&](double done) { progress.part("Evaluating", done); },
+      .evaluation = [&](const EvalRecord& record) { progress.evaluation(record); },
+      .saved = {},
+      .stop_requested = [] { return interrupts > 0; }};
+  const TrainResult result = train(flags.options, device, path, events);
+  const int code = finish(flags, result, progress);
+  print_profile(device);
+  return code;
+}
+
+}  // namespace
+
+void add_train(CLI::App& app, Action& action) {
+  auto flags = std::make_shared<TrainFlags>();
+  CLI::App* verb = app.add_subcommand(
+      "train",
+      "Fine-tunes LoRA adapters over a model in 4 bits (NF4) on a JSONL file of chats or texts.\n"
+      "The output folder becomes a PEFT adapter (the best one by validation loss), with metrics.jsonl, checkpoints and\n"
+      "config.toml, which repeats the run: nibble train --config OUTPUT/config.toml.");
+  flags->add_to(*verb);
+  verb->set_config("--config", "", "Options from a TOML file; those on the command line win");
+  verb->callback([flags, verb, &action] {
+    const std::string config = verb->config_to_str(true, false);
+    action = [flags, config] { return run(*flags, config); };
+  });
+}
+
+}  // namespace nibble::cli

@@ -1,0 +1,130 @@
+#include "nibble/cli/train_flags.h"
+
+#include "nibble/base/error.h"
+
+namespace nibble::cli {
+
+void TrainFlags::add_to(CLI::App& verb) {
+  add_files(verb);
+  add_adapter(verb);
+  add_optimisation(verb);
+  add_data(verb);
+  add_run(verb);
+  device.add_to(verb, DeviceFlags::AdapterOption::names_gpu);
+}
+
+void TrainFlags::add_files(CLI::App& verb) {
+  auto* group = verb.add_option_group("Files");
+  group->add_option("--model", options.model, "Model folder: config.json, tokenizer.json, safetensors")->required();
+  group->add_option("--data", options.data, "Training rows, JSONL")->required();
+  group->add_option("--valid", options.valid, "Validation rows, JSONL");
+  group->add_option("--valid-fraction", options.valid_fraction, "Part of the training rows to validate on instead, as 0.05");
+  group->add_option("--output", options.output, "Folder for the adapter, metrics.jsonl and checkpoints")->required();
+  group->add_option("--init-adapter", options.init_adapter, "Start from this PEFT adapter; its rank, alpha and targets hold");
+  group->add_option("--resume", options.resume,
+                    "Go on from a checkpoint folder, or \"auto\": the newest of --output, if there is one");
+}
+
+void TrainFlags::add_adapter(CLI::App& verb) {
+  auto* group = verb.add_option_group("Adapter");
+  group->add_option("--lora-rank", options.lora.rank, "Rank r of the adapters")->capture_default_str()->check(CLI::Range(1, 256));
+  group->add_option("--lora-alpha", options.lora.lora_alpha, "Scale: alpha / r, or alpha / sqrt(r) with --use-rslora")
+      ->capture_default_str();
+  group->add_flag("--use-rslora", options.lora.use_rslora, "Rank-stabilised scale");
+  group->add_option("--lora-dropout", options.lora.lora_dropout, "Dropout of the adapters' inputs")->capture_default_str();
+  group->add_option("--target-modules", target_modules_,
+                    "Projections to adapt: all-linear, or any of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj")
+      ->delimiter(',')
+      ->capture_default_str();
+}
+
+void TrainFlags::add_optimisation(CLI::App& verb) {
+  auto* group = verb.add_option_group("Optimisation");
+  group->add_option("--learning-rate", options.learning_rate, "Highest learning rate")->capture_default_str();
+  group->add_option("--lr-scheduler", lr_scheduler_, "constant, linear or cosine")
+      ->check(CLI::IsMember({"constant", "linear", "cosine"}))
+      ->capture_default_str();
+  group->add_option("--warmup-ratio", options.warmup_ratio, "Part of the steps in which the rate rises")
+      ->capture_default_str()->check(CLI::Range(0.0, 1.0));
+  group->add_option("--warmup-steps", options.warmup_steps, "The same in steps; 0: by the ratio")->capture_default_str();
+  group->add_option("--min-lr-ratio", options.min_lr_ratio, "Where the rate falls to, as a part of the highest")
+      ->capture_default_str()->check(CLI::Range(0.0, 1.0));
+  group->add_option("--epochs", options.epochs, "Times through the data")->capture_default_str();
+  group->add_option("--max-steps", options.max_steps, "Updates, instead of --epochs; 0: by --epochs")->capture_default_str();
+  group->add_option("--batch-size", options.batch_size, "Rows of one pass; with --packing, sequences of --max-length tokens")
+      ->capture_default_str()->check(CLI::Range(1u, 65536u));
+  group->add_option("--gradient-accumulation", options.gradient_accumulation, "Passes of one update")
+      ->capture_default_str()->check(CLI::Range(1u, 65536u));
+  group->add_option("--max-grad-norm", options.adamw.max_grad_norm, "Clip gradients to this norm; 0: never")
+      ->capture_default_str()->check(CLI::NonNegativeNumber);
+  group->add_option("--weight-decay", options.adamw.weight_decay, "Decoupled weight decay")->capture_default_str()->check(CLI::NonNegativeNumber);
+  group->add_option("--adam-beta1", options.adamw.adam_beta1, "AdamW")->capture_default_str()->check(CLI::Range(0.0, 0.999999));
+  group->add_option("--adam-beta2", options.adamw.adam_beta2, "AdamW")->capture_default_str()->check(CLI::Range(0.0, 0.99999999));
+  group->add_option("--adam-epsilon", options.adamw.adam_epsilon, "AdamW")->capture_default_str()->check(CLI::NonNegativeNumber);
+}
+
+void TrainFlags::add_data(CLI::App& verb) {
+  auto* group = verb.add_option_group("Data");
+  group->add_option("--max-length", options.max_length, "Longest row in tokens; never above what the model was made for")
+      ->capture_default_str()->check(CLI::Range(2u, 1u << 20));
+  group->add_option("--overflow", overflow_,
+                    "Longer rows: error (the run does not start), drop, cut, or split into several")
+      ->check(CLI::IsMember({"error", "drop", "cut", "split"}))->capture_default_str();
+  group->add_flag("--packing", options.packing, "Fill each pass with as many rows as fit; none sees another");
+  group->add_option("--train-on", train_on_, "What the loss counts: assistant (every answer), last (the last answer), all")
+      ->check(CLI::IsMember({"assistant", "last", "all"}))->capture_default_str();
+  group->add_option("--format", form_,
+                    "Form of the rows: auto, messages, conversations, prompt-completion, instruction-output, "
+                    "instruction-response, text")
+      ->capture_default_str();
+  group->add_flag("--skip-bad-rows", options.skip_bad_rows, "Leave out rows that cannot be used, and count them");
+  group->add_option("--shuffle", shuffle_, "on, or off for the order of the file")->check(CLI::IsMember({"on", "off"}))->capture_default_str();
+  group->add_option("--seed", options.seed, "Of the adapter, the order and dropout; the same seed gives the same bytes")
+      ->capture_default_str();
+}
+
+void TrainFlags::add_run(CLI::App& verb) {
+  auto* group = verb.add_option_group("Run");
+  eval_every_option_ = group->add_option("--eval-every", eval_every_, "Steps between evaluations; 0: at the end alone (default: a tenth of the run)");
+  save_every_option_ = group->add_option("--save-every", save_every_, "Steps between checkpoints; 0: at the end alone (default: a tenth of the run)");
+  group->add_option("--keep-checkpoints", options.keep_checkpoints, "The newest that stay")->capture_default_str()->check(CLI::Range(1, 1000000));
+  group->add_option("--early-stopping", options.early_stopping, "Stop after so many evaluations without a lower loss; 0: never")
+      ->capture_default_str();
+  group->add_option("--gradient-checkpointing", gradient_checkpointing_,
+                    "on: keep each layer's input alone and compute the rest again; auto: where memory needs it")
+      ->check(CLI::IsMember({"auto", "on", "off"}))->capture_default_str();
+  group->add_option("--residency", residency_, "resident: weights stay NF4 in memory; cached: decoded once and kept")
+      ->check(CLI::IsMember({"resident", "cached"}))->capture_default_str();
+  group->add_option("--head-chunk", options.head_chunk, "Rows of logits at a time; 0: about 128 MiB of them")->capture_default_str();
+  group->add_flag("--dry-run", options.dry_run, "Show the plan and stop");
+}
+
+void TrainFlags::finish() {
+  options.lora.target_modules.clear();
+  for (const std::string& name : target_modules_) {
+    if (name == "all-linear") {
+      options.lora.target_modules.assign(all_projections.begin(), all_projections.end());
+      break;
+    }
+    const auto projection = projection_named(name);
+    check<UsageError>(projection.has_value(), "--target-modules",
+                      "\"{}\" is no projection; give all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
+                      "down_proj.", name);
+    if (!options.lora.targets(*projection)) options.lora.target_modules.push_back(*projection);
+  }
+  for (const LrScheduler kind : {LrScheduler::constant, LrScheduler::linear, LrScheduler::cosine}) {
+    if (lr_scheduler_ == nibble::name_of(kind)) options.lr_scheduler = kind;
+  }
+  options.shuffle = shuffle_ == "on";
+  options.train_on = data::train_on_of(train_on_);
+  options.overflow = data::overflow_of(overflow_);
+  if (form_ != "auto") options.form = data::row_form_of(form_);
+  options.gradient_checkpointing = gradient_checkpointing_ == "on"    ? Checkpointing::on
+                                   : gradient_checkpointing_ == "off" ? Checkpointing::off
+                                                                      : Checkpointing::automatic;
+  options.residency = residency_ == "cached" ? Residency::cached : Residency::resident;
+  if (eval_every_option_->count() > 0) options.eval_every = eval_every_;
+  if (save_every_option_->count() > 0) options.save_every = save_every_;
+}
+
+}  // namespace nibble::cli

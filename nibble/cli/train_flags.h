@@ -1,0 +1,34 @@
+#pragma once
+
+#include "nibble/cli/device_flags.h"
+#include "nibble/train/trainer.h"
+
+#include <string>
+#include <vector>
+
+namespace nibble::cli {
+
+// The options of `nibble train`, declared once: the parser, --help, --config and config.toml come from here.
+struct TrainFlags {
+  TrainOptions options;
+  DeviceFlags device;
+
+  void add_to(CLI::App& verb);
+  // Turns words into values; throws UsageError.
+  void finish();
+
+ private:
+  void add_files(CLI::App& verb);
+  void add_adapter(CLI::App& verb);
+  void add_optimisation(CLI::App& verb);
+  void add_data(CLI::App& verb);
+  void add_run(CLI::App& verb);
+
+  std::vector<std::string> target_modules_ = {"all-linear"};
+  std::string lr_scheduler_ = "cosine", shuffle_ = "on", train_on_ = "assistant", overflow_ = "error", form_ = "auto",
+              gradient_checkpointing_ = "auto", residency_ = "resident";
+  std::uint64_t eval_every_ = 0, save_every_ = 0;
+  CLI::Option *eval_every_option_ = nullptr, *save_every_option_ = nullptr;
+};
+
+}  // namespace nibble::cli

@@ -1,0 +1,69 @@
+#include "nibble/cli/train_print.h"
+
+#include "nibble/cli/device_flags.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+namespace nibble::cli {
+namespace {
+
+std::string targets_text(const LoraConfig& lora) {
+  if (lora.target_modules.size() == all_projections.size()) return "all linear layers";
+  std::string text;
+  for (const Projection p : lora.target_modules) text += fmt::format("{}{}", text.empty() ? "" : ", ", nibble::name_of(p));
+  return text;
+}
+
+std::string data_text(const RunPlan& plan, const TrainOptions& options) {
+  std::string text =
+      fmt::format("{} ({}): {} rows, {} tokens, {} trained", options.data.string(), data::name_of(plan.form),
+                  grouped(plan.train_examples), grouped(plan.train_tokens), grouped(plan.trained_tokens));
+  if (plan.counts.bad_rows > 0) text += fmt::format("; {} bad rows left out", grouped(plan.counts.bad_rows));
+  if (plan.counts.over_long_rows > 0) {
+    text += fmt::format("; {} rows over {} tokens: {}", grouped(plan.counts.over_long_rows), options.max_length,
+                        data::name_of(options.overflow));
+  }
+  return text;
+}
+
+}  // namespace
+
+void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& progress) {
+  const ModelConfig& c = plan.config;
+  progress.say(fmt::format("GPU      {}", describe(plan.gpu, plan.path)));
+  progress.say(fmt::format("Model    {}: {}, {} layers, hidden {}, vocabulary {}", options.model.string(), c.model_type,
+                           c.num_layers, c.hidden_size, grouped(c.vocab_size)));
+  progress.say(fmt::format("Adapter  rank {}, alpha {}{}, {}: {} trainable parameters", plan.lora.rank, plan.lora.lora_alpha,
+                           plan.lora.use_rslora ? " (rsLoRA)" : "", targets_text(plan.lora), grouped(plan.trainable_parameters)));
+  progress.say(fmt::format("Data     {}", data_text(plan, options)));
+  if (plan.valid_examples > 0) progress.say(fmt::format("Valid    {} rows", grouped(plan.valid_examples)));
+  progress.say(fmt::format("Batch    {} x {} {}; the largest has {} tokens, {} trained{}", options.gradient_accumulation,
+                           options.batch_size, options.packing ? fmt::format("packed sequences of {}", options.max_length) : "rows",
+                           grouped(plan.room.tokens), grouped(plan.room.labels),
+                           plan.gradient_checkpointing ? "; activations are computed again (gradient checkpointing)" : ""));
+  const MemoryPlan& m = plan.memory;
+  progress.say(fmt::format("Memory   {}: weights {} (NF4, embedding) + decoded {}, adapter {}, activations {}, scratch {}, head {}",
+                           human_bytes(m.total()), human_bytes(m.frozen_weights), human_bytes(m.decoded_weights),
+                           human_bytes(m.adapters), human_bytes(m.activations), human_bytes(m.scratch), human_bytes(m.head)));
+  progress.say(fmt::format("Steps    {}{}, warm-up {}, {} to {:.3g}; evaluate every {}, save every {}", grouped(plan.total_steps),
+                           plan.first_step > 0 ? fmt::format(" ({} done)", grouped(plan.first_step)) : "", plan.warmup_steps,
+                           nibble::name_of(options.lr_scheduler), options.learning_rate,
+                           plan.valid_examples > 0 ? grouped(plan.eval_every) : "-", grouped(plan.save_every)));
+}
+
+void print_result(const TrainResult& result, const std::string& output, Progress& progress) {
+  if (result.best_eval_loss) {
+    progress.say(fmt::format("Best validation loss {:.4f} (perplexity {:.2f}) at step {}.", *result.best_eval_loss,
+                             std::exp(*result.best_eval_loss), result.best_step));
+  } else {
+    progress.say(fmt::format("Last loss {:.4f}.", result.last_loss));
+  }
+  progress.say(fmt::format("Memory: {} at the peak, {} planned.", human_bytes(result.peak_bytes),
+                           human_bytes(result.planned.total())));
+  progress.say(fmt::format("The adapter is in {} (PEFT); ask it with: nibble generate --model MODEL --adapter {} --prompt TEXT",
+                           output, output));
+}
+
+}  // namespace nibble::cli

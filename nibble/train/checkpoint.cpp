@@ -1,0 +1,169 @@
+#include "nibble/train/checkpoint.h"
+
+#include "nibble/base/error.h"
+#include "nibble/io/atomic.h"
+#include "nibble/io/safetensors.h"
+
+#include <algorithm>
+#include <charconv>
+#include <map>
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view folder_prefix = "checkpoint-";
+constexpr std::string_view moment_prefixes[] = {"exp_avg.", "exp_avg_sq."};
+
+// The matrices of an adapter-like set by PEFT's names.
+std::map<std::string, std::span<const float>> by_name(const LoraAdapter& values) {
+  std::map<std::string, std::span<const float>> result;
+  for (std::uint32_t layer = 0; layer < values.layers.size(); ++layer) {
+    for (const Projection p : all_projections) {
+      if (!values.at(layer, p).used()) continue;
+      for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
+        result[peft_tensor_name(layer, p, matrix)] = values.at(layer, p).matrix(matrix);
+      }
+    }
+  }
+  return result;
+}
+
+void save_optimizer(const fs::path& path, gpu::Device& device, const LoraWeights& weights, const LoraAdapter& form) {
+  const LoraAdapter moments[] = {download_lora(device, weights.first_moment, form),
+                                 download_lora(device, weights.second_moment, form)};
+  std::map<std::string, std::span<const float>> tensors;
+  std::vector<TensorSpec> specs;
+  for (std::size_t i = 0; i < std::size(moments); ++i) {
+    for (const auto& [name, values] : by_name(moments[i])) {
+      const std::string key = fmt::format("{}{}", moment_prefixes[i], name);
+      tensors[key] = values;
+      specs.push_back({.name = key, .dtype = DType::f32, .shape = {static_cast<std::int64_t>(values.size())}});
+    }
+  }
+  SafetensorsWriter writer(path, specs);
+  for (const TensorSpec& spec : writer.tensors()) writer.append(std::as_bytes(tensors.at(spec.name)));
+  writer.finish();
+}
+
+Json to_json(const TrainState& state, const std::string& best_folder) {
+  Json json = {{"global_step", state.step},
+               {"max_steps", state.total_steps},
+               {"epoch", state.epoch},
+               {"num_input_tokens_seen", state.tokens},
+               {"best_metric", nullptr},
+               {"best_model_checkpoint", nullptr},
+               {"best_global_step", state.best_step},
+               {"is_local_process_zero", true},
+               {"is_world_process_zero", true},
+               {"nibble",
+                {{"micro_batches", state.micro_batches},
+                 {"cursor", data::to_json(state.cursor)},
+                 {"evaluations_without_gain", state.evaluations_without_gain},
+                 {"fingerprint", state.fingerprint}}}};
+  if (state.best_eval_loss) {
+    json["best_metric"] = *state.best_eval_loss;
+    json["best_model_checkpoint"] = best_folder;
+  }
+  return json;
+}
+
+std::optional<std::uint64_t> step_of(const fs::path& folder) {
+  const std::string name = folder.filename().string();
+  if (!name.starts_with(folder_prefix)) return {};
+  std::uint64_t step = 0;
+  const char* end = name.data() + name.size();
+  const auto parsed = std::from_chars(name.data() + folder_prefix.size(), end, step);
+  if (parsed.ec != std::errc() || parsed.ptr != end) return {};
+  return step;
+}
+
+// By step, the oldest first.
+std::map<std::uint64_t, fs::path> checkpoints_of(const fs::path& output) {
+  std::map<std::uint64_t, fs::path> found;
+  std::error_code error;
+  for (auto it = fs::directory_iterator(output, error); !error && it != fs::directory_iterator(); it.increment(error)) {
+    if (const auto step = step_of(it->path())) found[*step] = it->path();
+  }
+  return found;
+}
+
+}  // namespace
+
+void save_checkpoint(const fs::path& output, const TrainState& state, gpu::Device& device, const LoraWeights& weights,
+                     const LoraAdapter& form, std::uint32_t keep) {
+  AtomicFolder folder(output / fmt::format("{}{}", folder_prefix, state.step));
+  save_lora_adapter(folder.path(), download_lora(device, weights.params, form));
+  save_optimizer(folder.path() / "optimizer.safetensors", device, weights, form);
+  write_file_atomically(folder.path() / "trainer_state.json", write_json(to_json(state, output.string())) + "\n");
+  folder.commit();
+  auto all = checkpoints_of(output);
+  // A later one is left over from a run that was started again from an earlier step.
+  while (all.size() > std::max(1u, keep) && all.begin()->first < state.step) {
+    std::error_code error;
+    fs::remove_all(all.begin()->second, error);
+    all.erase(all.begin());
+  }
+}
+
+TrainState load_train_state(const fs::path& checkpoint) {
+  const fs::path path = checkpoint / "trainer_state.json";
+  const Json json = read_json_file(path);
+  const JsonObject object(json, path.string());
+  const auto own = object.object("nibble");
+  check<DataError>(own.has_value(), path.string(), "This is no checkpoint of nibble: it has no key \"nibble\".");
+  TrainState state;
+  state.step = static_cast<std::uint64_t>(object.integer("global_step", {.min = 0}));
+  state.total_steps = static_cast<std::uint64_t>(object.integer("max_steps", {.min = 0}));
+  state.epoch = object.number("epoch", {.min = 0, .max = 1e18});
+  state.tokens = static_cast<std::uint64_t>(object.integer("num_input_tokens_seen", {.min = 0}));
+  state.best_step = static_cast<std::uint64_t>(object.integer("best_global_step", {.min = 0}, 0));
+  if (object.has("best_metric")) state.best_eval_loss = object.number("best_metric", {.min = 0, .max = 1e18});
+  state.micro_batches = static_cast<std::uint64_t>(own->integer("micro_batches", {.min = 0}));
+  state.evaluations_without_gain =
+      static_cast<std::uint32_t>(own->integer("evaluations_without_gain", {.min = 0, .max = UINT32_MAX}));
+  check<DataError>(own->has("cursor") && own->has("fingerprint"), path.string(), "The cursor or the fingerprint is missing.");
+  state.cursor = data::cursor_from_json(own->json()["cursor"]);
+  state.fingerprint = own->json()["fingerprint"];
+  return state;
+}
+
+void load_optimizer(const fs::path& checkpoint, gpu::Device& device, const LoraWeights& weights, const LoraAdapter& form) {
+  const SafetensorsFile file(checkpoint / "optimizer.safetensors");
+  const gpu::Tensor targets[] = {weights.first_moment, weights.second_moment};
+  for (std::size_t i = 0; i < std::size(targets); ++i) {
+    LoraAdapter moments = form;
+    for (std::uint32_t layer = 0; layer < moments.layers.size(); ++layer) {
+      for (const Projection p : all_projections) {
+        if (!moments.at(layer, p).used()) continue;
+        for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
+          auto& target = moments.at(layer, p).matrix(matrix);
+          auto values = file.read_as_f32(fmt::format("{}{}", moment_prefixes[i], peft_tensor_name(layer, p, matrix)));
+          check<DataError>(values.size() == target.size(), file.path().string(), "A moment has {} values; the adapter has {}.",
+                           values.size(), target.size());
+          target = std::move(values);
+        }
+      }
+    }
+    upload_flat(device, targets[i], moments);
+  }
+}
+
+std::optional<fs::path> newest_checkpoint(const fs::path& output) {
+  const auto all = checkpoints_of(output);
+  if (all.empty()) return {};
+  return all.rbegin()->second;
+}
+
+void check_fingerprint(const Json& saved, const Json& now, const fs::path& checkpoint) {
+  std::string differences;
+  for (const auto& [key, value] : now.items()) {
+    const Json before = saved.contains(key) ? saved[key] : Json();
+    if (before != value) differences += fmt::format(" {} was {} and is {};", key, before.dump(), value.dump());
+  }
+  check<UsageError>(differences.empty(), checkpoint.string(),
+                    "The run that is resumed was another one:{} give the same, or start anew without --resume.", differences);
+}
+
+}  // namespace nibble

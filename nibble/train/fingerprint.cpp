@@ -1,0 +1,56 @@
+#include "nibble/train/fingerprint.h"
+
+#include "nibble/data/line_reader.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace nibble {
+
+std::string base_hash(const Checkpoint& base) {
+  data::Fnv1a64 hash;
+  std::vector<std::byte> head;
+  for (const auto& [name, entry] : base.tensors()) {
+    hash.add(name);
+    hash.add(entry.tensor->dtype_name);
+    hash.add(to_string(entry.tensor->shape));
+    head.resize(std::min<std::uint64_t>(4096, entry.tensor->bytes));
+    entry.file->read(*entry.tensor, 0, head);
+    hash.add({reinterpret_cast<const char*>(head.data()), head.size()});
+  }
+  return fmt::format("{:016x}", hash.value());
+}
+
+Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& base, std::uint64_t total_steps) {
+  Json targets = Json::array();
+  for (const Projection p : o.lora.target_modules) targets.push_back(name_of(p));
+  return {{"lora_rank", o.lora.rank},
+          {"lora_alpha", o.lora.lora_alpha},
+          {"lora_dropout", o.lora.lora_dropout},
+          {"use_rslora", o.lora.use_rslora},
+          {"target_modules", targets},
+          {"learning_rate", o.learning_rate},
+          {"lr_scheduler", name_of(o.lr_scheduler)},
+          {"warmup_ratio", o.warmup_ratio},
+          {"warmup_steps", o.warmup_steps},
+          {"min_lr_ratio", o.min_lr_ratio},
+          {"weight_decay", o.adamw.weight_decay},
+          {"adam_beta1", o.adamw.adam_beta1},
+          {"adam_beta2", o.adamw.adam_beta2},
+          {"adam_epsilon", o.adamw.adam_epsilon},
+          {"max_grad_norm", o.adamw.max_grad_norm},
+          {"total_steps", total_steps},
+          {"batch_size", o.batch_size},
+          {"gradient_accumulation", o.gradient_accumulation},
+          {"max_length", o.max_length},
+          {"packing", o.packing},
+          {"shuffle", o.shuffle},
+          {"seed", o.seed},
+          {"train_on", data::name_of(o.train_on)},
+          {"overflow", data::name_of(o.overflow)},
+          {"valid_fraction", o.valid.empty() ? o.valid_fraction : 0.0},
+          {"data_hash", fmt::format("{:016x}", data.train.file->hash())},
+          {"base_hash", base_hash(base)}};
+}
+
+}  // namespace nibble

@@ -1,0 +1,60 @@
+#pragma once
+
+#include "nibble/data/dataset.h"
+#include "nibble/kernels/operand.h"
+#include "nibble/model/frozen_weights.h"
+#include "nibble/train/optimizer.h"
+#include "nibble/train/schedule.h"
+#include "nibble/weights/peft.h"
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+
+namespace nibble {
+
+enum class Checkpointing { automatic, on, off };
+
+// Everything that a run is made of. The command line and a configuration file fill it; the names are those of Hugging Face's
+// trainers where these have one.
+struct TrainOptions {
+  std::filesystem::path model, data, valid, output;
+  double valid_fraction = 0;  // of the data's examples, where there is no file `valid`
+
+  LoraConfig lora{.rank = 16, .lora_alpha = 32};
+  std::filesystem::path init_adapter;  // start from this adapter; its rank, alpha and targets hold
+
+  double learning_rate = 2e-4;
+  LrScheduler lr_scheduler = LrScheduler::cosine;
+  double warmup_ratio = 0.03;
+  std::uint64_t warmup_steps = 0;  // where not 0, instead of the ratio
+  double min_lr_ratio = 0;
+  AdamWOptions adamw;
+
+  double epochs = 1;
+  std::uint64_t max_steps = 0;  // where not 0, instead of epochs
+  std::uint32_t batch_size = 8;
+  std::uint32_t gradient_accumulation = 1;
+  std::uint32_t max_length = 1024;
+  bool packing = false;
+  bool shuffle = true;
+  std::uint64_t seed = 42;
+
+  data::TrainOn train_on = data::TrainOn::assistant;
+  data::Overflow overflow = data::Overflow::error;
+  std::optional<data::RowForm> form;
+  bool skip_bad_rows = false;
+
+  std::optional<std::uint64_t> eval_every;  // steps; empty: a tenth of the run
+  std::optional<std::uint64_t> save_every;  // steps, 0 for the end alone; empty: a tenth of the run
+  std::uint32_t keep_checkpoints = 2;
+  std::uint32_t early_stopping = 0;  // evaluations without a better loss; 0: never
+  std::filesystem::path resume;      // a checkpoint folder; "auto" takes the newest of the output folder, if any
+
+  Residency residency = Residency::resident;
+  Checkpointing gradient_checkpointing = Checkpointing::automatic;
+  std::uint32_t head_chunk = 0;
+  bool dry_run = false;  // stop after the plan
+};
+
+}  // namespace nibble

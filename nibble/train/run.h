@@ -1,0 +1,65 @@
+#pragma once
+
+#include "nibble/report/metrics_log.h"
+#include "nibble/train/checkpoint.h"
+#include "nibble/train/trainer.h"
+
+#include <chrono>
+#include <deque>
+
+namespace nibble {
+
+// What train() has prepared for the loop.
+struct RunSetup {
+  const TrainOptions& options;
+  const RunPlan& plan;
+  const RunData& data;
+  StepFeed& feed;
+  gpu::Device& device;
+  const ModelOptions& model;
+  const LoraAdapter& adapter;  // the first weights, and the form of all later ones
+  const Checkpoint& base;
+  const std::filesystem::path& checkpoint;  // that is resumed, or empty
+  const TrainEvents& events;
+};
+
+// The loop of a run: steps, evaluations and saving.
+class TrainingRun {
+ public:
+  TrainingRun(const RunSetup& setup, TrainState state);
+
+  TrainResult run();
+
+ private:
+  // A step's batches and where the data stands after them.
+  struct StepInput {
+    std::vector<data::Batch> batches;
+    data::Cursor cursor;
+    double epoch = 0;
+  };
+  StepInput next_input();
+  void step(const StepInput& input);
+  void record_step(gpu::Recorder& recorder, const StepInput& input, std::uint64_t labels);
+  void report_step(const StepInput& input, double loss, double grad_norm, double learning_rate);
+  [[noreturn]] void fail_diverged(const StepInput& input, double loss, double grad_norm);
+  void evaluate_now();
+  void save_output();
+  void save_now();
+  bool due(std::uint64_t every) const { return every > 0 && state_.step % every == 0; }
+
+  RunSetup setup_;
+  TrainState state_;
+  Schedule schedule_;
+  DeviceWeights weights_;
+  LoraWeights lora_;
+  Model model_;
+  Optimizer optimizer_;
+  MetricsLog metrics_;
+  Tensor stats_;  // loss sum, right predictions (u32), gradient norm, clip factor: one readback a step
+  StepInput ahead_;  // the next step's batches, made while the GPU works
+  std::uint64_t evaluated_step_ = UINT64_MAX, saved_step_ = UINT64_MAX;
+  TrainResult result_;
+  std::deque<std::pair<std::chrono::steady_clock::time_point, std::uint64_t>> recent_;  // when, and tokens so far
+};
+
+}  // namespace nibble

@@ -1,0 +1,172 @@
+#include "nibble/train/run_data.h"
+
+#include "nibble/base/error.h"
+#include "nibble/base/rng.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace nibble {
+namespace {
+
+constexpr std::uint64_t split_stream = 0x73706c69;  // apart from the streams of shuffling and initialising
+
+data::SamplerOptions sampler_options(const TrainOptions& options) {
+  return {.shuffle = options.shuffle, .seed = options.seed, .batch_size = options.batch_size, .packing = options.packing,
+          .max_length = options.max_length};
+}
+
+std::shared_ptr<const data::Dataset> open_file(const RunData& data, const std::filesystem::path& path,
+                                               const TrainOptions& options) {
+  return std::make_shared<data::Dataset>(
+      path, data.tokenizer, data.chat_template ? &*data.chat_template : nullptr,
+      data::DatasetOptions{.form = options.form, .train_on = options.train_on, .overflow = options.overflow,
+                           .max_length = options.max_length, .skip_bad_rows = options.skip_bad_rows});
+}
+
+ExampleSet whole(std::shared_ptr<const data::Dataset> file) {
+  ExampleSet set{.file = std::move(file)};
+  set.examples.resize(set.file->size());
+  std::iota(set.examples.begin(), set.examples.end(), 0u);
+  return set;
+}
+
+// Takes a random part of `from`, the same for the same seed; both keep the order of the file.
+ExampleSet split_off(ExampleSet& from, double fraction, std::uint64_t seed) {
+  const auto count = static_cast<std::size_t>(std::llround(fraction * static_cast<double>(from.examples.size())));
+  check<UsageError>(count > 0 && count < from.examples.size(), "--valid-fraction",
+                    "{} of {} examples would leave {} to validate on; take at least one and not all.", fraction,
+                    from.examples.size(), count);
+  std::vector<std::uint32_t> shuffled = from.examples;
+  Rng rng(seed, split_stream);
+  for (std::size_t i = shuffled.size() - 1; i > 0; --i) {
+    std::swap(shuffled[i], shuffled[rng.below(static_cast<std::uint32_t>(i + 1))]);
+  }
+  ExampleSet part{.file = from.file};
+  part.examples.assign(shuffled.begin(), shuffled.begin() + static_cast<std::ptrdiff_t>(count));
+  from.examples.assign(shuffled.begin() + static_cast<std::ptrdiff_t>(count), shuffled.end());
+  std::sort(part.examples.begin(), part.examples.end());
+  std::sort(from.examples.begin(), from.examples.end());
+  return part;
+}
+
+void enlarge(BatchRoom& room, const ExampleSet& set, std::span<const std::uint32_t> batch) {
+  BatchRoom needed;
+  for (const std::uint32_t example : batch) {
+    needed.tokens += set.file->tokens(set.examples[example]);
+    needed.labels += set.file->trained_tokens(set.examples[example]);
+  }
+  room.tokens = std::max(room.tokens, needed.tokens);
+  room.labels = std::max(room.labels, needed.labels);
+}
+
+}  // namespace
+
+TokenStream stream_of(const data::Batch& batch) {
+  return {.tokens = batch.tokens, .position = batch.position, .segment_begin = batch.segment_begin,
+          .segment_end = batch.segment_end, .label_rows = batch.label_rows, .labels = batch.labels};
+}
+
+std::vector<std::uint32_t> ExampleSet::lengths() const {
+  std::vector<std::uint32_t> result;
+  for (const std::uint32_t example : examples) result.push_back(file->tokens(example));
+  return result;
+}
+
+std::uint64_t ExampleSet::tokens() const {
+  std::uint64_t sum = 0;
+  for (const std::uint32_t example : examples) sum += file->tokens(example);
+  return sum;
+}
+
+std::uint64_t ExampleSet::trained_tokens() const {
+  std::uint64_t sum = 0;
+  for (const std::uint32_t example : examples) sum += file->trained_tokens(example);
+  return sum;
+}
+
+data::Batch ExampleSet::batch(std::span<const std::uint32_t> of_set) const {
+  std::vector<std::uint32_t> of_file;
+  for (const std::uint32_t index : of_set) of_file.push_back(examples[index]);
+  return file->batch(of_file);
+}
+
+std::unique_ptr<RunData> open_run_data(const TrainOptions& options) {
+  auto data = std::make_unique<RunData>(
+      RunData{.tokenizer = text::Tokenizer::load(options.model), .chat_template = text::ChatTemplate::load(options.model)});
+  data->train = whole(open_file(*data, options.data, options));
+  if (!options.valid.empty()) {
+    data->valid = whole(open_file(*data, options.valid, options));
+  } else if (options.valid_fraction > 0) {
+    data->valid = split_off(data->train, options.valid_fraction, options.seed);
+  }
+  return data;
+}
+
+StepFeed::StepFeed(const ExampleSet& set, const TrainOptions& options)
+    : set_(set), options_(options), sampler_(set.lengths(), sampler_options(options)) {
+  if (options.max_steps > 0) {
+    total_steps_ = options.max_steps;
+  } else {
+    const auto whole_epochs = static_cast<std::uint64_t>(options.epochs);
+    for (std::uint64_t epoch = 0; epoch < whole_epochs; ++epoch) total_steps_ += steps_in_epoch(epoch);
+    const double rest = options.epochs - static_cast<double>(whole_epochs);
+    total_steps_ += static_cast<std::uint64_t>(std::ceil(rest * static_cast<double>(steps_in_epoch(whole_epochs))));
+  }
+  check<UsageError>(total_steps_ > 0, "train", "The run has no steps; give more epochs or --max-steps.");
+  measure();
+}
+
+std::uint64_t StepFeed::batches_in_epoch(std::uint64_t epoch) const {
+  auto& count = batches_in_epoch_[epoch];
+  if (count == 0) count = sampler_.batches_in_epoch(epoch);
+  return count;
+}
+
+std::uint64_t StepFeed::steps_in_epoch(std::uint64_t epoch) const {
+  return (batches_in_epoch(epoch) + options_.gradient_accumulation - 1) / options_.gradient_accumulation;
+}
+
+void StepFeed::measure() {
+  data::Sampler ahead = sampler_;
+  std::uint64_t batches = 0;
+  for (std::uint64_t epoch = 0, steps = total_steps_; steps > 0; ++epoch) {
+    const std::uint64_t here = std::min(steps, steps_in_epoch(epoch));
+    batches += std::min(here * options_.gradient_accumulation, batches_in_epoch(epoch));
+    steps -= here;
+  }
+  for (std::uint64_t i = 0; i < batches; ++i) enlarge(room_, set_, ahead.next());
+}
+
+double StepFeed::epoch() const {
+  const data::Cursor cursor = sampler_.cursor();
+  return static_cast<double>(cursor.epoch) +
+         static_cast<double>(cursor.batch) / static_cast<double>(batches_in_epoch(cursor.epoch));
+}
+
+std::vector<data::Batch> StepFeed::next() {
+  std::vector<data::Batch> batches;
+  do {
+    batches.push_back(set_.batch(sampler_.next()));
+  } while (batches.size() < options_.gradient_accumulation &&
+           sampler_.cursor().batch < batches_in_epoch(sampler_.cursor().epoch));
+  return batches;
+}
+
+std::vector<std::vector<std::uint32_t>> evaluation_batches(const ExampleSet& set, std::uint32_t batch_size) {
+  std::vector<std::vector<std::uint32_t>> batches;
+  for (std::uint32_t i = 0; i < set.examples.size(); ++i) {
+    if (i % batch_size == 0) batches.emplace_back();
+    batches.back().push_back(i);
+  }
+  return batches;
+}
+
+BatchRoom room_of(const ExampleSet& set, const std::vector<std::vector<std::uint32_t>>& batches) {
+  BatchRoom room;
+  for (const auto& batch : batches) enlarge(room, set, batch);
+  return room;
+}
+
+}  // namespace nibble

@@ -1,0 +1,77 @@
+#pragma once
+
+#include "nibble/data/batch.h"
+#include "nibble/data/dataset.h"
+#include "nibble/data/sampler.h"
+#include "nibble/model/stream.h"
+#include "nibble/text/chat_template.h"
+#include "nibble/text/tokenizer.h"
+#include "nibble/train/options.h"
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <vector>
+
+namespace nibble {
+
+// The same arrays as the model names them.
+TokenStream stream_of(const data::Batch& batch);
+
+// Some examples of a file: all of it, or the part that training or validation has.
+struct ExampleSet {
+  std::shared_ptr<const data::Dataset> file;
+  std::vector<std::uint32_t> examples;
+
+  std::vector<std::uint32_t> lengths() const;
+  std::uint64_t tokens() const;
+  std::uint64_t trained_tokens() const;
+  data::Batch batch(std::span<const std::uint32_t> of_set) const;
+};
+
+// What a run reads.
+struct RunData {
+  text::Tokenizer tokenizer;
+  std::optional<text::ChatTemplate> chat_template;
+  ExampleSet train, valid;  // valid may be empty
+};
+
+std::unique_ptr<RunData> open_run_data(const TrainOptions& options);
+
+// Room that the largest batch needs.
+struct BatchRoom {
+  std::uint32_t tokens = 0, labels = 0;
+};
+
+// Training's batches, step after step. A step is gradient_accumulation batches; the last one of an epoch may have fewer.
+class StepFeed {
+ public:
+  StepFeed(const ExampleSet& set, const TrainOptions& options);
+
+  std::uint64_t total_steps() const { return total_steps_; }
+  // Of all steps of the run.
+  BatchRoom room() const { return room_; }
+  double epoch() const;  // done so far, with the part of the current one
+
+  std::vector<data::Batch> next();
+  data::Cursor cursor() const { return sampler_.cursor(); }
+  void seek(const data::Cursor& cursor) { sampler_.seek(cursor); }
+
+ private:
+  std::uint64_t batches_in_epoch(std::uint64_t epoch) const;
+  std::uint64_t steps_in_epoch(std::uint64_t epoch) const;
+  void measure();
+
+  const ExampleSet& set_;
+  const TrainOptions& options_;
+  data::Sampler sampler_;
+  std::uint64_t total_steps_ = 0;
+  BatchRoom room_;
+  mutable std::map<std::uint64_t, std::uint64_t> batches_in_epoch_;  // found so far
+};
+
+// The examples of a set in order, in batches of at most batch_size examples.
+std::vector<std::vector<std::uint32_t>> evaluation_batches(const ExampleSet& set, std::uint32_t batch_size);
+BatchRoom room_of(const ExampleSet& set, const std::vector<std::vector<std::uint32_t>>& batches);
+
+}  // namespace nibble
