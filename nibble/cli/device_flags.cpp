@@ -1,6 +1,7 @@
 #include "nibble/cli/device_flags.h"
 
 #include "nibble/base/error.h"
+#include "nibble/kernels/product.h"
 
 #include <fmt/format.h>
 
@@ -19,7 +20,7 @@ void DeviceFlags::add_to(CLI::App& verb, AdapterOption adapter_option) {
 gpu::Device DeviceFlags::open() const { return gpu::Device({.adapter = gpu, .profile = profile}); }
 
 ProductPath DeviceFlags::path(const gpu::AdapterInfo& info) const {
-  if (compute == "auto") return best_path(info);
+  if (compute == "auto") return fastest_path(info);
   const ProductPath wanted = compute == "matrix" ? ProductPath::matrix
                              : compute == "f16"  ? ProductPath::f16
                                                  : ProductPath::f32;

@@ -14,11 +14,6 @@ enum class ProductPath {
 // The element type of a product's operands.
 constexpr DType operand_dtype(ProductPath path) { return path == ProductPath::f32 ? DType::f32 : DType::f16; }
 
-bool supports(const gpu::AdapterInfo& info, ProductPath path);
-
-// The fastest path of an adapter: subgroup matrices, else f16, else f32; on a processor f32, since it has to convert f16.
-ProductPath best_path(const gpu::AdapterInfo& info);
-
 // A matrix (rows, columns) as a product reads it. In f16 each row r is stored multiplied by a power of two that brings its
 // largest magnitude to [2^13, 2^14), so that no row leaves f16's range, and `scale`[r] is the inverse of that power: value =
 // data * scale. A row of zeros has scale 1. In f32 there is no scale.

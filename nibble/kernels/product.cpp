@@ -45,10 +45,21 @@ TiledProduct tiled_product(const Product& op) {
 
 }  // namespace
 
+bool supports(const gpu::AdapterInfo& info, ProductPath path) {
+  switch (path) {
+    case ProductPath::matrix: return info.f16 && info.subgroups && default_matrix_tile(info);
+    case ProductPath::f16: return info.f16;
+    case ProductPath::f32: return true;
+  }
+  return false;
+}
+
 ProductPath fastest_path(const gpu::AdapterInfo& info) {
-  if (!info.f16) return ProductPath::f32;
-  const bool software = info.type == gpu::AdapterType::software;
-  return !software && default_matrix_tile(info) ? ProductPath::matrix : ProductPath::f16;
+  if (info.type == gpu::AdapterType::software) return ProductPath::f32;
+  for (const ProductPath path : {ProductPath::matrix, ProductPath::f16}) {
+    if (supports(info, path)) return path;
+  }
+  return ProductPath::f32;
 }
 
 void record(gpu::Recorder& recorder, const ProductNT& op) {

@@ -4,9 +4,12 @@
 
 namespace nibble {
 
-// The path that is fastest on the adapter. On a software one that is f16 vectors: its matrices are slow, and f16 costs it
-// nothing.
+// Whether the adapter can do products in this way.
+bool supports(const gpu::AdapterInfo&, ProductPath);
+
+// The path that suits an adapter best: matrix, else f16; f32 on a processor, where it is as fast and exact.
 ProductPath fastest_path(const gpu::AdapterInfo&);
+
 
 // y(M, N) [=|+=] x(M, K) * w(N, K)^T: a frozen linear layer forward. x's row scales and w's scale are undone at the end. Sums
 // are f32, in a fixed order. Any sizes; tensors larger than a binding are taken in slices.
