@@ -13,6 +13,7 @@ using Action = std::function<int()>;
 // Each declares its verb with its options; the options' struct lives in the closure that runs it.
 void add_train(CLI::App& app, Action& action);
 void add_eval(CLI::App& app, Action& action);
+void add_generate(CLI::App& app, Action& action);
 void add_verify(CLI::App& app, Action& action);
 void add_bench(CLI::App& app, Action& action);
 

@@ -1,6 +1,7 @@
 #include "nibble/base/error.h"
 #include "nibble/base/log.h"
 #include "nibble/cli/command.h"
+#include "nibble/cli/terminal.h"
 
 #include <fmt/format.h>
 
@@ -13,7 +14,7 @@ using namespace nibble;
 using namespace nibble::cli;
 
 int fail_with(int code, std::string_view message) {
-  fmt::print(stderr, "nibble: {}\n", message);
+  fmt::print(stderr, "nibble: {}\n", printable(message));
   return code;
 }
 
@@ -50,6 +51,7 @@ int main(int argc, char** argv) {
   // One line a verb, in the order of --help.
   add_train(app, action);
   add_eval(app, action);
+  add_generate(app, action);
   add_verify(app, action);
   add_bench(app, action);
   try {

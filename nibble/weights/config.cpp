@@ -94,6 +94,10 @@ GenerationDefaults read_generation(const JsonObject& json) {
   if (json.has("temperature")) defaults.temperature = static_cast<float>(json.number("temperature", {0.0, 1000.0}));
   if (json.has("top_k")) defaults.top_k = size(json, "top_k", any_id);
   if (json.has("top_p")) defaults.top_p = static_cast<float>(json.number("top_p", {0.0, 1.0}));
+  if (json.has("min_p")) defaults.min_p = static_cast<float>(json.number("min_p", {0.0, 1.0}));
+  if (json.has("repetition_penalty")) {
+    defaults.repetition_penalty = static_cast<float>(json.number("repetition_penalty", {1e-3, 1000.0}));
+  }
   return defaults;
 }
 

@@ -13,6 +13,8 @@ struct GenerationDefaults {
   std::optional<float> temperature;
   std::optional<std::uint32_t> top_k;
   std::optional<float> top_p;
+  std::optional<float> min_p;
+  std::optional<float> repetition_penalty;
   bool do_sample = false;
 };
 

@@ -1,0 +1,138 @@
+#include "nibble/cli/text_model.h"
+
+#include "nibble/base/error.h"
+#include "nibble/cli/terminal.h"
+#include "nibble/report/progress.h"
+#include "nibble/text/stop_texts.h"
+#include "nibble/text/utf8.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace nibble::cli {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+LoadedModel load(gpu::Device& device, const AnswerFlags& flags, ProductPath path) {
+  Progress progress(stderr, true);
+  std::function<void(double)> show;
+  if (is_terminal(stderr)) show = [&](double done) { progress.part("Loading", done); };
+  return load_model(device, {.model = flags.model, .adapter = flags.adapter}, path, show);
+}
+
+}  // namespace
+
+void AnswerFlags::add_to(CLI::App& verb) {
+  verb.add_option("--model", model, "Model folder (config.json, tokenizer.json, safetensors)")->required();
+  verb.add_option("--adapter", adapter, "PEFT adapter folder");
+  verb.add_option("--max-new-tokens", max_new_tokens, "Longest answer")->capture_default_str()->check(CLI::Range(1u, 1u << 30));
+  verb.add_option("--temperature", temperature,
+                  "0 takes the most likely token every time; above, tokens are drawn, the more freely the higher it is.\n"
+                  "This and the next three come from generation_config.json where it says so; else 0, or 1 with one of them");
+  verb.add_option("--top-k", top_k, "Draw from so many of the most likely tokens; 0 for all");
+  verb.add_option("--top-p", top_p, "Draw from the most likely tokens that have this probability together");
+  verb.add_option("--min-p", min_p, "Draw from tokens with at least this share of the most likely one's probability");
+  verb.add_option("--repetition-penalty", repetition_penalty, "Above 1: tokens of the text so far become less likely");
+  verb.add_option("--seed", seed, "Of the draws")->capture_default_str();
+  verb.add_option("--stop", stop, "End the answer before this text; several may be given");
+  verb.add_flag_callback("--thinking", [this] { thinking = true; }, "Set enable_thinking of the chat template");
+  verb.add_flag_callback("--no-thinking", [this] { thinking = false; }, "Clear it: Qwen3 then answers at once");
+  device.add_to(verb, DeviceFlags::AdapterOption::names_lora);
+}
+
+SamplingOptions AnswerFlags::sampling(const ModelConfig& config) const {
+  const GenerationDefaults& made = config.generation;
+  const bool drawn = made.do_sample || top_k || top_p || min_p;
+  SamplingOptions options{.temperature = temperature.value_or(drawn ? made.temperature.value_or(1.0f) : 0.0f),
+                          .top_k = top_k.value_or(made.top_k.value_or(0)),
+                          .top_p = top_p.value_or(made.top_p.value_or(1.0f)),
+                          .min_p = min_p.value_or(made.min_p.value_or(0.0f)),
+                          .repetition_penalty = repetition_penalty.value_or(made.repetition_penalty.value_or(1.0f)),
+                          .seed = seed};
+  check_sampling(options);
+  return options;
+}
+
+TextFiles::TextFiles(const std::string& folder)
+    : config(read_model_config(folder)),
+      tokenizer(text::Tokenizer::load(folder)),
+      chat_template(text::ChatTemplate::load(folder)),
+      end_tokens(config.eos_token_ids) {
+  if (const auto end = tokenizer.eos_id()) end_tokens.push_back(*end);
+}
+
+Tokens TextFiles::prompt(const text::OrderedJson& messages, const text::OrderedJson& tools,
+                         const std::optional<bool>& thinking) const {
+  check<DataError>(chat_template.has_value(), "chat", "The model has no chat template; `generate --raw` does without.");
+  text::ChatRequest request{.messages = messages, .tools = tools, .add_generation_prompt = true};
+  if (thinking) request.variables["enable_thinking"] = *thinking;
+  return tokenizer.encode(chat_template->render(request).text, {.add_special_tokens = false}).ids;
+}
+
+text::OrderedJson message(const char* role, std::string_view content) {
+  return {{"role", role}, {"content", text::replace_broken_utf8(content)}};
+}
+
+double Answer::tokens_per_second() const {
+  return seconds > 0 && new_tokens > 1 ? static_cast<double>(new_tokens - 1) / seconds : 0.0;
+}
+
+std::string_view name_of(Answer::End end) {
+  switch (end) {
+    case Answer::End::end_token: return "end_token";
+    case Answer::End::stop_text: return "stop_text";
+    case Answer::End::length: return "max_new_tokens";
+    case Answer::End::full: return "context_full";
+    case Answer::End::interrupted: return "interrupted";
+  }
+  return "?";
+}
+
+TextModel::TextModel(const TextFiles& files, const AnswerFlags& flags, std::uint32_t capacity)
+    : files_(files), max_new_tokens_(flags.max_new_tokens), stop_(flags.stop), device_(flags.device.open()) {
+  const ProductPath path = flags.device.path(device_.info());
+  loaded_ = load(device_, flags, path);
+  generator_.emplace(device_, loaded_.config, loaded_.weights, loaded_.lora ? &*loaded_.lora : nullptr,
+                     GeneratorOptions{.path = path, .capacity = capacity});
+}
+
+Answer TextModel::answer(Tokens& text, TokenSampler& sampler, const std::function<void(std::string_view)>& show,
+                         const std::function<bool()>& interrupted) {
+  text::StreamDecoder decoder(files_.tokenizer, {.skip_special_tokens = true});
+  text::StopTexts stops(stop_);
+  Answer answer;
+  const auto put = [&](const std::string& piece) {
+    if (piece.empty()) return;
+    answer.text += piece;
+    show(piece);
+  };
+  const auto next_end = [&](std::uint32_t token) -> std::optional<Answer::End> {
+    const auto& ends = files_.end_tokens;
+    if (std::find(ends.begin(), ends.end(), token) != ends.end()) return Answer::End::end_token;
+    put(stops.push(decoder.push(token)));
+    if (stops.stopped()) return Answer::End::stop_text;
+    if (answer.new_tokens == max_new_tokens_) return Answer::End::length;
+    if (text.size() > generator_->capacity()) return Answer::End::full;
+    if (interrupted && interrupted()) return Answer::End::interrupted;
+    return std::nullopt;
+  };
+  const auto begin = Clock::now();
+  std::optional<Answer::End> end;
+  while (!end) {
+    const auto logits = generator_->logits(text);
+    if (answer.new_tokens == 0) answer.prompt_seconds = seconds_since(begin);
+    text.push_back(sampler.next(logits, text));
+    ++answer.new_tokens;
+    end = next_end(text.back());
+  }
+  put(stops.push(decoder.finish()));
+  put(stops.finish());
+  answer.end = *end;
+  answer.seconds = seconds_since(begin) - answer.prompt_seconds;
+  return answer;
+}
+
+}  // namespace nibble::cli

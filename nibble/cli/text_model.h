@@ -1,0 +1,87 @@
+#pragma once
+
+#include "nibble/cli/device_flags.h"
+#include "nibble/model/generator.h"
+#include "nibble/model/load.h"
+#include "nibble/model/sampler.h"
+#include "nibble/text/chat_template.h"
+#include "nibble/text/tokenizer.h"
+
+#include <CLI/CLI.hpp>
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace nibble::cli {
+
+using Tokens = std::vector<std::uint32_t>;
+
+// What the verbs that answer in text have in common.
+struct AnswerFlags {
+  std::string model, adapter;
+  DeviceFlags device;
+  std::uint32_t max_new_tokens = 512;
+  std::optional<float> temperature, top_p, min_p, repetition_penalty;
+  std::optional<std::uint32_t> top_k;
+  std::uint64_t seed = 0;
+  std::vector<std::string> stop;
+  std::optional<bool> thinking;  // enable_thinking of the chat template; empty leaves it to the template
+
+  void add_to(CLI::App& verb);
+  // The flags before generation_config.json before nibble's defaults. Throws UsageError for a value out of range.
+  SamplingOptions sampling(const ModelConfig& config) const;
+};
+
+// The parts of a model folder that are not weights.
+struct TextFiles {
+  ModelConfig config;
+  text::Tokenizer tokenizer;
+  std::optional<text::ChatTemplate> chat_template;
+  std::vector<std::uint32_t> end_tokens;
+
+  explicit TextFiles(const std::string& folder);
+
+  // The chat as tokens, up to where the assistant's answer begins. Throws DataError where the model has no template.
+  Tokens prompt(const text::OrderedJson& messages, const text::OrderedJson& tools, const std::optional<bool>& thinking) const;
+};
+
+// A message of a chat; what is not UTF-8 in it becomes U+FFFD.
+text::OrderedJson message(const char* role, std::string_view content);
+
+struct Answer {
+  enum class End { end_token, stop_text, length, full, interrupted };
+  std::string text;
+  std::size_t new_tokens = 0;
+  End end = End::length;
+  double prompt_seconds = 0, seconds = 0;  // until the first token is known; of the others
+
+  double tokens_per_second() const;
+};
+std::string_view name_of(Answer::End end);
+
+// A model on a device that continues texts.
+class TextModel {
+ public:
+  // Shows on standard error how far loading has come, where that is a terminal.
+  TextModel(const TextFiles& files, const AnswerFlags& flags, std::uint32_t capacity);
+
+  gpu::Device& device() { return device_; }
+  Generator& generator() { return *generator_; }
+
+  // Appends to `text`, the prompt, token after token, and gives each piece of the answer to `show` as soon as it is certain.
+  // Ends early where `interrupted` says so.
+  Answer answer(Tokens& text, TokenSampler& sampler, const std::function<void(std::string_view)>& show,
+                const std::function<bool()>& interrupted = {});
+
+ private:
+  const TextFiles& files_;
+  std::uint32_t max_new_tokens_;
+  std::vector<std::string> stop_;
+  gpu::Device device_;
+  LoadedModel loaded_;
+  std::optional<Generator> generator_;
+};
+
+}  // namespace nibble::cli
