@@ -76,9 +76,8 @@ void add_train(CLI::App& app, Action& action) {
       "The output folder becomes a PEFT adapter (the best one by validation loss), with metrics.jsonl, checkpoints and\n"
       "config.toml, which repeats the run: nibble train --config OUTPUT/config.toml.");
   flags->add_to(*verb);
-  verb->set_config("--config", "", "Options from a TOML file; those on the command line win");
   verb->callback([flags, verb, &action] {
-    const std::string config = verb->config_to_str(true, false);
+    const std::string config = "[train]\n" + verb->config_to_str(true, false);
     action = [flags, config] { return run(*flags, config); };
   });
 }

@@ -18,7 +18,7 @@ void TrainFlags::add_files(CLI::App& verb) {
   group->add_option("--model", options.model, "Model folder: config.json, tokenizer.json, safetensors")->required();
   group->add_option("--data", options.data, "Training rows, JSONL")->required();
   group->add_option("--valid", options.valid, "Validation rows, JSONL");
-  group->add_option("--valid-fraction", options.valid_fraction, "Part of the training rows to validate on instead, as 0.05");
+  group->add_option("--valid-fraction", options.valid_fraction, "Part of the training rows to validate on instead, as 0.05")->capture_default_str();
   group->add_option("--output", options.output, "Folder for the adapter, metrics.jsonl and checkpoints")->required();
   group->add_option("--init-adapter", options.init_adapter, "Start from this PEFT adapter; its rank, alpha and targets hold");
   group->add_option("--resume", options.resume,
@@ -35,7 +35,7 @@ void TrainFlags::add_adapter(CLI::App& verb) {
   group->add_option("--target-modules", target_modules_,
                     "Projections to adapt: all-linear, or any of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj")
       ->delimiter(',')
-      ->capture_default_str();
+      ->default_str("all-linear");
 }
 
 void TrainFlags::add_optimisation(CLI::App& verb) {
@@ -85,8 +85,10 @@ void TrainFlags::add_data(CLI::App& verb) {
 
 void TrainFlags::add_run(CLI::App& verb) {
   auto* group = verb.add_option_group("Run");
-  eval_every_option_ = group->add_option("--eval-every", eval_every_, "Steps between evaluations; 0: at the end alone (default: a tenth of the run)");
-  save_every_option_ = group->add_option("--save-every", save_every_, "Steps between checkpoints; 0: at the end alone (default: a tenth of the run)");
+  group->add_option("--eval-every", eval_every_, "Steps between evaluations; 0: at the end alone, -1: a tenth of the run")
+      ->capture_default_str()->check(CLI::Range(std::int64_t{-1}, INT64_MAX));
+  group->add_option("--save-every", save_every_, "Steps between checkpoints; 0: at the end alone, -1: a tenth of the run")
+      ->capture_default_str()->check(CLI::Range(std::int64_t{-1}, INT64_MAX));
   group->add_option("--keep-checkpoints", options.keep_checkpoints, "The newest that stay")->capture_default_str()->check(CLI::Range(1, 1000000));
   group->add_option("--early-stopping", options.early_stopping, "Stop after so many evaluations without a lower loss; 0: never")
       ->capture_default_str();
@@ -123,8 +125,8 @@ void TrainFlags::finish() {
                                    : gradient_checkpointing_ == "off" ? Checkpointing::off
                                                                       : Checkpointing::automatic;
   options.residency = residency_ == "cached" ? Residency::cached : Residency::resident;
-  if (eval_every_option_->count() > 0) options.eval_every = eval_every_;
-  if (save_every_option_->count() > 0) options.save_every = save_every_;
+  if (eval_every_ >= 0) options.eval_every = static_cast<std::uint64_t>(eval_every_);
+  if (save_every_ >= 0) options.save_every = static_cast<std::uint64_t>(save_every_);
 }
 
 }  // namespace nibble::cli

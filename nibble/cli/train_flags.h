@@ -27,8 +27,7 @@ struct TrainFlags {
   std::vector<std::string> target_modules_ = {"all-linear"};
   std::string lr_scheduler_ = "cosine", shuffle_ = "on", train_on_ = "assistant", overflow_ = "error", form_ = "auto",
               gradient_checkpointing_ = "auto", residency_ = "resident";
-  std::uint64_t eval_every_ = 0, save_every_ = 0;
-  CLI::Option *eval_every_option_ = nullptr, *save_every_option_ = nullptr;
+  std::int64_t eval_every_ = -1, save_every_ = -1;
 };
 
 }  // namespace nibble::cli
