@@ -32,7 +32,8 @@ void record(gpu::Recorder& recorder, const LoraDownBackwardInput& op) {
 
 std::uint64_t lora_scratch(const gpu::Device& device, std::uint32_t rows, std::uint32_t out, std::uint32_t in,
                            std::uint32_t rank) {
-  return std::max(tn_scratch_size(device, rows, out, rank), tn_scratch_size(device, rows, rank, in));
+  const auto type = device.info().type;
+  return std::max(tn_scratch_size(type, rows, out, rank), tn_scratch_size(type, rows, rank, in));
 }
 
 }  // namespace nibble

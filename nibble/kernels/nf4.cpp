@@ -13,6 +13,8 @@ struct Params {
   float factor;
 };
 
+constexpr std::uint32_t table_words = 8;  // that an invocation of nf4_dequantize_table.wgsl decodes
+
 }  // namespace
 
 std::string nf4_codes_text() {
@@ -30,10 +32,12 @@ void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
   check(op.w.packed.bytes() * 2 == elements && op.w.absmax.size() * nf4_block == elements, "nf4",
         "{} packed bytes and {} block maxima do not make a weight {}.", op.w.packed.bytes(), op.w.absmax.size(),
         out.shape_text());
+  const bool by_table = out.dtype() == DType::f16 && op.tiles_for.value_or(device.info().type) != gpu::AdapterType::software;
+  const std::uint32_t group_words = by_table ? 256 * table_words : 64;
   gpu::Prelude prelude;
   if (out.dtype() == DType::f16) prelude.enable("f16");
-  prelude.alias("Element", name_of(out.dtype())).text(nf4_codes_text());
-  const auto kernel = nibble::kernel(device, "nf4_dequantize", prelude, {"grid", "nf4"});
+  prelude.alias("Element", name_of(out.dtype())).constant("WORDS", table_words).text(nf4_codes_text());
+  const auto kernel = nibble::kernel(device, by_table ? "nf4_dequantize_table" : "nf4_dequantize", prelude, {"grid", "nf4"});
 
   // Blocks are the rows that slices are made of.
   const auto blocks = static_cast<std::uint32_t>(elements / nf4_block);
@@ -46,7 +50,7 @@ void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
     recorder.dispatch(kernel,
                       {gpu::read(packed.rows(range.begin, range.end)), gpu::read(op.w.absmax.rows(range.begin, range.end)),
                        gpu::write(slice)},
-                      params, gpu::linear_grid(device, (params.count + 63) / 64),
+                      params, gpu::linear_grid(device, (params.count + group_words - 1) / group_words),
                       {.bytes = static_cast<double>(slice.bytes()) + (range.end - range.begin) * 36.0});
   }
 }

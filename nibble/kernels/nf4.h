@@ -2,6 +2,8 @@
 
 #include "nibble/kernels/operand.h"
 
+#include <optional>
+
 namespace nibble {
 
 // An NF4 weight (out, in) as bitsandbytes stores it: two codes a byte, the first in the high half, row-major over the
@@ -15,6 +17,7 @@ struct Nf4 {
 struct DequantizeNf4 {
   Nf4 w;
   Weight out;
+  std::optional<gpu::AdapterType> tiles_for = {};  // the kernel of another type of adapter than the one in use
 };
 void record(gpu::Recorder&, const DequantizeNf4&);
 

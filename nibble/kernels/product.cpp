@@ -87,7 +87,7 @@ void record(gpu::Recorder& recorder, const ProductTN& op) {
 }
 
 std::uint64_t product_tn_scratch(const gpu::Device& device, std::uint32_t rows, std::uint32_t outputs, std::uint32_t inputs) {
-  return tn_scratch_size(device, rows, outputs, inputs);
+  return tn_scratch_size(device.info().type, rows, outputs, inputs);
 }
 
 }  // namespace nibble

@@ -1,22 +1,16 @@
 // y(M, K) [=|+=] kept(scale * row_scale[m] * x(M, N) * w(N, K)), in f32 arithmetic on f32 or f16 elements.
 // An invocation computes TILE_M rows by TILE_N vectors of WIDTH columns, the vectors LANES_N apart: neighbours share rows of
-// x and read neighbouring columns of w. Sums run over n in order, STEP of them a turn, or LANES_K invocations take every
-// LANES_K-th turn each and are summed in order. Loads beyond an edge repeat the last row or vector. K is a multiple of WIDTH,
-// N of STEP.
+// x and read neighbouring columns of w. Sums run over n in order, STEP of them a turn. Loads beyond an edge repeat the last
+// row or vector. K is a multiple of WIDTH, N of STEP.
 // x's rows have `stride` columns, of which the N from `first` on are read (w may be a slice of a larger weight).
 @group(0) @binding(1) var<storage, read> x: array<ElementX>;
 @group(0) @binding(2) var<storage, read> w: array<StoredW>;
 @group(0) @binding(3) var<storage, read_write> y: array<Wide>;
 
-// The LANES_K invocations that share the inner dimension add up their sums here, one row of the tile at a time.
-const LANES = LANES_K * LANES_N * LANES_M;
-var<workgroup> shares: array<Wide, select(1u, LANES * TILE_N, LANES_K > 1u)>;
-
-@compute @workgroup_size(LANES_K, LANES_N, LANES_M)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>,
-        @builtin(local_invocation_index) index: u32) {
-  let row = (group.y * LANES_M + lane.z) * TILE_M;
-  let column = group.x * (TILE_N * LANES_N) + lane.y;
+@compute @workgroup_size(LANES_N, LANES_M)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>) {
+  let row = (group.y * LANES_M + lane.y) * TILE_M;
+  let column = group.x * (TILE_N * LANES_N) + lane.x;
   let length = params.inputs / WIDTH;
   var at_x: array<u32, TILE_M>;
   var at_w: array<u32, TILE_N>;
@@ -27,7 +21,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     at_w[j] = min(column + j * LANES_N, length - 1u);
   }
   var sum: array<array<Wide, TILE_N>, TILE_M>;
-  for (var begin = lane.x * STEP; begin < params.outputs; begin += LANES_K * STEP) {
+  for (var begin = 0u; begin < params.outputs; begin += STEP) {
     for (var u = 0u; u < STEP; u++) {
       let n = begin + u;
       var b: array<Wide, TILE_N>;
@@ -44,22 +38,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
   }
   for (var i = 0u; i < TILE_M; i++) {
     let m = row + i;
-    if (LANES_K > 1u) {
-      for (var j = 0u; j < TILE_N; j++) {
-        shares[j * LANES + index] = sum[i][j];
-      }
-      workgroupBarrier();
-      for (var j = 0u; j < TILE_N && lane.x == 0u; j++) {
-        for (var k = 1u; k < LANES_K; k++) {
-          sum[i][j] += shares[j * LANES + index + k];
-        }
-      }
-      workgroupBarrier();
-    }
     let factor = params.scale * row_scale(min(m, params.rows - 1u));
     for (var j = 0u; j < TILE_N; j++) {
       let k = column + j * LANES_N;
-      if (lane.x == 0u && m < params.rows && k < length) {
+      if (m < params.rows && k < length) {
         let at = m * length + k;
         y[at] = select(Wide(0.0), y[at], ACCUMULATE) + kept(m, k * WIDTH, factor * sum[i][j]);
       }

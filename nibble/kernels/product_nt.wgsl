@@ -1,21 +1,15 @@
 // y(M, N) [=|+=] scale * row_scale[m] * kept(x)(M, K) * w(N, K)^T, in f32 arithmetic on f32 or f16 elements.
 // An invocation computes TILE_M rows by TILE_N columns, the columns LANES_N apart: neighbours share rows of x and differ in
-// rows of w. Sums run over k in order, or LANES_K invocations take every LANES_K-th vector each and are summed in order.
-// Loads beyond an edge repeat the last row. K is a multiple of WIDTH.
+// rows of w. Sums run over k in order. Loads beyond an edge repeat the last row. K is a multiple of WIDTH.
 // y's rows have `stride` columns, of which the N from `first` on are written (w may be a slice of a larger weight).
 @group(0) @binding(1) var<storage, read> x: array<StoredX>;
 @group(0) @binding(2) var<storage, read> w: array<StoredW>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 
-// The LANES_K invocations that share the inner dimension add up their sums here, one row of the tile at a time.
-const LANES = LANES_K * LANES_N * LANES_M;
-var<workgroup> shares: array<f32, select(1u, LANES * TILE_N, LANES_K > 1u)>;
-
-@compute @workgroup_size(LANES_K, LANES_N, LANES_M)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>,
-        @builtin(local_invocation_index) index: u32) {
-  let row = (group.y * LANES_M + lane.z) * TILE_M;
-  let column = group.x * (TILE_N * LANES_N) + lane.y;
+@compute @workgroup_size(LANES_N, LANES_M)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>) {
+  let row = (group.y * LANES_M + lane.y) * TILE_M;
+  let column = group.x * (TILE_N * LANES_N) + lane.x;
   let length = params.inputs / WIDTH;
   var at_x: array<u32, TILE_M>;
   var at_w: array<u32, TILE_N>;
@@ -26,7 +20,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     at_w[j] = min(column + j * LANES_N, params.outputs - 1u) * length;
   }
   var sum: array<array<f32, TILE_N>, TILE_M>;
-  for (var k = lane.x; k < length; k += LANES_K) {
+  for (var k = 0u; k < length; k++) {
     var b: array<Wide, TILE_N>;
     for (var j = 0u; j < TILE_N; j++) {
       b[j] = Wide(w[at_w[j] + k]);
@@ -40,22 +34,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
   }
   for (var i = 0u; i < TILE_M; i++) {
     let m = row + i;
-    if (LANES_K > 1u) {
-      for (var j = 0u; j < TILE_N; j++) {
-        shares[j * LANES + index] = sum[i][j];
-      }
-      workgroupBarrier();
-      for (var j = 0u; j < TILE_N && lane.x == 0u; j++) {
-        for (var k = 1u; k < LANES_K; k++) {
-          sum[i][j] += shares[j * LANES + index + k];
-        }
-      }
-      workgroupBarrier();
-    }
     let factor = params.scale * row_scale(min(m, params.rows - 1u));
     for (var j = 0u; j < TILE_N; j++) {
       let n = column + j * LANES_N;
-      if (lane.x == 0u && m < params.rows && n < params.outputs) {
+      if (m < params.rows && n < params.outputs) {
         let at = m * params.stride + params.first + n;
         y[at] = select(0.0, y[at], ACCUMULATE) + factor * sum[i][j];
       }

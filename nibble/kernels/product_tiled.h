@@ -31,6 +31,6 @@ void record_nn(gpu::Recorder&, const TiledProduct&);
 void record_tn(gpu::Recorder&, const TiledProduct&);
 
 // Elements of f32 that record_tn needs as scratch; 0 where it needs none.
-std::uint64_t tn_scratch_size(const gpu::Device&, std::uint32_t rows, std::uint32_t outputs, std::uint32_t inputs);
+std::uint64_t tn_scratch_size(gpu::AdapterType, std::uint32_t rows, std::uint32_t outputs, std::uint32_t inputs);
 
 }  // namespace nibble

@@ -8,10 +8,10 @@
 @group(0) @binding(2) var<storage, read> w: array<StoredW>;
 @group(0) @binding(3) var<storage, read_write> y: array<Wide>;
 
-@compute @workgroup_size(1, LANES_N, LANES_M)
+@compute @workgroup_size(LANES_N, LANES_M)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>) {
-  let output = (group.y * LANES_M + lane.z) * TILE_M;
-  let column = group.x * (TILE_N * LANES_N) + lane.y;
+  let output = (group.y * LANES_M + lane.y) * TILE_M;
+  let column = group.x * (TILE_N * LANES_N) + lane.x;
   let length = params.inputs / WIDTH;
   var at_x: array<u32, TILE_M>;
   var at_w: array<u32, TILE_N>;

@@ -50,18 +50,20 @@ TEST(Nf4, DequantizesBitForBitInF32) {
 
 TEST(Nf4, RoundsToNearestInF16) {
   if (!test::device().info().f16) GTEST_SKIP() << "The adapter has no f16.";
-  for (const float scale : {1.0f, 0x1p-6f}) {
-    const auto nf4 = make_nf4(35, 192);
-    GuardedTensor out(DType::f16, {35, 192});
-    {
-      gpu::Recorder recorder(test::device());
-      record(recorder, DequantizeNf4{nf4.w, {out.tensor(), scale}});
-      recorder.submit();
+  for (const auto type : {gpu::AdapterType::software, gpu::AdapterType::discrete}) {
+    for (const auto& [scale, rows] : {std::pair{1.0f, 35u}, {0x1p-6f, 35u}, {1.0f, 171u}}) {
+      const auto nf4 = make_nf4(rows, 192);
+      GuardedTensor out(DType::f16, {rows, 192});
+      {
+        gpu::Recorder recorder(test::device());
+        record(recorder, DequantizeNf4{nf4.w, {out.tensor(), scale}, type});
+        recorder.submit();
+      }
+      auto expected = nf4.values;
+      for (float& value : expected) value = f16_to_f32(f32_to_f16(value / scale));
+      EXPECT_EQ(test::download(out.tensor()), expected);
+      out.expect_guards_intact();
     }
-    auto expected = nf4.values;
-    for (float& value : expected) value = f16_to_f32(f32_to_f16(value / scale));
-    EXPECT_EQ(test::download(out.tensor()), expected);
-    out.expect_guards_intact();
   }
 }
 

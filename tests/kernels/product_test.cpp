@@ -254,7 +254,8 @@ TEST_P(Product, RowsLargerThanABinding) {
 
 // The tiles that GPUs get, wide and as narrow as a LoRA's rank.
 TEST_P(Product, TilesOfGpusEqualTheSum) {
-  for (const auto [m, n, k] : {Shape{70, 130, 36}, Shape{37, 16, 300}, Shape{5, 3, 257}, Shape{33, 260, 16}, Shape{19, 40, 512}, Shape{75, 132, 204}}) {
+  for (const auto [m, n, k] : {Shape{70, 130, 36}, Shape{37, 16, 300}, Shape{5, 3, 257}, Shape{33, 260, 16}, Shape{19, 40, 512}, Shape{75, 132, 204}, Shape{259, 300, 8},
+                              Shape{260, 64, 388}, Shape{37, 20, 1028}, Shape{130, 260, 60}}) {
     SCOPED_TRACE(fmt::format("{} x {} x {}", m, n, k));
     const Operand x = test::upload_operand(test::random_values(std::size_t{m} * k, 2), m, k, GetParam());
     const Operand dy = test::upload_operand(test::random_values(std::size_t{m} * n, 3), m, n, GetParam());
@@ -262,9 +263,9 @@ TEST_P(Product, TilesOfGpusEqualTheSum) {
     const auto a = test::download(x), g = test::download(dy);
     GuardedTensor y(DType::f32, {m, n}), dx(DType::f32, {m, k}), dw(DType::f32, {n, k});
     fill(dw.tensor(), 3.0f);
-    const auto scratch_size = static_cast<std::uint32_t>(product_tn_scratch(test::device(), m, n, k));
-    const Tensor scratch = scratch_size ? test::device().tensor(DType::f32, {scratch_size}, "scratch") : Tensor{};
     const auto type = gpu::AdapterType::discrete;
+    const auto scratch_size = static_cast<std::uint32_t>(tn_scratch_size(type, m, n, k));
+    const Tensor scratch = scratch_size ? test::device().tensor(DType::f32, {scratch_size}, "scratch") : Tensor{};
     const Operand weight{w.weight.data, {}};
     {
       gpu::Recorder recorder(test::device());
