@@ -14,8 +14,11 @@ using Action = std::function<int()>;
 void add_train(CLI::App& app, Action& action);
 void add_eval(CLI::App& app, Action& action);
 void add_generate(CLI::App& app, Action& action);
+void add_info(CLI::App& app, Action& action);
+void add_tokenize(CLI::App& app, Action& action);
 void add_verify(CLI::App& app, Action& action);
 void add_bench(CLI::App& app, Action& action);
+void add_doctor(CLI::App& app, Action& action);
 
 // The process's exit codes.
 constexpr int exit_done = 0, exit_data = 1, exit_usage = 2, exit_device = 3, exit_diverged = 4, exit_interrupted = 130;

@@ -2,6 +2,7 @@
 #include "nibble/base/log.h"
 #include "nibble/cli/command.h"
 #include "nibble/cli/terminal.h"
+#include "nibble/cli/usage.h"
 
 #include <fmt/format.h>
 
@@ -46,6 +47,7 @@ int main(int argc, char** argv) {
       "130 interrupted after saving."};
   app.name("nibble");
   app.set_version_flag("--version", "nibble " NIBBLE_VERSION);
+  app.formatter(help_format());
   app.require_subcommand(1);
   // Written after the verb too, so that a run is repeated by `nibble train --config FILE`.
   app.set_config("--config", "", "Options from a TOML file, each verb's under its name; those on the command line win");
@@ -55,15 +57,21 @@ int main(int argc, char** argv) {
   add_train(app, action);
   add_eval(app, action);
   add_generate(app, action);
+  add_info(app, action);
+  add_tokenize(app, action);
   add_verify(app, action);
   add_bench(app, action);
+  add_doctor(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& done) {
     return app.exit(done);
   } catch (const CLI::ParseError& error) {
-    app.exit(error);
-    return exit_usage;
+    if (argc == 1) {
+      fmt::print(stderr, "{}", app.help());
+      return exit_usage;
+    }
+    return fail_with(exit_usage, usage_error(app, error));
   }
   return run(action);
 }

@@ -1,0 +1,99 @@
+#include "nibble/base/error.h"
+#include "nibble/cli/info.h"
+#include "nibble/io/json.h"
+#include "nibble/io/safetensors.h"
+#include "nibble/report/progress.h"
+#include "nibble/weights/peft.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <map>
+
+namespace nibble::cli {
+namespace {
+
+// All matrices of one projection, over the layers.
+struct TargetFacts {
+  std::size_t layers = 0;
+  std::uint64_t parameters = 0;
+  double a_squares = 0, b_squares = 0;
+};
+
+struct AdapterFacts {
+  LoraConfig config;
+  std::map<Projection, TargetFacts> targets;
+  std::uint64_t parameters = 0;
+};
+
+AdapterFacts read_facts(const InfoFlags& flags) {
+  AdapterFacts facts{.config = read_lora_config(flags.adapter)};
+  const SafetensorsFile file(fs::path(flags.adapter) / "adapter_model.safetensors");
+  for (const auto& [name, tensor] : file.tensors()) {
+    const bool is_a = name.find(".lora_A.") != name.npos;
+    check<DataError>(is_a || name.find(".lora_B.") != name.npos, file.path().string(), "The tensor {} is no LoRA matrix.",
+                     name);
+    std::optional<Projection> target;
+    for (const Projection p : all_projections) {
+      if (name.find(fmt::format(".{}.lora_", name_of(p))) != name.npos) target = p;
+    }
+    check<DataError>(target.has_value(), file.path().string(),
+                     "The tensor {} belongs to no projection that nibble knows.", name);
+    double squares = 0;
+    for (const float value : file.read_as_f32(tensor)) squares += double(value) * value;
+    TargetFacts& into = facts.targets[*target];
+    (is_a ? into.a_squares : into.b_squares) += squares;
+    into.layers += is_a ? 1 : 0;
+    into.parameters += tensor.numel();
+    facts.parameters += tensor.numel();
+  }
+  if (!flags.model.empty()) load_lora_adapter(flags.adapter, read_model_config(flags.model));
+  return facts;
+}
+
+void print_text(const AdapterFacts& facts, bool fits) {
+  const LoraConfig& c = facts.config;
+  print_fact("base model", c.base_model_name_or_path.empty() ? "not named" : c.base_model_name_or_path);
+  print_fact("rank", fmt::format("{}, alpha {}{}: B A is scaled by {}", c.rank, c.lora_alpha,
+                                 c.use_rslora ? " (rsLoRA)" : "", c.scaling()));
+  print_fact("dropout", fmt::format("{}", c.lora_dropout));
+  print_fact("parameters", grouped(facts.parameters));
+  if (fits) print_fact("fits the model", "yes");
+  fmt::print("\n{:<10} {:>7} {:>12} {:>11} {:>11}\n", "target", "layers", "parameters", "norm of A", "norm of B");
+  double b_squares = 0;
+  for (const auto& [target, t] : facts.targets) {
+    fmt::print("{:<10} {:>7} {:>12} {:>11.5g} {:>11.5g}\n", name_of(target), t.layers, grouped(t.parameters),
+               std::sqrt(t.a_squares), std::sqrt(t.b_squares));
+    b_squares += t.b_squares;
+  }
+  if (b_squares == 0) fmt::print("Every B is zero: the adapter changes nothing yet.\n");
+}
+
+Json to_json(const AdapterFacts& facts) {
+  const auto number = [](double value) { return std::isfinite(value) ? Json(value) : Json(); };
+  Json targets = Json::object();
+  for (const auto& [target, t] : facts.targets) {
+    targets[std::string(name_of(target))] = {{"layers", t.layers},
+                                             {"parameters", t.parameters},
+                                             {"norm_a", number(std::sqrt(t.a_squares))},
+                                             {"norm_b", number(std::sqrt(t.b_squares))}};
+  }
+  const LoraConfig& c = facts.config;
+  return {{"base_model_name_or_path", c.base_model_name_or_path}, {"rank", c.rank},
+          {"lora_alpha", c.lora_alpha},                           {"use_rslora", c.use_rslora},
+          {"scaling", c.scaling()},                               {"lora_dropout", c.lora_dropout},
+          {"parameters", facts.parameters},                       {"targets", targets}};
+}
+
+}  // namespace
+
+void info_adapter(const InfoFlags& flags) {
+  const AdapterFacts facts = read_facts(flags);
+  if (flags.json) {
+    fmt::print("{}\n", write_json(to_json(facts)));
+  } else {
+    print_text(facts, !flags.model.empty());
+  }
+}
+
+}  // namespace nibble::cli

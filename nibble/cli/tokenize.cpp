@@ -1,0 +1,168 @@
+#include "nibble/base/error.h"
+#include "nibble/cli/command.h"
+#include "nibble/cli/terminal.h"
+#include "nibble/io/json.h"
+#include "nibble/text/tokenizer.h"
+
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+
+namespace nibble::cli {
+namespace {
+
+struct TokenizeFlags {
+  std::string model;
+  std::optional<std::string> text;
+  std::string text_file;
+  bool whole = false, decode = false, json = false;
+  bool no_special = false, plain = false;
+  text::DecodeOptions decode_options;
+};
+
+// Lines of a file, of standard input, or one given text; only one is in memory at a time.
+class Texts {
+ public:
+  explicit Texts(const TokenizeFlags& flags) : given_(flags.text), whole_(flags.whole) {
+    if (given_) {
+      origin_ = "--text";
+    } else if (flags.text_file == "-") {
+      origin_ = "standard input";
+      in_ = &std::cin;
+    } else {
+      origin_ = flags.text_file;
+      check<DataError>(!fs::is_directory(origin_), origin_, "This is a folder; a text file is needed.");
+      file_.open(origin_, std::ios::binary);
+      if (!file_) fail_with_errno(origin_, "cannot be opened");
+      in_ = &file_;
+    }
+  }
+
+  bool next(std::string& line) {
+    ++number_;
+    if (given_ || whole_) return number_ == 1 && read_all(line);
+    std::getline(*in_, line);
+    check_readable();
+    return !in_->fail();
+  }
+
+  // "FILE, line 3"
+  std::string place() const { return given_ || whole_ ? origin_ : fmt::format("{}, line {}", origin_, number_); }
+
+ private:
+  bool read_all(std::string& text) {
+    if (given_) {
+      text = *given_;
+    } else {
+      text.assign(std::istreambuf_iterator<char>(*in_), {});
+      check_readable();
+    }
+    return true;
+  }
+
+  void check_readable() const { check<DataError>(!in_->bad(), origin_, "Reading failed: {}.", std::strerror(errno)); }
+
+  std::optional<std::string> given_;
+  bool whole_;
+  std::string origin_;
+  std::ifstream file_;
+  std::istream* in_ = nullptr;
+  std::uint64_t number_ = 0;
+};
+
+void put(std::string_view text) {
+  check<DataError>(std::fwrite(text.data(), 1, text.size(), stdout) == text.size(), "standard output",
+                   "Writing failed: {}.", std::strerror(errno));
+}
+
+void encode_all(const text::Tokenizer& tokenizer, const TokenizeFlags& flags) {
+  Texts texts(flags);
+  std::string text, first_broken;
+  std::uint64_t broken = 0;
+  fmt::memory_buffer out;
+  const text::EncodeOptions options{.add_special_tokens = !flags.no_special, .parse_special = !flags.plain};
+  while (texts.next(text)) {
+    const text::Encoding encoding = tokenizer.encode(text, options);
+    if (encoding.replaced > 0 && broken == 0) first_broken = texts.place();
+    broken += encoding.replaced;
+    out.clear();
+    fmt::format_to(std::back_inserter(out), "[{}]\n", fmt::join(encoding.ids, ", "));
+    put({out.data(), out.size()});
+  }
+  if (broken > 0) {
+    fmt::print(stderr, "{} broken UTF-8 sequence{} read as U+FFFD, the first in {}.\n", broken,
+               broken == 1 ? " was" : "s were", printable(first_broken));
+  }
+}
+
+std::vector<text::TokenId> parse_ids(const std::string& line, const std::string& place) {
+  const Json parsed = parse_json(line, place);
+  check<DataError>(parsed.is_array(), place, "A list of token ids such as [1, 2, 3] is needed, not {}.",
+                   parsed.type_name());
+  std::vector<text::TokenId> ids;
+  ids.reserve(parsed.size());
+  for (const Json& id : parsed) {
+    check<DataError>(id.is_number_unsigned() && id.get<std::uint64_t>() <= text::max_token_id, place,
+                     "A token id is a whole number from 0 to {}, not {}.", text::max_token_id,
+                     id.dump(-1, ' ', true, Json::error_handler_t::replace));
+    ids.push_back(static_cast<text::TokenId>(id.get<std::uint64_t>()));
+  }
+  return ids;
+}
+
+void decode_all(const text::Tokenizer& tokenizer, const TokenizeFlags& flags) {
+  Texts lines(flags);
+  const bool terminal = is_terminal(stdout);
+  std::string line;
+  std::uint64_t unknown = 0;
+  while (lines.next(line)) {
+    const auto ids = parse_ids(line, lines.place());
+    for (const auto id : ids) unknown += tokenizer.id_to_token(id) ? 0 : 1;
+    const std::string text = tokenizer.decode(ids, flags.decode_options);
+    put(flags.json ? write_json_line(text) : terminal ? printable(text) : text);
+    put("\n");
+  }
+  if (unknown > 0) fmt::print(stderr, "{} id{} no token and gave no text.\n", unknown, unknown == 1 ? " names" : "s name");
+}
+
+int run(const TokenizeFlags& flags) {
+  check<UsageError>(flags.text.has_value() != !flags.text_file.empty(), "tokenize", "Give either --text or --text-file.");
+  const auto tokenizer = text::Tokenizer::load(flags.model);
+  if (flags.decode) {
+    decode_all(tokenizer, flags);
+  } else {
+    encode_all(tokenizer, flags);
+  }
+  check<DataError>(std::fflush(stdout) == 0, "standard output", "Writing failed: {}.", std::strerror(errno));
+  return exit_done;
+}
+
+}  // namespace
+
+void add_tokenize(CLI::App& app, Action& action) {
+  auto flags = std::make_shared<TokenizeFlags>();
+  CLI::App* verb = app.add_subcommand(
+      "tokenize", "Turns texts into token ids, or ids into texts.\n"
+                  "Each line of a file is one text and gives one line, a JSON list of ids; --decode goes the other way.\n"
+                  "A file may be larger than memory.");
+  verb->add_option("--model", flags->model, "Model folder (tokenizer.json)")->required();
+  verb->add_option("--text", flags->text, "A text, or with --decode a list of ids");
+  verb->add_option("--text-file", flags->text_file, "A file with a text, or a list of ids, a line; - is standard input");
+  CLI::Option* whole = verb->add_flag("--whole", flags->whole, "Take the file as one text, line feeds included");
+  CLI::Option* decode = verb->add_flag("--decode", flags->decode, "Turn ids into texts");
+  verb->add_flag("--no-special", flags->no_special,
+                 "Leave out the tokens that the tokenizer puts around a text, such as <s>");
+  verb->add_flag("--plain", flags->plain, "Read \"<|im_end|>\" and the like in a text as ordinary text");
+  verb->add_flag("--skip-special-tokens", flags->decode_options.skip_special_tokens,
+                 "Leave special tokens out of decoded texts")
+      ->needs(decode);
+  verb->add_flag("--json", flags->json, "Print each decoded text as a JSON string")->needs(decode);
+  whole->excludes(decode);
+  verb->callback([flags, &action] { action = [flags] { return run(*flags); }; });
+}
+
+}  // namespace nibble::cli

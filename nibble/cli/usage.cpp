@@ -1,0 +1,87 @@
+#include "nibble/cli/usage.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+namespace nibble::cli {
+namespace {
+
+class VerbList : public CLI::Formatter {
+ public:
+  std::string make_subcommand(const CLI::App* verb) const override {
+    const std::string manual = verb->get_description();
+    return fmt::format("  {:<10} {}\n", verb->get_name(), manual.substr(0, manual.find('\n')));
+  }
+};
+
+const auto every = [](const CLI::App*) { return true; };
+
+void add_options(const CLI::App& app, std::vector<std::string>& names) {
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+  }
+  for (const CLI::App* group : app.get_subcommands(every)) {
+    if (group->get_name().empty()) add_options(*group, names);
+  }
+}
+
+// Levenshtein's distance.
+std::size_t distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i + 1;
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t substituted = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({substituted, row[j] + 1, diagonal + 1});
+    }
+  }
+  return row.back();
+}
+
+// "; did you mean --model?" or "."
+std::string nearest(std::string_view word, const std::vector<std::string>& names) {
+  const auto best = std::min_element(names.begin(), names.end(), [&](const std::string& a, const std::string& b) {
+    return distance(word, a) < distance(word, b);
+  });
+  if (best == names.end() || distance(word, *best) > std::max<std::size_t>(2, word.size() / 3)) return ".";
+  return fmt::format("; did you mean {}?", *best);
+}
+
+std::string unknown_word(const CLI::App& verb, const std::string& command, const std::string& word) {
+  std::vector<std::string> names;
+  if (word.starts_with('-')) {
+    add_options(verb, names);
+    return fmt::format("{} has no option {}{}", command, word, nearest(word.substr(0, word.find('=')), names));
+  }
+  for (const CLI::App* other : verb.get_subcommands(every)) {
+    if (!other->get_name().empty()) names.push_back(other->get_name());
+  }
+  if (!names.empty()) return fmt::format("There is no verb \"{}\"{}", word, nearest(word, names));
+  return fmt::format("{} does not take the word \"{}\".", command, word);
+}
+
+}  // namespace
+
+std::shared_ptr<CLI::FormatterBase> help_format() { return std::make_shared<VerbList>(); }
+
+std::string usage_error(const CLI::App& app, const CLI::ParseError& error) {
+  const CLI::App* verb = &app;
+  std::string command = app.get_name();
+  for (auto parsed = app.get_subcommands(); !parsed.empty(); parsed = verb->get_subcommands()) {
+    verb = parsed.front();
+    if (verb->get_name().empty()) break;
+    command += " " + verb->get_name();
+  }
+  const auto unknown = app.remaining(true);
+  std::string sentence = unknown.empty() ? error.what() : unknown_word(*verb, command, unknown.front());
+  if (!sentence.ends_with('.') && !sentence.ends_with('?')) sentence += '.';
+  return fmt::format("{} See: {} --help", sentence, command);
+}
+
+}  // namespace nibble::cli

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <memory>
+#include <string>
+
+namespace nibble::cli {
+
+// Lists verbs by the first sentence of their manual alone.
+std::shared_ptr<CLI::FormatterBase> help_format();
+
+// What is wrong with the command line, in one sentence that names the nearest verb or option where a word is unknown.
+std::string usage_error(const CLI::App& app, const CLI::ParseError& error);
+
+}  // namespace nibble::cli

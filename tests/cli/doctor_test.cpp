@@ -1,0 +1,97 @@
+#include "nibble/io/json.h"
+#include "tests/cli/run_program.h"
+
+#include <stdlib.h>
+
+namespace nibble {
+namespace {
+
+using test::run_nibble;
+
+// Set for the programs that a test starts.
+class Variable {
+ public:
+  Variable(const char* name, const std::string& value) : name_(name) { ::setenv(name, value.c_str(), 1); }
+  Variable(const Variable&) = delete;
+  Variable& operator=(const Variable&) = delete;
+  ~Variable() { ::unsetenv(name_); }
+
+ private:
+  const char* name_;
+};
+
+TEST(Doctor, EveryPathOfThisAdapterIsCorrect) {
+  const auto result = run_nibble({"doctor", "--gpu", "0", "--json"});
+  EXPECT_EQ(result.code, 0) << result.out << result.err;
+  const Json report = parse_json(result.out, "output");
+  ASSERT_EQ(report["adapters"].size(), 1u);
+  const Json& adapter = report["adapters"][0];
+  EXPECT_EQ(adapter["paths"].size(), (adapter["f16"] ? 2u : 1u) + (adapter["subgroup_matrices"].empty() ? 0u : 1u));
+  int chosen = 0;
+  for (const Json& path : adapter["paths"]) {
+    EXPECT_TRUE(path["passed"]) << path;
+    EXPECT_GT(path["gflops"], 0) << path;
+    EXPECT_EQ(path["checks"].size(), path["compute"] == "f32" ? 3u : 5u) << path;
+    chosen += path["chosen"] ? 1 : 0;
+  }
+  EXPECT_EQ(chosen, 1);
+}
+
+TEST(Doctor, SeesAWrongKernel) {
+  const test::TemporaryFolder folder;
+  std::filesystem::copy(test::source_path("nibble/kernels"), folder.path(), std::filesystem::copy_options::recursive);
+  for (const std::string name : {"product_nn.wgsl", "product_nn_staged.wgsl"}) {
+    std::string text = test::slurp(folder / name);
+    const std::string factor = "params.scale *";
+    ASSERT_NE(text.find(factor), text.npos) << name;
+    text.replace(text.find(factor), factor.size(), "1.001 * params.scale *");
+    folder.write(name, text);
+  }
+  const Variable kernels("NIBBLE_WGSL_DIR", folder.path().string());
+  const auto result = run_nibble({"doctor", "--gpu", "0"});
+  EXPECT_EQ(result.code, 3) << result.out << result.err;
+  EXPECT_NE(result.out.find("WRONG"), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find("product dy W, error: 0.00"), std::string::npos) << result.out;
+}
+
+TEST(Doctor, SaysWhatToInstallWithoutAnAdapter) {
+  const Variable none("VK_DRIVER_FILES", "/nowhere.json");
+  const auto result = run_nibble({"doctor"});
+  EXPECT_EQ(result.code, 3) << result.out;
+  EXPECT_NE(result.err.find("mesa-vulkan-drivers"), std::string::npos) << result.err;
+}
+
+TEST(Doctor, RefusesAnUnknownAdapter) {
+  const auto result = run_nibble({"doctor", "--gpu", "no such card"});
+  EXPECT_EQ(result.code, 2) << result.err;
+  EXPECT_NE(result.err.find("No adapter fits \"no such card\""), std::string::npos) << result.err;
+}
+
+TEST(Usage, UnknownWordsGetAHint) {
+  const auto refuses = [](const std::vector<std::string>& arguments, const std::string& sentence) {
+    const auto result = run_nibble(arguments);
+    EXPECT_EQ(result.code, 2);
+    EXPECT_EQ(result.out, "");
+    EXPECT_EQ(result.err, "nibble: " + sentence + "\n");
+  };
+  refuses({"docter"}, "There is no verb \"docter\"; did you mean doctor? See: nibble --help");
+  refuses({"xyzzy"}, "There is no verb \"xyzzy\". See: nibble --help");
+  refuses({"tokenize", "--modle", "x"}, "nibble tokenize has no option --modle; did you mean --model? See: nibble tokenize --help");
+  refuses({"train", "--learning_rate=1"},
+          "nibble train has no option --learning_rate=1; did you mean --learning-rate? See: nibble train --help");
+  refuses({"tokenize"}, "--model is required. See: nibble tokenize --help");
+  refuses({"doctor", "now"}, "nibble doctor does not take the word \"now\". See: nibble doctor --help");
+}
+
+TEST(Usage, HelpListsEachVerbOnALine) {
+  const auto help = run_nibble({"--help"});
+  EXPECT_EQ(help.code, 0);
+  EXPECT_NE(help.out.find("\n  doctor     Says what each GPU can do"), std::string::npos) << help.out;
+  const auto none = run_nibble({});
+  EXPECT_EQ(none.code, 2);
+  EXPECT_EQ(none.out, "");
+  EXPECT_EQ(none.err, help.out);
+}
+
+}  // namespace
+}  // namespace nibble
