@@ -49,9 +49,6 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", "nibble " NIBBLE_VERSION);
   app.formatter(help_format());
   app.require_subcommand(1);
-  // Written after the verb too, so that a run is repeated by `nibble train --config FILE`.
-  app.set_config("--config", "", "Options from a TOML file, each verb's under its name; those on the command line win");
-  app.fallthrough();
   Action action;
   // One line a verb, in the order of --help.
   add_train(app, action);

@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/cli/command.h"
+#include "nibble/cli/config_file.h"
 #include "nibble/cli/train_print.h"
 #include "nibble/io/atomic.h"
 
@@ -51,7 +52,6 @@ int run(TrainFlags& flags, const std::string& config_text) {
       .plan = [&](const RunPlan& plan) {
         print_plan(plan, flags.options, progress);
         if (flags.options.dry_run) return;
-        std::filesystem::create_directories(flags.options.output);
         write_file_atomically(flags.options.output / "config.toml", config_text);
       },
       .loading = [&](double done) { progress.part(progress_what, done); },
@@ -75,9 +75,10 @@ void add_train(CLI::App& app, Action& action) {
       "Fine-tunes LoRA adapters over a model in 4 bits (NF4) on a JSONL file of chats or texts.\n"
       "The output folder becomes a PEFT adapter (the best one by validation loss), with metrics.jsonl, checkpoints and\n"
       "config.toml, which repeats the run: nibble train --config OUTPUT/config.toml.");
+  add_config_option(*verb);
   flags->add_to(*verb);
   verb->callback([flags, verb, &action] {
-    const std::string config = "[train]\n" + verb->config_to_str(true, false);
+    const std::string config = config_text(*verb, {"resume", "dry-run", "profile"});
     action = [flags, config] { return run(*flags, config); };
   });
 }

@@ -1,25 +1,25 @@
 #include "nibble/report/metrics_log.h"
 
 #include "nibble/base/error.h"
+#include "nibble/io/atomic.h"
 #include "nibble/io/json.h"
 
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <string>
-#include <vector>
 
 namespace nibble {
 namespace {
 
 // Lines of steps beyond `keep_steps` go, and so does a last line that a killed process left half written.
-std::vector<std::string> lines_to_keep(const std::filesystem::path& path, std::uint64_t keep_steps) {
-  std::vector<std::string> kept;
+std::string lines_to_keep(const std::filesystem::path& path, std::uint64_t keep_steps) {
+  std::string kept;
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
     const Json record = Json::parse(line, nullptr, false);
     if (!record.is_object() || !record.contains("step") || !record["step"].is_number_unsigned()) continue;
-    if (record["step"].get<std::uint64_t>() <= keep_steps) kept.push_back(line);
+    if (record["step"].get<std::uint64_t>() <= keep_steps) kept += line + "\n";
   }
   return kept;
 }
@@ -27,10 +27,9 @@ std::vector<std::string> lines_to_keep(const std::filesystem::path& path, std::u
 }  // namespace
 
 MetricsLog::MetricsLog(const std::filesystem::path& path, std::uint64_t keep_steps) : path_(path) {
-  const auto kept = keep_steps == 0 ? std::vector<std::string>() : lines_to_keep(path, keep_steps);
-  file_.reset(std::fopen(path.c_str(), "w"));
+  write_file_atomically(path, keep_steps == 0 ? "" : lines_to_keep(path, keep_steps));
+  file_.reset(std::fopen(path.c_str(), "a"));
   check<DataError>(file_ != nullptr, path.string(), "The file cannot be written: {}.", std::strerror(errno));
-  for (const std::string& line : kept) write_line(line);
 }
 
 void MetricsLog::write_line(const std::string& line) {

@@ -61,6 +61,7 @@ Json to_json(const TrainState& state, const std::string& best_folder) {
                 {{"micro_batches", state.micro_batches},
                  {"cursor", data::to_json(state.cursor)},
                  {"evaluations_without_gain", state.evaluations_without_gain},
+                 {"evaluated_step", state.evaluated_step ? Json(*state.evaluated_step) : Json()},
                  {"fingerprint", state.fingerprint}}}};
   if (state.best_eval_loss) {
     json["best_metric"] = *state.best_eval_loss;
@@ -123,6 +124,9 @@ TrainState load_train_state(const fs::path& checkpoint) {
   state.micro_batches = static_cast<std::uint64_t>(own->integer("micro_batches", {.min = 0}));
   state.evaluations_without_gain =
       static_cast<std::uint32_t>(own->integer("evaluations_without_gain", {.min = 0, .max = UINT32_MAX}));
+  if (own->has("evaluated_step")) {
+    state.evaluated_step = static_cast<std::uint64_t>(own->integer("evaluated_step", {.min = 0}));
+  }
   check<DataError>(own->has("cursor") && own->has("fingerprint"), path.string(), "The cursor or the fingerprint is missing.");
   state.cursor = data::cursor_from_json(own->json()["cursor"]);
   state.fingerprint = own->json()["fingerprint"];

@@ -20,6 +20,7 @@ struct TrainState {
   std::optional<double> best_eval_loss;
   std::uint64_t best_step = 0;
   std::uint32_t evaluations_without_gain = 0;
+  std::optional<std::uint64_t> evaluated_step;  // the last evaluation was after this update
   Json fingerprint;                 // of options, data and base: what the result depends on
 };
 

@@ -42,8 +42,7 @@ TrainingRun::TrainingRun(const RunSetup& setup, TrainState state)
       lora_(upload_lora(setup.device, setup.plan.config, setup.adapter, true)),
       model_(setup.device, setup.plan.config, weights_, &lora_, setup.model),
       optimizer_(setup.device, setup.options.adamw),
-      metrics_((std::filesystem::create_directories(setup.options.output), setup.options.output / "metrics.jsonl"),
-               state_.step),
+      metrics_(setup.options.output / "metrics.jsonl", state_.step),
       stats_(setup.device.tensor(DType::f32, {4}, "step statistics")) {
   if (!setup.checkpoint.empty()) load_optimizer(setup.checkpoint, setup.device, lora_, setup.adapter);
   result_.planned = setup.plan.memory;
@@ -58,12 +57,14 @@ TrainingRun::StepInput TrainingRun::next_input() {
 
 TrainResult TrainingRun::run() {
   recent_.emplace_back(Clock::now(), state_.tokens);
-  if (state_.step < state_.total_steps) ahead_ = next_input();
-  while (state_.step < state_.total_steps) {
+  const bool stopped = early_stop();
+  if (stopped) result_.end = TrainEnd::stopped_early;
+  if (!stopped && state_.step < state_.total_steps) ahead_ = next_input();
+  while (!stopped && state_.step < state_.total_steps) {
     step(std::exchange(ahead_, {}));
     if (due(setup_.plan.eval_every)) evaluate_now();
     if (due(setup_.plan.save_every)) save_now();
-    if (setup_.options.early_stopping > 0 && state_.evaluations_without_gain >= setup_.options.early_stopping) {
+    if (early_stop()) {
       result_.end = TrainEnd::stopped_early;
       break;
     }
@@ -143,25 +144,31 @@ void TrainingRun::fail_diverged(const StepInput& input, double loss, double grad
     std::size_t example = 0;
     for (std::uint32_t token = 1; token <= place->token; ++token) example += batch.position[token] == 0;
     fail<Diverged>("train", "Step {}: {} is not finite, first in row {} of {}; lower --learning-rate or look at that row. "
-                   "The weights before this step are kept in the last checkpoint.",
-                   state_.step + 1, place->where, batch.rows.at(example), setup_.options.data.string());
+                   "{}", state_.step + 1, place->where, batch.rows.at(example), setup_.options.data.string(), last_checkpoint());
   }
   const Tensor found = setup_.device.tensor(DType::u32, {1}, "first non-finite");
   gpu::Recorder recorder(setup_.device);
   record(recorder, NonFinite{.x = lora_.grads, .index = found});
   recorder.submit();
-  fail<Diverged>("train", "Step {}: the loss is {} and the gradient norm {}{}; lower --learning-rate. The weights before this "
-                 "step are kept in the last checkpoint.",
-                 state_.step + 1, loss, grad_norm,
-                 describe_element(lora_, setup_.device.read<std::uint32_t>(found)[0]));
+  fail<Diverged>("train", "Step {}: the loss is {} and the gradient norm {}{}; lower --learning-rate. {}", state_.step + 1,
+                 loss, grad_norm, describe_element(lora_, setup_.device.read<std::uint32_t>(found)[0]), last_checkpoint());
+}
+
+bool TrainingRun::early_stop() const {
+  return setup_.options.early_stopping > 0 && state_.evaluations_without_gain >= setup_.options.early_stopping;
+}
+
+std::string TrainingRun::last_checkpoint() const {
+  const auto& last = saved_step_ ? result_.checkpoint : setup_.checkpoint;
+  return last.empty() ? "There is no checkpoint yet." : fmt::format("The last checkpoint is {}.", last.string());
 }
 
 void TrainingRun::evaluate_now() {
-  if (setup_.data.valid.examples.empty() || evaluated_step_ == state_.step) return;
-  evaluated_step_ = state_.step;
+  if (setup_.data.valid.examples.empty() || state_.evaluated_step == state_.step) return;
   const Evaluation evaluation = evaluate(model_, setup_.data.valid, setup_.options.batch_size, setup_.events.evaluating);
-  check<Diverged>(std::isfinite(evaluation.loss), "train", "Step {}: the validation loss is {}; lower --learning-rate.",
-                  state_.step, evaluation.loss);
+  check<Diverged>(std::isfinite(evaluation.loss), "train", "Step {}: the validation loss is {}; lower --learning-rate. {}",
+                  state_.step, evaluation.loss, last_checkpoint());
+  state_.evaluated_step = state_.step;
   const bool best = !state_.best_eval_loss || evaluation.loss < *state_.best_eval_loss;
   if (best) {
     state_.best_eval_loss = evaluation.loss;

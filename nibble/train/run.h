@@ -42,6 +42,9 @@ class TrainingRun {
   void record_step(gpu::Recorder& recorder, const StepInput& input, std::uint64_t labels);
   void report_step(const StepInput& input, double loss, double grad_norm, double learning_rate);
   [[noreturn]] void fail_diverged(const StepInput& input, double loss, double grad_norm);
+  bool early_stop() const;
+  // "The last checkpoint is X.", for messages.
+  std::string last_checkpoint() const;
   void evaluate_now();
   void save_output();
   void save_now();
@@ -57,7 +60,7 @@ class TrainingRun {
   MetricsLog metrics_;
   Tensor stats_;  // loss sum, right predictions (u32), gradient norm, clip factor: one readback a step
   StepInput ahead_;  // the next step's batches, made while the GPU works
-  std::uint64_t evaluated_step_ = UINT64_MAX, saved_step_ = UINT64_MAX;
+  std::optional<std::uint64_t> saved_step_;
   TrainResult result_;
   std::deque<std::pair<std::chrono::steady_clock::time_point, std::uint64_t>> recent_;  // when, and tokens so far
 };

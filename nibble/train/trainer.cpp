@@ -10,13 +10,16 @@
 namespace nibble {
 namespace {
 
+constexpr double most_epochs = 1e6;
+
 void check_options(const TrainOptions& o) {
   check<UsageError>(!o.output.empty(), "--output", "Name the folder that the adapter is written to.");
   check<UsageError>(o.learning_rate >= 0 && std::isfinite(o.learning_rate), "--learning-rate",
                     "{} is no learning rate; give 0 or more.", o.learning_rate);
   check<UsageError>(o.batch_size > 0 && o.gradient_accumulation > 0 && o.max_length > 1, "train",
                     "--batch-size and --gradient-accumulation are at least 1, --max-length at least 2.");
-  check<UsageError>(o.epochs > 0 || o.max_steps > 0, "--epochs", "{} epochs give no steps; give more than 0.", o.epochs);
+  check<UsageError>((o.epochs > 0 && o.epochs <= most_epochs) || o.max_steps > 0, "--epochs",
+                    "{} epochs cannot be trained; give more than 0 and at most {}.", o.epochs, most_epochs);
   check<UsageError>(o.valid_fraction >= 0 && o.valid_fraction < 1, "--valid-fraction", "{} is not in [0, 1).",
                     o.valid_fraction);
   check<UsageError>(o.lora.lora_dropout >= 0 && o.lora.lora_dropout < 1, "--lora-dropout", "{} is not in [0, 1).",
@@ -31,12 +34,17 @@ std::filesystem::path resume_folder(const TrainOptions& options) {
   return options.resume;
 }
 
+LoraConfig with_dropout(LoraConfig config, const TrainOptions& options) {
+  config.lora_dropout = options.lora.lora_dropout;
+  return config;
+}
+
 // The adapter to begin with: of the checkpoint, of --init-adapter, or a new one.
 LoraAdapter first_adapter(const TrainOptions& options, const ModelConfig& config, const std::filesystem::path& checkpoint) {
   const auto& source = checkpoint.empty() ? options.init_adapter : checkpoint;
   if (!source.empty()) {
     LoraAdapter adapter = load_lora_adapter(source, config);
-    adapter.config.lora_dropout = options.lora.lora_dropout;
+    adapter.config = with_dropout(adapter.config, options);
     return adapter;
   }
   LoraAdapter adapter = make_lora_adapter(config, options.lora);
@@ -71,9 +79,7 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
   StepFeed feed(data->train, options);
   const Checkpoint base(options.model);
   const auto checkpoint = resume_folder(options);
-  const LoraAdapter adapter = first_adapter(options, config, checkpoint);
-  if (!options.init_adapter.empty() || !checkpoint.empty()) options.lora = adapter.config;
-  options.lora.base_model_name_or_path = options.model.string();
+  if (!options.init_adapter.empty()) options.lora = with_dropout(read_lora_config(options.init_adapter), options);
 
   TrainState state{.total_steps = feed.total_steps(), .fingerprint = fingerprint(options, *data, base, feed.total_steps())};
   if (!checkpoint.empty()) {
@@ -81,7 +87,12 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
     state = load_train_state(checkpoint);
     check_fingerprint(state.fingerprint, now, checkpoint);
     feed.seek(state.cursor);
+    // The best adapter so far lies in the output folder. Where it does not, the next evaluation is the best.
+    if (!std::filesystem::exists(options.output / "adapter_model.safetensors")) state.best_eval_loss.reset();
   }
+  const LoraAdapter adapter = first_adapter(options, config, checkpoint);
+  options.lora = adapter.config;
+  options.lora.base_model_name_or_path = options.model.string();
   const auto evaluation = evaluation_batches(data->valid, options.batch_size);
   const BatchRoom eval_room = room_of(data->valid, evaluation);
   const BatchRoom room = {std::max(feed.room().tokens, eval_room.tokens), std::max(feed.room().labels, eval_room.labels)};

@@ -1,0 +1,188 @@
+#include "tests/train/tiny_run.h"
+
+#include <chrono>
+#include <random>
+#include <thread>
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+using test::Arguments;
+using test::TinyRun;
+
+void expect_same_result(const fs::path& a, const fs::path& b) {
+  EXPECT_TRUE(test::adapter_bytes(a) == test::adapter_bytes(b)) << "the adapters differ";
+  EXPECT_TRUE(test::slurp(a / "checkpoint-8/adapter_model.safetensors") == test::slurp(b / "checkpoint-8/adapter_model.safetensors"));
+  EXPECT_TRUE(test::slurp(a / "checkpoint-8/optimizer.safetensors") == test::slurp(b / "checkpoint-8/optimizer.safetensors"));
+  EXPECT_EQ(test::timeless_metrics(a), test::timeless_metrics(b));
+}
+
+// What everything random takes part in: order, dropout, packing.
+const Arguments all_random = {{"lora-dropout", "0.1"}, {"packing", ""}, {"max-length", "128"}, {"batch-size", "1"},
+                              {"gradient-accumulation", "2"}, {"max-steps", "8"}};
+
+void pause(double seconds) { std::this_thread::sleep_for(std::chrono::duration<double>(seconds)); }
+
+// Waits until the program has said `text`, at most a minute.
+bool wait_for(const test::RunningProgram& program, const std::string& text) {
+  for (int i = 0; i < 6000; ++i) {
+    if (program.err().find(text) != std::string::npos) return true;
+    pause(0.01);
+  }
+  return false;
+}
+
+// How long the loop of a whole run takes here, and its result to compare with.
+struct WholeRun {
+  TinyRun tiny;
+  double seconds = 0;
+
+  explicit WholeRun(const Arguments& changes) {
+    test::RunningProgram program(NIBBLE_PROGRAM, tiny.command(changes));
+    EXPECT_TRUE(wait_for(program, "Steps"));
+    const auto start = std::chrono::steady_clock::now();
+    const auto result = program.wait();
+    EXPECT_EQ(result.code, 0) << result.err;
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+};
+
+// Kills a run `times` times, each at a random moment of its loop, goes on with what it has left, and at last lets it end.
+void expect_kills_change_nothing(const Arguments& changes, int times, unsigned seed) {
+  const WholeRun whole(changes);
+  const TinyRun killed;
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<double> moment(0.1, 0.9);
+  Arguments resumed = changes;
+  resumed["resume"] = "auto";
+  for (int i = 0; i < times; ++i) {
+    test::RunningProgram program(NIBBLE_PROGRAM, killed.command(resumed));
+    ASSERT_TRUE(wait_for(program, "Steps")) << program.err();
+    pause(moment(random) * whole.seconds);
+    program.wait_after(SIGKILL);
+  }
+  const auto last = killed.run(resumed);
+  EXPECT_EQ(last.code, 0) << last.err;
+  expect_same_result(killed.output(), whole.tiny.output());
+}
+
+TEST(Resume, TheSameCommandGivesTheSameBytes) {
+  const WholeRun first(all_random);
+  const WholeRun second(all_random);
+  expect_same_result(first.tiny.output(), second.tiny.output());
+  const WholeRun other_seed({{"seed", "43"}, {"lora-dropout", "0.1"}});
+  EXPECT_FALSE(test::adapter_bytes(first.tiny.output()) == test::adapter_bytes(other_seed.tiny.output()));
+}
+
+TEST(Resume, KilledAtRandomMoments) { expect_kills_change_nothing({}, 3, 1); }
+TEST(Resume, KilledWithDropoutPackingAndShuffling) { expect_kills_change_nothing(all_random, 3, 2); }
+
+// Killed as soon as the folder of a checkpoint in the making shows up.
+TEST(Resume, KilledWhileSaving) {
+  const WholeRun whole({});
+  const TinyRun killed;
+  int caught = 0;
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    test::RunningProgram program(NIBBLE_PROGRAM, killed.command({{"resume", "auto"}}));
+    for (int i = 0; i < 30000 && program.running(); ++i) {
+      bool saving = false;
+      std::error_code gone;
+      for (fs::directory_iterator entry(killed.output(), gone), end; !gone && entry != end; entry.increment(gone)) {
+        saving |= entry->path().filename().string().starts_with(".checkpoint-");
+      }
+      if (saving) {
+        ++caught;
+        break;
+      }
+      pause(0.0005);
+    }
+    program.wait_after(SIGKILL);
+  }
+  EXPECT_GT(caught, 0);
+  const auto last = killed.run({{"resume", "auto"}});
+  EXPECT_EQ(last.code, 0) << last.err;
+  expect_same_result(killed.output(), whole.tiny.output());
+  for (const auto& entry : fs::directory_iterator(killed.output())) {
+    EXPECT_FALSE(entry.path().filename().string().starts_with(".checkpoint-")) << entry.path() << " was left over";
+  }
+}
+
+TEST(Resume, InterruptSavesAndSaysHowToGoOn) {
+  const WholeRun whole(all_random);
+  const TinyRun stopped;
+  test::RunningProgram program(NIBBLE_PROGRAM, stopped.command(all_random));
+  ASSERT_TRUE(wait_for(program, "step 1/8"));
+  const auto result = program.wait_after(SIGINT);
+  EXPECT_EQ(result.code, 130) << result.err;
+  EXPECT_NE(result.err.find("--resume auto"), result.err.npos) << result.err;
+  EXPECT_NE(result.err.find("checkpoint-"), result.err.npos) << result.err;
+  Arguments resumed = all_random;
+  resumed["resume"] = "auto";
+  EXPECT_EQ(stopped.run(resumed).code, 0);
+  expect_same_result(stopped.output(), whole.tiny.output());
+}
+
+TEST(Resume, AFinishedRunStaysAsItIs) {
+  const WholeRun whole({});
+  const auto before = test::metrics(whole.tiny.output());
+  const std::string adapter = test::adapter_bytes(whole.tiny.output());
+  EXPECT_EQ(whole.tiny.run({{"resume", "auto"}}).code, 0);
+  EXPECT_EQ(test::metrics(whole.tiny.output()), before);
+  EXPECT_TRUE(test::adapter_bytes(whole.tiny.output()) == adapter);
+}
+
+TEST(Resume, AnotherOptionIsRefusedByName) {
+  const WholeRun whole({});
+  const auto resume_with = [&](const std::string& name, const std::string& value) {
+    return whole.tiny.run({{"resume", "auto"}, {name, value}});
+  };
+  test::expect_complaint(resume_with("lora-rank", "8"), 2, "lora_rank", "4", "8");
+  test::expect_complaint(resume_with("lora-alpha", "7"), 2, "lora_alpha");
+  test::expect_complaint(resume_with("target-modules", "q_proj,v_proj"), 2, "target_modules");
+  test::expect_complaint(resume_with("learning-rate", "0.001"), 2, "learning_rate", "0.002", "0.001");
+  test::expect_complaint(resume_with("seed", "1"), 2, "seed");
+  test::expect_complaint(resume_with("epochs", "3"), 2, "steps");
+  test::expect_complaint(resume_with("data", test::some_rows(whole.tiny.folder, "train.jsonl", 11).string()), 2, "data");
+}
+
+TEST(Resume, ADamagedCheckpointIsOneSentence) {
+  const WholeRun whole({});
+  const fs::path checkpoint = whole.tiny.output() / "checkpoint-8";
+  const auto damaged = [&](const std::string& name, const std::string& bytes) {
+    const std::string good = test::slurp(checkpoint / name);
+    std::ofstream(checkpoint / name, std::ios::binary) << bytes;
+    const auto result = whole.tiny.run({{"resume", "auto"}});
+    std::ofstream(checkpoint / name, std::ios::binary) << good;
+    return result;
+  };
+  const auto cut = [&](const std::string& name) {
+    const std::string good = test::slurp(checkpoint / name);
+    return good.substr(0, good.size() / 2);
+  };
+  for (const std::string name : {"adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json", "adapter_config.json"}) {
+    test::expect_complaint(damaged(name, cut(name)), 1, name);
+  }
+  test::expect_complaint(damaged("trainer_state.json", "{\"global_step\": 8}"), 1, "trainer_state.json", "no checkpoint of nibble");
+  test::expect_complaint(damaged("trainer_state.json", "{\"nibble\": {}, \"global_step\": -1}"), 1, "global_step");
+  test::expect_complaint(whole.tiny.run({{"resume", "/nowhere/checkpoint-3"}}), 1, "/nowhere/checkpoint-3");
+}
+
+// The weights and moments of rank 4 take 0.3 and 0.6 MB.
+TEST(Resume, AFullDiskLosesNothing) {
+  const WholeRun whole({});
+  const TinyRun full;
+  const Arguments first = {{"max-steps", "8"}, {"epochs", "2"}};
+  test::RunningProgram program(NIBBLE_PROGRAM, full.command(first));
+  ASSERT_TRUE(wait_for(program, "step 3/8"));
+  program.wait_after(SIGKILL);
+  ASSERT_TRUE(fs::exists(full.output() / "checkpoint-2"));
+  const auto result = full.run({{"resume", "auto"}, {"max-steps", "8"}}, {.largest_file = 500'000});
+  test::expect_complaint(result, 1, "optimizer.safetensors");
+  EXPECT_TRUE(fs::exists(full.output() / "checkpoint-2/trainer_state.json"));
+  EXPECT_EQ(full.run({{"resume", "auto"}, {"max-steps", "8"}}).code, 0);
+  expect_same_result(full.output(), whole.tiny.output());
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,105 @@
+#include "nibble/base/error.h"
+#include "tests/train/golden_run.h"
+
+#include <algorithm>
+
+namespace nibble {
+namespace {
+
+constexpr std::uint64_t steps = 8;
+
+// What a test writes as its own training file: the first rows of the shipped chats.
+std::filesystem::path first_rows(const test::TemporaryFolder& folder, std::size_t count) {
+  std::ifstream in(test::source_path("data/define/train.jsonl"));
+  std::string text;
+  std::string line;
+  for (std::size_t i = 0; i < count && std::getline(in, line); ++i) text += line + "\n";
+  return folder.write("rows.jsonl", text);
+}
+
+test::TrainedCurve run(TrainOptions options, ProductPath path) {
+  const test::TemporaryFolder folder;
+  options.output = folder / "run";
+  options.max_steps = steps;
+  return test::train_curve(options, path);
+}
+
+// Sums in another order differ by f32 roundings; the learning rate of 0.002 lets them grow over the steps.
+void expect_same(const test::TrainedCurve& a, const test::TrainedCurve& b) {
+  ASSERT_EQ(a.steps.size(), b.steps.size());
+  for (std::size_t i = 0; i < a.steps.size(); ++i) {
+    EXPECT_NEAR(a.steps[i].loss / b.steps[i].loss, 1.0, 1e-4) << "step " << i + 1;
+    EXPECT_EQ(a.steps[i].tokens, b.steps[i].tokens) << "step " << i + 1;
+  }
+}
+
+// The run that all others are held against, made once.
+const test::TrainedCurve& sixteen_rows() {
+  static const test::TrainedCurve curve = run(test::golden_options({}), ProductPath::f32);
+  return curve;
+}
+
+TEST(SameCurve, ThroughAccumulation) {
+  TrainOptions options = test::golden_options({});
+  options.batch_size = 4;
+  options.gradient_accumulation = 4;
+  expect_same(run(options, ProductPath::f32), sixteen_rows());
+}
+
+TEST(SameCurve, WithGradientCheckpointing) {
+  TrainOptions options = test::golden_options({});
+  options.gradient_checkpointing = Checkpointing::on;
+  const test::TrainedCurve curve = run(options, ProductPath::f32);
+  EXPECT_LT(curve.plan.memory.activations, sixteen_rows().plan.memory.activations);
+  expect_same(curve, sixteen_rows());
+}
+
+TEST(SameCurve, WithCachedWeights) {
+  TrainOptions options = test::golden_options({});
+  options.residency = Residency::cached;
+  const test::TrainedCurve curve = run(options, ProductPath::f32);
+  EXPECT_GT(curve.plan.memory.decoded_weights, sixteen_rows().plan.memory.decoded_weights);
+  expect_same(curve, sixteen_rows());
+}
+
+TEST(SameCurve, WithSmallHeadChunks) {
+  TrainOptions options = test::golden_options({});
+  options.head_chunk = 64;
+  const test::TrainedCurve curve = run(options, ProductPath::f32);
+  ASSERT_GT(curve.plan.room.labels, 64u);  // so that there are several chunks
+  EXPECT_LT(curve.plan.memory.head, sixteen_rows().plan.memory.head);
+  expect_same(curve, sixteen_rows());
+}
+
+// All rows make one update, packed in several streams that hold them in another order, or all in one.
+TEST(SameCurve, WithPacking) {
+  const test::TemporaryFolder folder;
+  TrainOptions options = test::golden_options({});
+  options.data = first_rows(folder, 24);
+  options.batch_size = 24;
+  const test::TrainedCurve whole = run(options, ProductPath::f32);
+  options.packing = true;
+  options.max_length = 128;
+  options.batch_size = 2;
+  options.gradient_accumulation = 100;
+  const test::TrainedCurve packed = run(options, ProductPath::f32);
+  EXPECT_LE(packed.plan.room.tokens, 256u);
+  EXPECT_LT(packed.plan.room.tokens, whole.plan.room.tokens / 3);
+  EXPECT_EQ(packed.steps.back().epoch, double{steps});
+  expect_same(packed, whole);
+}
+
+// Of the paths with f16 operands, whose products do not depend on how rows share a batch either.
+TEST(SameCurve, ThroughAccumulationInF16) {
+  for (const ProductPath path : test::product_paths()) {
+    if (path != ProductPath::f16) continue;
+    TrainOptions options = test::golden_options({});
+    const test::TrainedCurve whole = run(options, path);
+    options.batch_size = 4;
+    options.gradient_accumulation = 4;
+    expect_same(run(options, path), whole);
+  }
+}
+
+}  // namespace
+}  // namespace nibble

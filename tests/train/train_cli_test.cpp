@@ -1,0 +1,188 @@
+#include "nibble/io/safetensors.h"
+#include "tests/train/tiny_run.h"
+
+#include <algorithm>
+#include <set>
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+using test::expect_complaint;
+using test::TinyRun;
+
+const std::string good_row = R"({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]})";
+
+std::set<std::string> keys(const Json& object) {
+  std::set<std::string> names;
+  for (const auto& [name, value] : object.items()) names.insert(name);
+  return names;
+}
+
+// The command line's parser complains in its own form, with a pointer to --help behind.
+void expect_usage(const test::ProgramResult& result, const std::string& part) {
+  EXPECT_EQ(result.code, 2) << result.err;
+  EXPECT_NE((result.out + result.err).find(part), std::string::npos) << part << " is not in: " << result.out << result.err;
+}
+
+TEST(TrainCli, BadOptionsAreNamed) {
+  const TinyRun tiny;
+  expect_usage(test::run_program(NIBBLE_PROGRAM, {"train", "--data", "x", "--output", "y"}), "--model is required");
+  expect_usage(tiny.run({{"learning-rat", "1"}}), "--learning-rat");
+  expect_usage(tiny.run({{"lora-rank", "0"}}), "--lora-rank");
+  expect_usage(tiny.run({{"batch-size", "-1"}}), "--batch-size");
+  expect_usage(tiny.run({{"lr-scheduler", "step"}}), "--lr-scheduler");
+  expect_usage(tiny.run({{"epochs", "many"}}), "--epochs");
+  expect_complaint(tiny.run({{"target-modules", "q_proj,qq_proj"}}), 2, "--target-modules", "\"qq_proj\"", "all-linear");
+  expect_complaint(tiny.run({{"epochs", "0"}}), 2, "--epochs", "0");
+  expect_complaint(tiny.run({{"learning-rate", "-1"}}), 2, "--learning-rate", "-1");
+  expect_complaint(tiny.run({{"lora-dropout", "1"}}), 2, "--lora-dropout", "1");
+  expect_complaint(tiny.run({{"format", "xml"}}), 2, "xml");
+  expect_complaint(tiny.run({{"gpu", "no such adapter"}}), 2, "no such adapter");
+  EXPECT_FALSE(fs::exists(tiny.output()));
+}
+
+TEST(TrainCli, AValidFractionNeedsSense) {
+  TinyRun tiny;
+  tiny.arguments.erase("valid");
+  expect_complaint(tiny.run({{"valid-fraction", "2"}}), 2, "--valid-fraction", "2", "[0, 1)");
+  expect_complaint(tiny.run({{"valid-fraction", "0.001"}}), 2, "--valid-fraction", "12");
+  expect_complaint(tiny.run({{"early-stopping", "2"}}), 2, "--early-stopping", "--valid");
+  EXPECT_FALSE(fs::exists(tiny.output()));
+}
+
+TEST(TrainCli, MissingFilesAreNamed) {
+  const TinyRun tiny;
+  expect_complaint(tiny.run({{"model", "/nowhere/model"}}), 1, "/nowhere/model");
+  expect_complaint(tiny.run({{"data", "/nowhere/rows.jsonl"}}), 1, "/nowhere/rows.jsonl");
+  expect_complaint(tiny.run({{"valid", "/nowhere/rows.jsonl"}}), 1, "/nowhere/rows.jsonl");
+  expect_complaint(tiny.run({{"init-adapter", "/nowhere/adapter"}}), 1, "/nowhere/adapter");
+  // A folder cannot be made under a file; this holds for root too.
+  const fs::path file = tiny.folder.write("file", "");
+  expect_complaint(tiny.run({{"output", (file / "run").string()}}), 1, file.string());
+  EXPECT_FALSE(fs::exists(tiny.output()));
+}
+
+TEST(TrainCli, BadRowsAreNamedByTheirLine) {
+  const TinyRun tiny;
+  const auto run_with = [&](const std::string& bad_row) {
+    return tiny.run({{"data", tiny.folder.write("bad.jsonl", good_row + "\n" + good_row + "\n" + bad_row + "\n").string()}});
+  };
+  expect_complaint(run_with("{\"messages\": ["), 1, "bad.jsonl:3");
+  expect_complaint(run_with(R"({"messages": [{"role": "wizard", "content": "hi"}, {"role": "assistant", "content": "hello"}]})"), 1,
+                   "bad.jsonl:3", "wizard");
+  expect_complaint(run_with(R"({"messages": [{"role": "user", "content": "hi"}]})"), 1, "bad.jsonl:3");
+  expect_complaint(tiny.run({{"data", tiny.folder.write("bad.jsonl", "").string()}}), 1, "bad.jsonl");
+  expect_complaint(tiny.run({{"max-length", "20"}, {"batch-size", "1"}}), 1, "12", "20", "--overflow", "drop", "cut", "split");
+  EXPECT_FALSE(fs::exists(tiny.output()));
+}
+
+TEST(TrainCli, ADryRunWritesNothing) {
+  const TinyRun tiny;
+  const auto result = tiny.run({{"dry-run", ""}});
+  EXPECT_EQ(result.code, 0) << result.err;
+  for (const std::string part : {"Steps", "Memory", "12 rows", "trainable parameters"}) {
+    EXPECT_NE(result.err.find(part), result.err.npos) << part;
+  }
+  EXPECT_FALSE(fs::exists(tiny.output()));
+}
+
+TEST(TrainCli, MetricsHaveTheirKeys) {
+  const TinyRun tiny;
+  const auto result = tiny.run();
+  ASSERT_EQ(result.code, 0) << result.err;
+  std::vector<std::uint64_t> steps, evaluations;
+  for (const Json& record : test::metrics(tiny.output())) {
+    if (record.contains("eval_loss")) {
+      EXPECT_EQ(keys(record), (std::set<std::string>{"step", "eval_loss", "eval_accuracy", "eval_tokens"}));
+      evaluations.push_back(record["step"]);
+    } else {
+      EXPECT_EQ(keys(record), (std::set<std::string>{"step", "epoch", "loss", "grad_norm", "learning_rate", "tokens",
+                                                     "tokens_per_second", "memory_bytes"}));
+      steps.push_back(record["step"]);
+    }
+  }
+  EXPECT_EQ(steps, (std::vector<std::uint64_t>{1, 2, 3, 4, 5, 6, 7, 8}));
+  EXPECT_EQ(evaluations, (std::vector<std::uint64_t>{3, 6, 8}));  // the last step whatever --eval-every says
+}
+
+TEST(TrainCli, TheConfigRepeatsTheRun) {
+  TinyRun tiny;
+  // A folder that a reader of TOML without quoting and escaping would trip over.
+  const fs::path awkward = tiny.folder / "a \"b\" #c, [d] \\e";
+  fs::create_directory(awkward);
+  fs::copy_file(tiny.arguments["data"], awkward / "rows.jsonl");
+  tiny.arguments["data"] = (awkward / "rows.jsonl").string();
+  tiny.arguments["target-modules"] = "v_proj,down_proj";
+  tiny.arguments["use-rslora"] = "";
+  tiny.arguments["shuffle"] = "off";
+  ASSERT_EQ(tiny.run().code, 0);
+  const std::string config = (tiny.output() / "config.toml").string();
+  const fs::path again = tiny.folder / "again";
+  const auto result = test::run_program(NIBBLE_PROGRAM, {"train", "--config", config, "--output", again.string()});
+  EXPECT_EQ(result.code, 0) << result.err << test::slurp(config);
+  EXPECT_TRUE(test::adapter_bytes(tiny.output()) == test::adapter_bytes(again));
+  EXPECT_EQ(test::timeless_metrics(tiny.output()), test::timeless_metrics(again));
+}
+
+TEST(TrainCli, TheCommandLineWinsOverTheConfig) {
+  const TinyRun tiny;
+  const auto with_config = [&](const std::string& text) {
+    return tiny.run({{"config", tiny.folder.write("c.toml", text).string()}, {"dry-run", ""}});
+  };
+  const auto both = with_config("# A comment.\nlora-rank = 64 # of no effect\nlora-alpha = 48\ntarget-modules = ['q_proj', \"k_proj\"]\n");
+  EXPECT_EQ(both.code, 0) << both.err;
+  EXPECT_NE(both.err.find("rank 4, alpha 48, q_proj, k_proj"), both.err.npos) << both.err;
+  expect_usage(with_config("lora-alpha = 3\nlearning = 3\n"), "c.toml:2");
+  expect_usage(with_config("lora-alpha\n"), "c.toml:1");
+  expect_usage(with_config("lora-alpha = \"3\n"), "c.toml:1");
+  expect_usage(with_config("lora-alpha = many\n"), "c.toml:1");
+  expect_usage(with_config("warmup-ratio = 3\n"), "--warmup-ratio");
+  expect_usage(tiny.run({{"config", "/nowhere.toml"}}), "/nowhere.toml");
+}
+
+TEST(TrainCli, StopsEarly) {
+  const TinyRun tiny;
+  // At a rate of 0 no evaluation after the first is better.
+  const auto result = tiny.run({{"learning-rate", "0"}, {"eval-every", "1"}, {"early-stopping", "2"}});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.err.find("Stopped early at step 3"), result.err.npos) << result.err;
+  EXPECT_EQ(test::metrics(tiny.output()).back()["step"], 3);
+  EXPECT_TRUE(fs::exists(tiny.output() / "checkpoint-3"));
+  EXPECT_EQ(read_json_file(tiny.output() / "checkpoint-3/trainer_state.json")["best_global_step"], 1);
+}
+
+TEST(TrainCli, TheAdapterHasPeftsForm) {
+  const TinyRun tiny;
+  const auto result = tiny.run({{"lora-rank", "8"}, {"lora-alpha", "16"}, {"max-steps", "1"}});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const fs::path reference = test::source_path("tests/golden/tiny/adapter_trained");
+  const SafetensorsFile ours(tiny.output() / "adapter_model.safetensors"), theirs(reference / "adapter_model.safetensors");
+  ASSERT_EQ(ours.tensors().size(), theirs.tensors().size());
+  for (const auto& [name, tensor] : theirs.tensors()) {
+    const TensorInfo* own = ours.find(name);
+    ASSERT_NE(own, nullptr) << name;
+    EXPECT_EQ(own->shape, tensor.shape) << name;
+    EXPECT_EQ(own->dtype_name, tensor.dtype_name) << name;
+  }
+  const Json own_config = read_json_file(tiny.output() / "adapter_config.json");
+  const Json their_config = read_json_file(reference / "adapter_config.json");
+  for (const auto& [name, value] : own_config.items()) {
+    ASSERT_TRUE(their_config.contains(name)) << name;
+    if (name == "base_model_name_or_path" || name == "target_modules") continue;
+    EXPECT_EQ(value, their_config[name]) << name;
+  }
+  const auto sorted = [](const Json& names) { return std::set<std::string>(names.begin(), names.end()); };
+  EXPECT_EQ(sorted(own_config["target_modules"]), sorted(their_config["target_modules"]));
+}
+
+TEST(TrainCli, ADivergedRunNamesTheStepAndKeepsTheCheckpoint) {
+  const TinyRun tiny;
+  const auto result = tiny.run({{"learning-rate", "1e30"}, {"save-every", "1"}, {"warmup-steps", "1"}});
+  expect_complaint(result, 4, "Step 3", "row", tiny.arguments.at("data"), "The last checkpoint is", "checkpoint-");
+  EXPECT_TRUE(fs::exists(tiny.output() / "checkpoint-1/trainer_state.json"));
+  EXPECT_TRUE(fs::exists(tiny.output() / "checkpoint-1/optimizer.safetensors"));
+}
+
+}  // namespace
+}  // namespace nibble
