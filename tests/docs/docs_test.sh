@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# docs_test.sh NIBBLE: docs/options.md is what the program's --help says, and every path that a document names exists.
+
+set -euo pipefail
+nibble=$(realpath "$1")
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
+failures=0
+
+if ! diff -u docs/options.md <("tools/options_doc" "$nibble"); then
+  echo "FAILED: docs/options.md is not what --help says; make it anew: tools/options_doc build/nibble >docs/options.md"
+  failures=1
+fi
+
+for document in README.md HACKING.md docs/*.md examples/*/README.md; do
+  folder=$(dirname "$document")
+  # Words in backticks that begin with a folder of the repository and have no part to be filled in (OP, <x>, *).
+  for path in $(grep -oE '`(nibble|tests|tools|bench|docs|cmake|examples|models|data)/[^` ]*`' "$document" | tr -d '`' |
+    grep -vE '[A-Z<*]' | sort -u); do
+    [[ -e $path ]] || { echo "FAILED: $document names $path, which is not there." && failures=1; }
+  done
+  for link in $(grep -oE '\]\([^)#:]+\)' "$document" | sed 's/^](//; s/)$//' | sort -u); do
+    [[ -e $folder/$link ]] || { echo "FAILED: $document links to $link, which is not there." && failures=1; }
+  done
+done
+exit $failures
