@@ -11,7 +11,7 @@ namespace {
 
 void train_three_steps(const char* model, const char* data, const char* output) {
   nibble::gpu::Device device;  // the best GPU there is
-  const nibble::ProductPath path = nibble::best_path(device.info());
+  const nibble::ProductPath path = nibble::fastest_path(device.info());
   fmt::print("{}\n", device.info().name);
 
   nibble::TrainOptions options;
