@@ -204,9 +204,10 @@ std::vector<gpu::AdapterInfo> chosen_adapters(const std::string& wanted) {
 }
 
 int run(const DoctorFlags& flags) {
+  const auto infos = chosen_adapters(flags.gpu);
   std::vector<Examination> all;
   if (!flags.json) fmt::print("nibble {}\n\nAdapters, best first\n", NIBBLE_VERSION);
-  for (const auto& info : chosen_adapters(flags.gpu)) {
+  for (const auto& info : infos) {
     all.push_back(examine(info, !flags.no_test));
     if (!flags.json) print(all.back(), !flags.no_test);
     std::fflush(stdout);
