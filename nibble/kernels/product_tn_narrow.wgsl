@@ -17,6 +17,33 @@ fn w_at(m: u32, i: u32) -> vec4<f32> {
   return kept(m, 4u * i, vec4<f32>(w[m * (params.inputs / 4u) + i]));
 }
 
+// Adds up what the invocations of a part have, for the narrow operand's vector `vector`, and writes four neighbours of the
+// result's row: elements of a wide vector, or of a narrow one.
+fn write_total(group: vec3<u32>, index: u32, wide_length: u32, narrow_length: u32, vector: u32) {
+  var total = vec4<f32>();
+  var at = 0u;
+  var column = 0u;
+  if (WIDE_X) {
+    column = index / 4u;
+    for (var l = 0u; l < LANES_M; l++) {
+      let start = l * LANES_N + column;
+      let next = LANES_M * LANES_N;
+      total += vec4<f32>(shares[start][index % 4u], shares[start + next][index % 4u], shares[start + 2u * next][index % 4u],
+                         shares[start + 3u * next][index % 4u]);
+    }
+    at = (group.z * params.outputs + 4u * (group.x * LANES_N + column) + index % 4u) * narrow_length + vector;
+  } else {
+    column = index % LANES_N;
+    for (var l = 0u; l < LANES_M; l++) {
+      total += shares[(index / LANES_N * LANES_M + l) * LANES_N + column];
+    }
+    at = (group.z * params.outputs + 4u * (vector) + index / LANES_N) * wide_length + group.x * LANES_N + column;
+  }
+  if (group.x * LANES_N + column < wide_length && vector < narrow_length) {
+    y[at] = select(vec4<f32>(), y[at], ACCUMULATE) + params.scale * total;
+  }
+}
+
 @compute @workgroup_size(LANES_N, LANES_M)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>,
         @builtin(local_invocation_index) index: u32) {
@@ -61,29 +88,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     }
     workgroupBarrier();
     if (index < 4u * LANES_N) {
-      // Four neighbours of the result's row: elements of a wide vector, or of a narrow one.
-      var total = vec4<f32>();
-      var at = 0u;
-      var column = 0u;
-      if (WIDE_X) {
-        column = index / 4u;
-        for (var l = 0u; l < LANES_M; l++) {
-          let start = l * LANES_N + column;
-          let next = LANES_M * LANES_N;
-          total += vec4<f32>(shares[start][index % 4u], shares[start + next][index % 4u], shares[start + 2u * next][index % 4u],
-                             shares[start + 3u * next][index % 4u]);
-        }
-        at = (group.z * params.outputs + 4u * (group.x * LANES_N + column) + index % 4u) * narrow_length + narrow + j;
-      } else {
-        column = index % LANES_N;
-        for (var l = 0u; l < LANES_M; l++) {
-          total += shares[(index / LANES_N * LANES_M + l) * LANES_N + column];
-        }
-        at = (group.z * params.outputs + 4u * (narrow + j) + index / LANES_N) * wide_length + group.x * LANES_N + column;
-      }
-      if (group.x * LANES_N + column < wide_length && narrow + j < narrow_length) {
-        y[at] = select(vec4<f32>(), y[at], ACCUMULATE) + params.scale * total;
-      }
+      write_total(group, index, wide_length, narrow_length, narrow + j);
     }
     workgroupBarrier();
   }
