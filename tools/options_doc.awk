@@ -28,7 +28,8 @@ function describe(spec,   several, at) {
     gsub(/,/, ", ", value)
   } else if (match(spec, /in \[.*\]/)) {
     value = substr(spec, RSTART + 4, RLENGTH - 5)
-    sub(/ - /, " to ", value)
+    split(value, bound, " - ")
+    value = bound[2] + 0 < 1e9 ? bound[1] " to " bound[2] : "from " bound[1]
   } else if (spec ~ /NONNEGATIVE/) {
     value = "number from 0"
   } else if (spec ~ /^U?INT/) {
@@ -48,6 +49,14 @@ function heading(title) {
 }
 /^Usage:/ { body = 1; next }
 /^Subcommands:/ { flush(); exit }
+# What a verb takes as input: "/reset  begins anew".
+!body && match($0, /^\/[^ ]+( [A-Zon]+)? +/) {
+  item = substr($0, 1, RLENGTH)
+  rest = substr($0, RLENGTH + 1)
+  sub(/ +$/, "", item)
+  print (listed++ ? "" : "\n") "- `" item "`: " rest
+  next
+}
 !body { if ($0 != "") print (blank++ ? "" : "\n") $0; next }
 match($0, /^ *\[Option Group: .*\]/) {
   title = $0
