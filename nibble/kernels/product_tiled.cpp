@@ -34,6 +34,10 @@ constexpr std::uint32_t busy_narrow_groups = 256, busy_wide_groups = 512;
 // The widest result, or operand of a TN product, that the narrow kernels take, and what makes sharing the sums worth it.
 constexpr std::uint32_t narrow_columns = 64, narrow_inner = 256;
 
+// Vectors of the narrow operand of a TN product that an invocation takes. With 4 an H100 needs three to seven times as long,
+// as if the sums left its registers.
+constexpr std::uint32_t narrow_vectors = 2;
+
 // A result of rows x columns summed over `inner`; `vectors`: columns are taken in vectors where they are many.
 struct Size {
   std::uint32_t rows, columns, inner;
@@ -65,11 +69,11 @@ Tile make_tile(gpu::AdapterType adapter, const Size& size) {
   return tile;
 }
 
-// 256 invocations to whom a result of a LoRA's rank falls.
+// 256 invocations to whom a result of a LoRA's rank falls. More than 8 rows of sums each were no faster.
 Tile make_narrow_tile(const Size& size) {
   const std::uint32_t lanes_n = std::bit_ceil(groups(size.columns, 4));
   Tile tile{.kind = Tile::Kind::narrow, .lanes_k = 256 / lanes_n, .lanes_n = lanes_n, .lanes_m = 1,
-            .tile_n = size.vectors ? 1u : 4u, .tile_m = 16, .width = size.vectors ? 4u : 1u, .step = size.vectors ? 4u : 1u};
+            .tile_n = size.vectors ? 1u : 4u, .tile_m = 8, .width = size.vectors ? 4u : 1u, .step = size.vectors ? 4u : 1u};
   split_rows(tile, size, 4, busy_narrow_groups);
   return tile;
 }
@@ -240,7 +244,7 @@ PlanTN plan_tn(gpu::AdapterType adapter, std::uint32_t rows, std::uint32_t outpu
     plan.parts = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(busy / tiles, 1, std::max(1u, rows / least_rows)));
   };
   if (narrow_tn(adapter, outputs, inputs)) {
-    const std::uint32_t narrow = std::min(outputs, inputs), vectors = std::min(4u, groups(narrow, 4));
+    const std::uint32_t narrow = std::min(outputs, inputs), vectors = std::min(narrow_vectors, groups(narrow, 4));
     plan.tile = {.kind = Tile::Kind::narrow, .lanes_n = 32, .lanes_m = 8, .tile_n = vectors, .width = 4, .step = 4};
     plan.wide_x = outputs > inputs;
     cut(std::uint64_t{groups(std::max(outputs, inputs), 128)} * groups(narrow, 4 * vectors), busy_narrow_groups,
