@@ -119,7 +119,7 @@ Plan decode_plan(std::uint32_t head_dim) {
 AttentionVariant usual_variant(const gpu::Device& device) {
   if (device.info().type == gpu::AdapterType::software) return AttentionVariant::rows;
   const auto& limits = device.info().limits;
-  const bool large = limits.workgroup_storage >= 32768 && limits.workgroup_invocations >= 256;
+  const bool large = limits.workgroup_storage >= 32768 && limits.workgroup_invocations >= 128;
   return large ? AttentionVariant::tiles : AttentionVariant::small_tiles;
 }
 

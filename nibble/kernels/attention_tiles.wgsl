@@ -3,8 +3,8 @@
 // workgroup memory: `products` (rows . columns over the head dimension, slices of 16) gives scores, `accumulate` (a
 // tile of weights times the columns' rows) adds to the results. Formulas and layouts: attention.h.
 //
-// The SIDE x SIDE invocations: invocation (across, down) owns rows down + SIDE r for r < 4, and of a tile the columns
-// 4 across to 4 across + 3, of the results the vectors across + SIDE c for c < RESULTS.
+// The ACROSS x DOWN invocations: invocation (across, down) owns rows down + DOWN r for r < ROWS, and of a tile the columns
+// 4 across to 4 across + 3, of the results the vectors across + ACROSS c for c < RESULTS.
 //
 // Prelude: HEAD_DIM, a multiple of 16; BLOCK, 32 or 64; STAGE_ROWS, the rows staged at a time in `accumulate`: a power
 // of two from 4 to BLOCK, with STAGE_ROWS * VECTORS <= STAGE_SIZE.
@@ -30,13 +30,18 @@
 @group(0) @binding(8) var<storage, read_write> dk: array<vec4<f32>>;
 @group(0) @binding(9) var<storage, read_write> dv: array<vec4<f32>>;
 
-const SIDE = BLOCK / 4u;
-const INVOCATIONS = SIDE * SIDE;
-const RESULTS = (VECTORS + SIDE - 1u) / SIDE;
+const ROWS = 8u;                    // of 8, an invocation reads workgroup memory half as often as of 4
+const ACROSS = BLOCK / 4u;
+const DOWN = BLOCK / ROWS;
+const INVOCATIONS = ACROSS * DOWN;
+const RESULTS = (VECTORS + ACROSS - 1u) / ACROSS;
 const SLICE = 4u;                   // vectors of the head dimension staged at a time
 const SLICE_STRIDE = SLICE + 1u;    // one more keeps neighbouring rows in different banks
 const STAGE_SIZE = 2u * BLOCK * SLICE_STRIDE;
 const WEIGHT_STRIDE = BLOCK / 4u + 1u;
+const LOADS = BLOCK * SLICE / INVOCATIONS;  // vectors that an invocation fetches of each operand of `products`
+const LOAD_ROWS = INVOCATIONS / SLICE;
+const SOURCE_LOADS = (STAGE_ROWS * VECTORS + INVOCATIONS - 1u) / INVOCATIONS;  // and of the source of `accumulate`
 const PARTS = INVOCATIONS / BLOCK;  // invocations that share a row of the tile in the softmax
 
 var<workgroup> stage: array<vec4<f32>, STAGE_SIZE>;
@@ -44,8 +49,8 @@ var<workgroup> weights: array<vec4<f32>, BLOCK * WEIGHT_STRIDE>;
 var<workgroup> partial: array<f32, INVOCATIONS>;
 var<workgroup> row_factor: array<f32, BLOCK>;
 
-alias Tile = array<vec4<f32>, 4>;
-alias Results = array<array<vec4<f32>, RESULTS>, 4>;
+alias Tile = array<vec4<f32>, ROWS>;
+alias Results = array<array<vec4<f32>, RESULTS>, ROWS>;
 
 // BLOCK rows in a tensor: those from `count` > 0 on repeat the last.
 struct Rows {
@@ -58,34 +63,57 @@ fn row_at(rows: Rows, row: u32) -> u32 {
   return rows.first + min(row, rows.count - 1u) * rows.stride;
 }
 
-// Column 4 a + b of a tile lies in slot b SIDE + a, so that neighbours across read neighbouring slots.
+// Column 4 a + b of a tile lies in slot b ACROSS + a, so that neighbours across read neighbouring slots.
 fn slot_of(column: u32) -> u32 {
-  return BLOCK * SLICE_STRIDE + ((column & 3u) * SIDE + (column >> 2u)) * SLICE_STRIDE;
+  return BLOCK * SLICE_STRIDE + ((column & 3u) * ACROSS + (column >> 2u)) * SLICE_STRIDE;
 }
 
-// Dot products of the invocation's 4 rows and 4 columns.
+// sum + a . b in the order of the elements.
+fn dot_add(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
+  return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum))));
+}
+
+// Dot products of the invocation's rows and 4 columns.
 fn products(invocation: u32, left: ptr<storage, array<vec4<f32>>, read>, rows: Rows,
             right: ptr<storage, array<vec4<f32>>, read>, columns: Rows) -> Tile {
-  let across = invocation % SIDE;
-  let down = invocation / SIDE;
+  let across = invocation % ACROSS;
+  let down = invocation / ACROSS;
   var result: Tile;
+  // The next slice is on its way while one is worked on.
+  let part_of = invocation % SLICE;
+  var at_left: array<u32, LOADS>;
+  var at_right: array<u32, LOADS>;
+  var next_left: array<vec4<f32>, LOADS>;
+  var next_right: array<vec4<f32>, LOADS>;
+  for (var n = 0u; n < LOADS; n++) {
+    at_left[n] = row_at(rows, invocation / SLICE + LOAD_ROWS * n) + part_of;
+    at_right[n] = row_at(columns, invocation / SLICE + LOAD_ROWS * n) + part_of;
+    next_left[n] = left[at_left[n]];
+    next_right[n] = right[at_right[n]];
+  }
   for (var slice = 0u; slice < VECTORS; slice += SLICE) {
     workgroupBarrier();
-    for (var i = invocation; i < BLOCK * SLICE; i += INVOCATIONS) {
-      let row = i / SLICE;
-      let part = i % SLICE;
-      stage[row * SLICE_STRIDE + part] = left[row_at(rows, row) + slice + part];
-      stage[slot_of(row) + part] = right[row_at(columns, row) + slice + part];
+    for (var n = 0u; n < LOADS; n++) {
+      let row = invocation / SLICE + LOAD_ROWS * n;
+      stage[row * SLICE_STRIDE + part_of] = next_left[n];
+      stage[slot_of(row) + part_of] = next_right[n];
     }
     workgroupBarrier();
+    if (slice + SLICE < VECTORS) {
+      for (var n = 0u; n < LOADS; n++) {
+        next_left[n] = left[at_left[n] + slice + SLICE];
+        next_right[n] = right[at_right[n] + slice + SLICE];
+      }
+    }
     for (var part = 0u; part < SLICE; part++) {
       let b0 = stage[slot_of(4u * across) + part];
       let b1 = stage[slot_of(4u * across + 1u) + part];
       let b2 = stage[slot_of(4u * across + 2u) + part];
       let b3 = stage[slot_of(4u * across + 3u) + part];
-      for (var r = 0u; r < 4u; r++) {
-        let a = stage[(down + SIDE * r) * SLICE_STRIDE + part];
-        result[r] += vec4<f32>(dot(a, b0), dot(a, b1), dot(a, b2), dot(a, b3));
+      for (var r = 0u; r < ROWS; r++) {
+        let a = stage[(down + DOWN * r) * SLICE_STRIDE + part];
+        result[r] = vec4<f32>(dot_add(a, b0, result[r].x), dot_add(a, b1, result[r].y), dot_add(a, b2, result[r].z),
+                              dot_add(a, b3, result[r].w));
       }
     }
   }
@@ -95,27 +123,41 @@ fn products(invocation: u32, left: ptr<storage, array<vec4<f32>>, read>, rows: R
 // results += weights times the tile's columns. Begins with a barrier, after which `weights` must be complete.
 fn accumulate(invocation: u32, results: ptr<function, Results>, source: ptr<storage, array<vec4<f32>>, read>,
               columns: Rows) {
-  let across = invocation % SIDE;
-  let down = invocation / SIDE;
+  let across = invocation % ACROSS;
+  let down = invocation / ACROSS;
+  var next: array<vec4<f32>, SOURCE_LOADS>;
+  for (var n = 0u; n < SOURCE_LOADS; n++) {
+    let i = invocation + INVOCATIONS * n;
+    next[n] = source[row_at(columns, i / VECTORS) + i % VECTORS];
+  }
   for (var first = 0u; first < BLOCK; first += STAGE_ROWS) {
     workgroupBarrier();
-    for (var i = invocation; i < STAGE_ROWS * VECTORS; i += INVOCATIONS) {
-      stage[i] = source[row_at(columns, first + i / VECTORS) + i % VECTORS];
+    for (var n = 0u; n < SOURCE_LOADS; n++) {
+      let i = invocation + INVOCATIONS * n;
+      if (i < STAGE_ROWS * VECTORS) {
+        stage[i] = next[n];
+      }
     }
     workgroupBarrier();
+    if (first + STAGE_ROWS < BLOCK) {
+      for (var n = 0u; n < SOURCE_LOADS; n++) {
+        let i = invocation + INVOCATIONS * n;
+        next[n] = source[row_at(columns, first + STAGE_ROWS + i / VECTORS) + i % VECTORS];
+      }
+    }
     for (var four = 0u; four < STAGE_ROWS / 4u; four++) {
       var w: Tile;
-      for (var r = 0u; r < 4u; r++) {
-        w[r] = weights[(down + SIDE * r) * WEIGHT_STRIDE + first / 4u + four];
+      for (var r = 0u; r < ROWS; r++) {
+        w[r] = weights[(down + DOWN * r) * WEIGHT_STRIDE + first / 4u + four];
       }
       for (var c = 0u; c < RESULTS; c++) {
-        let at = 4u * four * VECTORS + min(across + SIDE * c, VECTORS - 1u);
+        let at = 4u * four * VECTORS + min(across + ACROSS * c, VECTORS - 1u);
         let b0 = stage[at];
         let b1 = stage[at + VECTORS];
         let b2 = stage[at + 2u * VECTORS];
         let b3 = stage[at + 3u * VECTORS];
-        for (var r = 0u; r < 4u; r++) {
-          (*results)[r][c] += w[r].x * b0 + w[r].y * b1 + w[r].z * b2 + w[r].w * b3;
+        for (var r = 0u; r < ROWS; r++) {
+          (*results)[r][c] = fma(w[r].wwww, b3, fma(w[r].zzzz, b2, fma(w[r].yyyy, b1, fma(w[r].xxxx, b0, (*results)[r][c]))));
         }
       }
     }
@@ -123,8 +165,8 @@ fn accumulate(invocation: u32, results: ptr<function, Results>, source: ptr<stor
 }
 
 fn set_weights(invocation: u32, tile: Tile) {
-  for (var r = 0u; r < 4u; r++) {
-    weights[(invocation / SIDE + SIDE * r) * WEIGHT_STRIDE + invocation % SIDE] = tile[r];
+  for (var r = 0u; r < ROWS; r++) {
+    weights[(invocation / ACROSS + DOWN * r) * WEIGHT_STRIDE + invocation % ACROSS] = tile[r];
   }
 }
 
@@ -188,11 +230,11 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
   let first = params.first_token + (groups.x - 1u - group.x) * BLOCK;
   let count = min(BLOCK, params.last_token - first);
   let queries = Rows((group.y * params.tokens + first) * VECTORS, VECTORS, count);
-  let down = invocation / SIDE;
-  var begins: array<u32, 4>;
-  var ends: array<u32, 4>;
-  for (var r = 0u; r < 4u; r++) {
-    let query = first + min(down + SIDE * r, count - 1u);
+  let down = invocation / ACROSS;
+  var begins: array<u32, ROWS>;
+  var ends: array<u32, ROWS>;
+  for (var r = 0u; r < ROWS; r++) {
+    let query = first + min(down + DOWN * r, count - 1u);
     begins[r] = key_begin[query];
     ends[r] = key_end[query];
   }
@@ -203,8 +245,8 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
   for (var key = key_begin[first]; key < end; key += BLOCK) {
     let keys = Rows(key_rows(group.y) + key * VECTORS, VECTORS, end - key);
     var tile = products(invocation, &q, queries, &k, keys);
-    let number = key + 4u * (invocation % SIDE) + vec4<u32>(0u, 1u, 2u, 3u);
-    for (var r = 0u; r < 4u; r++) {
+    let number = key + 4u * (invocation % ACROSS) + vec4<u32>(0u, 1u, 2u, 3u);
+    for (var r = 0u; r < ROWS; r++) {
       let met = (number >= vec4<u32>(begins[r])) & (number < vec4<u32>(ends[r]));
       tile[r] = select(vec4<f32>(LOWEST), tile[r] * params.scale, met);
     }
@@ -212,9 +254,9 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
     workgroupBarrier();
     softmax = softmax_step(invocation, softmax);
     workgroupBarrier();
-    for (var r = 0u; r < 4u; r++) {
+    for (var r = 0u; r < ROWS; r++) {
       for (var c = 0u; c < RESULTS; c++) {
-        results[r][c] *= row_factor[down + SIDE * r];
+        results[r][c] *= row_factor[down + DOWN * r];
       }
     }
     accumulate(invocation, &results, &v, keys);
@@ -224,10 +266,10 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
   if (invocation % PARTS == 0u && invocation / PARTS < count) {
     lse_out[query_entry(first + invocation / PARTS, group.y)] = row_lse;
   }
-  for (var r = 0u; r < 4u; r++) {
-    let own = down + SIDE * r;
+  for (var r = 0u; r < ROWS; r++) {
+    let own = down + DOWN * r;
     for (var c = 0u; c < RESULTS; c++) {
-      let column = invocation % SIDE + SIDE * c;
+      let column = invocation % ACROSS + ACROSS * c;
       if (own < count && column < VECTORS) {
         o[token_row(first + own, group.y) + column] = results[r][c] * row_factor[own];
       }
@@ -242,13 +284,13 @@ fn query_gradients(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
   let count = min(BLOCK, params.last_token - first);
   let queries = Rows((group.y * params.tokens + first) * VECTORS, VECTORS, count);
   let queries_d_o = Rows(token_row(first, group.y), params.heads * VECTORS, count);
-  let down = invocation / SIDE;
-  var begins: array<u32, 4>;
-  var ends: array<u32, 4>;
-  var own_lse: array<f32, 4>;
-  var own_delta: array<f32, 4>;
-  for (var r = 0u; r < 4u; r++) {
-    let query = first + min(down + SIDE * r, count - 1u);
+  let down = invocation / ACROSS;
+  var begins: array<u32, ROWS>;
+  var ends: array<u32, ROWS>;
+  var own_lse: array<f32, ROWS>;
+  var own_delta: array<f32, ROWS>;
+  for (var r = 0u; r < ROWS; r++) {
+    let query = first + min(down + DOWN * r, count - 1u);
     begins[r] = key_begin[query];
     ends[r] = key_end[query];
     own_lse[r] = query_lse[query_entry(query, group.y)];
@@ -261,8 +303,8 @@ fn query_gradients(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
     let keys = Rows(key_rows(group.y) + key * VECTORS, VECTORS, end - key);
     let score = products(invocation, &q, queries, &k, keys);
     var tile = products(invocation, &query_d_o, queries_d_o, &v, keys);
-    let number = key + 4u * (invocation % SIDE) + vec4<u32>(0u, 1u, 2u, 3u);
-    for (var r = 0u; r < 4u; r++) {
+    let number = key + 4u * (invocation % ACROSS) + vec4<u32>(0u, 1u, 2u, 3u);
+    for (var r = 0u; r < ROWS; r++) {
       let met = (number >= vec4<u32>(begins[r])) & (number < vec4<u32>(ends[r]));
       let p = select(vec4<f32>(), exp(min(score[r] * params.scale - own_lse[r], vec4<f32>())), met);
       tile[r] = p * (tile[r] - own_delta[r]);
@@ -271,10 +313,10 @@ fn query_gradients(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
     accumulate(invocation, &results, &k, keys);
   }
 
-  for (var r = 0u; r < 4u; r++) {
-    let own = down + SIDE * r;
+  for (var r = 0u; r < ROWS; r++) {
+    let own = down + DOWN * r;
     for (var c = 0u; c < RESULTS; c++) {
-      let column = invocation % SIDE + SIDE * c;
+      let column = invocation % ACROSS + ACROSS * c;
       if (own < count && column < VECTORS) {
         dq[queries.first + own * VECTORS + column] = results[r][c] * params.scale;
       }
@@ -288,12 +330,12 @@ fn key_gradients(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
   let first = group.x * BLOCK;
   let count = min(BLOCK, params.tokens - first);
   let keys = Rows((group.y * params.capacity + first) * VECTORS, VECTORS, count);
-  let down = invocation / SIDE;
+  let down = invocation / ACROSS;
   let begin = max(first, params.first_token);
   let end = min(query_end[first + count - 1u], params.last_token);
-  var ends: array<u32, 4>;
-  for (var r = 0u; r < 4u; r++) {
-    ends[r] = min(end, query_end[first + min(down + SIDE * r, count - 1u)]);
+  var ends: array<u32, ROWS>;
+  for (var r = 0u; r < ROWS; r++) {
+    ends[r] = min(end, query_end[first + min(down + DOWN * r, count - 1u)]);
   }
 
   var results_k: Results;
@@ -304,13 +346,13 @@ fn key_gradients(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
       let queries_d_o = Rows(token_row(query, head), params.heads * VECTORS, end - query);
       let score = products(invocation, &k, keys, &q, queries);
       var tile = products(invocation, &v, keys, &d_o, queries_d_o);
-      let number = query + 4u * (invocation % SIDE) + vec4<u32>(0u, 1u, 2u, 3u);
+      let number = query + 4u * (invocation % ACROSS) + vec4<u32>(0u, 1u, 2u, 3u);
       let entry = query_entry(0u, head) + min(number, vec4<u32>(end - 1u));
       let lse4 = vec4<f32>(lse[entry.x], lse[entry.y], lse[entry.z], lse[entry.w]);
       let delta4 = vec4<f32>(delta[entry.x], delta[entry.y], delta[entry.z], delta[entry.w]);
       var p: Tile;
-      for (var r = 0u; r < 4u; r++) {
-        let met = (number >= vec4<u32>(first + down + SIDE * r)) & (number < vec4<u32>(ends[r]));
+      for (var r = 0u; r < ROWS; r++) {
+        let met = (number >= vec4<u32>(first + down + DOWN * r)) & (number < vec4<u32>(ends[r]));
         p[r] = select(vec4<f32>(), exp(min(score[r] * params.scale - lse4, vec4<f32>())), met);
         tile[r] = p[r] * (tile[r] - delta4);
       }
@@ -322,10 +364,10 @@ fn key_gradients(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     }
   }
 
-  for (var r = 0u; r < 4u; r++) {
-    let own = down + SIDE * r;
+  for (var r = 0u; r < ROWS; r++) {
+    let own = down + DOWN * r;
     for (var c = 0u; c < RESULTS; c++) {
-      let column = invocation % SIDE + SIDE * c;
+      let column = invocation % ACROSS + ACROSS * c;
       if (own < count && column < VECTORS) {
         let at = keys.first + own * VECTORS + column;
         var before_k = vec4<f32>();
