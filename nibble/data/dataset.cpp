@@ -200,8 +200,8 @@ void Dataset::add_piece(const Example& row, Record record) {
 void Dataset::check_overflow() const {
   if (options_.overflow != Overflow::error || counts_.over_long_rows == 0) return;
   fail<DataError>(where,
-                  "{}: {} of {} rows have more than {} tokens (the longest {}; the first in line {}). Raise the length "
-                  "or choose what happens to them: drop, cut or split.",
+                  "{}: {} of {} rows have more than {} tokens (the longest {}; the first in line {}). Raise "
+                  "--max-length, or choose --overflow drop, cut or split.",
                   file_.path().string(), counts_.over_long_rows, counts_.rows, options_.max_length,
                   counts_.longest_row, first_over_long_);
 }

@@ -62,13 +62,15 @@ TrainResult TrainingRun::run() {
   if (!stopped && state_.step < state_.total_steps) ahead_ = next_input();
   while (!stopped && state_.step < state_.total_steps) {
     step(std::exchange(ahead_, {}));
-    if (due(setup_.plan.eval_every)) evaluate_now();
+    const bool last = state_.step == state_.total_steps;
+    // Before saving, so that the last checkpoint knows of it.
+    if (last || due(setup_.plan.eval_every)) evaluate_now();
     if (due(setup_.plan.save_every)) save_now();
     if (early_stop()) {
       result_.end = TrainEnd::stopped_early;
       break;
     }
-    if (setup_.events.stop_requested && setup_.events.stop_requested()) {
+    if (!last && setup_.events.stop_requested && setup_.events.stop_requested()) {
       result_.end = TrainEnd::interrupted;
       break;
     }

@@ -4,7 +4,6 @@
 
 #include <fcntl.h>
 #include <signal.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,35 +13,25 @@
 namespace nibble::test {
 
 struct ProgramResult {
-  int code = -1;    // exit code; -1 where a signal ended it
-  int signal = 0;   // that ended it
+  int code = -1;   // exit code; -1 where a signal ended it
+  int signal = 0;  // that ended it
   std::string out, err;
-};
-
-struct ProgramOptions {
-  std::string input;               // standard input
-  rlim_t largest_file = RLIM_INFINITY;  // writing beyond fails, as on a full disk
 };
 
 // A program under test while it runs; killed at the end where it still does.
 class RunningProgram {
  public:
-  RunningProgram(const std::filesystem::path& program, std::vector<std::string> arguments, const ProgramOptions& options = {}) {
-    const std::string in = folder_.write("in", options.input), out = folder_ / "out", err = folder_ / "err";
+  RunningProgram(const std::filesystem::path& program, std::vector<std::string> arguments, const std::string& input = {}) {
+    const std::string in = folder_.write("in", input), out = folder_.write("out", ""), err = folder_.write("err", "");
     arguments.insert(arguments.begin(), program.string());
     std::vector<char*> argv;
     for (std::string& argument : arguments) argv.push_back(argument.data());
     argv.push_back(nullptr);
     child_ = ::fork();
     if (child_ != 0) return;
-    const rlimit limit{options.largest_file, options.largest_file};
-    if (options.largest_file != RLIM_INFINITY) {
-      ::signal(SIGXFSZ, SIG_IGN);
-      ::setrlimit(RLIMIT_FSIZE, &limit);
-    }
     ::dup2(::open(in.c_str(), O_RDONLY), 0);
-    ::dup2(::open(out.c_str(), O_WRONLY | O_CREAT, 0600), 1);
-    ::dup2(::open(err.c_str(), O_WRONLY | O_CREAT, 0600), 2);
+    ::dup2(::open(out.c_str(), O_WRONLY), 1);
+    ::dup2(::open(err.c_str(), O_WRONLY), 2);
     ::execv(argv[0], argv.data());
     ::_exit(127);
   }
@@ -71,7 +60,8 @@ class RunningProgram {
     return ::waitid(P_PID, static_cast<id_t>(child_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == 0;
   }
   // What it has said so far.
-  std::string err() const { return std::filesystem::exists(folder_ / "err") ? slurp(folder_ / "err") : std::string(); }
+  std::string err() const { return slurp(folder_ / "err"); }
+  pid_t pid() const { return child_; }
 
  private:
   TemporaryFolder folder_;
@@ -79,8 +69,8 @@ class RunningProgram {
 };
 
 inline ProgramResult run_program(const std::filesystem::path& program, const std::vector<std::string>& arguments,
-                                 const ProgramOptions& options = {}) {
-  return RunningProgram(program, arguments, options).wait();
+                                 const std::string& input = {}) {
+  return RunningProgram(program, arguments, input).wait();
 }
 
 }  // namespace nibble::test

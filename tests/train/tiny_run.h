@@ -43,9 +43,7 @@ struct TinyRun {
     }
     return words;
   }
-  ProgramResult run(const Arguments& changes = {}, const ProgramOptions& options = {}) const {
-    return run_program(NIBBLE_PROGRAM, command(changes), options);
-  }
+  ProgramResult run(const Arguments& changes = {}) const { return run_program(NIBBLE_PROGRAM, command(changes)); }
 };
 
 inline std::string adapter_bytes(const std::filesystem::path& folder) { return slurp(folder / "adapter_model.safetensors"); }
@@ -73,7 +71,7 @@ template <typename... Parts>
 void expect_complaint(const ProgramResult& result, int code, const Parts&... parts) {
   EXPECT_EQ(result.code, code) << result.err;
   EXPECT_EQ(result.signal, 0);
-  const std::size_t start = result.err.rfind("nibble: ");
+  const std::size_t start = ("\n" + result.err).rfind("\nnibble: ");
   ASSERT_NE(start, result.err.npos) << result.err;
   const std::string line = result.err.substr(start);
   EXPECT_EQ(line.find('\n'), line.size() - 1) << line;

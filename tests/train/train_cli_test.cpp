@@ -68,10 +68,10 @@ TEST(TrainCli, BadRowsAreNamedByTheirLine) {
   const auto run_with = [&](const std::string& bad_row) {
     return tiny.run({{"data", tiny.folder.write("bad.jsonl", good_row + "\n" + good_row + "\n" + bad_row + "\n").string()}});
   };
-  expect_complaint(run_with("{\"messages\": ["), 1, "bad.jsonl:3");
+  expect_complaint(run_with("{\"messages\": ["), 1, "bad.jsonl, line 3");
   expect_complaint(run_with(R"({"messages": [{"role": "wizard", "content": "hi"}, {"role": "assistant", "content": "hello"}]})"), 1,
-                   "bad.jsonl:3", "wizard");
-  expect_complaint(run_with(R"({"messages": [{"role": "user", "content": "hi"}]})"), 1, "bad.jsonl:3");
+                   "bad.jsonl, line 3", "wizard");
+  expect_complaint(run_with(R"({"messages": [{"role": "user", "content": "hi"}]})"), 1, "bad.jsonl, line 3");
   expect_complaint(tiny.run({{"data", tiny.folder.write("bad.jsonl", "").string()}}), 1, "bad.jsonl");
   expect_complaint(tiny.run({{"max-length", "20"}, {"batch-size", "1"}}), 1, "12", "20", "--overflow", "drop", "cut", "split");
   EXPECT_FALSE(fs::exists(tiny.output()));
