@@ -3,8 +3,8 @@
 // workgroup memory: `products` (rows . columns over the head dimension, slices of 16) gives scores, `accumulate` (a
 // tile of weights times the columns' rows) adds to the results. Formulas and layouts: attention.h.
 //
-// The ACROSS x DOWN invocations: invocation (across, down) owns rows down + DOWN r for r < ROWS, and of a tile the columns
-// 4 across to 4 across + 3, of the results the vectors across + ACROSS c for c < RESULTS.
+// The ACROSS x DOWN invocations: invocation (across, down) owns rows down + DOWN r for r < ROWS, and of a tile the
+// columns 4 across to 4 across + 3, of the results the vectors across + ACROSS c for c < RESULTS.
 //
 // Prelude: HEAD_DIM, a multiple of 16; BLOCK, 32 or 64; STAGE_ROWS, the rows staged at a time in `accumulate`: a power
 // of two from 4 to BLOCK, with STAGE_ROWS * VECTORS <= STAGE_SIZE.
@@ -157,7 +157,8 @@ fn accumulate(invocation: u32, results: ptr<function, Results>, source: ptr<stor
         let b2 = stage[at + 2u * VECTORS];
         let b3 = stage[at + 3u * VECTORS];
         for (var r = 0u; r < ROWS; r++) {
-          (*results)[r][c] = fma(w[r].wwww, b3, fma(w[r].zzzz, b2, fma(w[r].yyyy, b1, fma(w[r].xxxx, b0, (*results)[r][c]))));
+          let half = fma(w[r].yyyy, b1, fma(w[r].xxxx, b0, (*results)[r][c]));
+          (*results)[r][c] = fma(w[r].wwww, b3, fma(w[r].zzzz, b2, half));
         }
       }
     }

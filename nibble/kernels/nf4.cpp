@@ -32,12 +32,14 @@ void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
   check(op.w.packed.bytes() * 2 == elements && op.w.absmax.size() * nf4_block == elements, "nf4",
         "{} packed bytes and {} block maxima do not make a weight {}.", op.w.packed.bytes(), op.w.absmax.size(),
         out.shape_text());
-  const bool by_table = out.dtype() == DType::f16 && op.tiles_for.value_or(device.info().type) != gpu::AdapterType::software;
+  const auto type = op.tiles_for.value_or(device.info().type);
+  const bool by_table = out.dtype() == DType::f16 && type != gpu::AdapterType::software;
   const std::uint32_t group_words = by_table ? 256 * table_words : 64;
   gpu::Prelude prelude;
   if (out.dtype() == DType::f16) prelude.enable("f16");
   prelude.alias("Element", name_of(out.dtype())).constant("WORDS", table_words).text(nf4_codes_text());
-  const auto kernel = nibble::kernel(device, by_table ? "nf4_dequantize_table" : "nf4_dequantize", prelude, {"grid", "nf4"});
+  const char* const file = by_table ? "nf4_dequantize_table" : "nf4_dequantize";
+  const auto kernel = nibble::kernel(device, file, prelude, {"grid", "nf4"});
 
   // Blocks are the rows that slices are made of.
   const auto blocks = static_cast<std::uint32_t>(elements / nf4_block);

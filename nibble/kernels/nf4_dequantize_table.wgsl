@@ -1,6 +1,6 @@
 // nf4_dequantize.wgsl for GPUs and f16: a table in workgroup memory gives the two codes of a byte, which takes fewer
-// instructions than choosing bit by bit. An invocation decodes WORDS words, neighbours neighbouring ones, and writes the
-// eight elements of each at once.
+// instructions than choosing bit by bit. An invocation decodes WORDS words, neighbours neighbouring ones, and writes
+// the eight elements of each at once.
 struct Params {
   count: u32,
   factor: f32,

@@ -1,6 +1,8 @@
 // product_nn.wgsl without dropout for GPUs and results as narrow as a LoRA's rank, N and K multiples of 4: LANES_K
-// invocations share the inner dimension, each takes every LANES_K-th vector of x, and their sums are added up in order through workgroup memory.
-// A workgroup computes TILE_M rows, a multiple of CHUNK, by LANES_N vectors of columns, an invocation all rows of one vector.
+// invocations share the inner dimension, each takes every LANES_K-th vector of x, and their sums are added up in order
+// through workgroup memory.
+// A workgroup computes TILE_M rows, a multiple of CHUNK, by LANES_N vectors of columns, an invocation all rows of one
+// vector.
 @group(0) @binding(1) var<storage, read> x: array<StoredX>;
 @group(0) @binding(2) var<storage, read> w: array<StoredW>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;

@@ -1,5 +1,5 @@
-// product_nt.wgsl for GPUs and results as narrow as a LoRA's rank: LANES_K invocations share the inner dimension, each takes
-// every LANES_K-th vector, and their sums are added up in order through workgroup memory.
+// product_nt.wgsl for GPUs and results as narrow as a LoRA's rank: LANES_K invocations share the inner dimension, each
+// takes every LANES_K-th vector, and their sums are added up in order through workgroup memory.
 // A workgroup computes TILE_M rows, a multiple of CHUNK, by COLUMNS columns, an invocation all rows of TILE_N columns.
 @group(0) @binding(1) var<storage, read> x: array<StoredX>;
 @group(0) @binding(2) var<storage, read> w: array<StoredW>;

@@ -28,14 +28,16 @@ struct Tile {
 
 // Rows of a TN product that are worth a part of their own, and workgroups that keep the adapter busy.
 constexpr std::uint32_t rows_per_part = 128, narrow_rows_per_part = 64;
-constexpr std::uint32_t busy_groups(gpu::AdapterType adapter) { return adapter == gpu::AdapterType::software ? 8 : 1024; }
+constexpr std::uint32_t busy_groups(gpu::AdapterType adapter) {
+  return adapter == gpu::AdapterType::software ? 8 : 1024;
+}
 constexpr std::uint32_t busy_narrow_groups = 256, busy_wide_groups = 512;
 
-// The widest result, or operand of a TN product, that the narrow kernels take, and what makes sharing the sums worth it.
+// The widest result, or operand of a TN product, that the narrow kernels take, and the shortest sums worth sharing.
 constexpr std::uint32_t narrow_columns = 64, narrow_inner = 256;
 
-// Vectors of the narrow operand of a TN product that an invocation takes. With 4 an H100 needs three to seven times as long,
-// as if the sums left its registers.
+// Vectors of the narrow operand of a TN product that an invocation takes. With 4 an H100 needs three to seven times as
+// long, as if the sums left its registers.
 constexpr std::uint32_t narrow_vectors = 2;
 
 // A result of rows x columns summed over `inner`; `vectors`: columns are taken in vectors where they are many.
@@ -48,12 +50,12 @@ std::uint32_t groups(std::uint32_t count, std::uint32_t each) { return (count + 
 
 // Halves the rows of a workgroup down to `least` an invocation while there are fewer workgroups than `busy`.
 void split_rows(Tile& tile, const Size& size, std::uint32_t least, std::uint32_t busy) {
-  const auto count = [&] { return std::uint64_t{groups(size.rows, tile.rows())} * groups(size.columns, tile.columns()); };
-  while (tile.tile_m > least && count() < busy) tile.tile_m /= 2;
+  const std::uint64_t across = groups(size.columns, tile.columns());
+  while (tile.tile_m > least && across * groups(size.rows, tile.rows()) < busy) tile.tile_m /= 2;
 }
 
-// The software adapter runs 8 invocations as one vector and likes a single row of them, whose loads of x are the same for
-// all: 16 rows an invocation make up for the slow loads of w. A GPU hides latency with more and smaller invocations.
+// The software adapter runs 8 invocations as one vector and likes a single row of them, whose loads of x are the same
+// for all: 16 rows an invocation make up for the slow loads of w. A GPU hides latency with more and smaller invocations.
 Tile make_tile(gpu::AdapterType adapter, const Size& size) {
   Tile tile;
   if (adapter == gpu::AdapterType::software) {
@@ -73,14 +75,16 @@ Tile make_tile(gpu::AdapterType adapter, const Size& size) {
 Tile make_narrow_tile(const Size& size) {
   const std::uint32_t lanes_n = std::bit_ceil(groups(size.columns, 4));
   Tile tile{.kind = Tile::Kind::narrow, .lanes_k = 256 / lanes_n, .lanes_n = lanes_n, .lanes_m = 1,
-            .tile_n = size.vectors ? 1u : 4u, .tile_m = 8, .width = size.vectors ? 4u : 1u, .step = size.vectors ? 4u : 1u};
+            .tile_n = size.vectors ? 1u : 4u, .tile_m = 8, .width = size.vectors ? 4u : 1u,
+            .step = size.vectors ? 4u : 1u};
   split_rows(tile, size, 4, busy_narrow_groups);
   return tile;
 }
 
 // A wide result of a short sum, bound by the reading and writing of y: neighbours lie along its rows.
 Tile make_short_tile(const Size& size) {
-  Tile tile{.lanes_n = 32, .lanes_m = 4, .tile_n = size.vectors ? 1u : 2u, .tile_m = 8, .width = size.vectors ? 4u : 1u};
+  Tile tile{.lanes_n = 32, .lanes_m = 4, .tile_n = size.vectors ? 1u : 2u, .tile_m = 8,
+            .width = size.vectors ? 4u : 1u};
   split_rows(tile, size, 1, busy_wide_groups);
   return tile;
 }
@@ -241,7 +245,8 @@ bool narrow_tn(gpu::AdapterType adapter, std::uint32_t outputs, std::uint32_t in
 PlanTN plan_tn(gpu::AdapterType adapter, std::uint32_t rows, std::uint32_t outputs, std::uint32_t inputs) {
   PlanTN plan;
   const auto cut = [&](std::uint64_t tiles, std::uint32_t busy, std::uint32_t least_rows) {
-    plan.parts = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(busy / tiles, 1, std::max(1u, rows / least_rows)));
+    const std::uint64_t most = std::max(1u, rows / least_rows);
+    plan.parts = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(busy / tiles, 1, most));
   };
   if (narrow_tn(adapter, outputs, inputs)) {
     const std::uint32_t narrow = std::min(outputs, inputs), vectors = std::min(narrow_vectors, groups(narrow, 4));
@@ -252,15 +257,16 @@ PlanTN plan_tn(gpu::AdapterType adapter, std::uint32_t rows, std::uint32_t outpu
     return plan;
   }
   plan.tile = make_tile(adapter, {outputs, inputs, 0, true});
-  cut(std::uint64_t{groups(outputs, plan.tile.rows())} * groups(inputs, plan.tile.columns()), busy_groups(adapter), rows_per_part);
+  cut(std::uint64_t{groups(outputs, plan.tile.rows())} * groups(inputs, plan.tile.columns()), busy_groups(adapter),
+      rows_per_part);
   return plan;
 }
 
 gpu::Grid grid_of(const PlanTN& plan, std::uint32_t outputs, std::uint32_t inputs) {
   const Tile& tile = plan.tile;
   if (tile.kind == Tile::Kind::plain) return {groups(inputs, tile.columns()), groups(outputs, tile.rows()), plan.parts};
-  return {groups(plan.wide_x ? outputs : inputs, 4 * tile.lanes_n), groups(plan.wide_x ? inputs : outputs, 4 * tile.tile_n),
-          plan.parts};
+  return {groups(plan.wide_x ? outputs : inputs, 4 * tile.lanes_n),
+          groups(plan.wide_x ? inputs : outputs, 4 * tile.tile_n), plan.parts};
 }
 
 std::uint64_t scratch_size(const PlanTN& plan, std::uint32_t outputs, std::uint32_t inputs) {
@@ -281,7 +287,8 @@ void record_sum(gpu::Recorder& recorder, const Tensor& part, const Tensor& y, st
 
 }  // namespace
 
-std::uint64_t tn_scratch_size(gpu::AdapterType adapter, std::uint32_t rows, std::uint32_t outputs, std::uint32_t inputs) {
+std::uint64_t tn_scratch_size(gpu::AdapterType adapter, std::uint32_t rows, std::uint32_t outputs,
+                              std::uint32_t inputs) {
   return scratch_size(plan_tn(adapter, rows, outputs, inputs), outputs, inputs);
 }
 
@@ -291,6 +298,7 @@ void record_tn(gpu::Recorder& recorder, const TiledProduct& op) {
   check_shapes("product_tn", op, op.w.data.dim(0) == rows && op.y.dim(0) == outputs && op.y.dim(1) == inputs);
   const PlanTN plan = plan_tn(adapter_of(device, op), rows, outputs, inputs);
   const Tile& tile = plan.tile;
+  const bool narrow = tile.kind == Tile::Kind::narrow;
   const std::uint32_t parts = plan.parts;
   const std::uint64_t scratch = scratch_size(plan, outputs, inputs);
   check(scratch == 0 || (op.scratch && op.scratch.size() >= scratch), "product_tn",
@@ -304,7 +312,7 @@ void record_tn(gpu::Recorder& recorder, const TiledProduct& op) {
     params.rows = range.end - range.begin;
     params.first_row = op.dropout.first_row + range.begin;
     params.share = groups(params.rows, parts);
-    for (const auto slice : gpu::binding_slices(device, outputs, {row_bytes(op.y)}, tile.kind == Tile::Kind::narrow ? 4 : 1)) {
+    for (const auto slice : gpu::binding_slices(device, outputs, {row_bytes(op.y)}, narrow ? 4 : 1)) {
       params.first = slice.begin;
       params.outputs = slice.end - slice.begin;
       const Tensor y = op.y.rows(slice.begin, slice.end);

@@ -1,8 +1,8 @@
-// product_tn.wgsl for GPUs where one operand is as narrow as a LoRA's rank: x if not WIDE_X, else w. N and K are multiples
-// of 4. LANES_M invocations share the rows of a part, each takes every LANES_M-th, and their sums are added up in order
+// product_tn.wgsl for GPUs where one operand is as narrow as a LoRA's rank: x if not WIDE_X, else w. N and K are
+// multiples of 4. LANES_M invocations share the rows of a part, each takes every LANES_M-th, and their sums are added up in order
 // through workgroup memory.
-// A workgroup computes LANES_N vectors of the wide operand's columns by TILE_N vectors of the narrow one's, an invocation one
-// vector of the former.
+// A workgroup computes LANES_N vectors of the wide operand's columns by TILE_N vectors of the narrow one's, an invocation
+// one vector of the former.
 @group(0) @binding(1) var<storage, read> x: array<StoredX>;
 @group(0) @binding(2) var<storage, read> w: array<StoredW>;
 @group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
@@ -17,8 +17,8 @@ fn w_at(m: u32, i: u32) -> vec4<f32> {
   return kept(m, 4u * i, vec4<f32>(w[m * (params.inputs / 4u) + i]));
 }
 
-// Adds up what the invocations of a part have, for the narrow operand's vector `vector`, and writes four neighbours of the
-// result's row: elements of a wide vector, or of a narrow one.
+// Adds up what the invocations of a part have, for the narrow operand's vector `vector`, and writes four neighbours of
+// the result's row: elements of a wide vector, or of a narrow one.
 fn write_total(group: vec3<u32>, index: u32, wide_length: u32, narrow_length: u32, vector: u32) {
   var total = vec4<f32>();
   var at = 0u;
@@ -28,8 +28,8 @@ fn write_total(group: vec3<u32>, index: u32, wide_length: u32, narrow_length: u3
     for (var l = 0u; l < LANES_M; l++) {
       let start = l * LANES_N + column;
       let next = LANES_M * LANES_N;
-      total += vec4<f32>(shares[start][index % 4u], shares[start + next][index % 4u], shares[start + 2u * next][index % 4u],
-                         shares[start + 3u * next][index % 4u]);
+      total += vec4<f32>(shares[start][index % 4u], shares[start + next][index % 4u],
+                         shares[start + 2u * next][index % 4u], shares[start + 3u * next][index % 4u]);
     }
     at = (group.z * params.outputs + 4u * (group.x * LANES_N + column) + index % 4u) * narrow_length + vector;
   } else {
