@@ -39,10 +39,10 @@ def read_rows(path, count, tokenizer):
             messages = json.loads(line)["messages"]
             ids, labels = [], []
             for i, message in enumerate(messages):
-                head = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
-                whole = tokenizer.apply_chat_template(messages[:i + 1], tokenize=False)
                 if message["role"] != "assistant":
                     continue
+                head = tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True)
+                whole = tokenizer.apply_chat_template(messages[:i + 1], tokenize=False)
                 known = len(ids)
                 prompt = tokenizer(head, add_special_tokens=False)["input_ids"]
                 ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
