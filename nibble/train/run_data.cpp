@@ -61,6 +61,24 @@ void enlarge(BatchRoom& room, const ExampleSet& set, std::span<const std::uint32
   room.labels = std::max(room.labels, needed.labels);
 }
 
+// Runs of more batches are not looked through for their largest one.
+constexpr std::uint64_t most_measured = 1'000'000;
+
+// No batch of any order needs more.
+BatchRoom room_of_any_batch(const ExampleSet& set, const TrainOptions& options) {
+  const std::uint64_t limit = options.packing ? std::uint64_t{options.batch_size} * options.max_length : UINT32_MAX;
+  const std::uint64_t examples = options.packing ? set.examples.size() : options.batch_size;
+  const auto largest = [&](auto&& size_of) {
+    std::vector<std::uint32_t> sizes;
+    for (const std::uint32_t example : set.examples) sizes.push_back(size_of(example));
+    std::sort(sizes.rbegin(), sizes.rend());
+    sizes.resize(std::min<std::uint64_t>(sizes.size(), examples));
+    return static_cast<std::uint32_t>(std::min(limit, std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0})));
+  };
+  return {.tokens = largest([&](std::uint32_t example) { return set.file->tokens(example); }),
+          .labels = largest([&](std::uint32_t example) { return set.file->trained_tokens(example); })};
+}
+
 }  // namespace
 
 TokenStream stream_of(const data::Batch& batch) {
@@ -130,11 +148,15 @@ std::uint64_t StepFeed::steps_in_epoch(std::uint64_t epoch) const {
 
 void StepFeed::measure() {
   data::Sampler ahead = sampler_;
-  std::uint64_t batches = 0;
-  for (std::uint64_t epoch = 0, steps = total_steps_; steps > 0; ++epoch) {
+  std::uint64_t batches = 0, steps = total_steps_;
+  for (std::uint64_t epoch = 0; steps > 0 && batches <= most_measured; ++epoch) {
     const std::uint64_t here = std::min(steps, steps_in_epoch(epoch));
     batches += std::min(here * options_.gradient_accumulation, batches_in_epoch(epoch));
     steps -= here;
+  }
+  if (batches > most_measured) {
+    room_ = room_of_any_batch(set_, options_);
+    return;
   }
   for (std::uint64_t i = 0; i < batches; ++i) enlarge(room_, set_, ahead.next());
 }

@@ -87,6 +87,17 @@ TEST(TrainCli, ADryRunWritesNothing) {
   EXPECT_FALSE(fs::exists(tiny.output()));
 }
 
+TEST(TrainCli, AnEndlessRunIsPlannedAtOnce) {
+  const TinyRun tiny;
+  for (const test::Arguments& changes : {test::Arguments{}, test::Arguments{{"packing", ""}}}) {
+    test::Arguments endless = changes;
+    endless.insert({{"dry-run", ""}, {"max-steps", "1000000000000"}});
+    const auto result = tiny.run(endless);
+    EXPECT_EQ(result.code, 0) << result.err;
+    EXPECT_NE(result.err.find("1,000,000,000,000"), result.err.npos) << result.err;
+  }
+}
+
 TEST(TrainCli, MetricsHaveTheirKeys) {
   const TinyRun tiny;
   const auto result = tiny.run();
