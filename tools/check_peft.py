@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Loads an adapter that nibble wrote into PEFT and compares each row's loss with `nibble eval`.
 
     check_peft.py build/nibble MODEL ADAPTER DATA     DATA: rows of "messages", all of whose tokens are counted here
@@ -14,18 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-CODES = torch.tensor([
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0
-])
-
-
-def through_nf4(weight):
-    blocks = weight.reshape(-1, 64)
-    absmax = blocks.abs().amax(1, keepdim=True)
-    codes = torch.bucketize(blocks * (1 / absmax.clamp(min=1e-38)), (CODES[1:] + CODES[:-1]) / 2)
-    return (CODES[codes] * absmax).reshape(weight.shape)
+from make_golden import through_nf4
 
 
 def main(nibble, model_folder, adapter, data):
