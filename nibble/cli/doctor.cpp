@@ -54,6 +54,7 @@ Examination examine(const gpu::AdapterInfo& info, bool test) {
 
 CacheUse cache_use() {
   CacheUse use{.folder = gpu::default_cache_dir()};
+  if (!use.folder.empty()) use.folder /= "pipelines";  // as gpu::Device has it
   std::error_code error;
   for (std::filesystem::directory_iterator it(use.folder, error), end; !error && it != end; it.increment(error)) {
     std::error_code entry_error;
