@@ -8,7 +8,7 @@
 
 namespace nibble {
 
-// How near a result must come to its reference. The bars are those of the project's design: about five times what PyTorch's
+// How near a result must come to its reference (docs/numerics.md): about five times what PyTorch's
 // own autocast in the same precision differs from its f32.
 struct ParityBars {
   double loss_error;         // relative

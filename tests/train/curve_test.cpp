@@ -7,7 +7,7 @@
 namespace nibble {
 namespace {
 
-// The bars of DESIGN.md, relative.
+// The bars of docs/numerics.md, relative.
 double loss_bar(ProductPath path) { return path == ProductPath::f32 ? 5e-4 : 2e-3; }
 constexpr double valid_bar = 2e-3;
 
