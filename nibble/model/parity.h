@@ -8,8 +8,7 @@
 
 namespace nibble {
 
-// How near a result must come to its reference (docs/numerics.md): about five times what PyTorch's
-// own autocast in the same precision differs from its f32.
+// How near a result must come to its reference; docs/numerics.md says why.
 struct ParityBars {
   double loss_error;         // relative
   double logits_cosine;
