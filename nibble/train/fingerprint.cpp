@@ -7,6 +7,12 @@
 
 namespace nibble {
 
+namespace {
+
+std::string hash_text(const data::Dataset& file) { return fmt::format("{:016x}", file.hash()); }
+
+}  // namespace
+
 std::string base_hash(const Checkpoint& base) {
   data::Fnv1a64 hash;
   std::vector<std::byte> head;
@@ -49,7 +55,10 @@ Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& b
           {"train_on", data::name_of(o.train_on)},
           {"overflow", data::name_of(o.overflow)},
           {"valid_fraction", o.valid.empty() ? o.valid_fraction : 0.0},
-          {"data_hash", fmt::format("{:016x}", data.train.file->hash())},
+          {"format", data::name_of(data.train.file->form())},
+          {"skip_bad_rows", o.skip_bad_rows},
+          {"data_hash", hash_text(*data.train.file)},
+          {"valid_hash", data.valid.file ? Json(hash_text(*data.valid.file)) : Json()},
           {"base_hash", base_hash(base)}};
 }
 
