@@ -167,11 +167,13 @@ void DeviceState::guarded(std::string_view where, const std::function<void()>& c
 }
 
 void DeviceState::wait(wgpu::Future future, std::string_view what) {
-  const auto limit = std::chrono::duration_cast<std::chrono::nanoseconds>(options.wait_limit).count();
+  const auto usual = info.type == AdapterType::software ? std::chrono::seconds(86400) : std::chrono::seconds(600);
+  const auto seconds = options.wait_limit.value_or(usual);
+  const auto limit = std::chrono::duration_cast<std::chrono::nanoseconds>(seconds).count();
   const auto status = instance.WaitAny(future, static_cast<std::uint64_t>(limit));
   errors.throw_if_any(what);
   nibble::check<DeviceError>(status == wgpu::WaitStatus::Success, what, "The GPU did not finish within {} s.",
-                             options.wait_limit.count());
+                             seconds.count());
 }
 
 Device::Device(const DeviceOptions& options) : state_(std::make_shared<DeviceState>()) {

@@ -21,7 +21,8 @@ struct DeviceOptions {
   std::string adapter;  // an index of list_adapters() or a part of a name; empty takes the best
   bool profile = false;                                      // time every dispatch
   std::optional<std::filesystem::path> cache_dir;            // compiled pipelines; empty path: none kept
-  std::chrono::seconds wait_limit = std::chrono::seconds(600);  // longest wait for one batch of work
+  // Longest wait for what was submitted; empty: ten minutes, or a day on a processor, where a step may take hours.
+  std::optional<std::chrono::seconds> wait_limit;
 };
 
 // Sums of one kernel's dispatches under DeviceOptions::profile.

@@ -151,6 +151,21 @@ TEST(Errors, TooLargeABuffer) {
   }
 }
 
+// No work ends in no time, so a wait that may take none says so, with the name of what was waited for.
+TEST(Errors, WaitsAreBounded) {
+  Device device({.wait_limit = std::chrono::seconds(0)});
+  const Tensor x = device.tensor(DType::f32, {4'000'000}, "x"), y = device.tensor(DType::f32, {4'000'000}, "y");
+  Recorder recorder(device);
+  for (int i = 0; i < 4; ++i) scale(recorder, x, y, 2.0f);
+  recorder.submit();
+  try {
+    device.wait("step 7");
+    FAIL() << "the work was done at once";
+  } catch (const DeviceError& error) {
+    EXPECT_NE(std::string(error.what()).find("step 7"), std::string::npos) << error.what();
+  }
+}
+
 TEST(Errors, UnknownAdapter) {
   try {
     Device device({.adapter = "no such adapter"});
