@@ -68,6 +68,8 @@ void Progress::say(const std::string& text) {
 
 void Progress::part(const std::string& what, double done) {
   const int percent = static_cast<int>(100 * std::clamp(done, 0.0, 1.0));
+  if (what != part_) last_percent_ = -1;
+  part_ = what;
   if (terminal_) {
     if (percent == last_percent_) return;
     fmt::print(out_, "\r\x1b[K{}: {}%", what, percent);

@@ -36,6 +36,7 @@ class Progress {
   std::FILE* out_;
   bool terminal_;
   bool open_ = false;  // the cursor stands at the end of a line to be written over
+  std::string part_;  // of which last_percent_ was shown
   int last_percent_ = -1;
   std::chrono::steady_clock::time_point part_shown_{};
 };

@@ -149,6 +149,7 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
       meter.add(checkpoint.at(name).tensor->bytes);
     }
   }
+  if (options.progress) options.progress(1.0);
   return weights;
 }
 
