@@ -61,6 +61,9 @@ void TrainFlags::add_optimisation(CLI::App& verb) {
   group->add_option("--adam-beta1", options.adamw.adam_beta1, "AdamW")->capture_default_str()->check(CLI::Range(0.0, 0.999999));
   group->add_option("--adam-beta2", options.adamw.adam_beta2, "AdamW")->capture_default_str()->check(CLI::Range(0.0, 0.99999999));
   group->add_option("--adam-epsilon", options.adamw.adam_epsilon, "AdamW")->capture_default_str()->check(CLI::NonNegativeNumber);
+  group->add_option("--loraplus-ratio", options.adamw.loraplus_ratio,
+                    "LoRA+: the matrices B learn so many times faster than A, as 16; 1: alike")
+      ->capture_default_str()->check(CLI::Range(1e-3, 1e6));
 }
 
 void TrainFlags::add_data(CLI::App& verb) {

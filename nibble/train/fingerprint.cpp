@@ -45,6 +45,7 @@ Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& b
           {"adam_beta2", o.adamw.adam_beta2},
           {"adam_epsilon", o.adamw.adam_epsilon},
           {"max_grad_norm", o.adamw.max_grad_norm},
+          {"loraplus_ratio", o.adamw.loraplus_ratio},
           {"total_steps", total_steps},
           {"batch_size", o.batch_size},
           {"gradient_accumulation", o.gradient_accumulation},

@@ -8,9 +8,11 @@ namespace nibble {
 struct AdamWOptions {
   double adam_beta1 = 0.9, adam_beta2 = 0.999, adam_epsilon = 1e-8, weight_decay = 0.0;
   double max_grad_norm = 1.0;  // 0: gradients are not clipped
+  double loraplus_ratio = 1.0;  // the matrices B learn so many times faster than A (LoRA+, Hayou et al. 2024)
 };
 
-// AdamW (Loshchilov and Hutter 2019, as torch.optim.AdamW) over all adapters at once, after clipping by their global norm.
+// AdamW (Loshchilov and Hutter 2019, as torch.optim.AdamW) over all adapters at once, after clipping by their global norm. With
+// LoRA+ as PEFT's create_loraplus_optimizer has it: one decay coefficient, each rate its own.
 class Optimizer {
  public:
   Optimizer(gpu::Device& device, const AdamWOptions& options);

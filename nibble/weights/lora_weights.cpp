@@ -19,10 +19,10 @@ constexpr LoraMatrix both_matrices[] = {LoraMatrix::a, LoraMatrix::b};
 template <typename Adapter, typename Visit>
 std::uint64_t for_each_matrix(Adapter& adapter, Visit&& visit) {
   std::uint64_t place = 0;
-  for (std::uint32_t layer = 0; layer < adapter.layers.size(); ++layer) {
-    for (const Projection p : all_projections) {
-      if (!adapter.at(layer, p).used()) continue;
-      for (const LoraMatrix matrix : both_matrices) {
+  for (const LoraMatrix matrix : both_matrices) {
+    for (std::uint32_t layer = 0; layer < adapter.layers.size(); ++layer) {
+      for (const Projection p : all_projections) {
+        if (!adapter.at(layer, p).used()) continue;
         visit(layer, p, matrix, static_cast<std::ptrdiff_t>(place));
         place += (adapter.at(layer, p).matrix(matrix).size() + alignment - 1) / alignment * alignment;
       }
@@ -58,6 +58,7 @@ LoraWeights upload_lora(gpu::Device& device, const ModelConfig& config, const Lo
     const auto [out, in] = lora_dims(config, result.rank, p, matrix);
     const auto first = static_cast<std::uint64_t>(place);
     const bool is_a = matrix == LoraMatrix::a;
+    if (!is_a && result.b_begin == 0) result.b_begin = first;
     (is_a ? slot.a : slot.b) = result.params.part(first, {out, in});
     if (trainable) (is_a ? slot.a_grad : slot.b_grad) = result.grads.part(first, {out, in});
   });

@@ -18,11 +18,13 @@ struct LoraSlot {
   bool used() const { return static_cast<bool>(a); }
 };
 
-// All adapters of a model. The matrices lie one after the other in `params`, each beginning at a multiple of 64 elements,
-// and in the same places in gradients and moments, so that the optimiser is one kernel.
+// All adapters of a model. The matrices lie one after the other in `params`, all A before all B, each beginning at a multiple
+// of 64 elements, and in the same places in gradients and moments, so that the optimiser is one kernel, or two where B
+// learns faster than A.
 struct LoraWeights {
   std::uint32_t rank = 0;
   float scaling = 1.0f;  // lora_alpha / rank, or lora_alpha / sqrt(rank) for rsLoRA
+  std::uint64_t b_begin = 0;  // the first element of the first B
   gpu::Tensor params;
   gpu::Tensor grads, first_moment, second_moment;  // only where trainable
   std::vector<std::array<LoraSlot, 7>> layers;     // by Projection
