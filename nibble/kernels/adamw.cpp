@@ -7,14 +7,18 @@
 #include <cmath>
 
 namespace nibble {
-namespace {
 
-struct Params {
-  std::uint32_t count;
-  float decay, rest1, beta2, rest2, step_size, root_correction2, epsilon;
-};
-
-}  // namespace
+AdamWParams adamw_params(const AdamWRule& rule) {
+  check(rule.step >= 1, "adamw", "Steps are counted from 1; 0 was given.");
+  const auto step = static_cast<double>(rule.step);
+  return {.decay = static_cast<float>(1 - rule.learning_rate * rule.weight_decay),
+          .rest1 = static_cast<float>(1 - rule.beta1),
+          .beta2 = static_cast<float>(rule.beta2),
+          .rest2 = static_cast<float>(1 - rule.beta2),
+          .step_size = static_cast<float>(rule.learning_rate / (1 - std::pow(rule.beta1, step))),
+          .root_correction2 = static_cast<float>(std::sqrt(1 - std::pow(rule.beta2, step))),
+          .epsilon = static_cast<float>(rule.epsilon)};
+}
 
 void record(gpu::Recorder& recorder, const AdamW& op) {
   auto& device = recorder.device();
@@ -26,17 +30,9 @@ void record(gpu::Recorder& recorder, const AdamW& op) {
   expect_shape(first_moment, DType::f32, {size}, "adamw", "first_moment");
   expect_shape(second_moment, DType::f32, {size}, "adamw", "second_moment");
   expect_shape(op.norm_and_factor, DType::f32, {2}, "adamw", "norm_and_factor");
-  check(op.step >= 1, "adamw", "Steps are counted from 1; 0 was given.");
 
-  const auto step = static_cast<double>(op.step);
-  Params params{.decay = static_cast<float>(1 - op.learning_rate * op.weight_decay),
-                .rest1 = static_cast<float>(1 - op.beta1),
-                .beta2 = static_cast<float>(op.beta2),
-                .rest2 = static_cast<float>(1 - op.beta2),
-                .step_size = static_cast<float>(op.learning_rate / (1 - std::pow(op.beta1, step))),
-                .root_correction2 = static_cast<float>(std::sqrt(1 - std::pow(op.beta2, step))),
-                .epsilon = static_cast<float>(op.epsilon)};
-  const auto entry = flat_kernel(device, "adamw", "main");
+  AdamWParams params = adamw_params(op.rule);
+  const auto entry = flat_kernel(device, "adamw", "main", {}, {"grid", "adamw"});
   for (const auto slice : gpu::binding_slices(device, size, {sizeof(float)})) {
     params.count = slice.end - slice.begin;
     const auto part = [&](const Tensor& tensor) { return tensor.rows(slice.begin, slice.end); };

@@ -1,18 +1,16 @@
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include "nibble/base/dynamic_map.h"
+
 // Double quantisation (QLoRA, section 3): the scales of NF4 themselves in 8 bits, as bitsandbytes stores them.
 namespace nibble {
 
 constexpr std::size_t nested_block_size = 256;
-
-// bitsandbytes' signed "dynamic" map (create_dynamic_map), rising; 0 and 1 are in it, -1 is not.
-const std::array<float, 256>& dynamic_map();
 
 struct DoubleQuantized {
   std::vector<std::uint8_t> codes;   // one a scale

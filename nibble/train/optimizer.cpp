@@ -19,9 +19,10 @@ void Optimizer::record_step(gpu::Recorder& recorder, const LoraWeights& weights,
     const auto part = [&](const gpu::Tensor& flat) { return flat.part(begin, {static_cast<std::uint32_t>(end - begin)}); };
     record(recorder, AdamW{.weights = part(weights.params), .gradients = part(weights.grads),
                            .first_moment = part(weights.first_moment), .second_moment = part(weights.second_moment),
-                           .norm_and_factor = norm_and_factor_, .step = step, .learning_rate = rate,
-                           .beta1 = options_.adam_beta1, .beta2 = options_.adam_beta2, .epsilon = options_.adam_epsilon,
-                           .weight_decay = options_.weight_decay});
+                           .norm_and_factor = norm_and_factor_,
+                           .rule = {.step = step, .learning_rate = rate, .beta1 = options_.adam_beta1,
+                                    .beta2 = options_.adam_beta2, .epsilon = options_.adam_epsilon,
+                                    .weight_decay = options_.weight_decay}});
   };
   const std::uint64_t size = weights.params.size();
   if (options_.loraplus_ratio == 1.0) return update(0, size, learning_rate);

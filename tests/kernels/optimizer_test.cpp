@@ -65,7 +65,7 @@ struct Moments {
 };
 
 // torch.optim.AdamW, in double.
-void reference_step(Moments& state, std::span<const float> gradients, double factor, const AdamW& op) {
+void reference_step(Moments& state, std::span<const float> gradients, double factor, const AdamWRule& op) {
   const double correction1 = 1 - std::pow(op.beta1, double(op.step)), correction2 = 1 - std::pow(op.beta2, double(op.step));
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     const double g = gradients[i] * factor;
@@ -90,10 +90,10 @@ TEST(AdamW, TenStepsFollowTheReference) {
       auto gradients = test::random_values(size, 10 + step, 1e-2f);
       gradients[0] = 0;
       const AdamW op{.weights = weights.tensor(), .gradients = test::upload(gradients, {size}), .first_moment = first.tensor(),
-                     .second_moment = second.tensor(), .norm_and_factor = clip, .step = step, .learning_rate = 1e-2,
-                     .weight_decay = 0.1};
+                     .second_moment = second.tensor(), .norm_and_factor = clip,
+                     .rule = {.step = step, .learning_rate = 1e-2, .weight_decay = 0.1}};
       test::run(op);
-      reference_step(state, gradients, 0.25, op);
+      reference_step(state, gradients, 0.25, op.rule);
     }
     weights.expect_guards_intact();
     first.expect_guards_intact();
@@ -114,7 +114,7 @@ TEST(AdamW, ANormThatIsNotFiniteChangesNothing) {
     const Tensor weights = test::upload(values, {100}), gradients = test::upload(values, {100}),
                  first = test::upload(values, {100}), second = test::upload(std::vector<float>(100, 1.0f), {100});
     test::run(AdamW{.weights = weights, .gradients = gradients, .first_moment = first, .second_moment = second,
-                    .norm_and_factor = test::upload(std::vector<float>{norm, 0.0f}, {2}), .learning_rate = 1});
+                    .norm_and_factor = test::upload(std::vector<float>{norm, 0.0f}, {2}), .rule = {.learning_rate = 1}});
     EXPECT_EQ(test::download(weights), values);
     EXPECT_EQ(test::download(first), values);
   }
@@ -127,7 +127,7 @@ TEST(AdamW, MoreThanOneBinding) {
   const std::vector<float> one = {1.0f};
   test::device().write(gradients.rows(size - 1, size), std::as_bytes(std::span(one)));
   test::run(AdamW{.weights = weights, .gradients = gradients, .first_moment = first, .second_moment = second,
-                  .norm_and_factor = test::upload(std::vector<float>{1, 1}, {2}), .learning_rate = 0.5});
+                  .norm_and_factor = test::upload(std::vector<float>{1, 1}, {2}), .rule = {.learning_rate = 0.5}});
   EXPECT_NEAR(test::download(weights.rows(size - 1, size))[0], -0.5f, 1e-6f);
   EXPECT_EQ(test::download(weights.rows(size - 2, size - 1))[0], 0.0f);
   EXPECT_EQ(test::download(weights.rows(33'554'368, 33'554'500)), std::vector<float>(132));

@@ -1,4 +1,5 @@
 #include "nibble/base/error.h"
+#include "nibble/kernels/largest.h"
 #include "nibble/kernels/nonfinite.h"
 #include "nibble/kernels/sum.h"
 #include "tests/support/gpu_test.h"
@@ -40,6 +41,26 @@ TEST(Sum, SlotBeyondTheTotal) {
   gpu::Recorder recorder(test::device());
   const Tensor x = test::upload(std::vector<float>(4), {4});
   EXPECT_THROW(record(recorder, Sum{.x = x, .total = x, .slot = 4}), Error);
+}
+
+float largest_of(const Tensor& x, const test::GuardedTensor& largest, bool accumulate = false) {
+  test::run(Largest{.x = x, .largest = largest.tensor(), .accumulate = accumulate});
+  largest.expect_guards_intact();
+  return test::download(largest.tensor())[0];
+}
+
+TEST(Largest, MagnitudeAtOddSizes) {
+  const test::GuardedTensor largest(DType::f32, {1});
+  for (const std::uint32_t size : {1u, 63u, 1025u, 5000u}) {
+    auto values = test::random_values(size, size);
+    values[size - 1] = -3.5f;
+    EXPECT_EQ(largest_of(test::upload(values, {size}), largest), 3.5f);
+  }
+  const Tensor small = test::upload(std::vector<float>{-1, 0.5f}, {2});
+  EXPECT_EQ(largest_of(small, largest, true), 3.5f);
+  EXPECT_EQ(largest_of(small, largest), 1.0f);
+  EXPECT_EQ(largest_of(test::upload(std::vector<float>(7), {7}), largest), 0.0f);
+  EXPECT_TRUE(std::isnan(largest_of(test::upload(std::vector<float>{INFINITY, NAN, 2}, {3}), largest)));
 }
 
 std::uint32_t first_nonfinite(const Tensor& x) {
