@@ -9,6 +9,8 @@ namespace {
 struct Params {
   std::uint32_t rows, columns;
   float factor;
+  std::uint32_t weighted;
+  float gamma;
 };
 
 void check_shapes(const CrossEntropy& op) {
@@ -17,6 +19,8 @@ void check_shapes(const CrossEntropy& op) {
   expect_shape(op.labels, DType::u32, {rows}, "cross_entropy", "labels");
   expect_shape(op.loss, DType::f32, {rows}, "cross_entropy", "loss");
   expect_shape(op.correct, DType::u32, {rows}, "cross_entropy", "correct");
+  if (op.weights) expect_shape(op.weights, DType::f32, {rows}, "cross_entropy", "weights");
+  check(op.focal_gamma >= 0, "cross_entropy", "The focal gamma is {}; it is at least 0.", op.focal_gamma);
   if (!op.d_logits.data) return;
   expect_shape(op.d_logits, rows, columns, "cross_entropy", "d_logits");
   const bool in_place = op.d_logits.data.buffer() == op.logits.buffer() && op.d_logits.data.offset() == op.logits.offset();
@@ -42,17 +46,23 @@ void record(gpu::Recorder& recorder, const CrossEntropy& op) {
     const auto logits = gpu::read_write(part(op.logits));
     const auto labels = gpu::read(part(op.labels));
     const auto loss = gpu::write(part(op.loss)), correct = gpu::write(part(op.correct));
-    const Params params{count, columns, op.factor};
+    const Params params{count, columns, op.factor, op.weights ? 1u : 0u, op.focal_gamma};
     const auto grid = gpu::linear_grid(device, count);
     const gpu::Work work{.bytes = double(count) * double(row_bytes + (has_gradient ? data_row_bytes(op.d_logits) : 0)),
                          .flops = (has_gradient ? 7.0 : 4.0) * count * columns};
+    if (!has_gradient) {
+      recorder.dispatch(entry, {logits, labels, loss, correct}, params, grid, work);
+      continue;
+    }
+    // Without weights something has to be bound that nothing reads.
+    const auto weights = gpu::read(part(op.weights ? op.weights : op.labels));
     if (scaled) {
       recorder.dispatch(entry,
-                        {logits, labels, loss, correct, gpu::write(part(op.d_logits.data)),
+                        {logits, labels, loss, correct, weights, gpu::write(part(op.d_logits.data)),
                          gpu::write(part(op.d_logits.scale))},
                         params, grid, work);
     } else {
-      recorder.dispatch(entry, {logits, labels, loss, correct}, params, grid, work);
+      recorder.dispatch(entry, {logits, labels, loss, correct, weights}, params, grid, work);
     }
   }
 }

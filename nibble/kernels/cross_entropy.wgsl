@@ -1,12 +1,15 @@
 // Cross entropy of rows of logits (R, V) against labels (R), one workgroup a row.
 // loss = log(sum_j exp(l_j)) - l_label; correct = no other logit is larger, nor equal and before the label;
-// d_j = (exp(l_j) / sum - [j is the label]) * factor. The label's own logit is kept out of the sums: its gradient is minus the
-// sum of the others, which 1 - p would lose to cancellation. Logits are read twice, and written by `loss_and_slopes`.
+// d_j = (exp(l_j) / sum - [j is the label]) * factor * weight * (1 - p_label)^gamma. The label's own logit is kept out of the
+// sums: its gradient is minus the sum of the others, which 1 - p would lose to cancellation. Logits are read twice, and
+// written by `loss_and_slopes`.
 
 struct Params {
   rows: u32,
   columns: u32,
   factor: f32,
+  weighted: u32,  // 0: every weight is 1, whatever is bound
+  gamma: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -14,8 +17,9 @@ struct Params {
 @group(0) @binding(2) var<storage, read> labels: array<u32>;
 @group(0) @binding(3) var<storage, read_write> loss: array<f32>;
 @group(0) @binding(4) var<storage, read_write> correct: array<u32>;
-@group(0) @binding(5) var<storage, read_write> d_logits: array<Data>;
-@group(0) @binding(6) var<storage, read_write> d_scale: array<f32>;
+@group(0) @binding(5) var<storage, read> weights: array<f32>;
+@group(0) @binding(6) var<storage, read_write> d_logits: array<Data>;
+@group(0) @binding(7) var<storage, read_write> d_scale: array<f32>;
 
 const LOWEST = -3.4e38;
 
@@ -70,6 +74,18 @@ fn row_stats(row: u32, lane: u32) -> RowStats {
   return RowStats(top, 1.0 / total, others / total);
 }
 
+// What the row's gradient is multiplied by.
+fn row_factor(row: u32, others: f32) -> f32 {
+  var factor = params.factor;
+  if (params.weighted != 0u) {
+    factor *= weights[row];
+  }
+  if (params.gamma != 0.0) {
+    factor *= select(pow(others, params.gamma), 0.0, others == 0.0);
+  }
+  return factor;
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn loss_only(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
              @builtin(local_invocation_index) lane: u32) {
@@ -88,10 +104,11 @@ fn loss_and_slopes(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
     return;
   }
   let stats = row_stats(row, lane);
-  let own = -stats.others * params.factor;
+  let factor = row_factor(row, stats.others);
+  let own = -stats.others * factor;
   let wides = params.columns / WIDTH;
   for (var i = lane; i < wides; i += WORKGROUP) {
-    let slope = exp(logits[row * wides + i] - Wide(stats.maximum)) * (stats.to_probability * params.factor);
+    let slope = exp(logits[row * wides + i] - Wide(stats.maximum)) * (stats.to_probability * factor);
     logits[row * wides + i] = select(slope, Wide(own), wide_columns(i) == WideIndex(labels[row]));
   }
 }
@@ -105,14 +122,15 @@ fn loss_and_scaled_slopes(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_
   }
   let stats = row_stats(row, lane);
   // No other gradient of the row is larger than the label's, which is minus their sum.
-  let own = -stats.others * params.factor;
+  let factor = row_factor(row, stats.others);
+  let own = -stats.others * factor;
   let scale = row_scale(bitcast<u32>(own) & MAGNITUDE);
   if (lane == 0u) {
     d_scale[row] = scale.down;
   }
   let wides = params.columns / WIDTH;
   for (var i = lane; i < wides; i += WORKGROUP) {
-    let slope = exp(logits[row * wides + i] - Wide(stats.maximum)) * (stats.to_probability * params.factor * scale.up);
+    let slope = exp(logits[row * wides + i] - Wide(stats.maximum)) * (stats.to_probability * factor * scale.up);
     d_logits[row * wides + i] = Data(select(slope, Wide(own * scale.up), wide_columns(i) == WideIndex(labels[row])));
   }
 }

@@ -14,7 +14,14 @@ struct Reference {
   std::vector<std::uint32_t> correct;
 };
 
-Reference reference(std::span<const double> logits, std::span<const std::uint32_t> labels, double factor) {
+// What the rows' gradients are multiplied by besides the factor.
+struct Weighting {
+  std::vector<float> weights;  // none: 1 each
+  float gamma = 0;
+};
+
+Reference reference(std::span<const double> logits, std::span<const std::uint32_t> labels, double factor,
+                    const Weighting& weighting = {}) {
   Reference result;
   const std::size_t columns = logits.size() / labels.size();
   for (std::size_t r = 0; r < labels.size(); ++r) {
@@ -25,8 +32,10 @@ Reference reference(std::span<const double> logits, std::span<const std::uint32_
     const double total = others + std::exp(row[labels[r]] - *largest);
     result.loss.push_back(std::log(total) + *largest - row[labels[r]]);
     result.correct.push_back(largest - row.begin() == std::ptrdiff_t(labels[r]));
+    const double weight = weighting.weights.empty() ? 1.0 : double{weighting.weights[r]};
+    const double multiplier = factor * weight * std::pow(others / total, double{weighting.gamma});
     for (std::size_t c = 0; c < columns; ++c) {
-      result.slopes.push_back(factor * (c == labels[r] ? -others : std::exp(row[c] - *largest)) / total);
+      result.slopes.push_back(multiplier * (c == labels[r] ? -others : std::exp(row[c] - *largest)) / total);
     }
   }
   return result;
@@ -91,6 +100,67 @@ TEST(CrossEntropy, OddSizesEqualTheReference) {
   }
 }
 
+struct Slopes {
+  std::vector<float> loss, values;
+};
+
+Slopes weighted_slopes(ProductPath path, std::span<const float> logits, std::span<const std::uint32_t> labels,
+                       const Weighting& weighting, const test::GuardedOperand& slopes) {
+  const auto rows = static_cast<std::uint32_t>(labels.size()), columns = static_cast<std::uint32_t>(logits.size()) / rows;
+  Tensor logits_tensor = slopes.operand().data;
+  if (path == ProductPath::f32) {
+    test::device().write(logits_tensor, std::as_bytes(logits));
+  } else {
+    logits_tensor = test::upload(logits, {rows, columns});
+  }
+  const Tensor loss = test::device().tensor(DType::f32, {rows}, "loss"), correct = test::device().tensor(DType::u32, {rows}, "c");
+  test::run(CrossEntropy{.logits = logits_tensor, .labels = test::upload_u32(labels), .loss = loss, .correct = correct,
+                         .d_logits = slopes.operand(), .factor = 0.25f,
+                         .weights = weighting.weights.empty() ? Tensor{} : test::upload(weighting.weights, {rows}),
+                         .focal_gamma = weighting.gamma});
+  return {test::download(loss), test::download(slopes.operand())};
+}
+
+// The exponent of pow(1 - p, gamma) = exp2(gamma log2(1 - p)) errs by gamma 2^-21 or 3 units in its last place, exp2(x) by
+// 3 + 2|x| units; p stays below 1 - 2^-20 here, so that |x| is at most 20 gamma.
+double tolerance_of_weights(double amplitude, double gamma) {
+  return (1 + gamma) * tolerance_for(amplitude) + gamma * 0x1p-21 + (3 + 5 * 20 * gamma) * 0x1p-23;
+}
+
+TEST(CrossEntropy, WeightsAndFocalGammaMultiplyTheGradientAlone) {
+  for (const auto path : test::product_paths()) {
+    for (const auto& [rows, columns] : {std::pair{3u, 5u}, {70u, 129u}, {9u, 256u}}) {
+      const auto logits = test::random_values(std::size_t{rows} * columns, 7, 9.0f);
+      std::vector<std::uint32_t> labels(rows);
+      for (std::uint32_t r = 0; r < rows; ++r) labels[r] = r * 31 % columns;
+      auto weights = test::random_values(rows, 8, 2.0f);
+      weights[1] = 0;
+      const test::GuardedOperand plain(path, rows, columns);
+      const Slopes without = weighted_slopes(path, logits, labels, {}, plain);
+      for (const Weighting& weighting : {Weighting{weights, 0}, {{}, 1}, {{}, 2.5f}, {weights, 0.5f}}) {
+        SCOPED_TRACE(test::name_of(path) + " " + std::to_string(rows) + " rows, gamma " + std::to_string(weighting.gamma));
+        const test::GuardedOperand slopes(path, rows, columns);
+        const Slopes with = weighted_slopes(path, logits, labels, weighting, slopes);
+        slopes.expect_guards_intact();
+        const auto expected = reference(std::vector<double>(logits.begin(), logits.end()), labels, 0.25, weighting);
+        slopes.expect_values(expected.slopes, tolerance_of_weights(9, double{weighting.gamma}));
+        EXPECT_EQ(with.loss, without.loss);
+      }
+      const test::GuardedOperand ones(path, rows, columns);
+      EXPECT_EQ(weighted_slopes(path, logits, labels, {std::vector<float>(rows, 1.0f), 0}, ones).values, without.values);
+    }
+  }
+}
+
+TEST(CrossEntropy, ASureLabelHasNoFocalGradient) {
+  for (const auto path : test::product_paths()) {
+    const test::GuardedOperand slopes(path, 1, 4);
+    // The others' exp is below every number of f32.
+    const auto values = weighted_slopes(path, std::vector<float>{200, 0, 0, 0}, std::vector<std::uint32_t>{0}, {{}, 2}, slopes).values;
+    EXPECT_EQ(values, std::vector<float>(4, 0.0f));
+  }
+}
+
 TEST(CrossEntropy, EqualLogitsGoToTheLowestIndex) {
   for (const auto path : test::product_paths()) {
     const std::vector<float> row = {1, 3, 2, 3, 3, 0, -1, 3};
@@ -136,10 +206,12 @@ TEST(CrossEntropy, ReferenceSlopesEqualFiniteDifferences) {
   const auto values = test::random_values(40, 5, 4.0f);
   const std::vector<double> logits(values.begin(), values.end());
   const std::vector<std::uint32_t> labels = {3, 0, 7, 5, 1};
-  const auto expected = reference(logits, labels, 0.25);
+  const Weighting weighting{.weights = {1.0f, -0.5f, 0.0f, 2.0f, 0.25f}};
+  const auto expected = reference(logits, labels, 0.25, weighting);
   const auto total = [&](const std::vector<double>& x) {
     double sum = 0;
-    for (const double loss : reference(x, labels, 0.25).loss) sum += 0.25 * loss;
+    const auto losses = reference(x, labels, 0.25).loss;
+    for (std::size_t r = 0; r < losses.size(); ++r) sum += 0.25 * double{weighting.weights[r]} * losses[r];
     return sum;
   };
   std::vector<std::size_t> indices(40);
