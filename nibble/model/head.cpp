@@ -4,6 +4,7 @@
 #include "nibble/kernels/cross_entropy.h"
 #include "nibble/kernels/product.h"
 #include "nibble/kernels/rms_norm.h"
+#include "nibble/kernels/row_kernel.h"
 
 #include <algorithm>
 
@@ -33,6 +34,7 @@ Head::Head(gpu::Device& device, const ModelConfig& config, const DeviceWeights& 
   loss_ = device.tensor(DType::f32, {labels}, "head.loss");
   correct_ = device.tensor(DType::u32, {labels}, "head.correct");
   if (!options_.trainable) return;
+  label_weights_ = device.tensor(DType::f32, {labels}, "head.label_weights");
   d_normed_ = device.tensor(DType::f32, {labels, hidden}, "head.d_normed");
   d_logits_ = options_.path == ProductPath::f32 ? Operand{.data = logits_}
                                                 : make_operand(device, options_.path, chunk, vocab, "head.d_logits");
@@ -43,10 +45,18 @@ std::uint64_t Head::bytes(const ModelConfig& config, const HeadOptions& options)
                       vocab = config.vocab_size, operand = size_of(operand_dtype(options.path));
   std::uint64_t bytes = labels * (hidden * operand + 16) + chunk * vocab * 4;
   if (options.trainable) {
-    bytes += labels * hidden * 4;
+    bytes += labels * (hidden * 4 + 4);
     if (options.path != ProductPath::f32) bytes += chunk * (vocab * operand + 4);
   }
   return bytes;
+}
+
+std::vector<gpu::RowRange> Head::chunks(std::uint32_t labels) const {
+  std::vector<gpu::RowRange> result;
+  for (std::uint32_t begin = 0; begin < labels; begin += options_.chunk_rows) {
+    result.push_back({begin, std::min(labels, begin + options_.chunk_rows)});
+  }
+  return result;
 }
 
 void Head::normalise(gpu::Recorder& recorder, const Tensor& x, const Tensor& rows, std::uint32_t count) {
@@ -55,46 +65,69 @@ void Head::normalise(gpu::Recorder& recorder, const Tensor& x, const Tensor& row
                            .inv_rms = inv_rms_.rows(0, count), .eps = config_.rms_norm_eps});
 }
 
-Head::Loss Head::run(gpu::Recorder& recorder, const DeviceStream& stream, const Tensor& x, const float* factor,
-                     const Tensor& d_head) {
-  const std::uint32_t labels = stream.labels;
-  if (labels == 0) return {loss_.rows(0, 1), correct_.rows(0, 1)};
+Tensor Head::chunk_logits(gpu::Recorder& recorder, std::uint32_t begin, std::uint32_t end) {
+  const Tensor logits = logits_.rows(0, end - begin);
+  record(recorder, ProductNT{.path = options_.path, .x = operand_rows(normed_, {begin, end}), .w = head_weight(weights_), .y = logits});
+  return logits;
+}
+
+void Head::losses(gpu::Recorder& recorder, const DeviceStream& stream) {
+  for (const auto [begin, end] : chunks(stream.labels)) {
+    record(recorder, CrossEntropy{.logits = chunk_logits(recorder, begin, end), .labels = stream.label_ids.rows(begin, end),
+                                  .loss = loss_.rows(begin, end), .correct = correct_.rows(begin, end)});
+  }
+}
+
+void Head::gradients(gpu::Recorder& recorder, const DeviceStream& stream, const LossOptions& loss, const Tensor& d_head) {
   const std::uint64_t partial_sums =
       d_head ? product_tn_scratch(recorder.device(), options_.chunk_rows, config_.vocab_size, config_.hidden_size) : 0;
   if (partial_sums > 0 && !head_scratch_) {
     head_scratch_ = recorder.device().tensor(DType::f32, {static_cast<std::uint32_t>(partial_sums)}, "head scratch");
   }
-  normalise(recorder, x, stream.label_rows, labels);
-  for (std::uint32_t begin = 0; begin < labels; begin += options_.chunk_rows) {
-    const std::uint32_t end = std::min(labels, begin + options_.chunk_rows), count = end - begin;
-    const Operand rows = {normed_.data.rows(begin, end), normed_.scale ? normed_.scale.rows(begin, end) : Tensor{}};
-    const Tensor logits = logits_.rows(0, count);
-    record(recorder, ProductNT{.path = options_.path, .x = rows, .w = head_weight(weights_), .y = logits});
+  const auto all = chunks(stream.labels);
+  for (const auto [begin, end] : all) {
+    // The first pass over a single chunk left its logits.
+    const bool there = loss.preference && all.size() == 1;
+    const Tensor logits = there ? logits_.rows(0, end) : chunk_logits(recorder, begin, end);
+    const Operand d_logits = first_rows(d_logits_, end - begin);
     record(recorder, CrossEntropy{.logits = logits, .labels = stream.label_ids.rows(begin, end),
                                   .loss = loss_.rows(begin, end), .correct = correct_.rows(begin, end),
-                                  .d_logits = factor ? first_rows(d_logits_, count) : Operand{},
-                                  .factor = factor ? *factor : 0.0f});
-    if (!factor) continue;
-    record(recorder, ProductNN{.path = options_.path, .x = first_rows(d_logits_, count), .w = head_weight(weights_),
-                               .y = d_normed_.rows(begin, end)});
-    if (d_head) record(recorder, ProductTN{.x = first_rows(d_logits_, count), .w = rows, .y = d_head, .scratch = head_scratch_});
+                                  .d_logits = d_logits, .factor = loss.preference ? 1.0f : loss.factor,
+                                  .weights = loss.preference ? label_weights_.rows(begin, end) : Tensor{},
+                                  .focal_gamma = loss.preference ? 0.0f : loss.focal_gamma});
+    record(recorder, ProductNN{.path = options_.path, .x = d_logits, .w = head_weight(weights_), .y = d_normed_.rows(begin, end)});
+    if (d_head) {
+      record(recorder, ProductTN{.x = d_logits, .w = operand_rows(normed_, {begin, end}), .y = d_head, .scratch = head_scratch_});
+    }
   }
-  return {loss_.rows(0, labels), correct_.rows(0, labels)};
 }
 
 Head::Loss Head::forward(gpu::Recorder& recorder, const DeviceStream& stream, const Tensor& x) {
-  return run(recorder, stream, x, nullptr, {});
+  const std::uint32_t labels = stream.labels;
+  if (labels == 0) return {loss_.rows(0, 1), correct_.rows(0, 1)};
+  normalise(recorder, x, stream.label_rows, labels);
+  losses(recorder, stream);
+  return {loss_.rows(0, labels), correct_.rows(0, labels)};
 }
 
-Head::Loss Head::forward_backward(gpu::Recorder& recorder, const DeviceStream& stream, const Tensor& x, float factor,
-                                  const Tensor& dx, const Tensor& d_head) {
+Head::Loss Head::forward_backward(gpu::Recorder& recorder, const DeviceStream& stream, const Tensor& x,
+                                  const LossOptions& loss, const Tensor& dx, const Tensor& d_head) {
   check(options_.trainable, "head", "The head was made without room for gradients.");
-  const Loss loss = run(recorder, stream, x, &factor, d_head);
+  const std::uint32_t labels = stream.labels;
   recorder.clear(dx);
-  if (stream.labels == 0) return loss;
-  record(recorder, RmsNormBackward{.dy = d_normed_.rows(0, stream.labels), .x = x, .weight = weights_.final_norm,
-                                   .inv_rms = inv_rms_.rows(0, stream.labels), .rows = stream.label_rows, .dx = dx});
-  return loss;
+  if (labels == 0) return {loss_.rows(0, 1), correct_.rows(0, 1)};
+  normalise(recorder, x, stream.label_rows, labels);
+  if (loss.preference) {
+    losses(recorder, stream);
+    Preference preference = *loss.preference;
+    preference.loss = loss_.rows(0, labels);
+    preference.weights = label_weights_.rows(0, labels);
+    record(recorder, preference);
+  }
+  gradients(recorder, stream, loss, d_head);
+  record(recorder, RmsNormBackward{.dy = d_normed_.rows(0, labels), .x = x, .weight = weights_.final_norm,
+                                   .inv_rms = inv_rms_.rows(0, labels), .rows = stream.label_rows, .dx = dx});
+  return {loss_.rows(0, labels), correct_.rows(0, labels)};
 }
 
 Tensor Head::logits(gpu::Recorder& recorder, const Tensor& x, const Tensor& rows, std::uint32_t count) {

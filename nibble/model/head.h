@@ -3,6 +3,9 @@
 #include "nibble/model/stream.h"
 #include "nibble/weights/device_weights.h"
 #include "nibble/kernels/operand.h"
+#include "nibble/kernels/preference.h"
+
+#include <vector>
 
 namespace nibble {
 
@@ -11,6 +14,15 @@ struct HeadOptions {
   std::uint32_t max_labels = 0;
   std::uint32_t chunk_rows = 0;  // rows whose logits exist at a time, rounded up to 64; 0 chooses about 128 MiB of them
   bool trainable = true;         // room for gradients
+};
+
+// What of a batch's losses the gradients are taken.
+struct LossOptions {
+  float factor = 1;       // gradients are those of factor times the sum of the losses
+  float focal_gamma = 0;  // see CrossEntropy
+  // Losses of pairs instead: its kind, sides, reference, statistics and factors; the head gives it losses and weights, and
+  // `factor` and `focal_gamma` do not count. Must outlive the call.
+  const Preference* preference = nullptr;
 };
 
 // Final norm, head and cross-entropy over the labelled rows alone, in chunks of rows, so that the logits are never whole in
@@ -26,9 +38,9 @@ class Head {
 
   // x (T, C) is the residual stream after the last layer.
   Loss forward(gpu::Recorder& recorder, const DeviceStream& stream, const Tensor& x);
-  // The same, and dx (T, C) = factor times the gradient of the sum of the losses; with d_head (vocab, C) also += that of the
-  // head's weights.
-  Loss forward_backward(gpu::Recorder& recorder, const DeviceStream& stream, const Tensor& x, float factor,
+  // The same, and dx (T, C) = the gradient that the options ask for; with d_head (vocab, C) also += that of the head's
+  // weights. Losses of pairs take two passes, whose first finds what each label's gradient is multiplied by.
+  Loss forward_backward(gpu::Recorder& recorder, const DeviceStream& stream, const Tensor& x, const LossOptions& loss,
                         const Tensor& dx, const Tensor& d_head = {});
 
   // Logits (R, vocab) of the given rows of x, at most one chunk of them.
@@ -40,8 +52,12 @@ class Head {
 
  private:
   void normalise(gpu::Recorder& recorder, const Tensor& x, const Tensor& rows, std::uint32_t count);
-  Loss run(gpu::Recorder& recorder, const DeviceStream& stream, const Tensor& x, const float* factor,
-           const Tensor& d_head);
+  std::vector<gpu::RowRange> chunks(std::uint32_t labels) const;
+  // Logits of rows [begin, end) of what was normalised.
+  Tensor chunk_logits(gpu::Recorder& recorder, std::uint32_t begin, std::uint32_t end);
+  // Losses and right predictions of all labels. The logits of the last chunk stay.
+  void losses(gpu::Recorder& recorder, const DeviceStream& stream);
+  void gradients(gpu::Recorder& recorder, const DeviceStream& stream, const LossOptions& loss, const Tensor& d_head);
 
   const ModelConfig& config_;
   const DeviceWeights& weights_;
@@ -52,6 +68,7 @@ class Head {
   Tensor logits_;          // (chunk, vocab)
   Operand d_logits_;       // (chunk, vocab); in f32 the logits' own buffer
   Tensor loss_, correct_;  // (R)
+  Tensor label_weights_;   // (R) what losses of pairs multiply the labels' gradients by
   Tensor head_scratch_;    // partial sums of the head's gradient, made when it is first asked for
 };
 

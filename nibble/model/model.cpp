@@ -6,6 +6,7 @@
 #include "nibble/kernels/qk_norm_rope.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace nibble {
 namespace {
@@ -113,13 +114,20 @@ Head::Loss Model::loss(gpu::Recorder& recorder, const DeviceStream& stream) {
   return head_.forward(recorder, stream, forward(recorder, stream));
 }
 
-Head::Loss Model::loss_and_gradients(gpu::Recorder& recorder, const DeviceStream& stream, float factor,
+Head::Loss Model::base_loss(gpu::Recorder& recorder, const DeviceStream& stream) {
+  const LoraWeights* lora = std::exchange(linear_.lora, nullptr);
+  const Tensor last = forward(recorder, stream);
+  linear_.lora = lora;
+  return head_.forward(recorder, stream, last);
+}
+
+Head::Loss Model::loss_and_gradients(gpu::Recorder& recorder, const DeviceStream& stream, const LossOptions& loss_options,
                                      const LoraDropout& dropout, const Tensor& d_head) {
   check(options_.trainable, "model", "The model was made without room for gradients.");
   linear_.dropout = dropout;
   const Tensor last = forward(recorder, stream);
   const Tensor dx = dx_.rows(0, stream.tokens);
-  const Head::Loss loss = head_.forward_backward(recorder, stream, last, factor, dx, d_head);
+  const Head::Loss loss = head_.forward_backward(recorder, stream, last, loss_options, dx, d_head);
   const Scratch scratch = first_tokens(scratch_, config_, stream.tokens);
   const LayerContext layers = context(recorder, stream);
   for (std::uint32_t layer = config_.num_layers; layer-- > 0;) {

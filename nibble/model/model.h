@@ -55,9 +55,10 @@ class Model {
   // The residual stream (T, C) after the last layer.
   Tensor forward(gpu::Recorder& recorder, const DeviceStream& stream);
   Head::Loss loss(gpu::Recorder& recorder, const DeviceStream& stream);
-  // Adds `factor` times the gradients of the sum of the batch's losses to the adapters' gradients; with d_head (vocab, C) to
-  // those of the head too.
-  Head::Loss loss_and_gradients(gpu::Recorder& recorder, const DeviceStream& stream, float factor,
+  // The same of the base alone, with the adapters switched off.
+  Head::Loss base_loss(gpu::Recorder& recorder, const DeviceStream& stream);
+  // Adds the gradients that the options ask for to those of the adapters; with d_head (vocab, C) to those of the head too.
+  Head::Loss loss_and_gradients(gpu::Recorder& recorder, const DeviceStream& stream, const LossOptions& loss_options,
                                 const LoraDropout& dropout = {}, const Tensor& d_head = {});
   // Logits (R, vocab) of some rows of what forward() returned.
   Tensor logits(gpu::Recorder& recorder, const Tensor& residual, const Tensor& rows, std::uint32_t count) {

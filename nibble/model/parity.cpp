@@ -199,7 +199,7 @@ ParityReport compare_with_golden(Model& model, const DeviceWeights& weights, con
     d_head = model.device().tensor(DType::f32, {model.config().vocab_size, model.config().hidden_size}, "head gradient");
   }
   const auto labels = static_cast<std::uint32_t>(rows.labels.size());
-  const Head::Loss loss = model.loss_and_gradients(recorder, stream, 1.0f / static_cast<float>(labels), {}, d_head);
+  const Head::Loss loss = model.loss_and_gradients(recorder, stream, {.factor = 1.0f / static_cast<float>(labels)}, {}, d_head);
   recorder.submit();
   for (const float value : model.device().read<float>(loss.loss)) report.loss += value;
   report.loss /= labels;

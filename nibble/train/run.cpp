@@ -92,7 +92,7 @@ void TrainingRun::record_step(gpu::Recorder& recorder, const StepInput& input, s
     const LoraDropout dropout{.probability = static_cast<float>(setup_.options.lora.lora_dropout),
                               .seed = dropout_seed(setup_.options.seed, state_.micro_batches++)};
     // Divided by the labels of the whole step, so that accumulation gives the gradient of one large batch.
-    const Head::Loss loss = model_.loss_and_gradients(recorder, stream, 1.0f / static_cast<float>(labels), dropout);
+    const Head::Loss loss = model_.loss_and_gradients(recorder, stream, {.factor = 1.0f / static_cast<float>(labels)}, dropout);
     record(recorder, Sum{.x = loss.loss, .total = stats_, .slot = 0, .accumulate = i > 0});
     record(recorder, Sum{.x = loss.correct, .total = stats_, .slot = 1, .accumulate = i > 0});
   }

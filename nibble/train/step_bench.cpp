@@ -82,7 +82,7 @@ StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options)
     gpu::Recorder recorder(device);
     const DeviceStream stream = model.upload(recorder, batch.stream());
     recorder.clear(lora.grads);
-    losses = model.loss_and_gradients(recorder, stream, 1.0f / static_cast<float>(batch.labels.size())).loss;
+    losses = model.loss_and_gradients(recorder, stream, {.factor = 1.0f / static_cast<float>(batch.labels.size())}).loss;
     optimizer.record_step(recorder, lora, 1e-4, ++done);
     recorder.submit();
     result.record_seconds = seconds_since(start);
