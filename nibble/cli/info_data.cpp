@@ -30,9 +30,9 @@ std::vector<Bar> bars_of(const data::DatasetCounts& counts) {
 
 // Rows of the file with more tokens than --max-length; the data set itself was opened without a limit.
 std::uint64_t over_long(const data::Dataset& rows, std::uint32_t max_length) {
-  const auto lengths = rows.lengths();
-  const auto longer = [&](std::uint32_t length) { return length > max_length; };
-  return static_cast<std::uint64_t>(std::count_if(lengths.begin(), lengths.end(), longer));
+  std::uint64_t count = 0;
+  for (std::size_t i = 0; i < rows.size(); ++i) count += rows.longest_segment(i) > max_length;
+  return count;
 }
 
 // A token's text for a reader: nothing in it can steer the terminal, and ends of lines are seen.
@@ -76,14 +76,27 @@ std::string row_text(const data::Example& row, const text::Tokenizer& tokenizer,
   return result;
 }
 
+// The segments of a preference, each by itself.
+std::pair<data::Example, data::Example> sides_of(const data::Example& row) {
+  const auto begin = static_cast<std::ptrdiff_t>(row.rejected_begin);
+  return {{.tokens = {row.tokens.begin(), row.tokens.begin() + begin}, .trained = {row.trained.begin(), row.trained.begin() + begin}},
+          {.tokens = {row.tokens.begin() + begin, row.tokens.end()}, .trained = {row.trained.begin() + begin, row.trained.end()}}};
+}
+
 void print_rows(const data::Dataset& rows, const text::Tokenizer& tokenizer, const InfoFlags& flags) {
   const bool colour = flags.color == "always" || (flags.color == "auto" && is_terminal(stdout));
   const std::size_t count = std::min<std::uint64_t>(flags.rows, rows.size());
   const auto legend = colour ? "Trained tokens are green." : "Trained tokens stand in \u27e6\u27e7; \u2502 divides tokens.";
   if (count > 0) fmt::print("{}\n\n", legend);
   for (std::size_t i = 0; i < count; ++i) {
-    fmt::print("Line {}: {} tokens, {} trained\n{}\n\n", rows.row(i), grouped(rows.tokens(i)),
-               grouped(rows.trained_tokens(i)), row_text(rows.example(i), tokenizer, colour));
+    fmt::print("Line {}: {} tokens, {} trained\n", rows.row(i), grouped(rows.tokens(i)), grouped(rows.trained_tokens(i)));
+    const data::Example row = rows.example(i);
+    if (row.is_pair()) {
+      const auto [chosen, rejected] = sides_of(row);
+      fmt::print("Chosen:\n{}\nRejected:\n{}\n\n", row_text(chosen, tokenizer, colour), row_text(rejected, tokenizer, colour));
+    } else {
+      fmt::print("{}\n\n", row_text(row, tokenizer, colour));
+    }
   }
 }
 
@@ -118,6 +131,7 @@ Json to_json(const data::Dataset& rows, const InfoFlags& flags) {
   for (std::size_t i = 0; i < std::min<std::uint64_t>(flags.rows, rows.size()); ++i) {
     const data::Example row = rows.example(i);
     shown.push_back({{"line", rows.row(i)}, {"tokens", row.tokens}, {"trained", row.trained}});
+    if (row.is_pair()) shown.back()["rejected_begin"] = row.rejected_begin;
   }
   for (const Bar& bar : bars_of(rows.counts())) bars.push_back({{"from", bar.from}, {"to", bar.to}, {"rows", bar.rows}});
   const auto& counts = rows.counts();

@@ -6,14 +6,19 @@
 
 namespace nibble::data {
 
-// A row as tokens; trained[i] says whether the loss counts the prediction of tokens[i]. The first token is never
+// A row as tokens; trained[i] says whether the loss counts the prediction of tokens[i]. A segment's first token is never
 // trained, for nothing precedes it.
 struct Example {
   std::vector<std::int32_t> tokens;
   std::vector<std::uint8_t> trained;
+  // A preference has two segments that never see each other: the chosen chat, and from here on the rejected one. 0 for rows
+  // of one segment.
+  std::uint32_t rejected_begin = 0;
+
+  bool is_pair() const { return rejected_begin > 0; }
 };
 
-// One stream of T tokens: the examples one after the other, never padded. Attention stays inside a segment.
+// One stream of T tokens: the examples one after the other, never padded; of a preference both segments. Attention stays inside a segment.
 struct Batch {
   std::vector<std::uint32_t> tokens;         // (T)
   std::vector<std::uint32_t> position;       // (T) begins at 0 in each segment
@@ -23,11 +28,14 @@ struct Batch {
   std::vector<std::uint32_t> label_rows;
   std::vector<std::uint32_t> labels;
   std::vector<std::uint32_t> row_of_label;
+  // Of P preferences: where the labels of the chosen and the rejected answers begin in turn, and their end (2P + 1). Empty
+  // for rows of one segment.
+  std::vector<std::uint32_t> sides;
   std::vector<std::uint64_t> rows;  // number of each example's line in its file, from 1; 0 where unknown
 };
 
-// `rows` may be empty. Throws UsageError where an example's vectors differ in length, DataError where one is empty or
-// has a negative token.
+// `rows` may be empty. Throws UsageError where an example's vectors differ in length or where preferences are mixed with
+// other rows, DataError where an example is empty, has a negative token, or is a preference with an answer without label.
 Batch make_batch(std::span<const Example> examples, std::span<const std::uint64_t> rows = {});
 
 }  // namespace nibble::data

@@ -27,13 +27,37 @@ std::uint32_t count_trained(const Example& example) {
 }
 
 // Tokens [begin, begin + count) of a row; its first one is not trained.
-Example piece_of(const Example& row, std::size_t begin, std::size_t count) {
+Example part_of(const Example& row, std::size_t begin, std::size_t count) {
   const auto first = static_cast<std::ptrdiff_t>(begin);
   const auto last = static_cast<std::ptrdiff_t>(begin + count);
   Example piece{.tokens = {row.tokens.begin() + first, row.tokens.begin() + last},
                 .trained = {row.trained.begin() + first, row.trained.begin() + last}};
   piece.trained.front() = 0;
   return piece;
+}
+
+// The first `limit` tokens of each side of a preference.
+Example cut_sides(const Example& row, std::uint32_t limit) {
+  const std::uint32_t chosen = std::min(row.rejected_begin, limit);
+  const auto rejected = std::min(static_cast<std::uint32_t>(row.tokens.size()) - row.rejected_begin, limit);
+  Example result = part_of(row, 0, chosen);
+  const Example second = part_of(row, row.rejected_begin, rejected);
+  result.rejected_begin = chosen;
+  result.tokens.insert(result.tokens.end(), second.tokens.begin(), second.tokens.end());
+  result.trained.insert(result.trained.end(), second.trained.begin(), second.trained.end());
+  return result;
+}
+
+// 0 where a preference has an answer without one: then nothing can be compared.
+std::uint32_t usable_labels(const Example& example) {
+  const auto rejected = example.trained.begin() + example.rejected_begin;
+  const bool one_sided = example.is_pair() && (std::count(example.trained.begin(), rejected, 1) == 0 ||
+                                               std::count(rejected, example.trained.end(), 1) == 0);
+  return one_sided ? 0 : count_trained(example);
+}
+
+std::uint32_t longer_side(std::uint32_t tokens, std::uint32_t rejected_begin) {
+  return std::max(rejected_begin, tokens - rejected_begin);
 }
 
 std::uint32_t checksum_of(std::string_view line) {
@@ -124,6 +148,8 @@ void Dataset::index() {
 // Encodes on all cores and then adds in the file's order, so the result does not depend on the threads.
 void Dataset::index_block(const std::vector<Line>& lines) {
   if (!form_known_) detect_form(lines);
+  check<UsageError>(form_ != RowForm::preference || options_.overflow != Overflow::split, "--overflow",
+                    "A preference cannot be split; choose error, drop or cut.");
   std::vector<std::variant<Example, std::string>> encoded(lines.size());
   run_in_parallel(lines.size(), options_.threads, [&](std::size_t i) { encoded[i] = encode(lines[i]); });
   for (std::size_t i = 0; i < lines.size(); ++i) {
@@ -164,7 +190,8 @@ std::variant<Example, std::string> Dataset::encode(const Line& line) const {
 
 // `record` has offset, line and checksum.
 void Dataset::add_row(const Example& example, Record record) {
-  const auto length = static_cast<std::uint32_t>(example.tokens.size());
+  const auto tokens = static_cast<std::uint32_t>(example.tokens.size());
+  const std::uint32_t length = longer_side(tokens, example.rejected_begin);
   ++counts_.rows;
   ++counts_.histogram[static_cast<std::size_t>(std::bit_width(length - 1))];
   counts_.longest_row = std::max(counts_.longest_row, length);
@@ -172,6 +199,10 @@ void Dataset::add_row(const Example& example, Record record) {
   const bool over_long = length > limit;
   if (over_long && counts_.over_long_rows++ == 0) first_over_long_ = record.line;
   if (over_long && (options_.overflow == Overflow::drop || options_.overflow == Overflow::error)) return;
+  if (example.is_pair()) {
+    add_piece(example, record);
+    return;
+  }
   const std::uint32_t end = options_.overflow == Overflow::cut ? std::min(length, limit) : length;
   for (record.begin = 0;; record.begin += record.tokens - 1) {
     record.tokens = std::min(limit, end - record.begin);
@@ -181,8 +212,10 @@ void Dataset::add_row(const Example& example, Record record) {
 }
 
 void Dataset::add_piece(const Example& row, Record record) {
-  Example piece = piece_of(row, record.begin, record.tokens);
-  record.trained = count_trained(piece);
+  Example piece = piece_of(row, record);
+  record.tokens = static_cast<std::uint32_t>(piece.tokens.size());
+  record.trained = usable_labels(piece);
+  record.rejected_begin = piece.rejected_begin;
   if (record.trained == 0) {
     ++counts_.untrained_pieces;
     return;
@@ -197,6 +230,10 @@ void Dataset::add_piece(const Example& row, Record record) {
   records_.push_back(record);
 }
 
+Example Dataset::piece_of(const Example& row, const Record& record) const {
+  return row.is_pair() ? cut_sides(row, options_.max_length) : part_of(row, record.begin, record.tokens);
+}
+
 void Dataset::check_overflow() const {
   if (options_.overflow != Overflow::error || counts_.over_long_rows == 0) return;
   fail<DataError>(where,
@@ -204,6 +241,10 @@ void Dataset::check_overflow() const {
                   "--max-length, or choose --overflow drop, cut or split.",
                   file_.path().string(), counts_.over_long_rows, counts_.rows, options_.max_length,
                   counts_.longest_row, first_over_long_);
+}
+
+std::uint32_t Dataset::longest_segment(std::size_t example) const {
+  return longer_side(records_[example].tokens, records_[example].rejected_begin);
 }
 
 std::vector<std::uint32_t> Dataset::lengths() const {
@@ -220,7 +261,7 @@ Example Dataset::example(std::size_t index) const {
   const std::string line = LineReader::read_at(file_, record.offset, record.line);
   check<DataError>(checksum_of(line) == record.checksum, where,
                    "{}, line {}: The file has changed while it was in use.", file_.path().string(), record.line);
-  return piece_of(encoder_.encode(read_row(parse_row(line), form_)), record.begin, record.tokens);
+  return piece_of(encoder_.encode(read_row(parse_row(line), form_)), record);
 }
 
 Batch Dataset::batch(std::span<const std::uint32_t> examples) const {

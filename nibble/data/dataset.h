@@ -23,7 +23,8 @@ enum class Overflow {
   error,  // the run does not start
   drop,   // the row is left out
   cut,    // its first max_length tokens are used
-  split,  // it becomes several examples of at most max_length tokens, each after the last token of the one before
+  split,  // it becomes several examples of at most max_length tokens, each after the last token of the one before; a
+          // preference cannot
 };
 
 std::string_view name_of(Overflow overflow);
@@ -33,7 +34,7 @@ struct DatasetOptions {
   std::optional<RowForm> form;  // detected by the first row where absent
   TrainOn train_on = TrainOn::assistant;
   Overflow overflow = Overflow::error;
-  std::uint32_t max_length = 1024;  // in tokens
+  std::uint32_t max_length = 1024;  // in tokens; of each side of a preference
   bool skip_bad_rows = false;       // counts them instead of throwing
   OrderedJson template_variables = OrderedJson::object();
   std::size_t cache_bytes = std::size_t{64} << 20;  // of examples kept in memory
@@ -48,7 +49,7 @@ struct DatasetCounts {
   std::uint64_t over_long_rows = 0;
   std::uint64_t bad_rows = 0;
   std::uint64_t untrained_pieces = 0;  // left out because cut or split left them no trained token
-  std::uint32_t longest_row = 0;       // in tokens, before drop, cut and split
+  std::uint32_t longest_row = 0;       // in tokens, before drop, cut and split; of a preference its longer side
   // histogram[i] counts the rows of at most 2^i tokens and more than 2^(i-1).
   std::array<std::uint64_t, 32> histogram{};
 };
@@ -59,7 +60,7 @@ struct DatasetCounts {
 class Dataset {
  public:
   // Tokenizer and template (which may be null) must outlive it. Throws DataError naming file and line, also where the
-  // file has no row left.
+  // file has no row left, and UsageError where preferences are to be split or trained on all.
   Dataset(const fs::path& path, const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template,
           DatasetOptions options);
 
@@ -71,6 +72,8 @@ class Dataset {
   std::size_t size() const { return records_.size(); }
   std::uint32_t tokens(std::size_t example) const { return records_[example].tokens; }
   std::uint32_t trained_tokens(std::size_t example) const { return records_[example].trained; }
+  // Of a preference the longer side's tokens, of others all.
+  std::uint32_t longest_segment(std::size_t example) const;
   // The line of the file, from 1.
   std::uint64_t row(std::size_t example) const { return records_[example].line; }
   // The number of tokens of each example, in order.
@@ -88,6 +91,7 @@ class Dataset {
     std::uint32_t begin;  // first token of the row that belongs to the example
     std::uint32_t tokens;
     std::uint32_t trained;
+    std::uint32_t rejected_begin;  // see Example
   };
 
   void index();
@@ -97,6 +101,8 @@ class Dataset {
   void detect_form(const std::vector<Line>& lines);
   void add_row(const Example& example, Record record);
   void add_piece(const Example& row, Record record);
+  // What of a row is the record's example.
+  Example piece_of(const Example& row, const Record& record) const;
   void check_overflow() const;
 
   File file_;

@@ -20,6 +20,7 @@ constexpr FormName form_names[] = {
     {RowForm::prompt_completion, "prompt-completion"},
     {RowForm::instruction_output, "instruction-output"},
     {RowForm::instruction_response, "instruction-response"},
+    {RowForm::preference, "preference"},
     {RowForm::text, "text"},
 };
 
@@ -73,12 +74,11 @@ RowForm detect_row_form(const OrderedJson& row) {
   if (has("prompt") && has("completion")) return RowForm::prompt_completion;
   if (has("instruction") && has("output")) return RowForm::instruction_output;
   if (has("instruction") && has("response")) return RowForm::instruction_response;
+  if (has("chosen") && has("rejected")) return RowForm::preference;
   if (has("text")) return RowForm::text;
-  check<DataError>(!has("chosen"), "row",
-                   "The row has \"chosen\": it is a preference, which supervised training does not take.");
   fail<DataError>("row",
                   "The row's keys fit no form; wanted is \"messages\", \"conversations\", \"prompt\" with "
-                  "\"completion\", \"instruction\" with \"output\" or \"response\", or \"text\".");
+                  "\"completion\", \"instruction\" with \"output\" or \"response\", \"chosen\" with \"rejected\", or \"text\".");
 }
 
 OrderedJson parse_row(std::string_view line) {

@@ -19,6 +19,7 @@ enum class RowForm {
   prompt_completion,   // {"prompt", "completion"}: two texts, or two lists of messages
   instruction_output,  // {"instruction", "input"?, "output", "system"?}
   instruction_response,  // {"instruction", "input"?, "response", "system"?}
+  preference,          // {"prompt"?, "chosen", "rejected"}: texts, or lists of messages
   text,                // {"text"}
 };
 
@@ -40,7 +41,12 @@ struct PlainText {
   std::size_t trained_from = 0;
 };
 
-using RowContent = std::variant<Chat, PlainText>;
+// Two answers to one prompt, of which the first is preferred. Both sides are texts or both are chats, with the prompt in each.
+struct PreferencePair {
+  std::variant<Chat, PlainText> chosen, rejected;
+};
+
+using RowContent = std::variant<Chat, PlainText, PreferencePair>;
 
 // Parses one line; its nesting is bounded. Throws DataError with a sentence that names no file.
 OrderedJson parse_row(std::string_view line);

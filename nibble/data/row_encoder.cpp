@@ -37,6 +37,10 @@ Example mark(std::string_view text, const text::Encoding& encoding, const std::v
   return example;
 }
 
+bool has_trained(const Example& example) {
+  return std::find(example.trained.begin(), example.trained.end(), 1) != example.trained.end();
+}
+
 }  // namespace
 
 RowEncoder::RowEncoder(const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template, TrainOn train_on,
@@ -46,14 +50,32 @@ RowEncoder::RowEncoder(const text::Tokenizer& tokenizer, const text::ChatTemplat
 }
 
 Example RowEncoder::encode(const RowContent& row) const {
-  Example example = std::holds_alternative<Chat>(row) ? encode_chat(std::get<Chat>(row))
-                                                      : encode_text(std::get<PlainText>(row));
-  check<DataError>(std::find(example.trained.begin(), example.trained.end(), 1) != example.trained.end(), where,
+  if (const auto* pair = std::get_if<PreferencePair>(&row)) return encode_pair(*pair);
+  const auto* chat = std::get_if<Chat>(&row);
+  Example example = chat ? encode_segment(*chat) : encode_segment(std::get<PlainText>(row));
+  check<DataError>(has_trained(example), where,
                    "The row has no trained token: what the loss would count is empty or is not printed.");
   return example;
 }
 
-Example RowEncoder::encode_chat(const Chat& chat) const {
+Example RowEncoder::encode_pair(const PreferencePair& pair) const {
+  check<UsageError>(train_on_ != TrainOn::all, "--train-on",
+                    "A preference's loss compares the answers alone; train on assistant or last, not on all.");
+  const auto encode_side = [&](const auto& side) { return std::visit([&](const auto& row) { return encode_segment(row); }, side); };
+  Example example = encode_side(pair.chosen);
+  const Example rejected = encode_side(pair.rejected);
+  check<DataError>(has_trained(example) && has_trained(rejected), where,
+                   "The {} answer has no trained token: it is empty or is not printed.",
+                   has_trained(example) ? "rejected" : "chosen");
+  check<DataError>(example.tokens != rejected.tokens, where,
+                   "The chosen and the rejected answer are the same tokens: there is nothing to prefer.");
+  example.rejected_begin = static_cast<std::uint32_t>(example.tokens.size());
+  example.tokens.insert(example.tokens.end(), rejected.tokens.begin(), rejected.tokens.end());
+  example.trained.insert(example.trained.end(), rejected.trained.begin(), rejected.trained.end());
+  return example;
+}
+
+Example RowEncoder::encode_segment(const Chat& chat) const {
   check<DataError>(mask_.has_value(), where,
                    "The row holds messages, but the model has no chat template; give one, or rows of \"text\" or of "
                    "\"prompt\" and \"completion\".");
@@ -61,7 +83,7 @@ Example RowEncoder::encode_chat(const Chat& chat) const {
   return mark(masked.text, masked.encoding, masked.trained);
 }
 
-Example RowEncoder::encode_text(const PlainText& plain) const {
+Example RowEncoder::encode_segment(const PlainText& plain) const {
   const std::string& text = plain.text;
   const text::Encoding encoding = tokenizer_.encode(text, {.offsets = true});
   const std::size_t from = train_on_ == TrainOn::all ? 0 : plain.trained_from;

@@ -14,13 +14,15 @@ class RowEncoder {
   RowEncoder(const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template, TrainOn train_on,
              OrderedJson variables = OrderedJson::object());
 
-  // A text gets the tokenizer's own special tokens and its end token; a chat is what its template prints. Throws
-  // DataError where no token is trained.
+  // A text gets the tokenizer's own special tokens and its end token; a chat is what its template prints; of a preference the
+  // chosen side is followed by the rejected one. Throws DataError where no token is trained, or none of an answer or where
+  // both answers are the same, and UsageError where a preference's prompt is to be trained.
   Example encode(const RowContent& row) const;
 
  private:
-  Example encode_chat(const Chat& chat) const;
-  Example encode_text(const PlainText& text) const;
+  Example encode_segment(const Chat& chat) const;
+  Example encode_segment(const PlainText& text) const;
+  Example encode_pair(const PreferencePair& pair) const;
 
   const text::Tokenizer& tokenizer_;
   std::optional<ChatMask> mask_;

@@ -3,18 +3,12 @@
 #include <algorithm>
 
 #include "nibble/base/error.h"
-#include "nibble/data/row.h"
+#include "nibble/data/row_parts.h"
 
 namespace nibble::data {
 namespace {
 
 constexpr std::string_view where = "row";
-
-const OrderedJson& member(const OrderedJson& row, const char* key) {
-  const auto found = row.find(key);
-  check<DataError>(found != row.end() && !found->is_null(), where, "The row has no \"{}\".", key);
-  return *found;
-}
 
 std::string text_member(const OrderedJson& row, const char* key) {
   const OrderedJson& value = member(row, key);
@@ -25,25 +19,6 @@ std::string text_member(const OrderedJson& row, const char* key) {
 bool has_text(const OrderedJson& row, const char* key) {
   const auto found = row.find(key);
   return found != row.end() && found->is_string() && !found->get_ref<const std::string&>().empty();
-}
-
-OrderedJson message(std::string_view role, const OrderedJson& content) {
-  return {{"role", role}, {"content", content}};
-}
-
-// A column of tools is a list of schemas or the text of one.
-OrderedJson tools_of(const OrderedJson& row) {
-  const auto found = row.find("tools");
-  if (found == row.end() || found->is_null()) return nullptr;
-  OrderedJson tools = *found;
-  if (tools.is_string()) {
-    const std::string text = tools.get<std::string>();
-    if (text.empty()) return nullptr;
-    tools = parse_inner(text);
-    check<DataError>(!tools.is_discarded(), where, "\"tools\" is a string that is not JSON.");
-  }
-  check<DataError>(tools.is_array(), where, "\"tools\" is {}, not a list.", tools.type_name());
-  return tools;
 }
 
 void check_content(const OrderedJson& turn, std::size_t index, bool may_be_absent) {
@@ -78,6 +53,32 @@ void read_calls(OrderedJson& turn, std::size_t index) {
   }
 }
 
+}  // namespace
+
+const OrderedJson& member(const OrderedJson& row, const char* key) {
+  const auto found = row.find(key);
+  check<DataError>(found != row.end() && !found->is_null(), where, "The row has no \"{}\".", key);
+  return *found;
+}
+
+OrderedJson message(std::string_view role, const OrderedJson& content) {
+  return {{"role", role}, {"content", content}};
+}
+
+OrderedJson tools_of(const OrderedJson& row) {
+  const auto found = row.find("tools");
+  if (found == row.end() || found->is_null()) return nullptr;
+  OrderedJson tools = *found;
+  if (tools.is_string()) {
+    const std::string text = tools.get<std::string>();
+    if (text.empty()) return nullptr;
+    tools = parse_inner(text);
+    check<DataError>(!tools.is_discarded(), where, "\"tools\" is a string that is not JSON.");
+  }
+  check<DataError>(tools.is_array(), where, "\"tools\" is {}, not a list.", tools.type_name());
+  return tools;
+}
+
 bool has_calls(const OrderedJson& turn) {
   const auto found = turn.find("tool_calls");
   return found != turn.end() && !found->is_null() && !(found->is_array() && found->empty());
@@ -106,6 +107,8 @@ OrderedJson checked_messages(const OrderedJson& value, const char* key) {
   }
   return messages;
 }
+
+namespace {
 
 std::string role_of_share(const std::string& from, std::size_t index) {
   static constexpr std::pair<std::string_view, std::string_view> roles[] = {
@@ -185,6 +188,7 @@ RowContent read_row(const OrderedJson& row, RowForm form) {
     case RowForm::prompt_completion: return read_prompt_completion(row);
     case RowForm::instruction_output: return read_instruction(row, "output");
     case RowForm::instruction_response: return read_instruction(row, "response");
+    case RowForm::preference: return read_preference(row);
     case RowForm::text: return PlainText{.text = text_member(row, "text")};
   }
   fail<UsageError>(where, "The form of the row is unknown.");

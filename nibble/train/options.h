@@ -10,10 +10,17 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <string_view>
 
 namespace nibble {
 
 enum class Checkpointing { automatic, on, off };
+
+// What is minimised: the labels' negative log-likelihood, or a loss of pairs of answers (kernels/preference.h).
+enum class TrainLoss { sft, dpo, orpo };
+
+std::string_view name_of(TrainLoss loss);
+TrainLoss train_loss_of(std::string_view name);  // UsageError listing the names
 
 // Everything that a run is made of. The command line and a configuration file fill it; the names are those of Hugging Face's
 // trainers where these have one.
@@ -23,6 +30,10 @@ struct TrainOptions {
 
   LoraConfig lora{.rank = 16, .lora_alpha = 32};
   std::filesystem::path init_adapter;  // start from this adapter; its rank, alpha and targets hold
+
+  TrainLoss loss = TrainLoss::sft;
+  double beta = 0.1;       // of DPO; ORPO's lambda
+  double focal_gamma = 0;  // a label's gradient is multiplied by (1 - p)^gamma; the reported loss is not
 
   double learning_rate = 2e-4;
   LrScheduler lr_scheduler = LrScheduler::cosine;

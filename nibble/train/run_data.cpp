@@ -12,17 +12,29 @@ namespace {
 
 constexpr std::uint64_t split_stream = 0x73706c69;  // apart from the streams of shuffling and initialising
 
+// Tokens of a row at most; both sides of a preference may be as long as max_length.
+std::uint32_t row_limit(const TrainOptions& options) {
+  return options.max_length * (options.loss == TrainLoss::sft ? 1 : 2);
+}
+
 data::SamplerOptions sampler_options(const TrainOptions& options) {
   return {.shuffle = options.shuffle, .seed = options.seed, .batch_size = options.batch_size, .packing = options.packing,
-          .max_length = options.max_length};
+          .max_length = row_limit(options)};
 }
 
 std::shared_ptr<const data::Dataset> open_file(const RunData& data, const std::filesystem::path& path,
                                                const TrainOptions& options) {
-  return std::make_shared<data::Dataset>(
+  // Rows of pairs may have columns of other forms beside them.
+  const auto form = options.form || options.loss == TrainLoss::sft ? options.form : data::RowForm::preference;
+  auto file = std::make_shared<data::Dataset>(
       path, data.tokenizer, data.chat_template ? &*data.chat_template : nullptr,
-      data::DatasetOptions{.form = options.form, .train_on = options.train_on, .overflow = options.overflow,
+      data::DatasetOptions{.form = form, .train_on = options.train_on, .overflow = options.overflow,
                            .max_length = options.max_length, .skip_bad_rows = options.skip_bad_rows});
+  const bool pairs = file->form() == data::RowForm::preference;
+  check<UsageError>(pairs == (options.loss != TrainLoss::sft), "--loss", "{}: The rows are of the form {}, which the loss {} does "
+                    "not take; {}.", path.string(), name_of(file->form()), name_of(options.loss),
+                    pairs ? "give --loss dpo or orpo" : "pairs of answers have the form preference");
+  return file;
 }
 
 ExampleSet whole(std::shared_ptr<const data::Dataset> file) {
@@ -66,7 +78,7 @@ constexpr std::uint64_t most_measured = 1'000'000;
 
 // No batch of any order needs more.
 BatchRoom room_of_any_batch(const ExampleSet& set, const TrainOptions& options) {
-  const std::uint64_t limit = options.packing ? std::uint64_t{options.batch_size} * options.max_length : UINT32_MAX;
+  const std::uint64_t limit = options.packing ? std::uint64_t{options.batch_size} * row_limit(options) : UINT32_MAX;
   const std::uint64_t examples = options.packing ? set.examples.size() : options.batch_size;
   const auto largest = [&](auto&& size_of) {
     std::vector<std::uint32_t> sizes;
@@ -80,6 +92,22 @@ BatchRoom room_of_any_batch(const ExampleSet& set, const TrainOptions& options) 
 }
 
 }  // namespace
+
+std::string_view name_of(TrainLoss loss) {
+  switch (loss) {
+    case TrainLoss::sft: return "sft";
+    case TrainLoss::dpo: return "dpo";
+    case TrainLoss::orpo: return "orpo";
+  }
+  return "?";
+}
+
+TrainLoss train_loss_of(std::string_view name) {
+  for (const TrainLoss loss : {TrainLoss::sft, TrainLoss::dpo, TrainLoss::orpo}) {
+    if (name == name_of(loss)) return loss;
+  }
+  fail<UsageError>("--loss", "\"{}\" is no loss; there are sft, dpo and orpo.", name);
+}
 
 TokenStream stream_of(const data::Batch& batch) {
   return {.tokens = batch.tokens, .position = batch.position, .segment_begin = batch.segment_begin,

@@ -89,7 +89,7 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         Fault{"{\"text\": \"x\"", "The line is not JSON"}, Fault{"{\"text\": \"\xff\"}", "The line is not JSON"},
         Fault{"[1]", "The line holds array, not an object"}, Fault{"{}", "keys fit no form"},
-        Fault{R"({"prompt": "x", "chosen": "y", "rejected": "z"})", "it is a preference"},
+
         Fault{R"({"text": 3})", "\"text\" is number, not a string"},
         Fault{R"({"messages": "x"})", "\"messages\" is string, not a list"},
         Fault{R"({"messages": []})", "\"messages\" is an empty list"},
