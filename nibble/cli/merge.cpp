@@ -1,0 +1,67 @@
+#include "nibble/weights/merge.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <map>
+
+#include "nibble/cli/command.h"
+#include "nibble/cli/terminal.h"
+#include "nibble/report/progress.h"
+
+namespace nibble::cli {
+namespace {
+
+struct MergeFlags {
+  MergeOptions options;
+  std::string dtype, onto = "original";
+};
+
+const std::map<std::string, DType> dtypes{{"bf16", DType::bf16}, {"f16", DType::f16}, {"f32", DType::f32}};
+
+int run(MergeFlags flags) {
+  if (!flags.dtype.empty()) flags.options.dtype = dtypes.at(flags.dtype);
+  flags.options.onto = flags.onto == "nf4" ? MergeBase::nf4 : MergeBase::original;
+  Progress progress(stderr, is_terminal(stderr));
+  flags.options.progress = [&](double done) { progress.part("Merging", done); };
+  const auto [saved, norms] = merge(flags.options);
+  progress.finish_line();
+  fmt::print("{}: {} in {} file{}\n", flags.options.output.string(), human_bytes(saved.bytes), saved.files,
+             saved.files == 1 ? "" : "s");
+  if (norms.weights > 0) {
+    const auto share = [&](double squares) { return 100 * std::sqrt(squares / norms.weights); };
+    fmt::print("Of the norm of the adapted weights, the adapter changes {:.3f}%; NF4 changes {:.3f}%, {}.\n",
+               share(norms.update), share(norms.nf4_error),
+               flags.options.onto == MergeBase::nf4 ? "which is in what was written"
+                                                    : "which training saw and what was written leaves out");
+  }
+  return exit_done;
+}
+
+}  // namespace
+
+void add_merge(CLI::App& app, Action& action) {
+  auto flags = std::make_shared<MergeFlags>();
+  MergeOptions& options = flags->options;
+  CLI::App* verb = app.add_subcommand(
+      "merge",
+      "Adds an adapter to its model and writes a model folder that stands alone.\n"
+      "W + scaling * B A is computed in f32. Training saw W in NF4, so what is merged onto the original weights is\n"
+      "not quite what was trained, but is free of NF4's rounding; --onto nf4 gives the weights of training.");
+  verb->add_option("--model", options.model, "Model folder")->required();
+  verb->add_option("--adapter", options.adapter, "PEFT adapter folder; left out, the model alone is written");
+  verb->add_option("--output", options.output, "Folder to write")->required();
+  verb->add_option("--onto", flags->onto,
+                   "What the adapter is added to: original (the weights of the model) or nf4 (what they are in NF4)")
+      ->check(CLI::IsMember({"original", "nf4"}))
+      ->capture_default_str();
+  verb->add_option("--dtype", flags->dtype, "Type of the weights written: bf16, f16 or f32; left out, the model's")
+      ->check(CLI::IsMember({"bf16", "f16", "f32"}));
+  verb->add_option("--max-shard-size", options.max_shard_bytes, "Largest file of weights, as 5GB or 2GiB")
+      ->transform(CLI::AsSizeValue(true))
+      ->default_str("5GB");
+  verb->add_flag("--overwrite", options.overwrite, "Replace the output folder where it is not empty");
+  verb->callback([flags, &action] { action = [flags] { return run(*flags); }; });
+}
+
+}  // namespace nibble::cli
