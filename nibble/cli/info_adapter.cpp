@@ -24,12 +24,18 @@ struct AdapterFacts {
   LoraConfig config;
   std::map<Projection, TargetFacts> targets;
   std::uint64_t parameters = 0;
+  std::uint64_t head_parameters = 0;  // of a head that was trained with it, also in `parameters`
 };
 
 AdapterFacts read_facts(const InfoFlags& flags) {
   AdapterFacts facts{.config = read_lora_config(flags.adapter)};
   const SafetensorsFile file(fs::path(flags.adapter) / "adapter_model.safetensors");
   for (const auto& [name, tensor] : file.tensors()) {
+    if (facts.config.saves_head && name == peft_head_tensor_name) {
+      facts.head_parameters = tensor.numel();
+      facts.parameters += tensor.numel();
+      continue;
+    }
     const bool is_a = name.find(".lora_A.") != name.npos;
     check<DataError>(is_a || name.find(".lora_B.") != name.npos, file.path().string(), "The tensor {} is no LoRA matrix.",
                      name);
@@ -58,6 +64,7 @@ void print_text(const AdapterFacts& facts, bool fits) {
                                  c.use_rslora ? " (rsLoRA)" : "", c.scaling()));
   print_fact("dropout", fmt::format("{}", c.lora_dropout));
   print_fact("parameters", grouped(facts.parameters));
+  if (c.saves_head) print_fact("head", fmt::format("trained, {} of them", grouped(facts.head_parameters)));
   if (fits) print_fact("fits the model", "yes");
   fmt::print("\n{:<10} {:>7} {:>12} {:>11} {:>11}\n", "target", "layers", "parameters", "norm of A", "norm of B");
   double b_squares = 0;
@@ -82,7 +89,8 @@ Json to_json(const AdapterFacts& facts) {
   return {{"base_model_name_or_path", c.base_model_name_or_path}, {"rank", c.rank},
           {"lora_alpha", c.lora_alpha},                           {"use_rslora", c.use_rslora},
           {"scaling", c.scaling()},                               {"lora_dropout", c.lora_dropout},
-          {"parameters", facts.parameters},                       {"targets", targets}};
+          {"parameters", facts.parameters},                       {"targets", targets},
+          {"head_parameters", facts.head_parameters}};
 }
 
 }  // namespace

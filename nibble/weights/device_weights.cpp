@@ -15,8 +15,6 @@
 namespace nibble {
 namespace {
 
-constexpr std::uint64_t piece_values = std::uint64_t{4} << 20;
-
 // Reports the part of the checkpoint's bytes that has been taken.
 class Meter {
  public:
@@ -46,53 +44,6 @@ Nf4Matrix load_nf4(gpu::Device& device, const Checkpoint& checkpoint, const std:
   Nf4Matrix result{.out = dims.out, .in = dims.in, .largest = *std::max_element(absmax.begin(), absmax.end())};
   result.packed = device.tensor<std::uint8_t>(DType::u32, {static_cast<std::uint32_t>(packed.size() / 4)}, packed, name);
   result.absmax = device.tensor<float>(DType::f32, {static_cast<std::uint32_t>(absmax.size())}, absmax, name);
-  return result;
-}
-
-// Calls use(values, first index) for pieces of a tensor as f32.
-void for_each_piece(const Checkpoint& checkpoint, const std::string& name,
-                    const std::function<void(std::span<const float>, std::uint64_t)>& use) {
-  const auto& entry = checkpoint.at(name);
-  const std::uint64_t count = entry.tensor->numel(), width = size_of(*entry.tensor->dtype);
-  std::vector<std::byte> bytes(std::min(count, piece_values) * width);
-  std::vector<float> values(std::min(count, piece_values));
-  for (std::uint64_t first = 0; first < count; first += piece_values) {
-    const std::uint64_t size = std::min(piece_values, count - first);
-    const auto raw = std::span(bytes).first(size * width);
-    const auto piece = std::span(values).first(size);
-    entry.file->read(*entry.tensor, first * width, raw);
-    parallel_ranges(size, 1 << 16, 0, [&](std::size_t begin, std::size_t end) {
-      convert_to_f32(*entry.tensor->dtype, raw.subspan(begin * width, (end - begin) * width),
-                     piece.subspan(begin, end - begin));
-    });
-    use(piece, first);
-  }
-}
-
-DenseMatrix load_dense(gpu::Device& device, const Checkpoint& checkpoint, const std::string& name, DType dtype) {
-  const auto& shape = checkpoint.at(name).tensor->shape;
-  const auto rows = static_cast<std::uint32_t>(shape.at(0)), columns = static_cast<std::uint32_t>(shape.at(1));
-  DenseMatrix result{.data = device.tensor(dtype, {rows, columns}, name)};
-  if (dtype == DType::f32) {
-    for_each_piece(checkpoint, name, [&](std::span<const float> values, std::uint64_t first) {
-      device.write(result.data, std::as_bytes(values), first * 4);
-    });
-    return result;
-  }
-  float largest = 0;
-  for_each_piece(checkpoint, name, [&](std::span<const float> values, std::uint64_t first) {
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      check<DataError>(std::isfinite(values[i]), name, "Element {} is not finite.", first + i);
-      largest = std::max(largest, std::fabs(values[i]));
-    }
-  });
-  const float factor = top_of_f16(largest);
-  result.scale = 1.0f / factor;
-  std::vector<std::uint16_t> halves(piece_values);
-  for_each_piece(checkpoint, name, [&](std::span<const float> values, std::uint64_t first) {
-    for (std::size_t i = 0; i < values.size(); ++i) halves[i] = f32_to_f16(values[i] * factor);
-    device.write(result.data, std::as_bytes(std::span(halves).first(values.size())), first * 2);
-  });
   return result;
 }
 
@@ -126,16 +77,42 @@ std::function<std::uint32_t(std::uint32_t)> uniform_words(DType dtype, float amp
 
 }  // namespace
 
+DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType dtype, std::string_view label) {
+  DenseMatrix result{.data = device.tensor(dtype, {source.rows, source.columns}, label)};
+  if (dtype == DType::f32) {
+    source.read([&](std::span<const float> values, std::uint64_t first) {
+      device.write(result.data, std::as_bytes(values), first * 4);
+    });
+    return result;
+  }
+  float largest = 0;
+  source.read([&](std::span<const float> values, std::uint64_t) {
+    for (const float value : values) largest = std::max(largest, std::fabs(value));
+  });
+  const float factor = top_of_f16(largest);
+  result.scale = 1.0f / factor;
+  std::vector<std::uint16_t> halves;
+  source.read([&](std::span<const float> values, std::uint64_t first) {
+    halves.resize(values.size());
+    std::transform(values.begin(), values.end(), halves.begin(), [factor](float value) { return f32_to_f16(value * factor); });
+    device.write(result.data, std::as_bytes(std::span(halves)), first * 2);
+  });
+  return result;
+}
+
 DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, const ModelConfig& config,
                            const LoadOptions& options) {
   check_checkpoint(checkpoint, config);
   Meter meter(options.progress, checkpoint.total_bytes());
   DeviceWeights weights;
   const std::string embedding(embedding_tensor_name), head(head_tensor_name);
-  weights.embedding = load_dense(device, checkpoint, embedding, options.dense_dtype);
+  weights.embedding = upload_dense(device, source_of(checkpoint.at(embedding)), options.dense_dtype, embedding);
   meter.add(checkpoint.at(embedding).tensor->bytes);
-  weights.head = config.tie_word_embeddings ? weights.embedding : load_dense(device, checkpoint, head, options.dense_dtype);
-  if (!config.tie_word_embeddings) meter.add(checkpoint.at(head).tensor->bytes);
+  if (options.head && config.tie_word_embeddings) weights.head = weights.embedding;
+  if (options.head && !config.tie_word_embeddings) {
+    weights.head = upload_dense(device, source_of(checkpoint.at(head)), options.dense_dtype, head);
+    meter.add(checkpoint.at(head).tensor->bytes);
+  }
   weights.final_norm = load_vector(device, checkpoint, std::string(final_norm_tensor_name));
   for (std::uint32_t i = 0; i < config.num_layers; ++i) {
     LayerWeights& layer = weights.layers.emplace_back();

@@ -3,9 +3,11 @@
 #include "nibble/gpu/recorder.h"
 #include "nibble/io/checkpoint.h"
 #include "nibble/weights/config.h"
+#include "nibble/weights/matrix_source.h"
 
 #include <array>
 #include <functional>
+#include <string_view>
 #include <vector>
 
 // The frozen weights on the device: projections as NF4, everything else as stored.
@@ -43,6 +45,7 @@ struct DeviceWeights {
 
 struct LoadOptions {
   DType dense_dtype = DType::f32;  // of embedding and head: f32 or f16
+  bool head = true;                // false leaves the head empty, where an adapter brings its own
   // Called now and then with the part of the checkpoint's bytes that is done, from 0 to 1.
   std::function<void(double)> progress;
 };
@@ -51,6 +54,9 @@ struct LoadOptions {
 // and tensor where the checkpoint does not fit the config.
 DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, const ModelConfig& config,
                            const LoadOptions& options = {});
+
+// A matrix on the device as f32, or as f16 with the scale that suits its largest magnitude.
+DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType dtype, std::string_view label);
 
 // Made-up weights of the right shapes and sizes, for measuring without files.
 DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, DType dense_dtype);

@@ -29,7 +29,7 @@ std::map<std::string, Place, std::less<>> places_of(const ModelConfig& model, co
   return places;
 }
 
-std::vector<float> read_matrix(const SafetensorsFile& file, const std::string& name, ProjectionDims dims) {
+const TensorInfo& tensor_of(const SafetensorsFile& file, std::string_view name, ProjectionDims dims) {
   const auto* tensor = file.find(name);
   const Shape expected{dims.out, dims.in};
   check<DataError>(tensor != nullptr, file.path().string(),
@@ -38,7 +38,13 @@ std::vector<float> read_matrix(const SafetensorsFile& file, const std::string& n
   check<DataError>(tensor->shape == expected, file.path().string(),
                    "The tensor {} has the shape {}; model and adapter_config.json make it {}.", name,
                    to_string(tensor->shape), to_string(expected));
-  auto values = file.read_as_f32(*tensor);
+  check<DataError>(tensor->dtype == DType::f32 || tensor->dtype == DType::f16 || tensor->dtype == DType::bf16,
+                   file.path().string(), "The tensor {} is {}; F32, F16 and BF16 are read.", name, tensor->dtype_name);
+  return *tensor;
+}
+
+std::vector<float> read_matrix(const SafetensorsFile& file, const std::string& name, ProjectionDims dims) {
+  auto values = file.read_as_f32(tensor_of(file, name, dims));
   const auto bad = std::find_if(values.begin(), values.end(), [](float value) { return !std::isfinite(value); });
   check<DataError>(bad == values.end(), file.path().string(),
                    "The tensor {} holds a value that is not finite, at index {}.", name, bad - values.begin());
@@ -85,7 +91,7 @@ ProjectionDims lora_dims(const ModelConfig& model, std::uint32_t rank, Projectio
 }
 
 LoraAdapter make_lora_adapter(const ModelConfig& model, LoraConfig config) {
-  LoraAdapter adapter{.config = std::move(config), .layers = {}};
+  LoraAdapter adapter{.config = std::move(config)};
   adapter.layers.resize(model.num_layers);
   for (const auto& [name, place] : places_of(model, adapter.config)) {
     const auto [rows, columns] = lora_dims(model, adapter.config.rank, place.projection, place.matrix);
@@ -95,10 +101,12 @@ LoraAdapter make_lora_adapter(const ModelConfig& model, LoraConfig config) {
 }
 
 LoraAdapter load_lora_adapter(const fs::path& folder, const ModelConfig& model) {
-  LoraAdapter adapter{.config = read_lora_config(folder), .layers = {}};
-  const SafetensorsFile file(weights_path(folder));
+  LoraAdapter adapter{.config = read_lora_config(folder)};
+  const auto opened = std::make_shared<const SafetensorsFile>(weights_path(folder));
+  const SafetensorsFile& file = *opened;
   const auto places = places_of(model, adapter.config);
   for (const auto& [name, tensor] : file.tensors()) {
+    if (adapter.config.saves_head && name == peft_head_tensor_name) continue;
     check<DataError>(places.contains(name), file.path().string(),
                      "The tensor {} is no LoRA matrix of a module in target_modules of this model.", name);
   }
@@ -106,6 +114,9 @@ LoraAdapter load_lora_adapter(const fs::path& folder, const ModelConfig& model) 
   for (const auto& [name, place] : places) {
     const auto dims = lora_dims(model, adapter.config.rank, place.projection, place.matrix);
     adapter.at(place.layer, place.projection).matrix(place.matrix) = read_matrix(file, name, dims);
+  }
+  if (adapter.config.saves_head) {
+    adapter.head = source_of(opened, tensor_of(file, peft_head_tensor_name, {model.vocab_size, model.hidden_size}));
   }
   return adapter;
 }

@@ -1,10 +1,12 @@
 #pragma once
 
 #include <array>
+#include <optional>
 #include <vector>
 
 #include "nibble/io/file.h"
 #include "nibble/weights/config.h"
+#include "nibble/weights/matrix_source.h"
 
 // LoRA adapters as PEFT stores them: a folder with adapter_config.json and adapter_model.safetensors.
 namespace nibble {
@@ -14,6 +16,9 @@ enum class LoraMatrix : std::uint8_t { a, b };
 // "base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight"
 std::string peft_tensor_name(std::uint32_t layer, Projection projection, LoraMatrix matrix);
 
+// Of a head that was trained with the adapter (modules_to_save).
+inline constexpr std::string_view peft_head_tensor_name = "base_model.model.lm_head.weight";
+
 // What adapter_config.json says of an adapter.
 struct LoraConfig {
   std::string base_model_name_or_path;
@@ -21,6 +26,7 @@ struct LoraConfig {
   double lora_alpha = 32;
   double lora_dropout = 0;
   bool use_rslora = false;
+  bool saves_head = false;  // modules_to_save is ["lm_head"]: the adapter brings a head of its own
   std::vector<Projection> target_modules{all_projections.begin(), all_projections.end()};
 
   bool targets(Projection projection) const;
@@ -42,10 +48,11 @@ struct LoraMatrices {
 struct LoraAdapter {
   LoraConfig config;
   std::vector<std::array<LoraMatrices, 7>> layers;  // by Projection; those that are not targets are empty
+  std::optional<MatrixSource> head;                 // (vocab, hidden), in place of the base's; only where config.saves_head
 
   LoraMatrices& at(std::uint32_t layer, Projection p) { return layers[layer][static_cast<std::size_t>(p)]; }
   const LoraMatrices& at(std::uint32_t layer, Projection p) const { return layers[layer][static_cast<std::size_t>(p)]; }
-  std::uint64_t parameter_count() const;
+  std::uint64_t parameter_count() const;  // of the matrices, without the head
 };
 
 // (rank, in) or (out, rank)
@@ -55,14 +62,14 @@ ProjectionDims lora_dims(const ModelConfig& model, std::uint32_t rank, Projectio
 LoraAdapter make_lora_adapter(const ModelConfig& model, LoraConfig config);
 
 // Reads adapter_config.json of any PEFT since 0.10; keys that do not change the result are passed over. DataError names
-// what is not supported: DoRA, biases, saved modules, patterns, other tuners.
+// what is not supported: DoRA, biases, saved modules but for lm_head, patterns, other tuners.
 LoraConfig read_lora_config(const fs::path& folder);
 
 // Reads the whole adapter, from F32, F16 or BF16. DataError names file and tensor where one is missing, unknown, of
-// another shape than model and rank make it, or not finite.
+// another shape than model and rank make it, or not finite. A head stays in its file, which the adapter keeps open.
 LoraAdapter load_lora_adapter(const fs::path& folder, const ModelConfig& model);
 
-// Writes adapter_model.safetensors, adapter_config.json and README.md into `folder`, which is created where it is
+// Writes adapter_model.safetensors (with the head where there is one), adapter_config.json and README.md into `folder`, which is created where it is
 // missing. Each file appears whole; for all three at once, write into an AtomicFolder.
 void save_lora_adapter(const fs::path& folder, const LoraAdapter& adapter);
 

@@ -14,7 +14,6 @@ constexpr std::array must_be_unset{
     "use_bdlora",
     "lora_bias",
     "fan_in_fan_out",
-    "modules_to_save",
     "rank_pattern",
     "alpha_pattern",
     "layers_to_transform",
@@ -44,6 +43,16 @@ void refuse_what_is_not_supported(const JsonObject& json) {
                     "true, false, \"gaussian\", \"eva\" or \"orthogonal\", as others change the base");
     }
   }
+}
+
+// Whether the head was trained too; other modules are refused.
+bool saves_head(const JsonObject& json) {
+  constexpr std::string_view key = "modules_to_save";
+  if (!json.has(key) || is_unset(json.json()[key])) return false;
+  if (json.json()[key] != Json::array({"lm_head"})) {
+    json.fail_key(key, "unset or [\"lm_head\"], as no other module is supported");
+  }
+  return true;
 }
 
 // "q_proj", or with its block before it: "self_attn.q_proj".
@@ -92,6 +101,7 @@ LoraConfig read_lora_config(const fs::path& folder) {
   config.lora_alpha = json.number("lora_alpha", {0.0, 1e9});
   config.lora_dropout = json.number("lora_dropout", {0.0, 1.0}, 0.0);
   config.use_rslora = json.boolean("use_rslora", false);
+  config.saves_head = saves_head(json);
   config.target_modules = read_targets(json);
   return config;
 }

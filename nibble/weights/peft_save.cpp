@@ -34,7 +34,7 @@ Json config_json(const LoraConfig& config) {
       {"layers_to_transform", nullptr},
       {"lora_alpha", number(config.lora_alpha)},
       {"lora_dropout", config.lora_dropout},
-      {"modules_to_save", nullptr},
+      {"modules_to_save", config.saves_head ? Json::array({"lm_head"}) : Json()},
       {"peft_type", "LORA"},
       {"r", config.rank},
       {"rank_pattern", Json::object()},
@@ -50,6 +50,9 @@ Json config_json(const LoraConfig& config) {
 std::string yaml(const std::string& text) { return write_json_line(text); }
 
 std::string card(const LoraConfig& config) {
+  constexpr std::string_view head_text =
+      " The head (`lm_head`) was trained with it and is stored here whole, in place of the base's; where the base ties it "
+      "to the embedding, only the embedding stays as it is.";
   const auto& base = config.base_model_name_or_path;
   return fmt::format(
       "---\n"
@@ -61,14 +64,14 @@ std::string card(const LoraConfig& config) {
       "- lora\n"
       "---\n\n"
       "# LoRA adapter\n\n"
-      "A LoRA adapter of rank {} for `{}`, trained with nibble on the base in 4 bits (NF4). Load it with PEFT:\n\n"
+      "A LoRA adapter of rank {} for `{}`, trained with nibble on the base in 4 bits (NF4).{} Load it with PEFT:\n\n"
       "```python\n"
       "from peft import PeftModel\n"
       "from transformers import AutoModelForCausalLM\n\n"
       "base = AutoModelForCausalLM.from_pretrained({})\n"
       "model = PeftModel.from_pretrained(base, \"PATH_TO_THIS_FOLDER\")\n"
       "```\n",
-      yaml(base), yaml("base_model:adapter:" + base), config.rank, base, yaml(base));
+      yaml(base), yaml("base_model:adapter:" + base), config.rank, base, config.saves_head ? head_text : "", yaml(base));
 }
 
 void write_weights(const fs::path& path, const LoraAdapter& adapter) {
@@ -89,14 +92,25 @@ void write_weights(const fs::path& path, const LoraAdapter& adapter) {
       }
     }
   }
+  if (adapter.head) {
+    specs.push_back({std::string(peft_head_tensor_name), DType::f32, {adapter.head->rows, adapter.head->columns}});
+  }
   SafetensorsWriter writer(path, specs);
-  for (const auto& spec : writer.tensors()) writer.append(std::as_bytes(std::span(*values.at(spec.name))));
+  for (const auto& spec : writer.tensors()) {
+    if (spec.name == peft_head_tensor_name) {
+      adapter.head->read([&](std::span<const float> piece, std::uint64_t) { writer.append(std::as_bytes(piece)); });
+    } else {
+      writer.append(std::as_bytes(std::span(*values.at(spec.name))));
+    }
+  }
   writer.finish();
 }
 
 }  // namespace
 
 void save_lora_adapter(const fs::path& folder, const LoraAdapter& adapter) {
+  check(adapter.config.saves_head == adapter.head.has_value(), "save_lora_adapter",
+        "The adapter's config and its matrices must agree on whether it brings a head.");
   write_weights(folder / "adapter_model.safetensors", adapter);
   write_file_atomically(folder / "adapter_config.json", write_json(config_json(adapter.config)));
   write_file_atomically(folder / "README.md", card(adapter.config));

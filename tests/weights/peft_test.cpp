@@ -119,7 +119,9 @@ TEST_F(LoraConfigTest, NamesWhatIsNotSupported) {
            {"bias", "\"all\"", "\"none\"; found \"all\""},
            {"lora_bias", "true", "not supported"},
            {"fan_in_fan_out", "true", "not supported"},
-           {"modules_to_save", "[\"lm_head\"]", "not supported"},
+           {"modules_to_save", "[\"embed_tokens\"]", "no other module"},
+           {"modules_to_save", "[\"lm_head\", \"embed_tokens\"]", "no other module"},
+           {"modules_to_save", "\"lm_head\"", "no other module"},
            {"rank_pattern", "{\"q_proj\":4}", "not supported"},
            {"alpha_pattern", "{\"q_proj\":4}", "not supported"},
            {"layers_to_transform", "[0]", "not supported"},
@@ -138,6 +140,98 @@ TEST_F(LoraConfigTest, NamesWhatIsNotSupported) {
        }) {
     expect_error<DataError>([&] { read(key, value); }, "adapter_config.json", fmt::format("\"{}\"", key), part);
   }
+}
+
+MatrixSource matrix_of(std::uint32_t rows, std::uint32_t columns, const std::vector<float>& values) {
+  return {.rows = rows, .columns = columns, .read = [&values](const PieceSink& sink) {
+            const std::size_t half = values.size() / 2;
+            sink(std::span(values).first(half), 0);
+            sink(std::span(values).subspan(half), half);
+          }};
+}
+
+std::vector<float> values_of(const MatrixSource& source) {
+  std::vector<float> values;
+  source.read([&](std::span<const float> piece, std::uint64_t first) {
+    EXPECT_EQ(first, values.size());
+    values.insert(values.end(), piece.begin(), piece.end());
+  });
+  return values;
+}
+
+TEST_F(LoraConfigTest, ReadsWhetherTheHeadWasTrained) {
+  EXPECT_TRUE(read("modules_to_save", "[\"lm_head\"]").saves_head);
+  for (const char* nothing : {"null", "[]"}) EXPECT_FALSE(read("modules_to_save", nothing).saves_head);
+}
+
+// A small model, so that its head is too.
+class AdapterWithHead : public testing::Test {
+ protected:
+  AdapterWithHead() {
+    model_.vocab_size = 11;
+    for (float& value : values_) value = rng_.normal();
+    adapter_ = make_lora_adapter(model_, {.rank = 2, .saves_head = true, .target_modules = {Projection::k}});
+    adapter_.head = matrix_of(11, 256, values_);
+  }
+
+  Rng rng_{1};
+  ModelConfig model_ = tiny_model();
+  std::vector<float> values_ = std::vector<float>(11 * 256);
+  LoraAdapter adapter_;
+  test::TemporaryFolder folder_;
+};
+
+TEST_F(AdapterWithHead, ComesBackAsItWasSaved) {
+  save_lora_adapter(folder_.path(), adapter_);
+  EXPECT_EQ(read_json_file(folder_ / "adapter_config.json")["modules_to_save"], Json::array({"lm_head"}));
+  EXPECT_NE(test::slurp(folder_ / "README.md").find("`lm_head`"), std::string::npos);
+  const SafetensorsFile file(folder_ / "adapter_model.safetensors");
+  EXPECT_EQ(file.read_as_f32("base_model.model.lm_head.weight"), values_);
+  const LoraAdapter back = load_lora_adapter(folder_.path(), model_);
+  ASSERT_TRUE(back.head.has_value());
+  EXPECT_EQ(back.head->rows, 11u);
+  EXPECT_EQ(back.head->columns, 256u);
+  EXPECT_EQ(values_of(*back.head), values_);
+  EXPECT_EQ(values_of(*back.head), values_);  // as often as one likes
+  // It may be saved over itself.
+  save_lora_adapter(folder_.path(), back);
+  EXPECT_EQ(values_of(*load_lora_adapter(folder_.path(), model_).head), values_);
+}
+
+TEST_F(AdapterWithHead, OfAnotherVocabularyIsRefused) {
+  save_lora_adapter(folder_.path(), adapter_);
+  model_.vocab_size = 12;
+  expect_error<DataError>([&] { load_lora_adapter(folder_.path(), model_); }, "base_model.model.lm_head.weight",
+                          "has the shape [11, 256]", "make it [12, 256]");
+}
+
+TEST_F(AdapterWithHead, IsRefusedWithoutItsTensor) {
+  adapter_.head.reset();
+  adapter_.config.saves_head = false;
+  save_lora_adapter(folder_.path(), adapter_);
+  auto json = read_json_file(folder_ / "adapter_config.json");
+  json["modules_to_save"] = {"lm_head"};
+  folder_.write("adapter_config.json", json.dump());
+  expect_error<DataError>([&] { load_lora_adapter(folder_.path(), model_); }, "base_model.model.lm_head.weight",
+                          "[11, 256]", "missing");
+}
+
+TEST_F(AdapterWithHead, IsRefusedWhereTheConfigDoesNotNameIt) {
+  save_lora_adapter(folder_.path(), adapter_);
+  auto json = read_json_file(folder_ / "adapter_config.json");
+  json["modules_to_save"] = nullptr;
+  folder_.write("adapter_config.json", json.dump());
+  expect_error<DataError>([&] { load_lora_adapter(folder_.path(), model_); }, "base_model.model.lm_head.weight",
+                          "no LoRA matrix");
+  adapter_.config.saves_head = false;
+  expect_error<Error>([&] { save_lora_adapter(folder_ / "other", adapter_); }, "must agree");
+}
+
+TEST_F(AdapterWithHead, NamesAValueThatIsNotFinite) {
+  values_[2000] = std::numeric_limits<float>::quiet_NaN();
+  save_lora_adapter(folder_.path(), adapter_);
+  const LoraAdapter back = load_lora_adapter(folder_.path(), model_);
+  expect_error<DataError>([&] { values_of(*back.head); }, "base_model.model.lm_head.weight", "not finite", "index 2000");
 }
 
 class BrokenAdapter : public testing::Test {
