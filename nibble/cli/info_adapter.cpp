@@ -73,7 +73,7 @@ void print_text(const AdapterFacts& facts, bool fits) {
                std::sqrt(t.a_squares), std::sqrt(t.b_squares));
     b_squares += t.b_squares;
   }
-  if (b_squares == 0) fmt::print("Every B is zero: the adapter changes nothing yet.\n");
+  if (b_squares == 0 && !c.saves_head) fmt::print("Every B is zero: the adapter changes nothing yet.\n");
 }
 
 Json to_json(const AdapterFacts& facts) {
