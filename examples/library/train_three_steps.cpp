@@ -3,7 +3,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/kernels/product.h"
-#include "nibble/train/trainer.h"
+#include "nibble/train/train.h"
 
 #include <fmt/format.h>
 

@@ -2,6 +2,7 @@
 #include "nibble/cli/device_flags.h"
 #include "nibble/report/progress.h"
 #include "nibble/train/step_bench.h"
+#include "nibble/weights/shapes.h"
 
 #include <fmt/format.h>
 

@@ -2,7 +2,7 @@
 #include "nibble/cli/command.h"
 #include "nibble/cli/device_flags.h"
 #include "nibble/io/json.h"
-#include "nibble/model/load.h"
+#include "nibble/model/model.h"
 #include "nibble/report/progress.h"
 #include "nibble/train/evaluate.h"
 
@@ -38,11 +38,12 @@ int run(EvalFlags flags) {
   flags.options.max_length = std::min(flags.options.max_length, config.max_position_embeddings);
   const auto data = open_run_data(flags.options);
   const BatchRoom room = room_of(data->train, evaluation_batches(data->train, flags.options.batch_size));
-  const LoadedModel loaded = load_model(device, {.model = flags.options.model, .adapter = flags.adapter}, path,
-                                        [&](double done) { progress.part("Loading the model", done); });
-  Model model(device, loaded.config, loaded.weights, loaded.lora ? &*loaded.lora : nullptr,
-              {.path = path, .max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = flags.options.head_chunk,
-               .trainable = false});
+  const ModelState state =
+      ModelState::load(device, flags.options.model,
+                       {.path = path, .adapter = flags.adapter, .trainable = false,
+                        .progress = [&](double done) { progress.part("Loading the model", done); }});
+  Model model(state, {.max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = flags.options.head_chunk,
+                      .trainable = false});
   const Evaluation result = evaluate(model, data->train, flags.options.batch_size,
                                      [&](double done) { progress.part("Evaluating", done); });
   check<Diverged>(std::isfinite(result.loss), flags.options.data.string(), "The loss is {}.", result.loss);

@@ -16,11 +16,11 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-LoadedModel load(gpu::Device& device, const AnswerFlags& flags, ProductPath path) {
+ModelState load(gpu::Device& device, const AnswerFlags& flags) {
   Progress progress(stderr, true);
-  std::function<void(double)> show;
-  if (is_terminal(stderr)) show = [&](double done) { progress.part("Loading", done); };
-  return load_model(device, {.model = flags.model, .adapter = flags.adapter}, path, show);
+  StateOptions options{.path = flags.device.path(device.info()), .adapter = flags.adapter, .trainable = false};
+  if (is_terminal(stderr)) options.progress = [&](double done) { progress.part("Loading", done); };
+  return ModelState::load(device, flags.model, options);
 }
 
 }  // namespace
@@ -92,12 +92,12 @@ std::string_view name_of(Answer::End end) {
 }
 
 TextModel::TextModel(const TextFiles& files, const AnswerFlags& flags, std::uint32_t capacity)
-    : files_(files), max_new_tokens_(flags.max_new_tokens), stop_(flags.stop), device_(flags.device.open()) {
-  const ProductPath path = flags.device.path(device_.info());
-  loaded_ = load(device_, flags, path);
-  generator_.emplace(device_, loaded_.config, loaded_.weights, loaded_.lora ? &*loaded_.lora : nullptr,
-                     GeneratorOptions{.path = path, .capacity = capacity});
-}
+    : files_(files),
+      max_new_tokens_(flags.max_new_tokens),
+      stop_(flags.stop),
+      device_(flags.device.open()),
+      state_(load(device_, flags)),
+      generator_(state_, {.capacity = capacity}) {}
 
 Answer TextModel::answer(Tokens& text, TokenSampler& sampler, const std::function<void(std::string_view)>& show,
                          const std::function<bool()>& interrupted) {
@@ -115,14 +115,14 @@ Answer TextModel::answer(Tokens& text, TokenSampler& sampler, const std::functio
     put(stops.push(decoder.push(token)));
     if (stops.stopped()) return Answer::End::stop_text;
     if (answer.new_tokens == max_new_tokens_) return Answer::End::length;
-    if (text.size() > generator_->capacity()) return Answer::End::full;
+    if (text.size() > generator_.capacity()) return Answer::End::full;
     if (interrupted && interrupted()) return Answer::End::interrupted;
     return std::nullopt;
   };
   const auto begin = Clock::now();
   std::optional<Answer::End> end;
   while (!end) {
-    const auto logits = generator_->logits(text);
+    const auto logits = generator_.logits(text);
     if (answer.new_tokens == 0) answer.prompt_seconds = seconds_since(begin);
     text.push_back(sampler.next(logits, text));
     ++answer.new_tokens;

@@ -2,7 +2,6 @@
 
 #include "nibble/cli/device_flags.h"
 #include "nibble/model/generator.h"
-#include "nibble/model/load.h"
 #include "nibble/model/sampler.h"
 #include "nibble/text/chat_template.h"
 #include "nibble/text/tokenizer.h"
@@ -68,7 +67,7 @@ class TextModel {
   TextModel(const TextFiles& files, const AnswerFlags& flags, std::uint32_t capacity);
 
   gpu::Device& device() { return device_; }
-  Generator& generator() { return *generator_; }
+  Generator& generator() { return generator_; }
 
   // Appends to `text`, the prompt, token after token, and gives each piece of the answer to `show` as soon as it is certain.
   // Ends early where `interrupted` says so.
@@ -80,8 +79,8 @@ class TextModel {
   std::uint32_t max_new_tokens_;
   std::vector<std::string> stop_;
   gpu::Device device_;
-  LoadedModel loaded_;
-  std::optional<Generator> generator_;
+  ModelState state_;
+  Generator generator_;
 };
 
 }  // namespace nibble::cli

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "nibble/cli/device_flags.h"
-#include "nibble/train/trainer.h"
+#include "nibble/train/train.h"
 
 #include <string>
 #include <vector>

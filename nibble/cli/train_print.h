@@ -1,7 +1,7 @@
 #pragma once
 
 #include "nibble/report/progress.h"
-#include "nibble/train/trainer.h"
+#include "nibble/train/train.h"
 
 #include <string>
 

@@ -2,7 +2,6 @@
 #include "nibble/cli/command.h"
 #include "nibble/cli/device_flags.h"
 #include "nibble/io/json.h"
-#include "nibble/model/load.h"
 #include "nibble/model/parity.h"
 
 #include <fmt/format.h>
@@ -72,12 +71,11 @@ int run(const VerifyFlags& flags) {
   const SafetensorsFile golden(flags.golden);
   gpu::Device device = flags.device.open();
   const ProductPath path = flags.device.path(device.info());
-  LoadedModel loaded = load_model(device, {.model = flags.model, .adapter = flags.adapter, .trainable = true}, path);
+  const ModelState state = ModelState::load(device, flags.model, {.path = path, .adapter = flags.adapter});
   const std::uint32_t tokens = golden_tokens(golden);
-  Model model(device, loaded.config, loaded.weights, &*loaded.lora,
-              {.path = path, .gradient_checkpointing = flags.gradient_checkpointing, .max_tokens = tokens, .max_labels = tokens,
-               .head_chunk = flags.head_chunk});
-  const ParityReport report = compare_with_golden(model, loaded.weights, golden);
+  Model model(state, {.gradient_checkpointing = flags.gradient_checkpointing, .max_tokens = tokens, .max_labels = tokens,
+                      .head_chunk = flags.head_chunk});
+  const ParityReport report = compare_with_golden(model, state.weights(), golden);
   const ParityBars bars = parity_bars(path);
   if (flags.json) {
     fmt::print("{}\n", write_json(to_json(report, bars, device.info().name, path)));

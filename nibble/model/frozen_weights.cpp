@@ -5,7 +5,7 @@
 namespace nibble {
 
 FrozenWeights::FrozenWeights(gpu::Device& device, const DeviceWeights& weights, ProductPath path, Residency residency)
-    : weights_(weights), residency_(residency) {
+    : weights_(weights), path_(path), residency_(residency) {
   slots_.resize(residency == Residency::cached ? weights.layers.size() : 1);
   for (std::size_t row = 0; row < slots_.size(); ++row) {
     for (const Projection p : all_projections) {
@@ -25,6 +25,10 @@ Weight FrozenWeights::projection(gpu::Recorder& recorder, std::uint32_t layer, P
     slot.layer = layer;
   }
   return slot.weight;
+}
+
+Tensor FrozenWeights::transposed(std::uint32_t layer, Projection p) const {
+  return path_ == ProductPath::f32 ? weights_.layers[layer].cached(p) : Tensor{};
 }
 
 Nf4 FrozenWeights::nf4(std::uint32_t layer, Projection p) const {

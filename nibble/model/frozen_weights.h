@@ -24,6 +24,9 @@ class FrozenWeights {
   // Valid until the same projection of another layer is asked for.
   Weight projection(gpu::Recorder& recorder, std::uint32_t layer, Projection p);
 
+  // Its transposed copy (in, out), which f32 products read instead; empty where the state has none or the path is another.
+  Tensor transposed(std::uint32_t layer, Projection p) const;
+
   // The projection as it is kept.
   Nf4 nf4(std::uint32_t layer, Projection p) const;
 
@@ -37,6 +40,7 @@ class FrozenWeights {
   };
 
   const DeviceWeights& weights_;
+  ProductPath path_;
   Residency residency_;
   std::vector<std::array<Slot, 7>> slots_;  // one row for all layers, or a row a layer
 };

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 namespace nibble {
 namespace {
@@ -42,35 +43,34 @@ ActivationShape shape_of(const ModelConfig& config, ProductPath path, std::uint3
 
 }  // namespace
 
-Generator::Generator(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights,
-                     const LoraWeights* lora, const GeneratorOptions& options)
-    : device_(device),
-      config_(config),
-      weights_(weights),
-      lora_(lora),
-      capacity_(capacity_of(config, options)),
-      frozen_(device, weights, options.path, Residency::resident),
-      head_(device, config_, weights, head_options(options.path)) {
-  pieces_ = make_pass(device, options.path, piece_of(config, options));
-  if (straight_from_nf4(config)) {
-    steps_ = make_pass(device, ProductPath::f32, std::min(vec_rows, capacity_));
+Generator::Generator(const ModelState& state, const GeneratorOptions& options)
+    : device_(state.device()),
+      config_(state.config()),
+      weights_(state.weights()),
+      adapters_(state.has_lora() ? &state.lora_mirror() : nullptr),
+      capacity_(capacity_of(config_, options)),
+      frozen_(device_, weights_, state.path(), Residency::resident),
+      head_(device_, config_, weights_, head_options(state.path())) {
+  pieces_ = make_pass(state.path(), piece_of(config_, options));
+  if (straight_from_nf4(config_)) {
+    steps_ = make_pass(ProductPath::f32, std::min(vec_rows, capacity_));
     steps_.linear.straight = true;
   }
-  const std::uint32_t most = std::max(pieces_.most_tokens, steps_.most_tokens), rows = key_capacity(config, options);
-  for (std::uint32_t layer = 0; layer < config.num_layers; ++layer) {
+  const std::uint32_t most = std::max(pieces_.most_tokens, steps_.most_tokens), rows = key_capacity(config_, options);
+  for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
     const auto make = [&](std::string_view label) {
-      return device.tensor(DType::f32, {config.num_kv_heads, rows, config.head_dim}, label);
+      return device_.tensor(DType::f32, {config_.num_kv_heads, rows, config_.head_dim}, label);
     };
     keys_.push_back({.k = make("keys"), .v = make("values")});
   }
   for (Tensor* tensor : {&stream_room_.token_ids, &stream_room_.position, &stream_room_.segment_begin,
                          &stream_room_.key_end}) {
-    *tensor = device.tensor(DType::u32, {most}, "stream");
+    *tensor = device_.tensor(DType::u32, {most}, "stream");
   }
-  for (Tensor& residual : residual_) residual = device.tensor(DType::f32, {most, config.hidden_size}, "residual");
-  last_row_ = device.tensor(DType::u32, {1}, "last row");
-  rope_ = device.tensor<float>(DType::f32, {capacity_, config.head_dim / 2, 2},
-                               rope_table(capacity_, config.head_dim, config.rope_theta), "rope");
+  for (Tensor& residual : residual_) residual = device_.tensor(DType::f32, {most, config_.hidden_size}, "residual");
+  last_row_ = device_.tensor(DType::u32, {1}, "last row");
+  rope_ = device_.tensor<float>(DType::f32, {capacity_, config_.head_dim / 2, 2},
+                               rope_table(capacity_, config_.head_dim, config_.rope_theta), "rope");
 }
 
 std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options,
@@ -88,16 +88,17 @@ std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& con
          4ull * capacity_of(config, options) * config.head_dim;
 }
 
-Generator::Pass Generator::make_pass(gpu::Device& device, ProductPath path, std::uint32_t most_tokens) {
-  const ActivationShape shape = shape_of(config_, path, most_tokens, lora_ ? lora_->rank : 0);
-  return {.linear = {.path = path, .frozen = &frozen_, .lora = lora_, .dropout = {}},
+Generator::Pass Generator::make_pass(ProductPath path, std::uint32_t most_tokens) {
+  const LoraWeights* lora = adapters_ ? adapters_->on_device() : nullptr;
+  const ActivationShape shape = shape_of(config_, path, most_tokens, lora ? lora->rank : 0);
+  return {.linear = {.path = path, .frozen = &frozen_, .lora = lora, .dropout = {}},
           .most_tokens = most_tokens,
-          .activations = make_layer_activations(device, shape),
-          .scratch = make_scratch(device, shape, false)};
+          .activations = make_layer_activations(device_, shape),
+          .scratch = make_scratch(device_, shape, false)};
 }
 
 void Generator::use_adapter(bool use) {
-  const LoraWeights* wanted = use ? lora_ : nullptr;
+  const LoraWeights* wanted = use && adapters_ ? adapters_->on_device() : nullptr;
   if (wanted == pieces_.linear.lora) return;
   pieces_.linear.lora = steps_.linear.lora = wanted;
   seen_.clear();
@@ -145,6 +146,10 @@ std::span<const float> Generator::logits(std::span<const std::uint32_t> tokens) 
   for (const std::uint32_t token : tokens) {
     check<DataError>(token < config_.vocab_size, "generator", "Token {} came; the model's vocabulary ends at {}.", token,
                      config_.vocab_size - 1);
+  }
+  if (adapters_ && pieces_.linear.lora) {
+    adapters_->on_device();
+    if (std::exchange(adapters_version_, adapters_->version()) != adapters_->version()) seen_.clear();
   }
   // The last token is always computed, since its logits are wanted.
   const auto known = std::mismatch(seen_.begin(), seen_.end(), tokens.begin(), tokens.end() - 1).first;

@@ -2,6 +2,7 @@
 
 #include "nibble/model/head.h"
 #include "nibble/model/layer.h"
+#include "nibble/model/model_state.h"
 
 #include <span>
 #include <vector>
@@ -9,7 +10,7 @@
 namespace nibble {
 
 struct GeneratorOptions {
-  ProductPath path = ProductPath::f32;
+  ProductPath path = ProductPath::f32;  // of a state, its own
   std::uint32_t capacity = 4096;  // tokens of one text, prompt and answer; cut to what the model's positions allow
   std::uint32_t piece = 512;      // most tokens of a prompt computed at a time
 };
@@ -18,9 +19,8 @@ struct GeneratorOptions {
 // is new is computed; layers and head are those of training.
 class Generator {
  public:
-  // The weights and adapters must outlive it; `lora` may be null.
-  Generator(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
-            const GeneratorOptions& options);
+  // Works on the state's weights and adapters, with its path; the state must outlive it.
+  Generator(const ModelState& state, const GeneratorOptions& options);
   Generator(const Generator&) = delete;
   Generator& operator=(const Generator&) = delete;
 
@@ -53,14 +53,15 @@ class Generator {
     Tensor k, v;  // (Hk, capacity, D)
   };
 
-  Pass make_pass(gpu::Device& device, ProductPath path, std::uint32_t most_tokens);
+  Pass make_pass(ProductPath path, std::uint32_t most_tokens);
   DeviceStream upload(std::span<const std::uint32_t> piece);
   Tensor run_layers(gpu::Recorder& recorder, const Pass& pass, const DeviceStream& stream);
 
   gpu::Device& device_;
   ModelConfig config_;
   const DeviceWeights& weights_;
-  const LoraWeights* lora_;
+  LoraMirror* adapters_;  // of the state; null without
+  std::uint64_t adapters_version_ = 0;  // that what has been seen was computed with
   std::uint32_t capacity_;
   FrozenWeights frozen_;
   Head head_;

@@ -29,4 +29,9 @@ void layer_forward(const LayerContext& context, std::uint32_t layer, const Tenso
 void layer_backward(const LayerContext& context, std::uint32_t layer, const Tensor& input,
                     const LayerActivations& activations, const Scratch& scratch, const Tensor& dx, bool input_gradient);
 
+// The MLP of a layer: the part of the two above from activations.middle on, which holds its input (T, C).
+void mlp_forward(const LayerContext& context, std::uint32_t layer, LayerActivations& activations, const Tensor& output);
+void mlp_backward(const LayerContext& context, std::uint32_t layer, const LayerActivations& activations,
+                  const Scratch& scratch, const Tensor& dx);
+
 }  // namespace nibble

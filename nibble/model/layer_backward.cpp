@@ -71,4 +71,9 @@ void layer_backward(const LayerContext& context, std::uint32_t layer, const Tens
   backward.attention(input, dx, input_gradient);
 }
 
+void mlp_backward(const LayerContext& context, std::uint32_t layer, const LayerActivations& activations,
+                  const Scratch& scratch, const Tensor& dx) {
+  LayerBackward(context, layer, activations, scratch).mlp(dx);
+}
+
 }  // namespace nibble

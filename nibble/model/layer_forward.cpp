@@ -39,8 +39,12 @@ void attention_forward(const LayerContext& context, std::uint32_t layer, const T
 
 void layer_forward(const LayerContext& context, std::uint32_t layer, const Tensor& input, LayerActivations& a,
                    const Scratch& scratch, const Tensor& output) {
-  auto& rec = context.recorder;
   attention_forward(context, layer, input, a, scratch);
+  mlp_forward(context, layer, a, output);
+}
+
+void mlp_forward(const LayerContext& context, std::uint32_t layer, LayerActivations& a, const Tensor& output) {
+  auto& rec = context.recorder;
   const auto project = [&](Projection p, const Operand& x, const Tensor& y, bool accumulate) {
     record(rec, context.linear,
            LinearForward{.site = {layer, p}, .x = x, .y = y, .accumulate = accumulate,

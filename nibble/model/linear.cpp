@@ -17,14 +17,31 @@ const LoraSlot* slot_at(const LinearContext& context, LinearSite site) {
   return slot.used() ? &slot : nullptr;
 }
 
+// y = x W^T
 void record_base(gpu::Recorder& recorder, const LinearContext& context, const LinearForward& op) {
   if (context.straight) {
     record(recorder, Nf4Vec{.x = op.x.data, .w = context.frozen->nf4(op.site.layer, op.site.projection), .y = op.y,
                             .accumulate = op.accumulate});
     return;
   }
-  const Weight weight = context.frozen->projection(recorder, op.site.layer, op.site.projection);
+  const auto [layer, projection] = op.site;
+  if (const Tensor w = context.frozen->transposed(layer, projection)) {
+    record(recorder, ProductNN{.path = context.path, .x = op.x, .w = {w}, .y = op.y, .accumulate = op.accumulate});
+    return;
+  }
+  const Weight weight = context.frozen->projection(recorder, layer, projection);
   record(recorder, ProductNT{.path = context.path, .x = op.x, .w = weight, .y = op.y, .accumulate = op.accumulate});
+}
+
+// dx = dy W
+void record_base(gpu::Recorder& recorder, const LinearContext& context, const LinearBackward& op) {
+  const auto [layer, projection] = op.site;
+  if (const Tensor w = context.frozen->transposed(layer, projection)) {
+    record(recorder, ProductNT{.path = context.path, .x = op.dy, .w = {w}, .y = op.dx, .accumulate = op.accumulate});
+    return;
+  }
+  const Weight weight = context.frozen->projection(recorder, layer, projection);
+  record(recorder, ProductNN{.path = context.path, .x = op.dy, .w = weight, .y = op.dx, .accumulate = op.accumulate});
 }
 
 }  // namespace
@@ -40,10 +57,7 @@ void record(gpu::Recorder& recorder, const LinearContext& context, const LinearF
 void record(gpu::Recorder& recorder, const LinearContext& context, const LinearBackward& op) {
   const LoraSlot* slot = slot_at(context, op.site);
   const Dropout dropout = dropout_at(context.dropout, op.site);
-  if (op.dx) {
-    const Weight weight = context.frozen->projection(recorder, op.site.layer, op.site.projection);
-    record(recorder, ProductNN{.path = context.path, .x = op.dy, .w = weight, .y = op.dx, .accumulate = op.accumulate});
-  }
+  if (op.dx) record_base(recorder, context, op);
   if (!slot) return;
   const float scaling = context.lora->scaling;
   record(recorder, LoraUpBackwardInput{.dy = op.dy, .b = slot->b, .dh = op.dh, .scaling = scaling});

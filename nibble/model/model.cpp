@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/kernels/embedding.h"
+#include "nibble/kernels/neftune.h"
 #include "nibble/kernels/nonfinite.h"
 #include "nibble/kernels/qk_norm_rope.h"
 
@@ -27,6 +28,11 @@ ActivationShape activation_shape(const ModelConfig& config, const ModelOptions& 
 HeadOptions head_options(const ModelOptions& options) {
   return {.path = options.path, .max_labels = options.max_labels, .chunk_rows = options.head_chunk,
           .trainable = options.trainable};
+}
+
+ModelOptions of_path(ModelOptions options, ProductPath path) {
+  options.path = path;
+  return options;
 }
 
 std::uint64_t frozen_bytes(const ModelConfig& config, ProductPath path) {
@@ -58,31 +64,34 @@ MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, con
           .head = Head::bytes(config, head)};
 }
 
-Model::Model(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
-             const ModelOptions& options)
-    : device_(device),
-      config_(config),
-      weights_(weights),
-      options_(options),
-      frozen_(device, weights, options.path, options.residency),
-      linear_{.path = options.path, .frozen = &frozen_, .lora = lora},
-      streams_(device, options.max_tokens),
-      head_(device, config_, weights, head_options(options)) {
-  const ActivationShape shape = activation_shape(config_, options_, lora ? lora->rank : 0);
+Model::Model(const ModelState& state, const ModelOptions& options)
+    : device_(state.device()),
+      config_(state.config()),
+      weights_(state.weights()),
+      options_(of_path(options, state.path())),
+      adapters_(state.has_lora() ? &state.lora_mirror() : nullptr),
+      frozen_(device_, weights_, options_.path, options.residency),
+      linear_{.path = options_.path, .frozen = &frozen_, .lora = adapters_ ? adapters_->on_device() : nullptr},
+      streams_(device_, options.max_tokens),
+      head_(device_, config_, weights_, head_options(options_)) {
+  const ActivationShape shape = activation_shape(config_, options_, lora() ? lora()->rank : 0);
   for (std::uint32_t i = 0; i < residual_count(config_, options_); ++i) {
-    residual_.push_back(device.tensor(DType::f32, {options.max_tokens, config.hidden_size}, "residual"));
+    residual_.push_back(device_.tensor(DType::f32, {options.max_tokens, config_.hidden_size}, "residual"));
   }
   for (std::uint32_t i = 0; i < activation_count(config_, options_); ++i) {
-    activations_.push_back(make_layer_activations(device, shape));
+    activations_.push_back(make_layer_activations(device_, shape));
   }
-  scratch_ = make_scratch(device, shape, options.trainable);
-  if (options.trainable) dx_ = device.tensor(DType::f32, {options.max_tokens, config.hidden_size}, "residual gradient");
-  const std::uint32_t positions = std::min(options.max_tokens, config.max_position_embeddings);
-  rope_ = device.tensor<float>(DType::f32, {positions, config.head_dim / 2, 2},
-                               rope_table(positions, config.head_dim, config.rope_theta), "rope");
+  scratch_ = make_scratch(device_, shape, options.trainable);
+  if (options.trainable) dx_ = device_.tensor(DType::f32, {options.max_tokens, config_.hidden_size}, "residual gradient");
+  const std::uint32_t positions = std::min(options.max_tokens, config_.max_position_embeddings);
+  rope_ = device_.tensor<float>(DType::f32, {positions, config_.head_dim / 2, 2},
+                                rope_table(positions, config_.head_dim, config_.rope_theta), "rope");
 }
 
-LayerContext Model::context(gpu::Recorder& recorder, const DeviceStream& stream) const {
+void Model::use_adapter(bool use) { linear_.lora = use && adapters_ ? adapters_->on_device() : nullptr; }
+
+LayerContext Model::context(gpu::Recorder& recorder, const DeviceStream& stream) {
+  if (adapters_) adapters_->on_device();
   return {.recorder = recorder, .config = config_, .weights = weights_, .linear = linear_, .stream = stream, .rope = rope_};
 }
 
@@ -96,11 +105,15 @@ void Model::embed(gpu::Recorder& recorder, const DeviceStream& stream) {
                              .x = residual_[0].rows(0, stream.tokens)});
 }
 
-Tensor Model::forward(gpu::Recorder& recorder, const DeviceStream& stream) {
+Tensor Model::run_layers(gpu::Recorder& recorder, const DeviceStream& stream, const NeftuneNoise& noise) {
   const Scratch scratch = first_tokens(scratch_, config_, stream.tokens);
   const LayerContext layers = context(recorder, stream);
   embed(recorder, stream);
   Tensor x = residual_[0].rows(0, stream.tokens);
+  if (noise.alpha > 0) {
+    record(recorder, Neftune{.x = x, .segment_begin = stream.segment_begin, .segment_end = stream.segment_end,
+                             .alpha = noise.alpha, .seed = noise.seed});
+  }
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
     const Tensor next = residual_[(layer + 1) % residual_.size()].rows(0, stream.tokens);
     LayerActivations activations = activations_of(layer, stream.tokens);
@@ -122,10 +135,10 @@ Head::Loss Model::base_loss(gpu::Recorder& recorder, const DeviceStream& stream)
 }
 
 Head::Loss Model::loss_and_gradients(gpu::Recorder& recorder, const DeviceStream& stream, const LossOptions& loss_options,
-                                     const LoraDropout& dropout, const Tensor& d_head) {
+                                     const TrainingNoise& noise, const Tensor& d_head) {
   check(options_.trainable, "model", "The model was made without room for gradients.");
-  linear_.dropout = dropout;
-  const Tensor last = forward(recorder, stream);
+  linear_.dropout = noise.dropout;
+  const Tensor last = run_layers(recorder, stream, noise.neftune);
   const Tensor dx = dx_.rows(0, stream.tokens);
   const Head::Loss loss = head_.forward_backward(recorder, stream, last, loss_options, dx, d_head);
   const Scratch scratch = first_tokens(scratch_, config_, stream.tokens);
@@ -139,6 +152,30 @@ Head::Loss Model::loss_and_gradients(gpu::Recorder& recorder, const DeviceStream
   }
   linear_.dropout = {};
   return loss;
+}
+
+void Model::forward_layer(gpu::Recorder& recorder, const DeviceStream& stream, std::uint32_t layer, const Tensor& input,
+                          const Tensor& output) {
+  LayerActivations activations = activations_of(layer, stream.tokens);
+  layer_forward(context(recorder, stream), layer, input, activations, first_tokens(scratch_, config_, stream.tokens), output);
+}
+
+void Model::backward_layer(gpu::Recorder& recorder, const DeviceStream& stream, std::uint32_t layer, const Tensor& input,
+                           const Tensor& dx) {
+  layer_backward(context(recorder, stream), layer, input, activations_of(layer, stream.tokens),
+                 first_tokens(scratch_, config_, stream.tokens), dx, true);
+}
+
+void Model::forward_mlp(gpu::Recorder& recorder, const DeviceStream& stream, std::uint32_t layer, const Tensor& input,
+                        const Tensor& output) {
+  LayerActivations activations = activations_of(layer, stream.tokens);
+  recorder.copy(input, activations.middle);
+  mlp_forward(context(recorder, stream), layer, activations, output);
+}
+
+void Model::backward_mlp(gpu::Recorder& recorder, const DeviceStream& stream, std::uint32_t layer, const Tensor& dx) {
+  mlp_backward(context(recorder, stream), layer, activations_of(layer, stream.tokens),
+               first_tokens(scratch_, config_, stream.tokens), dx);
 }
 
 std::optional<Model::NonFinitePlace> Model::find_nonfinite(const DeviceStream& stream) {

@@ -2,6 +2,7 @@
 
 #include "nibble/model/head.h"
 #include "nibble/model/layer.h"
+#include "nibble/model/model_state.h"
 
 #include <memory>
 #include <optional>
@@ -12,13 +13,25 @@
 namespace nibble {
 
 struct ModelOptions {
-  ProductPath path = ProductPath::f32;
+  ProductPath path = ProductPath::f32;  // of a state, its own
   Residency residency = Residency::resident;
   bool gradient_checkpointing = false;  // keep each layer's input alone and compute the rest again in the backward pass
   std::uint32_t max_tokens = 0;         // of one batch
   std::uint32_t max_labels = 0;
   std::uint32_t head_chunk = 0;         // see HeadOptions::chunk_rows
   bool trainable = true;                // room for the backward pass
+};
+
+// Noise on the embeddings while training (nibble/kernels/neftune.h).
+struct NeftuneNoise {
+  float alpha = 0.0f;
+  std::uint32_t seed = 0;  // of this batch
+};
+
+// What training adds to a pass of one batch.
+struct TrainingNoise {
+  LoraDropout dropout = {};
+  NeftuneNoise neftune = {};
 };
 
 // Bytes on the device by what they are for, as allocated.
@@ -41,30 +54,45 @@ MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, con
 // A causal language model with adapters on the device: forward and backward over token streams. Nothing is read back here.
 class Model {
  public:
-  // The weights and adapters must outlive it; `lora` may be null.
-  Model(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
-        const ModelOptions& options);
+  // Works on the state's weights and adapters, with its path; the state must outlive it.
+  Model(const ModelState& state, const ModelOptions& options);
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
 
   gpu::Device& device() { return device_; }
   const ModelConfig& config() const { return config_; }
   const ModelOptions& options() const { return options_; }
+  // The adapters on the device; null where there are none or they are not used.
   const LoraWeights* lora() const { return linear_.lora; }
+  // With the adapters, as at first, or without.
+  void use_adapter(bool use);
 
   DeviceStream upload(gpu::Recorder& recorder, const TokenStream& stream) const { return streams_.upload(recorder, stream); }
 
   // The residual stream (T, C) after the last layer.
-  Tensor forward(gpu::Recorder& recorder, const DeviceStream& stream);
+  Tensor forward(gpu::Recorder& recorder, const DeviceStream& stream) { return run_layers(recorder, stream, {}); }
   Head::Loss loss(gpu::Recorder& recorder, const DeviceStream& stream);
   // The same of the base alone, with the adapters switched off.
   Head::Loss base_loss(gpu::Recorder& recorder, const DeviceStream& stream);
   // Adds the gradients that the options ask for to those of the adapters; with d_head (vocab, C) to those of the head too.
-  Head::Loss loss_and_gradients(gpu::Recorder& recorder, const DeviceStream& stream, const LossOptions& loss_options,
-                                const LoraDropout& dropout = {}, const Tensor& d_head = {});
+  Head::Loss loss_and_gradients(gpu::Recorder& recorder, const DeviceStream& stream, const LossOptions& loss,
+                                const TrainingNoise& noise = {}, const Tensor& d_head = {});
   // Logits (R, vocab) of some rows of what forward() returned.
   Tensor logits(gpu::Recorder& recorder, const Tensor& residual, const Tensor& rows, std::uint32_t count) {
     return head_.logits(recorder, residual, rows, count);
   }
   std::uint32_t max_logit_rows() const { return head_.chunk_rows(); }
+
+  // One layer alone, or the MLP of one: input and output (T, C) are the residual stream before and after it. Backward comes
+  // after forward of the same layer; dx (T, C) holds the gradient at the output and receives that at the input, and gradients
+  // are added to the adapters'.
+  void forward_layer(gpu::Recorder& recorder, const DeviceStream& stream, std::uint32_t layer, const Tensor& input,
+                     const Tensor& output);
+  void backward_layer(gpu::Recorder& recorder, const DeviceStream& stream, std::uint32_t layer, const Tensor& input,
+                      const Tensor& dx);
+  void forward_mlp(gpu::Recorder& recorder, const DeviceStream& stream, std::uint32_t layer, const Tensor& input,
+                   const Tensor& output);
+  void backward_mlp(gpu::Recorder& recorder, const DeviceStream& stream, std::uint32_t layer, const Tensor& dx);
 
   struct NonFinitePlace {
     std::string where;  // "the MLP of layer 3"
@@ -74,14 +102,16 @@ class Model {
   std::optional<NonFinitePlace> find_nonfinite(const DeviceStream& stream);
 
  private:
-  LayerContext context(gpu::Recorder& recorder, const DeviceStream& stream) const;
+  LayerContext context(gpu::Recorder& recorder, const DeviceStream& stream);
   LayerActivations activations_of(std::uint32_t layer, std::uint32_t tokens) const;
+  Tensor run_layers(gpu::Recorder& recorder, const DeviceStream& stream, const NeftuneNoise& noise);
   void embed(gpu::Recorder& recorder, const DeviceStream& stream);
 
   gpu::Device& device_;
   ModelConfig config_;
   const DeviceWeights& weights_;
   ModelOptions options_;
+  LoraMirror* adapters_;  // of the state; null without
   FrozenWeights frozen_;
   LinearContext linear_;
   StreamBuffers streams_;

@@ -5,6 +5,7 @@
 #include "nibble/io/safetensors.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <map>
 
@@ -14,34 +15,38 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view folder_prefix = "checkpoint-";
-constexpr std::string_view moment_prefixes[] = {"exp_avg.", "exp_avg_sq."};
+// One matrix of AdamW's moments by its name in optimizer.safetensors.
+struct Moment {
+  std::string name;
+  std::vector<float> LoraProjection::* numbers;
+};
 
-// The matrices of an adapter-like set by PEFT's names.
-std::map<std::string, std::span<const float>> by_name(const LoraAdapter& values) {
-  std::map<std::string, std::span<const float>> result;
-  for (std::uint32_t layer = 0; layer < values.layers.size(); ++layer) {
-    for (const Projection p : all_projections) {
-      if (!values.at(layer, p).used()) continue;
-      for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
-        result[peft_tensor_name(layer, p, matrix)] = values.at(layer, p).matrix(matrix);
-      }
-    }
-  }
-  return result;
+// The four of an adapted projection: "exp_avg." and "exp_avg_sq." before PEFT's names.
+std::array<Moment, 4> moments_of(std::uint32_t layer, Projection p) {
+  const std::string a = peft_tensor_name(layer, p, LoraMatrix::a), b = peft_tensor_name(layer, p, LoraMatrix::b);
+  return {{{"exp_avg." + a, &LoraProjection::m_a}, {"exp_avg." + b, &LoraProjection::m_b},
+           {"exp_avg_sq." + a, &LoraProjection::v_a}, {"exp_avg_sq." + b, &LoraProjection::v_b}}};
 }
 
-void save_optimizer(const fs::path& path, gpu::Device& device, const LoraWeights& weights, const LoraAdapter& form) {
-  const LoraAdapter moments[] = {download_lora(device, weights.first_moment, form),
-                                 download_lora(device, weights.second_moment, form)};
-  std::map<std::string, std::span<const float>> tensors;
-  std::vector<TensorSpec> specs;
-  for (std::size_t i = 0; i < std::size(moments); ++i) {
-    for (const auto& [name, values] : by_name(moments[i])) {
-      const std::string key = fmt::format("{}{}", moment_prefixes[i], name);
-      tensors[key] = values;
-      specs.push_back({.name = key, .dtype = DType::f32, .shape = {static_cast<std::int64_t>(values.size())}});
+// Calls visit(moment, projection of the state) for every moment.
+template <typename Layers, typename Visit>
+void for_each_moment(Layers& layers, Visit&& visit) {
+  for (std::uint32_t layer = 0; layer < layers.size(); ++layer) {
+    for (const Projection p : all_projections) {
+      if (!layers[layer].at(p).used()) continue;
+      for (const Moment& moment : moments_of(layer, p)) visit(moment, layers[layer].at(p));
     }
   }
+}
+
+void save_optimizer(const fs::path& path, const ModelState& model_state) {
+  std::map<std::string, std::span<const float>> tensors;
+  std::vector<TensorSpec> specs;
+  for_each_moment(model_state.lora(), [&](const Moment& moment, const LoraProjection& projection) {
+    const auto& numbers = projection.*moment.numbers;
+    tensors[moment.name] = numbers;
+    specs.push_back({.name = moment.name, .dtype = DType::f32, .shape = {static_cast<std::int64_t>(numbers.size())}});
+  });
   SafetensorsWriter writer(path, specs);
   for (const TensorSpec& spec : writer.tensors()) writer.append(std::as_bytes(tensors.at(spec.name)));
   writer.finish();
@@ -58,8 +63,7 @@ Json to_json(const TrainState& state, const std::string& best_folder) {
                {"is_local_process_zero", true},
                {"is_world_process_zero", true},
                {"nibble",
-                {{"micro_batches", state.micro_batches},
-                 {"cursor", data::to_json(state.cursor)},
+                {{"cursor", data::to_json(state.cursor)},
                  {"evaluations_without_gain", state.evaluations_without_gain},
                  {"evaluated_step", state.evaluated_step ? Json(*state.evaluated_step) : Json()},
                  {"fingerprint", state.fingerprint}}}};
@@ -92,11 +96,11 @@ std::map<std::uint64_t, fs::path> checkpoints_of(const fs::path& output) {
 
 }  // namespace
 
-void save_checkpoint(const fs::path& output, const TrainState& state, gpu::Device& device, const LoraWeights& weights,
-                     const LoraAdapter& form, std::uint32_t keep) {
+void save_checkpoint(const fs::path& output, const TrainState& state, const ModelState& model_state,
+                     const LoraAdapter& adapter, std::uint32_t keep) {
   AtomicFolder folder(output / fmt::format("{}{}", folder_prefix, state.step));
-  save_lora_adapter(folder.path(), download_lora(device, weights.params, form));
-  save_optimizer(folder.path() / "optimizer.safetensors", device, weights, form);
+  save_lora_adapter(folder.path(), adapter);
+  save_optimizer(folder.path() / "optimizer.safetensors", model_state);
   write_file_atomically(folder.path() / "trainer_state.json", write_json(to_json(state, output.string())) + "\n");
   folder.commit();
   auto all = checkpoints_of(output);
@@ -121,7 +125,6 @@ TrainState load_train_state(const fs::path& checkpoint) {
   state.tokens = static_cast<std::uint64_t>(object.integer("num_input_tokens_seen", {.min = 0}));
   state.best_step = static_cast<std::uint64_t>(object.integer("best_global_step", {.min = 0}, 0));
   if (object.has("best_metric")) state.best_eval_loss = object.number("best_metric", {.min = 0, .max = 1e18});
-  state.micro_batches = static_cast<std::uint64_t>(own->integer("micro_batches", {.min = 0}));
   state.evaluations_without_gain =
       static_cast<std::uint32_t>(own->integer("evaluations_without_gain", {.min = 0, .max = UINT32_MAX}));
   if (own->has("evaluated_step")) {
@@ -133,25 +136,15 @@ TrainState load_train_state(const fs::path& checkpoint) {
   return state;
 }
 
-void load_optimizer(const fs::path& checkpoint, gpu::Device& device, const LoraWeights& weights, const LoraAdapter& form) {
+void load_optimizer(const fs::path& checkpoint, ModelState& model_state) {
   const SafetensorsFile file(checkpoint / "optimizer.safetensors");
-  const gpu::Tensor targets[] = {weights.first_moment, weights.second_moment};
-  for (std::size_t i = 0; i < std::size(targets); ++i) {
-    LoraAdapter moments = form;
-    for (std::uint32_t layer = 0; layer < moments.layers.size(); ++layer) {
-      for (const Projection p : all_projections) {
-        if (!moments.at(layer, p).used()) continue;
-        for (const LoraMatrix matrix : {LoraMatrix::a, LoraMatrix::b}) {
-          auto& target = moments.at(layer, p).matrix(matrix);
-          auto values = file.read_as_f32(fmt::format("{}{}", moment_prefixes[i], peft_tensor_name(layer, p, matrix)));
-          check<DataError>(values.size() == target.size(), file.path().string(), "A moment has {} values; the adapter has {}.",
-                           values.size(), target.size());
-          target = std::move(values);
-        }
-      }
-    }
-    upload_flat(device, targets[i], moments);
-  }
+  for_each_moment(model_state.edit_lora(), [&](const Moment& moment, LoraProjection& projection) {
+    auto& target = projection.*moment.numbers;
+    auto values = file.read_as_f32(moment.name);
+    check<DataError>(values.size() == target.size(), file.path().string(), "A moment has {} values; the adapter has {}.",
+                     values.size(), target.size());
+    target = std::move(values);
+  });
 }
 
 std::optional<fs::path> newest_checkpoint(const fs::path& output) {

@@ -2,7 +2,7 @@
 
 #include "nibble/data/sampler.h"
 #include "nibble/io/json.h"
-#include "nibble/weights/lora_weights.h"
+#include "nibble/model/model_state.h"
 
 #include <filesystem>
 #include <optional>
@@ -14,7 +14,6 @@ struct TrainState {
   std::uint64_t step = 0;           // updates done
   std::uint64_t total_steps = 0;
   double epoch = 0;
-  std::uint64_t micro_batches = 0;  // forward passes done, which number the dropout masks
   std::uint64_t tokens = 0;
   data::Cursor cursor;
   std::optional<double> best_eval_loss;
@@ -27,14 +26,13 @@ struct TrainState {
 // Writes OUTPUT/checkpoint-STEP: adapter_model.safetensors and adapter_config.json (PEFT), optimizer.safetensors (exp_avg.*
 // and exp_avg_sq.* by PEFT's tensor names) and trainer_state.json (the keys of transformers' Trainer, and "nibble"). The
 // folder appears whole or not at all. Then removes the oldest beyond `keep`.
-void save_checkpoint(const std::filesystem::path& output, const TrainState& state, gpu::Device& device,
-                     const LoraWeights& weights, const LoraAdapter& form, std::uint32_t keep);
+void save_checkpoint(const std::filesystem::path& output, const TrainState& state, const ModelState& model_state,
+                     const LoraAdapter& adapter, std::uint32_t keep);
 
 // Reads the state alone. Throws DataError where the folder is no checkpoint of nibble.
 TrainState load_train_state(const std::filesystem::path& checkpoint);
-// Fills the moments on the device; the adapter itself is read as any other.
-void load_optimizer(const std::filesystem::path& checkpoint, gpu::Device& device, const LoraWeights& weights,
-                    const LoraAdapter& form);
+// Fills the moments; the adapter itself is read as any other.
+void load_optimizer(const std::filesystem::path& checkpoint, ModelState& model_state);
 
 // The newest checkpoint-N of an output folder.
 std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& output);

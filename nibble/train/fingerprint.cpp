@@ -35,6 +35,7 @@ Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& b
           {"lora_dropout", o.lora.lora_dropout},
           {"use_rslora", o.lora.use_rslora},
           {"target_modules", targets},
+          {"neftune_alpha", o.neftune_alpha},
           {"learning_rate", o.learning_rate},
           {"lr_scheduler", name_of(o.lr_scheduler)},
           {"warmup_ratio", o.warmup_ratio},

@@ -8,26 +8,42 @@ namespace nibble {
 Optimizer::Optimizer(gpu::Device& device, const AdamWOptions& options)
     : options_(options), norm_and_factor_(device.tensor(DType::f32, {2}, "gradient norm")) {}
 
-void Optimizer::record_step(gpu::Recorder& recorder, const LoraWeights& weights, double learning_rate, std::uint64_t step) {
-  if (!partials_) {
-    partials_ = recorder.device().tensor(DType::f32, {grad_norm_partials(recorder.device(), {weights.grads})},
-                                         "gradient norm partials");
+void Optimizer::record_norm(gpu::Recorder& recorder, const std::vector<gpu::Tensor>& gradients) {
+  const std::uint32_t needed = grad_norm_partials(recorder.device(), gradients);
+  if (!partials_ || partials_.dim(0) < needed) {
+    partials_ = recorder.device().tensor(DType::f32, {needed}, "gradient norm partials");
   }
-  record(recorder, GradNorm{.gradients = {weights.grads}, .partials = partials_, .norm_and_factor = norm_and_factor_,
+  record(recorder, GradNorm{.gradients = gradients, .partials = partials_, .norm_and_factor = norm_and_factor_,
                             .max_norm = options_.max_grad_norm});
-  const auto update = [&](std::uint64_t begin, std::uint64_t end, double rate) {
-    const auto part = [&](const gpu::Tensor& flat) { return flat.part(begin, {static_cast<std::uint32_t>(end - begin)}); };
-    record(recorder, AdamW{.weights = part(weights.params), .gradients = part(weights.grads),
-                           .first_moment = part(weights.first_moment), .second_moment = part(weights.second_moment),
-                           .norm_and_factor = norm_and_factor_,
-                           .rule = {.step = step, .learning_rate = rate, .beta1 = options_.adam_beta1,
-                                    .beta2 = options_.adam_beta2, .epsilon = options_.adam_epsilon,
-                                    .weight_decay = options_.weight_decay}});
-  };
-  const std::uint64_t size = weights.params.size();
-  if (options_.loraplus_ratio == 1.0) return update(0, size, learning_rate);
-  update(0, weights.b_begin, learning_rate);
-  update(weights.b_begin, size, learning_rate * options_.loraplus_ratio);
+}
+
+void Optimizer::record_range(gpu::Recorder& recorder, const LoraWeights& weights, const Range& range, std::uint64_t step) {
+  const auto part = [&](const gpu::Tensor& flat) { return flat.part(range.begin, {static_cast<std::uint32_t>(range.size)}); };
+  record(recorder, AdamW{.weights = part(weights.params), .gradients = part(weights.grads),
+                         .first_moment = part(weights.first_moment), .second_moment = part(weights.second_moment),
+                         .norm_and_factor = norm_and_factor_,
+                         .rule = {.step = step, .learning_rate = range.learning_rate, .beta1 = options_.adam_beta1,
+                                  .beta2 = options_.adam_beta2, .epsilon = options_.adam_epsilon,
+                                  .weight_decay = options_.weight_decay}});
+}
+
+void Optimizer::record_step(gpu::Recorder& recorder, const LoraWeights& weights, double learning_rate, std::uint64_t step) {
+  record_norm(recorder, {weights.grads});
+  const std::uint64_t size = weights.params.size(), b_begin = weights.b_begin;
+  if (options_.loraplus_ratio == 1.0) return record_range(recorder, weights, {0, size, learning_rate}, step);
+  record_range(recorder, weights, {0, b_begin, learning_rate}, step);
+  record_range(recorder, weights, {b_begin, size - b_begin, learning_rate * options_.loraplus_ratio}, step);
+}
+
+void Optimizer::record_layer_step(gpu::Recorder& recorder, const LoraWeights& weights, std::uint32_t layer,
+                                  double learning_rate, std::uint64_t step) {
+  record_norm(recorder, {weights.grads});  // those of the other layers are zero
+  for (const LoraSlot& slot : weights.layers.at(layer)) {
+    if (!slot.used()) continue;
+    record_range(recorder, weights, {slot.a.offset() / sizeof(float), slot.a.size(), learning_rate}, step);
+    record_range(recorder, weights, {slot.b.offset() / sizeof(float), slot.b.size(), learning_rate * options_.loraplus_ratio},
+                 step);
+  }
 }
 
 }  // namespace nibble

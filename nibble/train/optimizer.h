@@ -21,10 +21,22 @@ class Optimizer {
   // changes nothing.
   void record_step(gpu::Recorder& recorder, const LoraWeights& weights, double learning_rate, std::uint64_t step);
 
+  // The same for the adapters of one layer alone, where the gradients of the others are zero.
+  void record_layer_step(gpu::Recorder& recorder, const LoraWeights& weights, std::uint32_t layer, double learning_rate,
+                         std::uint64_t step);
+
   // (2) f32: the global norm before clipping, and the factor that was applied.
   const gpu::Tensor& norm_and_factor() const { return norm_and_factor_; }
 
  private:
+  // Elements of the flat tensors that learn at one rate.
+  struct Range {
+    std::uint64_t begin = 0, size = 0;
+    double learning_rate = 0;
+  };
+  void record_norm(gpu::Recorder& recorder, const std::vector<gpu::Tensor>& gradients);
+  void record_range(gpu::Recorder& recorder, const LoraWeights& weights, const Range& range, std::uint64_t step);
+
   AdamWOptions options_;
   gpu::Tensor norm_and_factor_, partials_;
 };

@@ -34,6 +34,7 @@ struct TrainOptions {
   TrainLoss loss = TrainLoss::sft;
   double beta = 0.1;       // of DPO; ORPO's lambda
   double focal_gamma = 0;  // a label's gradient is multiplied by (1 - p)^gamma; the reported loss is not
+  double neftune_alpha = 0;  // noise on the embeddings; 0: none
 
   double learning_rate = 2e-4;
   LrScheduler lr_scheduler = LrScheduler::cosine;

@@ -2,6 +2,7 @@
 
 #include "nibble/report/metrics_log.h"
 #include "nibble/train/checkpoint.h"
+#include "nibble/train/train.h"
 #include "nibble/train/trainer.h"
 
 #include <chrono>
@@ -39,13 +40,13 @@ class TrainingRun {
   };
   StepInput next_input();
   void step(const StepInput& input);
-  void record_step(gpu::Recorder& recorder, const StepInput& input, std::uint64_t labels);
-  void report_step(const StepInput& input, double loss, double grad_norm, double learning_rate);
-  [[noreturn]] void fail_diverged(const StepInput& input, double loss, double grad_norm);
+  void report_step(const StepInput& input, const StepResult& result, double learning_rate);
+  [[noreturn]] void fail_diverged(const StepInput& input, const StepResult& result);
   bool early_stop() const;
   // "The last checkpoint is X.", for messages.
   std::string last_checkpoint() const;
   void evaluate_now();
+  LoraAdapter adapter() const;  // as it is to be saved
   void save_output();
   void save_now();
   bool due(std::uint64_t every) const { return every > 0 && state_.step % every == 0; }
@@ -53,12 +54,9 @@ class TrainingRun {
   RunSetup setup_;
   TrainState state_;
   Schedule schedule_;
-  DeviceWeights weights_;
-  LoraWeights lora_;
-  Model model_;
-  Optimizer optimizer_;
+  ModelState model_state_;
+  Trainer trainer_;
   MetricsLog metrics_;
-  Tensor stats_;  // loss sum, right predictions (u32), gradient norm, clip factor: one readback a step
   StepInput ahead_;  // the next step's batches, made while the GPU works
   std::optional<std::uint64_t> saved_step_;
   TrainResult result_;

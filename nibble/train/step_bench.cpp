@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <map>
 
 namespace nibble {
 namespace {
@@ -62,15 +61,13 @@ struct MadeUpBatch {
 }  // namespace
 
 StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options) {
-  const DeviceWeights weights = made_up_weights(device, options.config, operand_dtype(options.path));
-  LoraAdapter adapter = make_lora_adapter(options.config, {.rank = options.lora_rank, .lora_alpha = 2.0 * options.lora_rank});
-  initialise_lora(adapter, 1);
-  const LoraWeights lora = upload_lora(device, options.config, adapter, true);
+  const ModelState state = ModelState::made_up(
+      device, options.config,
+      {.path = options.path, .lora = LoraConfig{.rank = options.lora_rank, .lora_alpha = 2.0 * options.lora_rank}});
   const std::uint32_t tokens = options.batch * options.length;
-  Model model(device, options.config, weights, &lora,
-              {.path = options.path, .residency = options.residency,
-               .gradient_checkpointing = options.gradient_checkpointing, .max_tokens = tokens, .max_labels = tokens,
-               .head_chunk = options.head_chunk});
+  Model model(state, {.residency = options.residency, .gradient_checkpointing = options.gradient_checkpointing,
+                      .max_tokens = tokens, .max_labels = tokens, .head_chunk = options.head_chunk});
+  const LoraWeights& lora = *state.lora_mirror().train();
   Optimizer optimizer(device, {});
   const MadeUpBatch batch(options);
 
@@ -104,34 +101,6 @@ StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options)
   for (const float loss : device.read<float>(losses)) result.loss += loss;
   result.loss /= static_cast<double>(batch.labels.size());
   return result;
-}
-
-ModelConfig shape_by_name(const std::string& name) {
-  const auto qwen3 = [](std::uint32_t hidden, std::uint32_t layers, std::uint32_t heads, std::uint32_t intermediate,
-                        bool tied) {
-    ModelConfig config;
-    config.hidden_size = hidden;
-    config.num_layers = layers;
-    config.vocab_size = 151936;
-    config.num_heads = heads;
-    config.num_kv_heads = 8;
-    config.head_dim = 128;
-    config.intermediate_size = intermediate;
-    config.rms_norm_eps = 1e-6f;
-    config.rope_theta = 1e6f;
-    config.max_position_embeddings = 40960;
-    config.tie_word_embeddings = tied;
-    return config;
-  };
-  const std::map<std::string, ModelConfig> shapes = {{"qwen3-0.6b", qwen3(1024, 28, 16, 3072, true)},
-                                                     {"qwen3-1.7b", qwen3(2048, 28, 16, 6144, true)},
-                                                     {"qwen3-4b", qwen3(2560, 36, 32, 9728, true)},
-                                                     {"qwen3-8b", qwen3(4096, 36, 32, 12288, false)}};
-  const auto found = shapes.find(name);
-  std::string names;
-  for (const auto& [known, config] : shapes) names += fmt::format("{}{}", names.empty() ? "" : ", ", known);
-  check<UsageError>(found != shapes.end(), "--shape", "\"{}\" is no known shape; there are {}.", name, names);
-  return found->second;
 }
 
 }  // namespace nibble

@@ -4,7 +4,6 @@
 #include "nibble/model/model.h"
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 namespace nibble {
@@ -32,8 +31,5 @@ struct StepBenchResult {
 };
 
 StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options);
-
-// Public shapes by name ("qwen3-4b"); throws UsageError that lists them.
-ModelConfig shape_by_name(const std::string& name);
 
 }  // namespace nibble

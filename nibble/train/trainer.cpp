@@ -1,121 +1,102 @@
 #include "nibble/train/trainer.h"
 
 #include "nibble/base/error.h"
-#include "nibble/train/fingerprint.h"
-#include "nibble/train/run.h"
+#include "nibble/base/rng.h"
+#include "nibble/kernels/sum.h"
 
-#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace nibble {
 namespace {
 
-constexpr double most_epochs = 1e6;
+// What the random numbers of a batch are for.
+enum class Draw : std::uint32_t { dropout = 0x64726f70, noise = 0x6e6f6973 };
 
-void check_options(const TrainOptions& o) {
-  check<UsageError>(!o.output.empty(), "--output", "Name the folder that the adapter is written to.");
-  check<UsageError>(o.learning_rate >= 0 && std::isfinite(o.learning_rate), "--learning-rate",
-                    "{} is no learning rate; give 0 or more.", o.learning_rate);
-  check<UsageError>(o.batch_size > 0 && o.gradient_accumulation > 0 && o.max_length > 1, "train",
-                    "--batch-size and --gradient-accumulation are at least 1, --max-length at least 2.");
-  check<UsageError>((o.epochs > 0 && o.epochs <= most_epochs) || o.max_steps > 0, "--epochs",
-                    "{} epochs cannot be trained; give more than 0 and at most {}.", o.epochs, most_epochs);
-  check<UsageError>(o.valid_fraction >= 0 && o.valid_fraction < 1, "--valid-fraction", "{} is not in [0, 1).",
-                    o.valid_fraction);
-  check<UsageError>(o.lora.lora_dropout >= 0 && o.lora.lora_dropout < 1, "--lora-dropout", "{} is not in [0, 1).",
-                    o.lora.lora_dropout);
-  check<UsageError>(o.early_stopping == 0 || !o.valid.empty() || o.valid_fraction > 0, "--early-stopping",
-                    "Without --valid or --valid-fraction there is no loss to stop by.");
+std::uint32_t draw(Draw what, std::uint64_t seed, std::uint64_t step, std::size_t batch) {
+  return philox4x32({static_cast<std::uint32_t>(step), static_cast<std::uint32_t>(step >> 32),
+                     static_cast<std::uint32_t>(batch), static_cast<std::uint32_t>(what)},
+                    {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)})[0];
 }
-
-std::filesystem::path resume_folder(const TrainOptions& options) {
-  if (options.resume.empty()) return {};
-  if (options.resume == "auto") return newest_checkpoint(options.output).value_or(std::filesystem::path());
-  return options.resume;
-}
-
-LoraConfig with_dropout(LoraConfig config, const TrainOptions& options) {
-  config.lora_dropout = options.lora.lora_dropout;
-  return config;
-}
-
-// The adapter to begin with: of the checkpoint, of --init-adapter, or a new one.
-LoraAdapter first_adapter(const TrainOptions& options, const ModelConfig& config, const std::filesystem::path& checkpoint) {
-  const auto& source = checkpoint.empty() ? options.init_adapter : checkpoint;
-  if (!source.empty()) {
-    LoraAdapter adapter = load_lora_adapter(source, config);
-    adapter.config = with_dropout(adapter.config, options);
-    return adapter;
-  }
-  LoraAdapter adapter = make_lora_adapter(config, options.lora);
-  initialise_lora(adapter, options.seed);
-  return adapter;
-}
-
-ModelOptions model_options(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config,
-                           ProductPath path, BatchRoom room, const LoraAdapter& adapter) {
-  ModelOptions model{.path = path, .residency = options.residency,
-                     .gradient_checkpointing = options.gradient_checkpointing == Checkpointing::on,
-                     .max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = options.head_chunk};
-  if (options.gradient_checkpointing == Checkpointing::automatic) {
-    const std::uint64_t memory = device.info().memory_bytes;
-    const auto plan = plan_memory(device, config, model, adapter.parameter_count(), adapter.config.rank);
-    // A tenth is left to the driver and to others.
-    model.gradient_checkpointing = memory > 0 && plan.total() > memory / 10 * 9;
-  }
-  return model;
-}
-
-std::uint64_t tenth(std::uint64_t steps) { return std::max<std::uint64_t>(1, (steps + 9) / 10); }
 
 }  // namespace
 
-TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath path, const TrainEvents& events) {
-  check_options(given);
-  TrainOptions options = given;
-  const ModelConfig config = read_model_config(options.model);
-  options.max_length = std::min(options.max_length, config.max_position_embeddings);
-  const auto data = open_run_data(options);
-  StepFeed feed(data->train, options);
-  const Checkpoint base(options.model);
-  const auto checkpoint = resume_folder(options);
-  if (!options.init_adapter.empty()) options.lora = with_dropout(read_lora_config(options.init_adapter), options);
+Trainer::Trainer(ModelState& state, const TrainerOptions& options)
+    : state_(state),
+      options_(options),
+      optimizer_(state.device(), options.adamw),
+      stats_(state.device().tensor(DType::f32, {4}, "step statistics")) {}
 
-  TrainState state{.total_steps = feed.total_steps(), .fingerprint = fingerprint(options, *data, base, feed.total_steps())};
-  if (!checkpoint.empty()) {
-    const Json now = state.fingerprint;
-    state = load_train_state(checkpoint);
-    check_fingerprint(state.fingerprint, now, checkpoint);
-    feed.seek(state.cursor);
-    // The best adapter so far lies in the output folder. Where it does not, the next evaluation is the best.
-    if (!std::filesystem::exists(options.output / "adapter_model.safetensors")) state.best_eval_loss.reset();
+Trainer& Trainer::with_lora(std::uint32_t rank, double lora_alpha) {
+  LoraAdapter adapter = make_lora_adapter(state_.config(), {.rank = rank, .lora_alpha = lora_alpha});
+  initialise_lora(adapter, options_.seed);
+  model_.reset();
+  state_.set_lora(adapter, true);
+  return *this;
+}
+
+Trainer& Trainer::with_adamw(const AdamWOptions& adamw) {
+  options_.adamw = adamw;
+  optimizer_ = Optimizer(state_.device(), adamw);
+  return *this;
+}
+
+std::string Trainer::adapter_info() const {
+  const gpu::AdapterInfo& info = state_.device().info();
+  return fmt::format("{} ({}, {})", info.name, info.backend, info.driver);
+}
+
+Model& Trainer::model() {
+  if (!model_) {
+    check<UsageError>(static_cast<bool>(state_.lora_mirror().on_device()->grads), "trainer",
+                      "The state's adapter is not trainable; load it with StateOptions::trainable.");
+    model_.emplace(state_, options_.model);
   }
-  const LoraAdapter adapter = first_adapter(options, config, checkpoint);
-  options.lora = adapter.config;
-  options.lora.base_model_name_or_path = options.model.string();
-  const auto evaluation = evaluation_batches(data->valid, options.batch_size);
-  const BatchRoom eval_room = room_of(data->valid, evaluation);
-  const BatchRoom room = {std::max(feed.room().tokens, eval_room.tokens), std::max(feed.room().labels, eval_room.labels)};
-  const ModelOptions model = model_options(options, device, config, path, room, adapter);
+  return *model_;
+}
 
-  RunPlan plan{.gpu = device.info(), .path = path, .config = config, .form = data->train.file->form(),
-               .counts = data->train.file->counts(), .train_examples = data->train.examples.size(),
-               .valid_examples = data->valid.examples.size(), .train_tokens = data->train.tokens(),
-               .trained_tokens = data->train.trained_tokens(), .trainable_parameters = adapter.parameter_count(),
-               .lora = options.lora, .gradient_checkpointing = model.gradient_checkpointing, .room = room,
-               .memory = plan_memory(device, config, model, adapter.parameter_count(), adapter.config.rank),
-               .total_steps = feed.total_steps(), .first_step = state.step,
-               .warmup_steps = options.warmup_steps > 0
-                                   ? options.warmup_steps
-                                   : static_cast<std::uint64_t>(std::ceil(options.warmup_ratio * static_cast<double>(feed.total_steps()))),
-               .eval_every = options.eval_every.value_or(tenth(feed.total_steps())),
-               .save_every = options.save_every.value_or(tenth(feed.total_steps()))};
-  if (events.plan) events.plan(plan);
-  if (options.dry_run) return {.end = TrainEnd::dry_run, .planned = plan.memory};
-  return TrainingRun({.options = options, .plan = plan, .data = *data, .feed = feed, .device = device, .model = model,
-                      .adapter = adapter, .base = base, .checkpoint = checkpoint, .events = events},
-                     state)
-      .run();
+void Trainer::begin_step(std::span<const TokenStream> batches, double learning_rate) {
+  Model& on = model();
+  labels_ = 0;
+  for (const TokenStream& batch : batches) labels_ += batch.labels.size();
+  check<UsageError>(labels_ > 0, "trainer", "The {} batches of the update have no label to learn.", batches.size());
+  const LoraWeights& lora = *state_.lora_mirror().train();
+  gpu::Recorder recorder(state_.device());
+  recorder.clear(lora.grads);
+  for (std::size_t i = 0; i < batches.size(); ++i) {
+    const DeviceStream stream = on.upload(recorder, batches[i]);
+    const TrainingNoise noise{.dropout = {.probability = static_cast<float>(options_.lora_dropout),
+                                          .seed = draw(Draw::dropout, options_.seed, state_.step, i)},
+                              .neftune = {.alpha = static_cast<float>(options_.neftune_alpha),
+                                          .seed = draw(Draw::noise, options_.seed, state_.step, i)}};
+    // Divided by the labels of the whole update, so that accumulation gives the gradient of one large batch.
+    const Head::Loss loss = on.loss_and_gradients(recorder, stream, {.factor = 1.0f / static_cast<float>(labels_)}, noise);
+    record(recorder, Sum{.x = loss.loss, .total = stats_, .slot = 0, .accumulate = i > 0});
+    record(recorder, Sum{.x = loss.correct, .total = stats_, .slot = 1, .accumulate = i > 0});
+  }
+  optimizer_.record_step(recorder, lora, learning_rate, state_.step + 1);
+  recorder.copy(optimizer_.norm_and_factor(), stats_.part(2, {2}));
+  recorder.submit();
+}
+
+StepResult Trainer::end_step() {
+  const auto stats = state_.device().read<float>(stats_);
+  std::uint32_t correct = 0;
+  std::memcpy(&correct, &stats[1], sizeof correct);
+  const StepResult result{.loss = stats[0] / static_cast<double>(labels_), .grad_norm = stats[2], .labels = labels_,
+                          .correct = correct};
+  if (std::isfinite(result.loss) && std::isfinite(result.grad_norm)) ++state_.step;
+  return result;
+}
+
+StepResult Trainer::full_train_step(std::span<const TokenStream> batches, double learning_rate) {
+  const std::uint64_t before = state_.step;
+  begin_step(batches, learning_rate);
+  const StepResult result = end_step();
+  check<Diverged>(state_.step > before, "trainer",
+                  "Update {}: the loss is {} and the gradient norm {}; lower the learning rate or look at the batch.", before + 1,
+                  result.loss, result.grad_norm);
+  return result;
 }
 
 }  // namespace nibble

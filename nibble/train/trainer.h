@@ -1,60 +1,94 @@
 #pragma once
 
-#include "nibble/model/load.h"
-#include "nibble/report/records.h"
-#include "nibble/train/evaluate.h"
-#include "nibble/train/options.h"
+#include "nibble/model/model.h"
+#include "nibble/train/optimizer.h"
 
-#include <functional>
+#include <cstdint>
+#include <optional>
+#include <span>
 #include <string>
+#include <vector>
 
 namespace nibble {
 
-// What a run will do, known before its first step.
-struct RunPlan {
-  gpu::AdapterInfo gpu;
-  ProductPath path = ProductPath::f32;
-  ModelConfig config;
-  data::RowForm form = data::RowForm::messages;
-  data::DatasetCounts counts;                      // of the data file
-  std::uint64_t train_examples = 0, valid_examples = 0;
-  std::uint64_t train_tokens = 0, trained_tokens = 0;  // of one epoch
-  std::uint64_t trainable_parameters = 0;
-  LoraConfig lora;
-  bool gradient_checkpointing = false;
-  BatchRoom room;                                  // of the largest batch
-  MemoryPlan memory;
-  std::uint64_t total_steps = 0, first_step = 0;   // first_step updates are done already (--resume)
-  std::uint64_t warmup_steps = 0, eval_every = 0, save_every = 0;
+struct TrainerOptions {
+  ModelOptions model;
+  AdamWOptions adamw;
+  double lora_dropout = 0;
+  double neftune_alpha = 0;  // noise on the embeddings (nibble/kernels/neftune.h); 0: none
+  std::uint64_t seed = 42;   // of dropout and noise, which are fresh in each update
 };
 
-// What a run tells while it goes on; each may be empty.
-struct TrainEvents {
-  std::function<void(const RunPlan&)> plan;
-  std::function<void(double)> loading;     // part of the model that is on the device
-  std::function<void(const StepRecord&)> step;
-  std::function<void(double)> evaluating;  // part of the validation set that is done
-  std::function<void(const EvalRecord&)> evaluation;
-  std::function<void(const std::filesystem::path&)> saved;  // a checkpoint
-  std::function<bool()> stop_requested;    // asked after each step; true saves and ends
+struct StepResult {
+  double loss = 0;       // mean over the labels
+  double grad_norm = 0;  // before clipping
+  std::uint64_t labels = 0, correct = 0;  // correct: those that were the most likely token
 };
 
-enum class TrainEnd { finished, stopped_early, interrupted, dry_run };
-
-struct TrainResult {
-  TrainEnd end = TrainEnd::finished;
-  std::uint64_t step = 0;
-  double last_loss = 0;
-  std::optional<double> best_eval_loss;
-  std::uint64_t best_step = 0;
-  std::filesystem::path checkpoint;  // the last one
-  MemoryPlan planned;
-  std::uint64_t peak_bytes = 0;      // measured
+// What a layer gives on its own, all (T, hidden).
+struct LayerResult {
+  std::vector<float> output, d_input;
+  double grad_norm = 0;  // of the layer's adapters, before clipping
 };
 
-// Fine-tunes an adapter: options.output becomes a PEFT folder (the best adapter by validation loss, or the last where there
-// is no validation) with metrics.jsonl and checkpoints. Throws UsageError, DataError, DeviceError or Diverged; what was saved
-// before stays whole.
-TrainResult train(const TrainOptions& options, gpu::Device& device, ProductPath path, const TrainEvents& events = {});
+struct LoraGradients {
+  std::vector<float> d_a;  // (rank, in)
+  std::vector<float> d_b;  // (out, rank)
+  std::vector<float> d_x;  // (T, in); only of lora_backward
+};
+
+// Trains the adapters of a state: whole updates, and the parts of one for those who build their own. Host arrays are row-major
+// f32; T is any number up to model.max_tokens.
+class Trainer {
+ public:
+  // The state must outlive it. Its adapters must be trainable (UsageError), or come by with_lora.
+  explicit Trainer(ModelState& state, const TrainerOptions& options = {});
+
+  // Gives the state a new adapter of all projections with this rank and alpha.
+  Trainer& with_lora(std::uint32_t rank, double lora_alpha);
+  Trainer& with_adamw(const AdamWOptions& adamw);
+
+  // The GPU's own name, with its driver.
+  std::string adapter_info() const;
+  // Updates done; the state's.
+  std::uint64_t current_step() const { return state_.step; }
+
+  // One update from the mean loss over the labels of all batches, however they were cut. A loss or gradient that is not finite
+  // changes nothing and throws Diverged.
+  StepResult full_train_step(std::span<const TokenStream> batches, double learning_rate);
+  // The same in two halves, between which the CPU is free. Where the result is not finite nothing was changed and the update is
+  // not counted; nothing is thrown.
+  void begin_step(std::span<const TokenStream> batches, double learning_rate);
+  StepResult end_step();
+
+  // One layer over a single sequence: output of `hidden` (T, hidden), the gradients that `d_output`, the loss's gradient at the
+  // output, makes, and an update of this layer's adapters alone. Counts as an update.
+  LayerResult layer_train_step(std::uint32_t layer, std::span<const float> hidden, std::span<const float> d_output,
+                               double learning_rate);
+  // The gradient at the input (T, hidden) of a layer's MLP block, y = x + mlp(norm(x)); those of its adapters are then in
+  // gradients().
+  std::vector<float> ffn_backward(std::uint32_t layer, std::span<const float> input, std::span<const float> d_output);
+  // scaling * (x A^T) B^T, (T, out), of x (T, in); and its gradients for dy (T, out).
+  std::vector<float> lora_forward(std::uint32_t layer, Projection projection, std::span<const float> x);
+  LoraGradients lora_backward(std::uint32_t layer, Projection projection, std::span<const float> x, std::span<const float> dy);
+  // Of the last backward pass.
+  LoraGradients gradients(std::uint32_t layer, Projection projection) const;
+
+  // The model that the steps run on, made when it is first needed; with_lora makes a new one.
+  Model& model();
+  ModelState& state() { return state_; }
+
+ private:
+  std::uint32_t rows_of(std::span<const float> values, std::uint32_t columns, std::string_view name) const;
+  Tensor upload(std::span<const float> values, std::uint32_t columns, std::string_view name);
+  DeviceStream one_segment(gpu::Recorder& recorder, std::uint32_t tokens);
+
+  ModelState& state_;
+  TrainerOptions options_;
+  std::optional<Model> model_;
+  Optimizer optimizer_;
+  Tensor stats_;  // loss sum, right predictions (u32), gradient norm, clip factor: one readback an update
+  std::uint64_t labels_ = 0;  // of the update that has begun
+};
 
 }  // namespace nibble

@@ -101,6 +101,16 @@ GenerationDefaults read_generation(const JsonObject& json) {
   return defaults;
 }
 
+void fill_from(Json& json, const Json& defaults, const std::string& origin) {
+  if (!json.is_object()) return;
+  for (const auto& [key, value] : defaults.items()) {
+    if (json.contains(key) && !json[key].is_null()) continue;
+    log_warning(fmt::format("[{}] \"{}\" is missing and taken to be {}. Add it to the file to silence this.", origin, key,
+                            value.dump()));
+    json[key] = value;
+  }
+}
+
 }  // namespace
 
 ModelConfig parse_model_config(const JsonObject& json, const JsonObject* generation) {
@@ -121,12 +131,13 @@ ModelConfig parse_model_config(const JsonObject& json, const JsonObject* generat
   return config;
 }
 
-ModelConfig read_model_config(const fs::path& folder) {
+ModelConfig read_model_config(const fs::path& folder, const Json& defaults) {
   constexpr JsonLimits limits{.max_bytes = std::size_t{16} << 20};
   const auto path = folder / "config.json";
   check<DataError>(path_exists(path), folder.string(),
                    "The folder has no config.json; a Hugging Face model folder is expected.");
-  const Json json = read_json_file(path, limits);
+  Json json = read_json_file(path, limits);
+  fill_from(json, defaults, path.string());
   const auto generation_path = folder / "generation_config.json";
   if (!path_exists(generation_path)) return parse_model_config(JsonObject(json, path.string()));
   const Json generation_json = read_json_file(generation_path, limits);

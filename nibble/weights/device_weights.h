@@ -32,8 +32,10 @@ struct LayerWeights {
   gpu::Tensor input_norm, post_attention_norm;  // (hidden) f32
   gpu::Tensor q_norm, k_norm;                   // (head_dim) f32
   std::array<Nf4Matrix, 7> projections;         // by Projection
+  std::array<gpu::Tensor, 7> transposed;        // (in, out) f32, the same de-quantised; empty unless a cache was asked for
 
   const Nf4Matrix& projection(Projection p) const { return projections[static_cast<std::size_t>(p)]; }
+  const gpu::Tensor& cached(Projection p) const { return transposed[static_cast<std::size_t>(p)]; }
 };
 
 struct DeviceWeights {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "nibble/gpu/device.h"
 #include "nibble/weights/names.h"
 
 #include <cstdint>
@@ -39,5 +40,12 @@ struct LoraProjection {
 };
 
 using LoraLayer = PerProjection<LoraProjection>;
+
+struct LoraWeights;
+
+// The adapters as they are on the device, with their moments where they are trained, and back. A matrix of another size than
+// the device's is refused by name (UsageError).
+std::vector<LoraLayer> download_lora_state(gpu::Device& device, const LoraWeights& weights);
+void upload_lora_state(gpu::Device& device, const LoraWeights& weights, const std::vector<LoraLayer>& layers);
 
 }  // namespace nibble

@@ -1,7 +1,6 @@
 #include "nibble/model/generator.h"
 
 #include "nibble/base/error.h"
-#include "nibble/model/load.h"
 #include "nibble/model/model.h"
 #include "nibble/model/parity.h"
 #include "tests/support/files.h"
@@ -14,11 +13,11 @@ namespace {
 
 using Tokens = std::vector<std::uint32_t>;
 
-LoadedModel load_tiny(ProductPath path, bool adapter = true) {
-  return load_model(test::device(),
-                    {.model = test::source_path("models/tiny-qwen3"),
-                     .adapter = adapter ? test::source_path("tests/golden/tiny/adapter_nonzero") : ""},
-                    path);
+ModelState load_tiny(ProductPath path, bool adapter = true) {
+  return ModelState::load(test::device(), test::source_path("models/tiny-qwen3"),
+                          {.path = path,
+                           .adapter = adapter ? test::source_path("tests/golden/tiny/adapter_nonzero") : "",
+                           .trainable = false});
 }
 
 // The unpadded tokens of a row of the golden file.
@@ -40,16 +39,14 @@ Tokens golden_row(std::size_t row) {
 }
 
 // The training forward's logits after each of the tokens, one row each.
-std::vector<std::vector<float>> training_logits(const LoadedModel& loaded, const LoraWeights* lora, ProductPath path,
-                                                const Tokens& tokens) {
-  auto& device = test::device();
+std::vector<std::vector<float>> training_logits(const ModelState& state, const Tokens& tokens, bool with_adapter = true) {
   const auto count = static_cast<std::uint32_t>(tokens.size());
-  Model model(device, loaded.config, loaded.weights, lora,
-              {.path = path, .max_tokens = count, .max_labels = count, .trainable = false});
+  Model model(state, {.max_tokens = count, .max_labels = count, .trainable = false});
+  model.use_adapter(with_adapter);
   Tokens position(count);
   std::iota(position.begin(), position.end(), 0u);
   const Tokens begin(count, 0), end(count, count);
-  gpu::Recorder recorder(device);
+  gpu::Recorder recorder(test::device());
   const DeviceStream stream = model.upload(
       recorder, {.tokens = tokens, .position = position, .segment_begin = begin, .segment_end = end, .label_rows = {}, .labels = {}});
   const Tensor rows = test::upload_u32(position);
@@ -57,8 +54,8 @@ std::vector<std::vector<float>> training_logits(const LoadedModel& loaded, const
   recorder.submit();
   const auto values = test::download(logits);
   std::vector<std::vector<float>> result;
-  for (auto at = values.begin(); at != values.end(); at += loaded.config.vocab_size) {
-    result.emplace_back(at, at + loaded.config.vocab_size);
+  for (auto at = values.begin(); at != values.end(); at += state.vocab_size()) {
+    result.emplace_back(at, at + state.vocab_size());
   }
   return result;
 }
@@ -71,16 +68,17 @@ std::span<const std::uint32_t> first(const Tokens& tokens, std::size_t count) { 
 
 TEST(Generator, PromptAndStepsGiveTheTrainingForwardsLogits) {
   for (const ProductPath path : test::product_paths()) {
-    const LoadedModel loaded = load_tiny(path);
-    for (const LoraWeights* lora : {&*loaded.lora, static_cast<const LoraWeights*>(nullptr)}) {
+    const ModelState state = load_tiny(path);
+    for (const bool with_adapter : {true, false}) {
       const Tokens tokens = golden_row(0);
       ASSERT_GT(tokens.size(), 30u);
-      const auto expected = training_logits(loaded, lora, path, tokens);
-      Generator generator(test::device(), loaded.config, loaded.weights, lora, {.path = path, .capacity = 128});
+      const auto expected = training_logits(state, tokens, with_adapter);
+      Generator generator(state, {.capacity = 128});
+      generator.use_adapter(with_adapter);
       for (std::size_t count = 20; count <= tokens.size(); ++count) {
         const auto logits = generator.logits(first(tokens, count));
         EXPECT_LT(test::relative_error(logits, expected[count - 1]), allowed_error(path))
-            << test::name_of(path) << ", " << count << " tokens" << (lora ? "" : " without adapter");
+            << test::name_of(path) << ", " << count << " tokens" << (with_adapter ? "" : " without adapter");
       }
       EXPECT_EQ(generator.computed(), tokens.size());
     }
@@ -89,16 +87,15 @@ TEST(Generator, PromptAndStepsGiveTheTrainingForwardsLogits) {
 
 TEST(Generator, APromptInPiecesIsAsOneInWhole) {
   for (const ProductPath path : test::product_paths()) {
-    const LoadedModel loaded = load_tiny(path);
+    const ModelState state = load_tiny(path);
     Tokens tokens;
     for (std::size_t row = 0; row < 2; ++row) {
       const Tokens more = golden_row(row);
       tokens.insert(tokens.end(), more.begin(), more.end());
     }
-    const auto expected = training_logits(loaded, &*loaded.lora, path, tokens).back();
+    const auto expected = training_logits(state, tokens).back();
     for (const std::uint32_t piece : {7u, 33u, 512u}) {
-      Generator generator(test::device(), loaded.config, loaded.weights, &*loaded.lora,
-                          {.path = path, .capacity = static_cast<std::uint32_t>(tokens.size()), .piece = piece});
+      Generator generator(state, {.capacity = static_cast<std::uint32_t>(tokens.size()), .piece = piece});
       EXPECT_LT(test::relative_error(generator.logits(tokens), expected), allowed_error(path))
           << test::name_of(path) << ", pieces of " << piece;
     }
@@ -106,8 +103,8 @@ TEST(Generator, APromptInPiecesIsAsOneInWhole) {
 }
 
 TEST(Generator, KeepsTheCommonBeginningAlone) {
-  const LoadedModel loaded = load_tiny(ProductPath::f32);
-  Generator generator(test::device(), loaded.config, loaded.weights, &*loaded.lora, {.capacity = 128});
+  const ModelState state = load_tiny(ProductPath::f32);
+  Generator generator(state, {.capacity = 128});
   Tokens tokens = golden_row(1);
   const auto count = static_cast<std::uint32_t>(tokens.size());
   ASSERT_GT(count, 20u);
@@ -120,14 +117,14 @@ TEST(Generator, KeepsTheCommonBeginningAlone) {
   const auto changed = generator.logits(first(tokens, 20));
   EXPECT_EQ(generator.computed(), count + 1 + 8);
   EXPECT_EQ(generator.seen(), 20u);
-  const auto expected = training_logits(loaded, &*loaded.lora, ProductPath::f32, {tokens.begin(), tokens.begin() + 20});
+  const auto expected = training_logits(state, {tokens.begin(), tokens.begin() + 20});
   EXPECT_LT(test::relative_error(changed, expected.back()), allowed_error(ProductPath::f32));
 }
 
 TEST(Generator, TheAdapterCanBeLeftOutAndTakenBack) {
-  const LoadedModel loaded = load_tiny(ProductPath::f32);
+  const ModelState state = load_tiny(ProductPath::f32);
   const Tokens tokens = golden_row(2);
-  Generator generator(test::device(), loaded.config, loaded.weights, &*loaded.lora, {.capacity = 128});
+  Generator generator(state, {.capacity = 128});
   const auto logits = [&] {
     const auto values = generator.logits(tokens);
     return std::vector<float>(values.begin(), values.end());
@@ -138,36 +135,36 @@ TEST(Generator, TheAdapterCanBeLeftOutAndTakenBack) {
   generator.use_adapter(false);
   EXPECT_EQ(generator.seen(), 0u);
   const auto without = logits();
-  EXPECT_LT(test::relative_error(without, training_logits(loaded, nullptr, ProductPath::f32, tokens).back()), 1e-5);
+  EXPECT_LT(test::relative_error(without, training_logits(state, tokens, false).back()), 1e-5);
   EXPECT_GT(test::relative_error(without, with), 1e-2);
   generator.use_adapter(true);
   EXPECT_EQ(logits(), with);
 }
 
 TEST(Generator, FillsItsCapacityAndNoMore) {
-  const LoadedModel loaded = load_tiny(ProductPath::f32, false);
+  const ModelState state = load_tiny(ProductPath::f32, false);
   const Tokens tokens = golden_row(0);
-  Generator generator(test::device(), loaded.config, loaded.weights, nullptr, {.capacity = 17});
-  const auto expected = training_logits(loaded, nullptr, ProductPath::f32, {tokens.begin(), tokens.begin() + 17});
+  Generator generator(state, {.capacity = 17});
+  const auto expected = training_logits(state, {tokens.begin(), tokens.begin() + 17});
   for (std::size_t count = 15; count <= 17; ++count) {
     EXPECT_LT(test::relative_error(generator.logits(first(tokens, count)), expected[count - 1]), 1e-5);
   }
   test::expect_error<DataError>([&] { generator.logits(first(tokens, 18)); }, "18 tokens", "1 to 17");
   test::expect_error<DataError>([&] { generator.logits({}); }, "0 tokens");
   test::expect_error<DataError>([&] { generator.logits(Tokens{1, 4096}); }, "Token 4096", "4095");
-  EXPECT_EQ(Generator(test::device(), loaded.config, loaded.weights, nullptr, {.capacity = 1u << 30}).capacity(), 1024u);
+  EXPECT_EQ(Generator(state, {.capacity = 1u << 30}).capacity(), 1024u);
 }
 
 TEST(Generator, CountsItsMemory) {
   auto& device = test::device();
-  const LoadedModel loaded = load_tiny(ProductPath::f32);
   for (const ProductPath path : test::product_paths()) {
+    const ModelState state = load_tiny(path);
     const GeneratorOptions options{.path = path, .capacity = 300, .piece = 64};
     const std::uint64_t before = device.memory().current;
-    const Generator generator(device, loaded.config, loaded.weights, &*loaded.lora, options);
+    const Generator generator(state, options);
     const auto made = static_cast<double>(device.memory().current - before);
     // Buffers are rounded up, and a few hold no more than a word.
-    EXPECT_NEAR(made, static_cast<double>(Generator::bytes(device, loaded.config, options, loaded.lora->rank)), 0.01 * made);
+    EXPECT_NEAR(made, static_cast<double>(Generator::bytes(device, state.config(), options, state.lora_config().rank)), 0.01 * made);
   }
 }
 

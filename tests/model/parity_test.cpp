@@ -1,4 +1,3 @@
-#include "nibble/model/load.h"
 #include "nibble/model/parity.h"
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
@@ -15,15 +14,13 @@ struct Variant {
 ParityReport parity(ProductPath path, const Variant& variant) {
   auto& device = test::device();
   const SafetensorsFile golden(test::source_path("tests/golden/tiny/golden.safetensors"));
-  const LoadedModel loaded = load_model(device, {.model = test::source_path("models/tiny-qwen3"),
-                                                 .adapter = test::source_path("tests/golden/tiny/adapter_nonzero"),
-                                                 .trainable = true},
-                                        path);
+  const ModelState state =
+      ModelState::load(device, test::source_path("models/tiny-qwen3"),
+                       {.path = path, .adapter = test::source_path("tests/golden/tiny/adapter_nonzero")});
   const std::uint32_t tokens = golden_tokens(golden);
-  Model model(device, loaded.config, loaded.weights, &*loaded.lora,
-              {.path = path, .residency = variant.residency, .gradient_checkpointing = variant.gradient_checkpointing,
-               .max_tokens = tokens, .max_labels = tokens, .head_chunk = variant.head_chunk});
-  return compare_with_golden(model, loaded.weights, golden);
+  Model model(state, {.residency = variant.residency, .gradient_checkpointing = variant.gradient_checkpointing,
+                      .max_tokens = tokens, .max_labels = tokens, .head_chunk = variant.head_chunk});
+  return compare_with_golden(model, state.weights(), golden);
 }
 
 void expect_parity(const Variant& variant) {

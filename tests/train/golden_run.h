@@ -1,6 +1,6 @@
 #pragma once
 
-#include "nibble/train/trainer.h"
+#include "nibble/train/train.h"
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 

@@ -1,0 +1,44 @@
+#pragma once
+
+#include "nibble/weights/lora_state.h"
+#include "nibble/weights/lora_weights.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace nibble {
+
+// The adapters of a model with their moments, on the device and, where they are asked for there, on the host. The side that
+// wrote last is the valid one; asking for the other brings it up to date first.
+class LoraMirror {
+ public:
+  LoraMirror(gpu::Device& device, const ModelConfig& config, const LoraAdapter& adapter, bool trainable);
+
+  const LoraConfig& config() const { return config_; }
+
+  // To read on the device. The address stays the same for good.
+  const LoraWeights* on_device();
+  // To write on the device, as training does.
+  const LoraWeights* train();
+  // To read on the host; without moments where the adapters are not trainable.
+  const std::vector<LoraLayer>& on_host();
+  // To write on the host, until the device is next asked for. Sizes must stay.
+  std::vector<LoraLayer>& edit();
+  // As PEFT stores it.
+  LoraAdapter adapter(const ModelConfig& model);
+
+  // Changes whenever one side is given out to be written.
+  std::uint64_t version() const { return version_; }
+
+ private:
+  enum class Newest { both, host, device };
+
+  gpu::Device& device_;
+  LoraConfig config_;
+  LoraWeights weights_;
+  std::vector<LoraLayer> host_;
+  Newest newest_ = Newest::device;
+  std::uint64_t version_ = 0;
+};
+
+}  // namespace nibble

@@ -1,0 +1,142 @@
+#include "nibble/model/model_state.h"
+
+#include "nibble/base/error.h"
+#include "nibble/base/log.h"
+#include "nibble/quant/nf4.h"
+#include "nibble/weights/shapes.h"
+
+namespace nibble {
+namespace {
+
+// config.json with what it lacks of the sizes taken from Qwen3-4B.
+ModelConfig config_with_4b_defaults(const std::filesystem::path& model_dir) {
+  const ModelConfig c = shape_by_name("qwen3-4b");
+  const Json defaults = {{"model_type", c.model_type},
+                         {"hidden_size", c.hidden_size},
+                         {"num_hidden_layers", c.num_layers},
+                         {"vocab_size", c.vocab_size},
+                         {"num_attention_heads", c.num_heads},
+                         {"num_key_value_heads", c.num_kv_heads},
+                         {"head_dim", c.head_dim},
+                         {"intermediate_size", c.intermediate_size},
+                         {"max_position_embeddings", c.max_position_embeddings},
+                         {"rms_norm_eps", 1e-6},
+                         {"tie_word_embeddings", c.tie_word_embeddings}};
+  return read_model_config(model_dir, defaults);
+}
+
+std::uint64_t all_bytes(const std::vector<Nf4Layer>& layers) {
+  std::uint64_t bytes = 0;
+  for (const Nf4Layer& layer : layers) bytes += layer.memory_bytes();
+  return bytes;
+}
+
+}  // namespace
+
+std::uint64_t Nf4Projection::memory_bytes() const {
+  return nf4_packed_bytes(count()) + nf4_blocks(count()) * sizeof(float);
+}
+
+std::uint64_t Nf4Layer::memory_bytes() const {
+  std::uint64_t bytes = 0;
+  for (const Projection p : all_projections) bytes += at(p).memory_bytes();
+  return bytes;
+}
+
+std::vector<Nf4Layer> frozen_shapes(const ModelConfig& config) {
+  std::vector<Nf4Layer> layers(config.num_layers);
+  for (Nf4Layer& layer : layers) {
+    for (const Projection p : all_projections) {
+      const auto [out, in] = projection_dims(config, p);
+      layer.at(p) = {.out_dim = out, .in_dim = in, .packed = {}, .absmax = {}};
+    }
+  }
+  return layers;
+}
+
+std::uint64_t trainable_params(const ModelConfig& config, const LoraConfig& lora) {
+  std::uint64_t count = 0;
+  for (const Projection p : lora.target_modules) {
+    const auto [out, in] = projection_dims(config, p);
+    count += std::uint64_t{lora.rank} * (std::uint64_t{out} + in);
+  }
+  return count * config.num_layers;
+}
+
+ModelState::ModelState(gpu::Device& device, ModelConfig config, ProductPath path)
+    : device_(&device), config_(std::move(config)), path_(path) {}
+
+ModelState ModelState::load(gpu::Device& device, const std::filesystem::path& model_dir, const StateOptions& options) {
+  return load(device, model_dir, read_model_config(model_dir), options);
+}
+
+ModelState ModelState::load_qwen3_4b(gpu::Device& device, const std::filesystem::path& model_dir, std::uint32_t lora_rank,
+                                     double lora_alpha) {
+  return load(device, model_dir, config_with_4b_defaults(model_dir),
+              {.lora = LoraConfig{.base_model_name_or_path = model_dir.string(), .rank = lora_rank, .lora_alpha = lora_alpha}});
+}
+
+ModelState ModelState::load(gpu::Device& device, const std::filesystem::path& model_dir, const ModelConfig& config,
+                            const StateOptions& options) {
+  ModelState state(device, config, options.path.value_or(fastest_path(device.info())));
+  std::optional<LoraAdapter> adapter;
+  if (!options.adapter.empty()) adapter = load_lora_adapter(options.adapter, config);  // before the long part
+  state.files_ = std::make_unique<Checkpoint>(model_dir);
+  state.weights_ = std::make_unique<DeviceWeights>(load_weights(
+      device, *state.files_, config, {.dense_dtype = operand_dtype(state.path_), .progress = options.progress}));
+  if (adapter) {
+    state.set_lora(*adapter, options.trainable);
+  } else {
+    state.begin_lora(options);
+  }
+  return state;
+}
+
+ModelState ModelState::made_up(gpu::Device& device, const ModelConfig& config, const StateOptions& options) {
+  ModelState state(device, config, options.path.value_or(fastest_path(device.info())));
+  state.weights_ = std::make_unique<DeviceWeights>(made_up_weights(device, config, operand_dtype(state.path_)));
+  state.begin_lora(options);
+  return state;
+}
+
+void ModelState::begin_lora(const StateOptions& options) {
+  if (!options.lora) return;
+  LoraAdapter adapter = make_lora_adapter(config_, *options.lora);
+  initialise_lora(adapter, options.seed);
+  set_lora(adapter, options.trainable);
+}
+
+const std::vector<Nf4Layer>& ModelState::layers() const {
+  if (!host_layers_.empty()) return host_layers_;
+  host_layers_ = frozen_shapes(config_);
+  for (std::uint32_t i = 0; i < config_.num_layers; ++i) {
+    for (const Projection p : all_projections) {
+      const Nf4Matrix& matrix = weights_->layers[i].projection(p);
+      host_layers_[i].at(p).packed = device_->read<std::uint8_t>(matrix.packed);
+      host_layers_[i].at(p).absmax = device_->read<float>(matrix.absmax);
+    }
+  }
+  return host_layers_;
+}
+
+std::uint64_t ModelState::memory_bytes() const { return all_bytes(frozen_shapes(config_)); }
+
+LoraMirror& ModelState::lora_mirror() const {
+  check<UsageError>(has_lora(), "model state", "The state has no adapter; load it with one, or give it one by set_lora.");
+  return *lora_;
+}
+
+void ModelState::set_lora(const LoraAdapter& adapter, bool trainable) {
+  lora_ = std::make_unique<LoraMirror>(*device_, config_, adapter, trainable);
+}
+
+const std::vector<float>& ModelState::lm_head() const {
+  if (!host_head_.empty()) return host_head_;
+  check<UsageError>(files_ != nullptr, "model state", "Made-up weights have no head to read.");
+  host_head_ = files_->read_as_f32(config_.tie_word_embeddings ? embedding_tensor_name : head_tensor_name);
+  return host_head_;
+}
+
+std::uint64_t ModelState::trainable_params() const { return has_lora() ? nibble::trainable_params(config_, lora_config()) : 0; }
+
+}  // namespace nibble

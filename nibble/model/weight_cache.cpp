@@ -1,0 +1,85 @@
+#include "nibble/base/error.h"
+#include "nibble/kernels/nf4.h"
+#include "nibble/kernels/transpose.h"
+#include "nibble/model/model_state.h"
+
+#include <algorithm>
+
+// The caches of ModelState.
+namespace nibble {
+namespace {
+
+constexpr std::uint64_t value_bytes = sizeof(float);
+
+struct CacheBytes {
+  std::uint64_t kept = 0, largest = 0;  // of all projections; of the largest
+  std::uint64_t needed() const { return kept + largest; }
+};
+
+CacheBytes cache_bytes(const ModelConfig& config) {
+  CacheBytes bytes;
+  for (const Projection p : all_projections) {
+    const auto [out, in] = projection_dims(config, p);
+    const std::uint64_t one = value_bytes * out * in;
+    bytes.kept += one * config.num_layers;
+    bytes.largest = std::max(bytes.largest, one);
+  }
+  return bytes;
+}
+
+// What the adapter says to have left; empty where it does not say.
+std::optional<std::uint64_t> free_bytes(const gpu::Device& device) {
+  const std::uint64_t memory = device.info().memory_bytes, used = device.memory().current;
+  if (memory == 0) return {};
+  return memory - std::min(memory, used);
+}
+
+void fill_layer(gpu::Device& device, LayerWeights& layer, const gpu::Tensor& room) {
+  gpu::Recorder recorder(device);
+  for (const Projection p : all_projections) {
+    const Nf4Matrix& matrix = layer.projection(p);
+    const gpu::Tensor decoded = room.view({matrix.out, matrix.in});
+    gpu::Tensor& cached = layer.transposed[static_cast<std::size_t>(p)];
+    cached = device.tensor(DType::f32, {matrix.in, matrix.out}, fmt::format("cached.{}", name_of(p)));
+    record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax}, .out = {.data = decoded}});
+    record(recorder, Transpose{.x = decoded, .y = cached});
+  }
+  recorder.submit();
+}
+
+}  // namespace
+
+void ModelState::populate_weight_cache(std::optional<std::uint64_t> limit) {
+  auto& layers = weights_->layers;
+  if (layers.back().transposed[0]) return;
+  const CacheBytes bytes = cache_bytes(config_);
+  const auto room = limit ? limit : free_bytes(*device_);
+  check<OutOfDeviceMemory>(!room || bytes.needed() <= *room, "weight cache",
+                           "The caches need {} bytes on the device ({} to keep, {} while they are filled); {} may be used.",
+                           bytes.needed(), bytes.kept, bytes.largest, room.value_or(0));
+  try {
+    const auto scratch = device_->tensor(DType::f32, {static_cast<std::uint32_t>(bytes.largest / value_bytes)}, "cache scratch");
+    for (LayerWeights& layer : layers) fill_layer(*device_, layer, scratch);
+    device_->wait("filling the weight cache");
+  } catch (const OutOfDeviceMemory& error) {
+    for (LayerWeights& layer : layers) layer.transposed = {};
+    fail<OutOfDeviceMemory>("weight cache", "The caches need {} bytes on the device, which has less: {}", bytes.needed(),
+                            error.what());
+  }
+}
+
+std::optional<FfnCache> ModelState::ffn_cache(std::uint32_t layer) const {
+  const LayerWeights& weights = weights_->layers.at(layer);
+  if (!weights.transposed[0]) return {};
+  return FfnCache{.gate = weights.cached(Projection::gate), .up = weights.cached(Projection::up),
+                  .down = weights.cached(Projection::down)};
+}
+
+std::optional<AttnCache> ModelState::attn_cache(std::uint32_t layer) const {
+  const LayerWeights& weights = weights_->layers.at(layer);
+  if (!weights.transposed[0]) return {};
+  return AttnCache{.q = weights.cached(Projection::q), .k = weights.cached(Projection::k),
+                   .v = weights.cached(Projection::v), .o = weights.cached(Projection::o)};
+}
+
+}  // namespace nibble

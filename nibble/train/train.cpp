@@ -1,0 +1,121 @@
+#include "nibble/train/train.h"
+
+#include "nibble/base/error.h"
+#include "nibble/train/fingerprint.h"
+#include "nibble/train/run.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace nibble {
+namespace {
+
+constexpr double most_epochs = 1e6;
+
+void check_options(const TrainOptions& o) {
+  check<UsageError>(!o.output.empty(), "--output", "Name the folder that the adapter is written to.");
+  check<UsageError>(o.learning_rate >= 0 && std::isfinite(o.learning_rate), "--learning-rate",
+                    "{} is no learning rate; give 0 or more.", o.learning_rate);
+  check<UsageError>(o.batch_size > 0 && o.gradient_accumulation > 0 && o.max_length > 1, "train",
+                    "--batch-size and --gradient-accumulation are at least 1, --max-length at least 2.");
+  check<UsageError>((o.epochs > 0 && o.epochs <= most_epochs) || o.max_steps > 0, "--epochs",
+                    "{} epochs cannot be trained; give more than 0 and at most {}.", o.epochs, most_epochs);
+  check<UsageError>(o.valid_fraction >= 0 && o.valid_fraction < 1, "--valid-fraction", "{} is not in [0, 1).",
+                    o.valid_fraction);
+  check<UsageError>(o.lora.lora_dropout >= 0 && o.lora.lora_dropout < 1, "--lora-dropout", "{} is not in [0, 1).",
+                    o.lora.lora_dropout);
+  check<UsageError>(o.early_stopping == 0 || !o.valid.empty() || o.valid_fraction > 0, "--early-stopping",
+                    "Without --valid or --valid-fraction there is no loss to stop by.");
+}
+
+std::filesystem::path resume_folder(const TrainOptions& options) {
+  if (options.resume.empty()) return {};
+  if (options.resume == "auto") return newest_checkpoint(options.output).value_or(std::filesystem::path());
+  return options.resume;
+}
+
+LoraConfig with_dropout(LoraConfig config, const TrainOptions& options) {
+  config.lora_dropout = options.lora.lora_dropout;
+  return config;
+}
+
+// The adapter to begin with: of the checkpoint, of --init-adapter, or a new one.
+LoraAdapter first_adapter(const TrainOptions& options, const ModelConfig& config, const std::filesystem::path& checkpoint) {
+  const auto& source = checkpoint.empty() ? options.init_adapter : checkpoint;
+  if (!source.empty()) {
+    LoraAdapter adapter = load_lora_adapter(source, config);
+    adapter.config = with_dropout(adapter.config, options);
+    return adapter;
+  }
+  LoraAdapter adapter = make_lora_adapter(config, options.lora);
+  initialise_lora(adapter, options.seed);
+  return adapter;
+}
+
+ModelOptions model_options(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config,
+                           ProductPath path, BatchRoom room, const LoraAdapter& adapter) {
+  ModelOptions model{.path = path, .residency = options.residency,
+                     .gradient_checkpointing = options.gradient_checkpointing == Checkpointing::on,
+                     .max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = options.head_chunk};
+  if (options.gradient_checkpointing == Checkpointing::automatic) {
+    const std::uint64_t memory = device.info().memory_bytes;
+    const auto plan = plan_memory(device, config, model, adapter.parameter_count(), adapter.config.rank);
+    // A tenth is left to the driver and to others.
+    model.gradient_checkpointing = memory > 0 && plan.total() > memory / 10 * 9;
+  }
+  return model;
+}
+
+std::uint64_t tenth(std::uint64_t steps) { return std::max<std::uint64_t>(1, (steps + 9) / 10); }
+
+}  // namespace
+
+TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath path, const TrainEvents& events) {
+  check_options(given);
+  TrainOptions options = given;
+  const ModelConfig config = read_model_config(options.model);
+  options.max_length = std::min(options.max_length, config.max_position_embeddings);
+  const auto data = open_run_data(options);
+  StepFeed feed(data->train, options);
+  const Checkpoint base(options.model);
+  const auto checkpoint = resume_folder(options);
+  if (!options.init_adapter.empty()) options.lora = with_dropout(read_lora_config(options.init_adapter), options);
+
+  TrainState state{.total_steps = feed.total_steps(), .fingerprint = fingerprint(options, *data, base, feed.total_steps())};
+  if (!checkpoint.empty()) {
+    const Json now = state.fingerprint;
+    state = load_train_state(checkpoint);
+    check_fingerprint(state.fingerprint, now, checkpoint);
+    feed.seek(state.cursor);
+    // The best adapter so far lies in the output folder. Where it does not, the next evaluation is the best.
+    if (!std::filesystem::exists(options.output / "adapter_model.safetensors")) state.best_eval_loss.reset();
+  }
+  const LoraAdapter adapter = first_adapter(options, config, checkpoint);
+  options.lora = adapter.config;
+  options.lora.base_model_name_or_path = options.model.string();
+  const auto evaluation = evaluation_batches(data->valid, options.batch_size);
+  const BatchRoom eval_room = room_of(data->valid, evaluation);
+  const BatchRoom room = {std::max(feed.room().tokens, eval_room.tokens), std::max(feed.room().labels, eval_room.labels)};
+  const ModelOptions model = model_options(options, device, config, path, room, adapter);
+
+  RunPlan plan{.gpu = device.info(), .path = path, .config = config, .form = data->train.file->form(),
+               .counts = data->train.file->counts(), .train_examples = data->train.examples.size(),
+               .valid_examples = data->valid.examples.size(), .train_tokens = data->train.tokens(),
+               .trained_tokens = data->train.trained_tokens(), .trainable_parameters = adapter.parameter_count(),
+               .lora = options.lora, .gradient_checkpointing = model.gradient_checkpointing, .room = room,
+               .memory = plan_memory(device, config, model, adapter.parameter_count(), adapter.config.rank),
+               .total_steps = feed.total_steps(), .first_step = state.step,
+               .warmup_steps = options.warmup_steps > 0
+                                   ? options.warmup_steps
+                                   : static_cast<std::uint64_t>(std::ceil(options.warmup_ratio * static_cast<double>(feed.total_steps()))),
+               .eval_every = options.eval_every.value_or(tenth(feed.total_steps())),
+               .save_every = options.save_every.value_or(tenth(feed.total_steps()))};
+  if (events.plan) events.plan(plan);
+  if (options.dry_run) return {.end = TrainEnd::dry_run, .planned = plan.memory};
+  return TrainingRun({.options = options, .plan = plan, .data = *data, .feed = feed, .device = device, .model = model,
+                      .adapter = adapter, .base = base, .checkpoint = checkpoint, .events = events},
+                     state)
+      .run();
+}
+
+}  // namespace nibble

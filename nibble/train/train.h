@@ -1,0 +1,60 @@
+#pragma once
+
+#include "nibble/model/model.h"
+#include "nibble/report/records.h"
+#include "nibble/train/evaluate.h"
+#include "nibble/train/options.h"
+
+#include <functional>
+#include <string>
+
+namespace nibble {
+
+// What a run will do, known before its first step.
+struct RunPlan {
+  gpu::AdapterInfo gpu;
+  ProductPath path = ProductPath::f32;
+  ModelConfig config;
+  data::RowForm form = data::RowForm::messages;
+  data::DatasetCounts counts;                      // of the data file
+  std::uint64_t train_examples = 0, valid_examples = 0;
+  std::uint64_t train_tokens = 0, trained_tokens = 0;  // of one epoch
+  std::uint64_t trainable_parameters = 0;
+  LoraConfig lora;
+  bool gradient_checkpointing = false;
+  BatchRoom room;                                  // of the largest batch
+  MemoryPlan memory;
+  std::uint64_t total_steps = 0, first_step = 0;   // first_step updates are done already (--resume)
+  std::uint64_t warmup_steps = 0, eval_every = 0, save_every = 0;
+};
+
+// What a run tells while it goes on; each may be empty.
+struct TrainEvents {
+  std::function<void(const RunPlan&)> plan;
+  std::function<void(double)> loading;     // part of the model that is on the device
+  std::function<void(const StepRecord&)> step;
+  std::function<void(double)> evaluating;  // part of the validation set that is done
+  std::function<void(const EvalRecord&)> evaluation;
+  std::function<void(const std::filesystem::path&)> saved;  // a checkpoint
+  std::function<bool()> stop_requested;    // asked after each step; true saves and ends
+};
+
+enum class TrainEnd { finished, stopped_early, interrupted, dry_run };
+
+struct TrainResult {
+  TrainEnd end = TrainEnd::finished;
+  std::uint64_t step = 0;
+  double last_loss = 0;
+  std::optional<double> best_eval_loss;
+  std::uint64_t best_step = 0;
+  std::filesystem::path checkpoint;  // the last one
+  MemoryPlan planned;
+  std::uint64_t peak_bytes = 0;      // measured
+};
+
+// Fine-tunes an adapter: options.output becomes a PEFT folder (the best adapter by validation loss, or the last where there
+// is no validation) with metrics.jsonl and checkpoints. Throws UsageError, DataError, DeviceError or Diverged; what was saved
+// before stays whole.
+TrainResult train(const TrainOptions& options, gpu::Device& device, ProductPath path, const TrainEvents& events = {});
+
+}  // namespace nibble
