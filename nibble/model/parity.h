@@ -11,6 +11,7 @@ namespace nibble {
 // How near a result must come to its reference; docs/numerics.md says why.
 struct ParityBars {
   double loss_error;         // relative
+  double dpo_loss_error;     // the same of DPO's loss, taken of differences of sums
   double logits_cosine;
   double gradient_error;     // ||a - b|| / ||b||
   double gradient_cosine;
@@ -38,7 +39,7 @@ struct ParityReport {
 // DataError where the file does not fit the model or lacks a gradient.
 ParityReport compare_with_golden(Model& model, const DeviceWeights& weights, const SafetensorsFile& golden);
 
-// The tokens in a golden file's rows, padding left out.
+// The tokens in a golden file's rows or pairs, padding left out.
 std::uint32_t golden_tokens(const SafetensorsFile& golden);
 
 }  // namespace nibble
