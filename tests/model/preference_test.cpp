@@ -1,5 +1,4 @@
 #include "nibble/model/golden.h"
-#include "nibble/model/load.h"
 #include "nibble/model/preference_parity.h"
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
@@ -11,10 +10,9 @@ namespace {
 
 SafetensorsFile golden_file() { return SafetensorsFile(test::source_path("tests/golden/preference/golden.safetensors")); }
 
-LoadedModel load_golden(ProductPath path) {
-  return load_model(test::device(), {.model = test::source_path("models/tiny-qwen3"),
-                                     .adapter = test::source_path("tests/golden/preference/adapter_nonzero"), .trainable = true},
-                    path);
+ModelState load_golden(ProductPath path) {
+  return ModelState::load(test::device(), test::source_path("models/tiny-qwen3"),
+                          {.path = path, .adapter = test::source_path("tests/golden/preference/adapter_nonzero")});
 }
 
 void expect_within(const ParityReport& report, const ParityBars& bars) {
@@ -27,12 +25,11 @@ TEST(PreferenceParity, EveryPathIsWithinTheBars) {
   const SafetensorsFile golden = golden_file();
   const std::uint32_t tokens = golden_tokens(golden);
   for (const ProductPath path : test::product_paths()) {
-    const LoadedModel loaded = load_golden(path);
+    const ModelState state = load_golden(path);
     for (const std::uint32_t head_chunk : {0u, 64u}) {  // one chunk of labels, and several
       if (head_chunk > 0 && path != ProductPath::f32) continue;
       SCOPED_TRACE(test::name_of(path) + " " + std::to_string(head_chunk));
-      Model model(test::device(), loaded.config, loaded.weights, &*loaded.lora,
-                  {.path = path, .max_tokens = tokens, .max_labels = tokens, .head_chunk = head_chunk});
+      Model model(state, {.max_tokens = tokens, .max_labels = tokens, .head_chunk = head_chunk});
       const PreferenceParity report = compare_preferences_with_golden(model, golden);
       const ParityBars bars = parity_bars(path);
       expect_within(report.dpo, bars);
@@ -49,9 +46,9 @@ TEST(PreferenceParity, EveryPathIsWithinTheBars) {
 class PairLoss {
  public:
   PairLoss(PreferenceLoss kind)
-      : loaded_(load_golden(ProductPath::f32)),
+      : state_(load_golden(ProductPath::f32)),
         rows_(read_golden_pairs(golden_file())),
-        model_(test::device(), loaded_.config, loaded_.weights, &*loaded_.lora,
+        model_(state_,
                {.max_tokens = static_cast<std::uint32_t>(rows_.tokens.size()),
                 .max_labels = static_cast<std::uint32_t>(rows_.labels.size())}) {
     const auto pairs = static_cast<std::uint32_t>(rows_.sides.size() / 2);
@@ -65,11 +62,11 @@ class PairLoss {
            .pair_factor = 0.25f, .token_factor = kind == PreferenceLoss::orpo ? 0.01f : 0.0f};
   }
 
-  const LoraSlot& slot(std::uint32_t layer, Projection p) const { return loaded_.lora->slot(layer, p); }
+  const LoraSlot& slot(std::uint32_t layer, Projection p) const { return state_.lora_mirror().on_device()->slot(layer, p); }
 
   void backward() {
     gpu::Recorder recorder(test::device());
-    recorder.clear(loaded_.lora->grads);
+    recorder.clear(state_.lora_mirror().on_device()->grads);
     model_.loss_and_gradients(recorder, model_.upload(recorder, rows_.stream()), {.preference = &op_});
   }
 
@@ -87,7 +84,7 @@ class PairLoss {
   }
 
  private:
-  LoadedModel loaded_;
+  ModelState state_;
   GoldenRows rows_;
   Model model_;
   Preference op_;
