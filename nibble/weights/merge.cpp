@@ -59,7 +59,14 @@ class Merger {
       : options_(options), config_(read_model_config(options.model)), base_(options.model) {
     check_checkpoint(base_, config_);
     if (!options.adapter.empty()) adapter_ = load_lora_adapter(options.adapter, config_);
-    for (const auto& tensor : base_tensors(config_)) add(tensor.name);
+    for (const auto& tensor : base_tensors(config_)) {
+      const auto& info = *base_.at(tensor.name).tensor;
+      tensors_.push_back({tensor.name, options.dtype.value_or(*info.dtype), info.shape});
+    }
+    if (trains_head() && config_.tie_word_embeddings) {
+      tensors_.push_back(tensors_.front());  // the embedding, of the same type and shape
+      tensors_.back().name = head_tensor_name;
+    }
     for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
       for (const Projection p : all_projections) {
         const bool adapted = adapter_ && adapter_->at(layer, p).used();
@@ -72,14 +79,19 @@ class Merger {
     std::uint64_t done = 0, total = 0;
     for (const auto& tensor : tensors_) total += bytes_of(tensor);
     check_room(folder, total);
+    const auto write = [&](SafetensorsWriter& writer, std::span<const std::byte> bytes) {
+      writer.append(bytes);
+      done += bytes.size();
+      if (options_.progress) options_.progress(static_cast<double>(done) / static_cast<double>(total));
+    };
     result.saved = save_shards(folder, tensors_, options_.max_shard_bytes,
                                [&](const TensorSpec& tensor, SafetensorsWriter& writer) {
-                                 result.norms += merge_matrix(matrix_of(tensor), [&](std::span<const std::byte> bytes) {
-                                   writer.append(bytes);
-                                   done += bytes.size();
-                                   if (options_.progress)
-                                     options_.progress(static_cast<double>(done) / static_cast<double>(total));
-                                 });
+                                 const auto take = [&](std::span<const std::byte> bytes) { write(writer, bytes); };
+                                 if (trains_head() && tensor.name == head_tensor_name) {
+                                   convert_matrix(*adapter_->head, tensor.dtype, tensor.name, take);
+                                 } else {
+                                   result.norms += merge_matrix(matrix_of(tensor), take);
+                                 }
                                });
   }
 
@@ -92,14 +104,12 @@ class Merger {
       // transformers 4 writes torch_dtype, which 5 still reads.
       json[json.contains("dtype") ? "dtype" : "torch_dtype"] = name(*options_.dtype);
     }
+    if (trains_head()) json["tie_word_embeddings"] = false;
     write_file_atomically(folder / "config.json", write_json(json) + "\n");
   }
 
  private:
-  void add(const std::string& name) {
-    const auto& info = *base_.at(name).tensor;
-    tensors_.push_back({name, options_.dtype.value_or(*info.dtype), info.shape});
-  }
+  bool trains_head() const { return adapter_ && adapter_->head; }
 
   MergeMatrix matrix_of(const TensorSpec& tensor) const {
     MergeMatrix matrix{.base = base_.at(tensor.name), .dtype = tensor.dtype};

@@ -164,6 +164,18 @@ void convert_from_f32(std::span<const float> values, DType dtype, std::span<std:
                    bad == values.size() ? 0.0f : values[bad], first_index + bad, name_of(dtype));
 }
 
+void convert_matrix(const MatrixSource& source, DType dtype, std::string_view name, const TakeBytes& take) {
+  std::vector<std::byte> bytes;
+  source.read([&](std::span<const float> values, std::uint64_t first) {
+    bytes.resize(values.size() * size_of(dtype));
+    parallel_ranges(values.size(), least_values_a_thread, 0, [&](std::size_t begin, std::size_t end) {
+      const auto out = std::span(bytes).subspan(begin * size_of(dtype), (end - begin) * size_of(dtype));
+      convert_from_f32(values.subspan(begin, end - begin), dtype, out, name, first + begin);
+    });
+    take(bytes);
+  });
+}
+
 MergeNorms merge_matrix(const MergeMatrix& matrix, const TakeBytes& take) {
   const auto& shape = matrix.base.tensor->shape;
   const auto columns = shape.size() == 2 ? static_cast<std::size_t>(shape[1]) : 1;

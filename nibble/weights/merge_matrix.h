@@ -32,6 +32,9 @@ using TakeBytes = std::function<void(std::span<const std::byte> bytes)>;
 // type.
 MergeNorms merge_matrix(const MergeMatrix& matrix, const TakeBytes& take);
 
+// The same for a matrix to which nothing is added.
+void convert_matrix(const MatrixSource& source, DType dtype, std::string_view name, const TakeBytes& take);
+
 // Values in f32, rounded to nearest even where `dtype` is f16 or bf16. DataError names tensor and index of a value that
 // is not finite there; `first_index` is that of the first value.
 void convert_from_f32(std::span<const float> values, DType dtype, std::span<std::byte> out, std::string_view name,

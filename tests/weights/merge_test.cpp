@@ -246,6 +246,38 @@ TEST(Merge, KeepsAHeadOfItsOwn) {
   EXPECT_EQ(read_json_file(folder / "half/config.json")["torch_dtype"], "bfloat16");
 }
 
+// The tiny model's adapter with a head that was trained.
+fs::path adapter_with_head(const test::TemporaryFolder& folder, const std::vector<float>& head) {
+  auto adapter = load_lora_adapter(adapter_nonzero, read_model_config(tiny));
+  adapter.config.saves_head = true;
+  adapter.head = MatrixSource{.rows = 4096, .columns = 256, .read = [&](const PieceSink& sink) { sink(head, 0); }};
+  save_lora_adapter(folder / "adapter", adapter);
+  return folder / "adapter";
+}
+
+TEST(Merge, UntiesATrainedHead) {
+  const test::TemporaryFolder folder;
+  auto head = normals(4096 * 256, 5);
+  const auto adapter = adapter_with_head(folder, head);
+  const auto untied = untied_model(folder);
+  for (const auto& model : {tiny, untied}) {
+    merge({.model = model, .output = folder / "m", .adapter = adapter, .dtype = DType::f32, .overwrite = true});
+    EXPECT_FALSE(read_model_config(folder / "m").tie_word_embeddings);
+    const Checkpoint found(folder / "m");
+    EXPECT_EQ(found.read_as_f32("lm_head.weight"), head);
+    EXPECT_EQ(found.read_as_f32("model.embed_tokens.weight"),
+              Checkpoint(tiny).read_as_f32("model.embed_tokens.weight"));
+  }
+  merge({.model = tiny, .output = folder / "half", .adapter = adapter});
+  EXPECT_EQ(Checkpoint(folder / "half").at("lm_head.weight").tensor->dtype, DType::bf16);
+  head[1234] = 1e6f;
+  adapter_with_head(folder, head);
+  expect_error<DataError>(
+      [&] { merge({.model = tiny, .output = folder / "n", .adapter = adapter, .dtype = DType::f16}); },
+      "[lm_head.weight]", "at index 1234", "range of f16");
+  EXPECT_FALSE(fs::exists(folder / "n"));
+}
+
 TEST(Merge, TakesNoFolderThatIsInUse) {
   const test::TemporaryFolder folder;
   const auto model = folder / "models/base";
