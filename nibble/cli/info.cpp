@@ -35,7 +35,7 @@ void add_data_options(CLI::App& verb, InfoFlags& flags) {
       ->check(CLI::IsMember({"assistant", "last", "all"}))->capture_default_str();
   group->add_option("--format", flags.format,
                     "Form of the rows: auto, messages, conversations, prompt-completion, instruction-output, "
-                    "instruction-response, preference, text")
+                    "instruction-response, preference, classification, text")
       ->capture_default_str();
   group->add_flag("--skip-bad-rows", flags.skip_bad_rows,
                   "Count rows that cannot be used instead of stopping at the first");

@@ -78,7 +78,7 @@ void TrainFlags::add_data(CLI::App& verb) {
       ->check(CLI::IsMember({"assistant", "last", "all"}))->capture_default_str();
   group->add_option("--format", form_,
                     "Form of the rows: auto, messages, conversations, prompt-completion, instruction-output, "
-                    "instruction-response, preference, text")
+                    "instruction-response, preference, classification, text")
       ->capture_default_str();
   group->add_flag("--skip-bad-rows", options.skip_bad_rows, "Leave out rows that cannot be used, and count them");
   group->add_option("--shuffle", shuffle_, "on, or off for the order of the file")->check(CLI::IsMember({"on", "off"}))->capture_default_str();

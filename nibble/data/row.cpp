@@ -21,6 +21,7 @@ constexpr FormName form_names[] = {
     {RowForm::instruction_output, "instruction-output"},
     {RowForm::instruction_response, "instruction-response"},
     {RowForm::preference, "preference"},
+    {RowForm::classification, "classification"},
     {RowForm::text, "text"},
 };
 
@@ -75,10 +76,12 @@ RowForm detect_row_form(const OrderedJson& row) {
   if (has("instruction") && has("output")) return RowForm::instruction_output;
   if (has("instruction") && has("response")) return RowForm::instruction_response;
   if (has("chosen") && has("rejected")) return RowForm::preference;
+  if (has("input") && has("label")) return RowForm::classification;
   if (has("text")) return RowForm::text;
   fail<DataError>("row",
                   "The row's keys fit no form; wanted is \"messages\", \"conversations\", \"prompt\" with "
-                  "\"completion\", \"instruction\" with \"output\" or \"response\", \"chosen\" with \"rejected\", or \"text\".");
+                  "\"completion\", \"instruction\" with \"output\" or \"response\", \"chosen\" with \"rejected\", \"input\" with \"label\", or "
+                  "\"text\".");
 }
 
 OrderedJson parse_row(std::string_view line) {

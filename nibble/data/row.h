@@ -20,6 +20,7 @@ enum class RowForm {
   instruction_output,  // {"instruction", "input"?, "output", "system"?}
   instruction_response,  // {"instruction", "input"?, "response", "system"?}
   preference,          // {"prompt"?, "chosen", "rejected"}: texts, or lists of messages
+  classification,      // {"input", "label", "system"?}
   text,                // {"text"}
 };
 
@@ -46,7 +47,14 @@ struct PreferencePair {
   std::variant<Chat, PlainText> chosen, rejected;
 };
 
-using RowContent = std::variant<Chat, PlainText, PreferencePair>;
+// A text and what it is to be called. As an example, the label is the answer to the input: a turn of a chat, or behind a space
+// where the model has no chat template.
+struct LabelledInput {
+  std::string input, label;
+  std::string system;  // may be empty
+};
+
+using RowContent = std::variant<Chat, PlainText, PreferencePair, LabelledInput>;
 
 // Parses one line; its nesting is bounded. Throws DataError with a sentence that names no file.
 OrderedJson parse_row(std::string_view line);

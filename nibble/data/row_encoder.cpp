@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "nibble/base/error.h"
+#include "nibble/data/row_parts.h"
 
 namespace nibble::data {
 namespace {
@@ -52,7 +53,10 @@ RowEncoder::RowEncoder(const text::Tokenizer& tokenizer, const text::ChatTemplat
 Example RowEncoder::encode(const RowContent& row) const {
   if (const auto* pair = std::get_if<PreferencePair>(&row)) return encode_pair(*pair);
   const auto* chat = std::get_if<Chat>(&row);
-  Example example = chat ? encode_segment(*chat) : encode_segment(std::get<PlainText>(row));
+  const auto* labelled = std::get_if<LabelledInput>(&row);
+  Example example = chat       ? encode_segment(*chat)
+                    : labelled ? encode_labelled(*labelled)
+                               : encode_segment(std::get<PlainText>(row));
   check<DataError>(has_trained(example), where,
                    "The row has no trained token: what the loss would count is empty or is not printed.");
   return example;
@@ -73,6 +77,18 @@ Example RowEncoder::encode_pair(const PreferencePair& pair) const {
   example.tokens.insert(example.tokens.end(), rejected.tokens.begin(), rejected.tokens.end());
   example.trained.insert(example.trained.end(), rejected.trained.begin(), rejected.trained.end());
   return example;
+}
+
+Example RowEncoder::encode_labelled(const LabelledInput& row) const {
+  if (!mask_) {
+    const std::string prompt = row.system.empty() ? row.input : row.system + "\n\n" + row.input;
+    return encode_segment(PlainText{.text = prompt + " " + row.label, .trained_from = prompt.size()});
+  }
+  Chat chat{.messages = OrderedJson::array(), .tools = nullptr};
+  if (!row.system.empty()) chat.messages.push_back(message("system", row.system));
+  chat.messages.push_back(message("user", row.input));
+  chat.messages.push_back(message("assistant", row.label));
+  return encode_segment(chat);
 }
 
 Example RowEncoder::encode_segment(const Chat& chat) const {

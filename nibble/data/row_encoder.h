@@ -14,7 +14,8 @@ class RowEncoder {
   RowEncoder(const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template, TrainOn train_on,
              OrderedJson variables = OrderedJson::object());
 
-  // A text gets the tokenizer's own special tokens and its end token; a chat is what its template prints; of a preference the
+  // A text gets the tokenizer's own special tokens and its end token; a chat is what its template prints; a labelled input
+  // becomes one of them; of a preference the
   // chosen side is followed by the rejected one. Throws DataError where no token is trained, or none of an answer or where
   // both answers are the same, and UsageError where a preference's prompt is to be trained.
   Example encode(const RowContent& row) const;
@@ -23,6 +24,7 @@ class RowEncoder {
   Example encode_segment(const Chat& chat) const;
   Example encode_segment(const PlainText& text) const;
   Example encode_pair(const PreferencePair& pair) const;
+  Example encode_labelled(const LabelledInput& row) const;
 
   const text::Tokenizer& tokenizer_;
   std::optional<ChatMask> mask_;

@@ -178,6 +178,21 @@ RowContent read_instruction(const OrderedJson& row, const char* answer) {
   return Chat{.messages = std::move(messages), .tools = nullptr};
 }
 
+// Labels are often numbers, 0 and 1.
+std::string label_of(const OrderedJson& row) {
+  const OrderedJson& value = member(row, "label");
+  if (value.is_number_integer() || value.is_boolean()) return value.dump();
+  std::string label = text_member(row, "label");
+  check<DataError>(!label.empty(), where, "\"label\" is empty.");
+  return label;
+}
+
+RowContent read_classification(const OrderedJson& row) {
+  return LabelledInput{.input = text_member(row, "input"),
+                       .label = label_of(row),
+                       .system = has_text(row, "system") ? row["system"].get<std::string>() : ""};
+}
+
 }  // namespace
 
 RowContent read_row(const OrderedJson& row, RowForm form) {
@@ -189,6 +204,7 @@ RowContent read_row(const OrderedJson& row, RowForm form) {
     case RowForm::instruction_output: return read_instruction(row, "output");
     case RowForm::instruction_response: return read_instruction(row, "response");
     case RowForm::preference: return read_preference(row);
+    case RowForm::classification: return read_classification(row);
     case RowForm::text: return PlainText{.text = text_member(row, "text")};
   }
   fail<UsageError>(where, "The form of the row is unknown.");

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "nibble/data/row.h"
+#include "nibble/io/file.h"
+
+namespace nibble::data {
+
+struct LabelledRow {
+  std::uint64_t line = 0;  // of the file, from 1
+  LabelledInput content;
+};
+
+// All rows of a JSONL file of the form `classification`. DataError names file and line of one that is not, unless bad
+// rows are to be skipped, and a file without rows.
+std::vector<LabelledRow> read_labelled_rows(const fs::path& path, bool skip_bad_rows = false);
+
+// Each label once, in the order of their bytes.
+std::vector<std::string> labels_of(std::span<const LabelledRow> rows);
+
+}  // namespace nibble::data
