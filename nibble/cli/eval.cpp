@@ -1,6 +1,7 @@
 #include "nibble/base/error.h"
 #include "nibble/cli/command.h"
 #include "nibble/cli/device_flags.h"
+#include "nibble/cli/eval_labels.h"
 #include "nibble/io/json.h"
 #include "nibble/model/model.h"
 #include "nibble/report/progress.h"
@@ -18,6 +19,7 @@ struct EvalFlags {
   TrainOptions options;  // of which model, data and the rows' options count
   std::string adapter, train_on = "assistant", overflow = "error", form = "auto";
   bool rows = false, json = false;
+  LabelFlags labels;
   DeviceFlags device;
 };
 
@@ -27,33 +29,50 @@ void print_rows(const Evaluation& result) {
   }
 }
 
+void print_summary(const Evaluation& result, bool json) {
+  if (json) {
+    fmt::print("{}\n", write_json_line({{"eval_loss", result.loss}, {"perplexity", std::exp(result.loss)},
+                                        {"accuracy", result.accuracy}, {"rows", result.rows.size()}, {"tokens", result.tokens}}));
+  } else {
+    fmt::print("eval_loss {:.6f}  perplexity {:.4f}  accuracy {:.2f}%  ({} rows, {} trained tokens)\n", result.loss,
+               std::exp(result.loss), 100 * result.accuracy, grouped(result.rows.size()), grouped(result.tokens));
+  }
+}
+
 int run(EvalFlags flags) {
   flags.options.train_on = data::train_on_of(flags.train_on);
   flags.options.overflow = data::overflow_of(flags.overflow);
   if (flags.form != "auto") flags.options.form = data::row_form_of(flags.form);
+  flags.labels.check(flags.options);
   Progress progress(stderr, isatty(STDERR_FILENO) == 1);
   gpu::Device device = flags.device.open();
   const ProductPath path = flags.device.path(device.info());
   const ModelConfig config = read_model_config(flags.options.model);
   flags.options.max_length = std::min(flags.options.max_length, config.max_position_embeddings);
-  const auto data = open_run_data(flags.options);
-  const BatchRoom room = room_of(data->train, evaluation_batches(data->train, flags.options.batch_size));
+  std::unique_ptr<RunData> data;
+  std::optional<LabelledData> labelled;
+  BatchRoom room;
+  if (flags.labels.used()) {
+    labelled.emplace(flags.labels, flags.options);
+    room = labelled->room(flags.options.batch_size);
+  } else {
+    data = open_run_data(flags.options);
+    room = room_of(data->train, evaluation_batches(data->train, flags.options.batch_size));
+  }
   const ModelState state =
       ModelState::load(device, flags.options.model,
                        {.path = path, .adapter = flags.adapter, .trainable = false,
                         .progress = [&](double done) { progress.part("Loading the model", done); }});
   Model model(state, {.max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = flags.options.head_chunk,
                       .trainable = false});
-  const Evaluation result = evaluate(model, data->train, flags.options.batch_size,
-                                     [&](double done) { progress.part("Evaluating", done); });
-  check<Diverged>(std::isfinite(result.loss), flags.options.data.string(), "The loss is {}.", result.loss);
-  if (flags.rows) print_rows(result);
-  if (flags.json) {
-    fmt::print("{}\n", write_json_line({{"eval_loss", result.loss}, {"perplexity", std::exp(result.loss)},
-                                        {"accuracy", result.accuracy}, {"rows", result.rows.size()}, {"tokens", result.tokens}}));
+  const auto show = [&](double done) { progress.part("Evaluating", done); };
+  if (labelled) {
+    classify(model, *labelled, flags.labels, flags.options.batch_size, {.rows = flags.rows, .json = flags.json}, show);
   } else {
-    fmt::print("eval_loss {:.6f}  perplexity {:.4f}  accuracy {:.2f}%  ({} rows, {} trained tokens)\n", result.loss,
-               std::exp(result.loss), 100 * result.accuracy, grouped(result.rows.size()), grouped(result.tokens));
+    const Evaluation result = evaluate(model, data->train, flags.options.batch_size, show);
+    check<Diverged>(std::isfinite(result.loss), flags.options.data.string(), "The loss is {}.", result.loss);
+    if (flags.rows) print_rows(result);
+    print_summary(result, flags.json);
   }
   print_profile(device);
   return exit_done;
@@ -63,11 +82,12 @@ int run(EvalFlags flags) {
 
 void add_eval(CLI::App& app, Action& action) {
   auto flags = std::make_shared<EvalFlags>();
-  CLI::App* verb = app.add_subcommand("eval", "Loss, perplexity and token accuracy of a model, with or without an adapter, on a JSONL file.");
+  CLI::App* verb = app.add_subcommand("eval", "Loss, perplexity and token accuracy of a model, with or without an adapter, on a JSONL file.\n"
+                                              "With --labels: how well it tells labels apart.");
   verb->add_option("--model", flags->options.model, "Model folder")->required();
   verb->add_option("--adapter", flags->adapter, "PEFT adapter folder; left out, the base is evaluated");
   verb->add_option("--data", flags->options.data, "Rows, JSONL")->required();
-  verb->add_flag("--rows", flags->rows, "Also print a JSON line a row: line of the file, loss, trained tokens, right ones");
+  verb->add_flag("--rows", flags->rows, "Also print a JSON line a row: line of the file, loss, trained tokens, right ones; or label, prediction and scores");
   verb->add_flag("--json", flags->json, "Print the summary as JSON");
   verb->add_option("--batch-size", flags->options.batch_size, "Rows of one pass")->capture_default_str()->check(CLI::Range(1u, 65536u));
   verb->add_option("--max-length", flags->options.max_length, "Longest row in tokens")->capture_default_str()->check(CLI::Range(2u, 1u << 20));
@@ -78,6 +98,7 @@ void add_eval(CLI::App& app, Action& action) {
   verb->add_option("--format", flags->form, "Form of the rows; auto detects it")->capture_default_str();
   verb->add_flag("--skip-bad-rows", flags->options.skip_bad_rows, "Leave out rows that cannot be used");
   verb->add_option("--head-chunk", flags->options.head_chunk, "Rows of logits at a time");
+  flags->labels.add_to(*verb);
   flags->device.add_to(*verb, DeviceFlags::AdapterOption::names_lora);
   verb->callback([flags, &action] { action = [flags] { return run(*flags); }; });
 }
