@@ -78,6 +78,7 @@ void add_train(CLI::App& app, Action& action) {
   add_config_option(*verb);
   flags->add_to(*verb);
   verb->callback([flags, verb, &action] {
+    flags->apply_recipe(*verb);
     const std::string config = config_text(*verb, {"resume", "dry-run", "profile"});
     action = [flags, config] { return run(*flags, config); };
   });

@@ -57,6 +57,10 @@ void TrainFlags::add_optimisation(CLI::App& verb) {
       ->capture_default_str()->check(CLI::Range(1u, 65536u));
   group->add_option("--max-grad-norm", options.adamw.max_grad_norm, "Clip gradients to this norm; 0: never")
       ->capture_default_str()->check(CLI::NonNegativeNumber);
+  group->add_option("--recipe", recipe_,
+                    "Values of --weight-decay and --adam-* that are not given: pytorch (torch.optim.AdamW's, without decay), or\n"
+                    "original (betas 0.9 and 0.95, epsilon 1e-8, decay 0.1: the recipe that this kind of fine-tune came with)")
+      ->check(CLI::IsMember({"pytorch", "original"}))->capture_default_str();
   group->add_option("--weight-decay", options.adamw.weight_decay, "Decoupled weight decay")->capture_default_str()->check(CLI::NonNegativeNumber);
   group->add_option("--adam-beta1", options.adamw.adam_beta1, "AdamW")->capture_default_str()->check(CLI::Range(0.0, 0.999999));
   group->add_option("--adam-beta2", options.adamw.adam_beta2, "AdamW")->capture_default_str()->check(CLI::Range(0.0, 0.99999999));
@@ -64,6 +68,9 @@ void TrainFlags::add_optimisation(CLI::App& verb) {
   group->add_option("--loraplus-ratio", options.adamw.loraplus_ratio,
                     "LoRA+: the matrices B learn so many times faster than A, as 16; 1: alike")
       ->capture_default_str()->check(CLI::Range(1e-3, 1e6));
+  group->add_option("--neftune-alpha", options.neftune_alpha,
+                    "NEFTune: uniform noise of alpha / sqrt(length * hidden) on the embeddings while training, as 5; 0: none")
+      ->capture_default_str()->check(CLI::Range(0.0, 1e6));
 }
 
 void TrainFlags::add_data(CLI::App& verb) {
@@ -102,6 +109,20 @@ void TrainFlags::add_run(CLI::App& verb) {
       ->check(CLI::IsMember({"resident", "cached"}))->capture_default_str();
   group->add_option("--head-chunk", options.head_chunk, "Rows of logits at a time; 0: about 128 MiB of them")->capture_default_str();
   group->add_flag("--dry-run", options.dry_run, "Show the plan and stop");
+}
+
+void TrainFlags::apply_recipe(CLI::App& verb) {
+  const AdamWOptions values = adamw_recipe(recipe_);
+  const auto give = [&](const std::string& name, double& target, double value) {
+    CLI::Option* option = verb.get_option(name);
+    if (!option->empty()) return;
+    target = value;
+    option->add_result(fmt::format("{}", value));
+  };
+  give("--adam-beta1", options.adamw.adam_beta1, values.adam_beta1);
+  give("--adam-beta2", options.adamw.adam_beta2, values.adam_beta2);
+  give("--adam-epsilon", options.adamw.adam_epsilon, values.adam_epsilon);
+  give("--weight-decay", options.adamw.weight_decay, values.weight_decay);
 }
 
 void TrainFlags::finish() {

@@ -14,6 +14,8 @@ struct TrainFlags {
   DeviceFlags device;
 
   void add_to(CLI::App& verb);
+  // Gives the options of AdamW that the user left out what --recipe says, so that config.toml has them too.
+  void apply_recipe(CLI::App& verb);
   // Turns words into values; throws UsageError.
   void finish();
 
@@ -25,7 +27,7 @@ struct TrainFlags {
   void add_run(CLI::App& verb);
 
   std::vector<std::string> target_modules_ = {"all-linear"};
-  std::string lr_scheduler_ = "cosine", shuffle_ = "on", train_on_ = "assistant", overflow_ = "error", form_ = "auto",
+  std::string recipe_ = "pytorch", lr_scheduler_ = "cosine", shuffle_ = "on", train_on_ = "assistant", overflow_ = "error", form_ = "auto",
               gradient_checkpointing_ = "auto", residency_ = "resident";
   std::int64_t eval_every_ = -1, save_every_ = -1;
 };

@@ -109,6 +109,18 @@ class ModelState {
   // Numbers that training changes.
   std::uint64_t trainable_params() const;
 
+  // Writes dir/lora-checkpoint-step{at_step}.json (nibble/weights/json_checkpoint.h) with the adapters, their moments and
+  // `loss`, and returns its path. A value that is not finite is refused by name.
+  std::filesystem::path save_checkpoint(const std::filesystem::path& dir, std::uint64_t at_step, double loss) const;
+  // Where a checkpoint was made.
+  struct Position {
+    std::uint64_t step = 0;
+    double loss = 0;
+  };
+  // Takes adapters, moments and step from such a file. DataError names a layer count, hidden size, rank, alpha or shape that is
+  // not the state's, and what is missing or no number; nothing has changed then.
+  Position load_checkpoint(const std::filesystem::path& path);
+
   // The frozen weights as kernels read them.
   const DeviceWeights& weights() const { return *weights_; }
 

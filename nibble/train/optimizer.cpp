@@ -1,9 +1,16 @@
 #include "nibble/train/optimizer.h"
 
+#include "nibble/base/error.h"
 #include "nibble/kernels/adamw.h"
 #include "nibble/kernels/grad_norm.h"
 
 namespace nibble {
+
+AdamWOptions adamw_recipe(std::string_view name) {
+  if (name == "pytorch") return {};
+  check<UsageError>(name == "original", "recipe", "\"{}\" is no recipe; there are pytorch and original.", name);
+  return {.adam_beta1 = 0.9, .adam_beta2 = 0.95, .adam_epsilon = 1e-8, .weight_decay = 0.1};
+}
 
 Optimizer::Optimizer(gpu::Device& device, const AdamWOptions& options)
     : options_(options), norm_and_factor_(device.tensor(DType::f32, {2}, "gradient norm")) {}

@@ -3,6 +3,8 @@
 #include "nibble/gpu/recorder.h"
 #include "nibble/weights/lora_weights.h"
 
+#include <string_view>
+
 namespace nibble {
 
 struct AdamWOptions {
@@ -10,6 +12,10 @@ struct AdamWOptions {
   double max_grad_norm = 1.0;  // 0: gradients are not clipped
   double loraplus_ratio = 1.0;  // the matrices B learn so many times faster than A (LoRA+, Hayou et al. 2024)
 };
+
+// Known settings by name: "pytorch", those of torch.optim.AdamW without decay, and "original", betas 0.9 and 0.95, epsilon 1e-8,
+// decay 0.1. UsageError lists the names.
+AdamWOptions adamw_recipe(std::string_view name);
 
 // AdamW (Loshchilov and Hutter 2019, as torch.optim.AdamW) over all adapters at once, after clipping by their global norm. With
 // LoRA+ as PEFT's create_loraplus_optimizer has it: one decay coefficient, each rate its own.

@@ -1,0 +1,28 @@
+#include "nibble/base/error.h"
+#include "nibble/model/model_state.h"
+#include "nibble/weights/json_checkpoint.h"
+
+// The one-file checkpoints of ModelState.
+namespace nibble {
+
+std::filesystem::path ModelState::save_checkpoint(const std::filesystem::path& dir, std::uint64_t at_step, double loss) const {
+  const LoraConfig& config = lora_config();
+  check<UsageError>(static_cast<bool>(lora_mirror().on_device()->grads), "model state",
+                    "The adapter is not trainable and has no moments to save; load it with StateOptions::trainable.");
+  return save_json_checkpoint(dir,
+                              {.step = at_step, .rank = config.rank, .alpha = config.lora_alpha, .loss = loss,
+                               .hidden_size = config_.hidden_size},
+                              lora());
+}
+
+ModelState::Position ModelState::load_checkpoint(const std::filesystem::path& path) {
+  const LoraConfig& config = lora_config();
+  JsonCheckpoint checkpoint = load_json_checkpoint(path, config_, config);
+  check<DataError>(checkpoint.header.alpha == config.lora_alpha, path.string(),
+                   "The checkpoint's alpha is {}; the state's adapter has {}.", checkpoint.header.alpha, config.lora_alpha);
+  edit_lora() = std::move(checkpoint.layers);
+  step = checkpoint.header.step;
+  return {.step = checkpoint.header.step, .loss = checkpoint.header.loss};
+}
+
+}  // namespace nibble
