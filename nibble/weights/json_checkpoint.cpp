@@ -189,8 +189,9 @@ class Handler {
 
   bool append(float value) {
     source_.saw_token();
-    check<DataError>(values_->size() < expected_, place(), "The list goes on here; model and rank make it {} values.",
-                     expected_);
+    if (values_->size() == expected_) {  // not check(), which would spell out the place for every number
+      fail<DataError>(place(), "The list goes on here; model and rank make it {} values.", expected_);
+    }
     values_->push_back(value);
     return true;
   }
