@@ -30,7 +30,7 @@ struct Outcome {
   std::vector<std::size_t> predicted;
   ConfusionMatrix matrix{labels.size()};
   std::optional<PositiveLabel> positive;
-  std::uint64_t over_long = 0;
+  std::uint64_t over_long = 0, bad_rows = 0;  // left out
 };
 
 void print_rows(const Outcome& outcome) {
@@ -59,10 +59,9 @@ void print_json(const Outcome& outcome) {
                                          {"recall", matrix.recall(actual)},
                                          {"f1", matrix.f1(actual)}};
   }
-  Json summary{{"rows", outcome.rows.size()},   {"over_long_rows", outcome.over_long},
-               {"accuracy", matrix.accuracy()}, {"macro_f1", matrix.macro_f1()},
-               {"mcc", matrix.mcc()},           {"labels", outcome.labels},
-               {"confusion_matrix", counts},    {"per_label", per_label}};
+  Json summary{{"rows", outcome.rows.size()},   {"over_long_rows", outcome.over_long}, {"bad_rows", outcome.bad_rows},
+               {"accuracy", matrix.accuracy()}, {"macro_f1", matrix.macro_f1()},       {"mcc", matrix.mcc()},
+               {"labels", outcome.labels},      {"confusion_matrix", counts},          {"per_label", per_label}};
   if (outcome.positive) {
     summary["positive"] = outcome.labels[outcome.positive->label];
     summary["threshold"] = outcome.positive->threshold;
@@ -74,6 +73,9 @@ void print_text(const Outcome& outcome) {
   const auto& matrix = outcome.matrix;
   fmt::print("accuracy {:.2f}%  macro F1 {:.4f}  MCC {:.4f}  ({} rows)\n", 100 * matrix.accuracy(), matrix.macro_f1(),
              matrix.mcc(), grouped(outcome.rows.size()));
+  if (outcome.over_long + outcome.bad_rows > 0) {
+    fmt::print("left out: {} over-long rows, {} bad ones\n", grouped(outcome.over_long), grouped(outcome.bad_rows));
+  }
   if (outcome.positive) {
     fmt::print("\"{}\" where its score is lower by more than {:.4f}, as fixed on the validation file\n",
                printable(outcome.labels[outcome.positive->label]), outcome.positive->threshold);
@@ -165,7 +167,7 @@ void classify(Model& model, const LabelledData& data, const LabelFlags& flags, s
   const auto score = [&](const CandidateSet& set) {
     return score_labels(model, set, batch_size, normalizations.at(flags.normalize), progress);
   };
-  Outcome outcome{.labels = data.data.labels, .over_long = data.data.over_long};
+  Outcome outcome{.labels = data.data.labels, .over_long = data.data.over_long, .bad_rows = data.data.bad_rows};
   if (data.valid) outcome.positive = fit_threshold(score(*data.valid), index_of(outcome.labels, flags.positive));
   outcome.rows = score(data.data);
   for (const auto& row : outcome.rows) {

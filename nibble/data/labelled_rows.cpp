@@ -7,23 +7,25 @@
 
 namespace nibble::data {
 
-std::vector<LabelledRow> read_labelled_rows(const fs::path& path, bool skip_bad_rows) {
+LabelledFile read_labelled_file(const fs::path& path, bool skip_bad_rows) {
   const File file(path);
   LineReader reader(file);
-  std::vector<LabelledRow> rows;
+  LabelledFile result;
   for (Line line; reader.next(line);) {
     if (line.text.find_first_not_of(" \t") == std::string::npos) continue;
     try {
       auto content = read_row(parse_row(line.text), RowForm::classification);
-      rows.push_back({.line = line.number, .content = std::get<LabelledInput>(std::move(content))});
+      result.rows.push_back({.line = line.number, .content = std::get<LabelledInput>(std::move(content))});
     } catch (const DataError& error) {
+      ++result.bad_rows;
       if (skip_bad_rows) continue;
       const std::string_view what = error.what();
       fail<DataError>("data", "{}, line {}: {}", path.string(), line.number, what.substr(what.find("] ") + 2));
     }
   }
-  check<DataError>(!rows.empty(), "data", "{}: The file has no row with \"input\" and \"label\".", path.string());
-  return rows;
+  check<DataError>(!result.rows.empty(), "data", "{}: The file has no row with \"input\" and \"label\".",
+                   path.string());
+  return result;
 }
 
 std::vector<std::string> labels_of(std::span<const LabelledRow> rows) {

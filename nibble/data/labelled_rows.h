@@ -13,9 +13,14 @@ struct LabelledRow {
   LabelledInput content;
 };
 
+struct LabelledFile {
+  std::vector<LabelledRow> rows;
+  std::uint64_t bad_rows = 0;  // left out
+};
+
 // All rows of a JSONL file of the form `classification`. DataError names file and line of one that is not, unless bad
 // rows are to be skipped, and a file without rows.
-std::vector<LabelledRow> read_labelled_rows(const fs::path& path, bool skip_bad_rows = false);
+LabelledFile read_labelled_file(const fs::path& path, bool skip_bad_rows = false);
 
 // Each label once, in the order of their bytes.
 std::vector<std::string> labels_of(std::span<const LabelledRow> rows);

@@ -17,12 +17,12 @@ std::size_t length_of(const LabelledExample& row) {
 }
 
 void check_labels(const std::vector<std::string>& labels) {
-  check<UsageError>(labels.size() >= 2, where, "There {} {} label{}; at least two are needed.",
+  check<UsageError>(labels.size() >= 2, "--labels", "There {} {} label{}; at least two are needed.",
                     labels.size() == 1 ? "is" : "are", labels.size(), labels.size() == 1 ? "" : "s");
   auto sorted = labels;
   std::sort(sorted.begin(), sorted.end());
   const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
-  check<UsageError>(twice == sorted.end(), where, "The label \"{}\" is given twice.",
+  check<UsageError>(twice == sorted.end(), "--labels", "The label \"{}\" is given twice.",
                     twice == sorted.end() ? "" : *twice);
 }
 
@@ -56,10 +56,11 @@ double divisor(LossNormalization normalization, std::uint64_t tokens, const std:
 }  // namespace
 
 CandidateSet read_candidates(const fs::path& path, const data::RowEncoder& encoder, const CandidateOptions& options) {
-  const auto rows = data::read_labelled_rows(path, options.skip_bad_rows);
-  CandidateSet set{.labels = options.labels.empty() ? data::labels_of(rows) : options.labels};
+  const auto file = data::read_labelled_file(path, options.skip_bad_rows);
+  CandidateSet set{.labels = options.labels.empty() ? data::labels_of(file.rows) : options.labels,
+                   .bad_rows = file.bad_rows};
   check_labels(set.labels);
-  for (const auto& row : rows) {
+  for (const auto& row : file.rows) {
     const auto place = fmt::format("{}, line {}", path.string(), row.line);
     LabelledExample example;
     try {

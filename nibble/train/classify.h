@@ -28,7 +28,7 @@ struct LabelledExample {
 struct CandidateSet {
   std::vector<std::string> labels;
   std::vector<LabelledExample> rows;
-  std::uint64_t over_long = 0;  // rows left out
+  std::uint64_t over_long = 0, bad_rows = 0;  // left out
 };
 
 struct CandidateOptions {

@@ -14,16 +14,17 @@ const std::string ham = R"({"input": "See you", "label": "ham", "system": "Class
 
 class LabelledRows : public testing::Test {
  protected:
-  std::vector<LabelledRow> read(const std::string& text, bool skip_bad_rows = false) {
-    return read_labelled_rows(folder_.write("rows.jsonl", text), skip_bad_rows);
+  LabelledFile read(const std::string& text, bool skip_bad_rows = false) {
+    return read_labelled_file(folder_.write("rows.jsonl", text), skip_bad_rows);
   }
 
   test::TemporaryFolder folder_;
 };
 
 TEST_F(LabelledRows, AreReadWithTheirLines) {
-  const auto rows =
+  const auto file =
       read(spam + "\n\n" + ham + "\n" + R"({"input": "", "label": 1})" + "\n" + R"({"input": "x", "label": false})");
+  const auto& rows = file.rows;
   ASSERT_EQ(rows.size(), 4);
   EXPECT_EQ(rows[1].line, 3);
   EXPECT_EQ(rows[1].content.input, "See you");
@@ -36,7 +37,9 @@ TEST_F(LabelledRows, AreReadWithTheirLines) {
 TEST_F(LabelledRows, NameWhatIsWrong) {
   const auto refuse = [&](const std::string& row, auto... parts) {
     expect_error<DataError>([&] { read(spam + "\n" + row); }, "rows.jsonl, line 2", parts...);
-    EXPECT_EQ(read(spam + "\n" + row, true).size(), 1);
+    const auto rest = read(spam + "\n" + row, true);
+    EXPECT_EQ(rest.rows.size(), 1);
+    EXPECT_EQ(rest.bad_rows, 1);
   };
   refuse(R"({"input": "x"})", "no \"label\"");
   refuse(R"({"label": "x"})", "no \"input\"");

@@ -155,7 +155,11 @@ TEST_F(Classify, NamesWhatCannotBe) {
   expect_complaint(eval(two, {"--labels", "auto", "--valid", two.string(), "--positive", "spam"}), 2, "--positive", "\"spam\"");
   expect_complaint(eval(folder_.write("chat.jsonl", R"({"messages": []})"), {"--labels", "a,b"}), 1, "chat.jsonl, line 1",
                    "\"input\"");
-  EXPECT_EQ(summary(data, {"--labels", "auto", "--max-length", "20", "--overflow", "drop"})["over_long_rows"], 3);
+  std::ofstream(data, std::ios::app) << "{\n";
+  const Words leaving_out{"--labels", "auto", "--max-length", "20", "--overflow", "drop", "--skip-bad-rows"};
+  EXPECT_EQ(summary(data, leaving_out)["over_long_rows"], 3);
+  EXPECT_EQ(summary(data, leaving_out)["bad_rows"], 1);
+  EXPECT_NE(eval(data, leaving_out).out.find("left out: 3 over-long rows, 1 bad ones"), std::string::npos);
 }
 
 }  // namespace
