@@ -20,9 +20,9 @@ void expect_same_result(const fs::path& a, const fs::path& b) {
   EXPECT_EQ(test::timeless_metrics(a), test::timeless_metrics(b));
 }
 
-// What everything random takes part in: order, dropout, packing.
+// What everything random takes part in: order, dropout, packing, noise.
 const Arguments all_random = {{"lora-dropout", "0.1"}, {"packing", ""}, {"max-length", "128"}, {"batch-size", "1"},
-                              {"gradient-accumulation", "2"}, {"max-steps", "8"}};
+                              {"gradient-accumulation", "2"}, {"max-steps", "8"}, {"neftune-alpha", "5"}};
 
 void pause(double seconds) { std::this_thread::sleep_for(std::chrono::duration<double>(seconds)); }
 

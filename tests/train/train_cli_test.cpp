@@ -136,6 +136,35 @@ TEST(TrainCli, TheConfigRepeatsTheRun) {
   EXPECT_EQ(test::timeless_metrics(tiny.output()), test::timeless_metrics(again));
 }
 
+TEST(TrainCli, ARecipeFillsWhatIsNotGiven) {
+  TinyRun tiny;
+  tiny.arguments["max-steps"] = "2";
+  ASSERT_EQ(tiny.run().code, 0);
+  const std::string plain = test::adapter_bytes(tiny.output());
+  ASSERT_EQ(tiny.run({{"recipe", "original"}, {"adam-beta1", "0.8"}}).code, 0);
+  const std::string recipe = test::adapter_bytes(tiny.output()), config = test::slurp(tiny.output() / "config.toml");
+  for (const char* line : {"recipe = \"original\"", "adam-beta1 = 0.8\n", "adam-beta2 = 0.95\n", "weight-decay = 0.1\n"}) {
+    EXPECT_NE(config.find(line), config.npos) << line << config;
+  }
+  EXPECT_FALSE(recipe == plain);
+  ASSERT_EQ(tiny.run({{"adam-beta1", "0.8"}, {"adam-beta2", "0.95"}, {"adam-epsilon", "1e-8"}, {"weight-decay", "0.1"}}).code, 0);
+  EXPECT_TRUE(test::adapter_bytes(tiny.output()) == recipe);
+  expect_usage(tiny.run({{"recipe", "other"}}), "original");
+}
+
+TEST(TrainCli, NeftuneChangesTheRunAndNotItsEvaluation) {
+  TinyRun tiny;
+  tiny.arguments["max-steps"] = "2";
+  const auto first_loss = [&](const char* alpha, const char* rate) {
+    EXPECT_EQ(tiny.run({{"neftune-alpha", alpha}, {"learning-rate", rate}}).code, 0);
+    return std::pair(test::metrics(tiny.output()).front()["loss"], test::metrics(tiny.output()).back()["eval_loss"]);
+  };
+  // Nothing is learned at a rate of 0, so only the noise can make a difference.
+  const auto plain = first_loss("0", "0"), noisy = first_loss("5", "0");
+  EXPECT_NE(noisy.first, plain.first);
+  EXPECT_EQ(noisy.second, plain.second);
+}
+
 TEST(TrainCli, TheCommandLineWinsOverTheConfig) {
   const TinyRun tiny;
   const auto with_config = [&](const std::string& text) {
