@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# docs_test.sh NIBBLE: docs/options.md is what the program's --help says, and every path that a document names exists.
+# docs_test.sh NIBBLE: docs/options.md is what the program's --help says, every path that a document names exists, and so
+# does every test that docs/model-state.md names.
 
 set -euo pipefail
 nibble=$(realpath "$1")
@@ -21,5 +22,13 @@ for document in README.md HACKING.md docs/*.md examples/*/README.md; do
   for link in $(grep -oE '\]\([^)#:]+\)' "$document" | sed 's/^](//; s/)$//' | sort -u); do
     [[ -e $folder/$link ]] || { echo "FAILED: $document links to $link, which is not there." && failures=1; }
   done
+done
+
+# Suite.Name and Suite.*
+for name in $(grep -oE '\b[A-Z][A-Za-z0-9_]+\.([A-Z][A-Za-z0-9_]+|\*)' docs/model-state.md | sort -u); do
+  test=${name#*.}
+  [[ $test != '*' ]] || test='[A-Za-z0-9_]+'
+  grep -rqE "^TEST(_F|_P)?\(${name%%.*}, $test\)" tests --include='*.cpp' ||
+    { echo "FAILED: docs/model-state.md names the test $name, which is not there." && failures=1; }
 done
 exit $failures
