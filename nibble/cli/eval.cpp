@@ -2,6 +2,7 @@
 #include "nibble/cli/command.h"
 #include "nibble/cli/device_flags.h"
 #include "nibble/cli/eval_labels.h"
+#include "nibble/cli/eval_pairs.h"
 #include "nibble/io/json.h"
 #include "nibble/model/model.h"
 #include "nibble/report/progress.h"
@@ -17,7 +18,7 @@ namespace {
 
 struct EvalFlags {
   TrainOptions options;  // of which model, data and the rows' options count
-  std::string adapter, train_on = "assistant", overflow = "error", form = "auto";
+  std::string adapter, loss = "sft", train_on = "assistant", overflow = "error", form = "auto";
   bool rows = false, json = false;
   LabelFlags labels;
   DeviceFlags device;
@@ -40,6 +41,7 @@ void print_summary(const Evaluation& result, bool json) {
 }
 
 int run(EvalFlags flags) {
+  flags.options.loss.kind = train_loss_of(flags.loss);
   flags.options.train_on = data::train_on_of(flags.train_on);
   flags.options.overflow = data::overflow_of(flags.overflow);
   if (flags.form != "auto") flags.options.form = data::row_form_of(flags.form);
@@ -68,6 +70,8 @@ int run(EvalFlags flags) {
   const auto show = [&](double done) { progress.part("Evaluating", done); };
   if (labelled) {
     classify(model, *labelled, flags.labels, flags.options.batch_size, {.rows = flags.rows, .json = flags.json}, show);
+  } else if (flags.options.loss.takes_pairs()) {
+    evaluate_answers(model, data->train, flags.options, {.rows = flags.rows, .json = flags.json}, progress);
   } else {
     const Evaluation result = evaluate(model, data->train, flags.options.batch_size, show);
     check<Diverged>(std::isfinite(result.loss), flags.options.data.string(), "The loss is {}.", result.loss);
@@ -83,16 +87,19 @@ int run(EvalFlags flags) {
 void add_eval(CLI::App& app, Action& action) {
   auto flags = std::make_shared<EvalFlags>();
   CLI::App* verb = app.add_subcommand("eval", "Loss, perplexity and token accuracy of a model, with or without an adapter, on a JSONL file.\n"
-                                              "With --labels: how well it tells labels apart.");
+                                              "With --labels: how well it tells labels apart. With --loss dpo or orpo: how well it tells chosen answers from rejected ones.");
   verb->add_option("--model", flags->options.model, "Model folder")->required();
   verb->add_option("--adapter", flags->adapter, "PEFT adapter folder; left out, the base is evaluated");
   verb->add_option("--data", flags->options.data, "Rows, JSONL")->required();
-  verb->add_flag("--rows", flags->rows, "Also print a JSON line a row: line of the file, loss, trained tokens, right ones; or label, prediction and scores");
+  verb->add_flag("--rows", flags->rows, "Also print a JSON line a row: line of the file, loss, trained tokens, right ones; or label, prediction and scores; or rewards and log-probabilities");
   verb->add_flag("--json", flags->json, "Print the summary as JSON");
   verb->add_option("--batch-size", flags->options.batch_size, "Rows of one pass")->capture_default_str()->check(CLI::Range(1u, 65536u));
   verb->add_option("--max-length", flags->options.max_length, "Longest row in tokens")->capture_default_str()->check(CLI::Range(2u, 1u << 20));
   verb->add_option("--overflow", flags->overflow, "Longer rows: error, drop, cut or split")
       ->check(CLI::IsMember({"error", "drop", "cut", "split"}))->capture_default_str();
+  verb->add_option("--loss", flags->loss, "sft: of the trained tokens; dpo, orpo: of pairs of answers")
+      ->check(CLI::IsMember({"sft", "dpo", "orpo"}))->capture_default_str();
+  verb->add_option("--beta", flags->options.loss.beta, "DPO's beta, ORPO's lambda")->capture_default_str()->check(CLI::PositiveNumber);
   verb->add_option("--train-on", flags->train_on, "What the loss counts: assistant, last or all")
       ->check(CLI::IsMember({"assistant", "last", "all"}))->capture_default_str();
   verb->add_option("--format", flags->form, "Form of the rows; auto detects it")->capture_default_str();

@@ -35,7 +35,7 @@ int finish(const TrainFlags& flags, const TrainResult& result, Progress& progres
     return exit_interrupted;
   }
   if (result.end == TrainEnd::stopped_early) progress.say(fmt::format("Stopped early at step {}.", result.step));
-  print_result(result, output, progress);
+  print_result(result, flags.options, progress);
   return exit_done;
 }
 
@@ -56,6 +56,7 @@ int run(TrainFlags& flags, const std::string& config_text) {
       },
       .loading = [&](double done) { progress.part(progress_what, done); },
       .step = [&](const StepRecord& record) { progress.step(record); },
+      .referring = [&](double done) { progress.part("Reading the pairs with the base alone", done); },
       .evaluating = [&](double done) { progress.part("Evaluating", done); },
       .evaluation = [&](const EvalRecord& record) { progress.evaluation(record); },
       .saved = {},

@@ -7,6 +7,7 @@ namespace nibble::cli {
 void TrainFlags::add_to(CLI::App& verb) {
   add_files(verb);
   add_adapter(verb);
+  add_loss(verb);
   add_optimisation(verb);
   add_data(verb);
   add_run(verb);
@@ -36,6 +37,17 @@ void TrainFlags::add_adapter(CLI::App& verb) {
                     "Projections to adapt: all-linear, or any of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj")
       ->delimiter(',')
       ->default_str("all-linear");
+}
+
+void TrainFlags::add_loss(CLI::App& verb) {
+  auto* group = verb.add_option_group("Loss");
+  group->add_option("--loss", loss_, "sft: likelihood of the trained tokens; dpo, orpo: of pairs of answers (rows with chosen and rejected)")
+      ->check(CLI::IsMember({"sft", "dpo", "orpo"}))->capture_default_str();
+  group->add_option("--beta", options.loss.beta, "DPO's beta, how far the adapter may go from the base; ORPO's lambda")
+      ->capture_default_str();
+  group->add_option("--focal-gamma", options.loss.focal_gamma,
+                    "Multiply each token's gradient by (1 - p)^gamma, p its probability; the reported loss stays as it is")
+      ->capture_default_str();
 }
 
 void TrainFlags::add_optimisation(CLI::App& verb) {
@@ -141,6 +153,7 @@ void TrainFlags::finish() {
   for (const LrScheduler kind : {LrScheduler::constant, LrScheduler::linear, LrScheduler::cosine}) {
     if (lr_scheduler_ == nibble::name_of(kind)) options.lr_scheduler = kind;
   }
+  options.loss.kind = train_loss_of(loss_);
   options.shuffle = shuffle_ == "on";
   options.train_on = data::train_on_of(train_on_);
   options.overflow = data::overflow_of(overflow_);

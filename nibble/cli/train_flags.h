@@ -22,13 +22,15 @@ struct TrainFlags {
  private:
   void add_files(CLI::App& verb);
   void add_adapter(CLI::App& verb);
+  void add_loss(CLI::App& verb);
   void add_optimisation(CLI::App& verb);
   void add_data(CLI::App& verb);
   void add_run(CLI::App& verb);
 
   std::vector<std::string> target_modules_ = {"all-linear"};
-  std::string recipe_ = "pytorch", lr_scheduler_ = "cosine", shuffle_ = "on", train_on_ = "assistant", overflow_ = "error", form_ = "auto",
-              gradient_checkpointing_ = "auto", residency_ = "resident";
+  std::string loss_ = "sft", recipe_ = "pytorch", lr_scheduler_ = "cosine", shuffle_ = "on", train_on_ = "assistant",
+              overflow_ = "error", form_ = "auto", gradient_checkpointing_ = "auto",
+              residency_ = "resident";
   std::int64_t eval_every_ = -1, save_every_ = -1;
 };
 

@@ -39,6 +39,10 @@ void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& prog
                            plan.lora.use_rslora ? " (rsLoRA)" : "", targets_text(plan.lora), grouped(plan.trainable_parameters)));
   progress.say(fmt::format("Data     {}", data_text(plan, options)));
   if (plan.valid_examples > 0) progress.say(fmt::format("Valid    {} rows", grouped(plan.valid_examples)));
+  if (options.loss.takes_pairs()) {
+    progress.say(fmt::format("Loss     {}, beta {}{}", nibble::name_of(options.loss.kind), options.loss.beta,
+                             options.loss.kind == TrainLoss::dpo ? "; the reference is the base alone" : ""));
+  }
   progress.say(fmt::format("Batch    {} x {} {}; the largest has {} tokens, {} trained{}", options.gradient_accumulation,
                            options.batch_size, options.packing ? fmt::format("packed sequences of {}", options.max_length) : "rows",
                            grouped(plan.room.tokens), grouped(plan.room.labels),
@@ -53,10 +57,12 @@ void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& prog
                            plan.valid_examples > 0 ? grouped(plan.eval_every) : "-", grouped(plan.save_every)));
 }
 
-void print_result(const TrainResult& result, const std::string& output, Progress& progress) {
+void print_result(const TrainResult& result, const TrainOptions& options, Progress& progress) {
+  const std::string output = options.output.string();
   if (result.best_eval_loss) {
-    progress.say(fmt::format("Best validation loss {:.4f} (perplexity {:.2f}) at step {}.", *result.best_eval_loss,
-                             std::exp(*result.best_eval_loss), result.best_step));
+    const std::string perplexity =
+        options.loss.takes_pairs() ? "" : fmt::format(" (perplexity {:.2f})", std::exp(*result.best_eval_loss));
+    progress.say(fmt::format("Best validation loss {:.4f}{} at step {}.", *result.best_eval_loss, perplexity, result.best_step));
   } else {
     progress.say(fmt::format("Last loss {:.4f}.", result.last_loss));
   }

@@ -3,14 +3,12 @@
 #include "nibble/report/progress.h"
 #include "nibble/train/train.h"
 
-#include <string>
-
 namespace nibble::cli {
 
 // Adapter, model, data, memory and steps, before the first one.
 void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& progress);
 
 // What a finished run gives, and what to do with it.
-void print_result(const TrainResult& result, const std::string& output, Progress& progress);
+void print_result(const TrainResult& result, const TrainOptions& options, Progress& progress);
 
 }  // namespace nibble::cli

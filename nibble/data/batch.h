@@ -31,6 +31,8 @@ struct Batch {
   // Of P preferences: where the labels of the chosen and the rejected answers begin in turn, and their end (2P + 1). Empty
   // for rows of one segment.
   std::vector<std::uint32_t> sides;
+  // Log-probabilities of a reference for these answers (2P), where whoever trains on the batch knows them.
+  std::vector<float> reference;
   std::vector<std::uint64_t> rows;  // number of each example's line in its file, from 1; 0 where unknown
 };
 

@@ -3,6 +3,7 @@
 #include "nibble/base/error.h"
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 #include <vector>
 
@@ -17,6 +18,22 @@ StreamBuffers::StreamBuffers(gpu::Device& device, std::uint32_t max_tokens) : ma
   std::iota(ends.begin(), ends.end(), 1u);
   device.write(room_.key_end, std::as_bytes(std::span(ends)));
 }
+
+namespace {
+
+// Pairs are few, and not every run has them: room is made for each batch.
+void upload_pairs(gpu::Device& device, const TokenStream& stream, DeviceStream& result) {
+  const auto sides = static_cast<std::uint32_t>(stream.sides.size() - 1);
+  check(sides > 0 && sides % 2 == 0 && stream.sides.front() == 0 && stream.sides.back() == stream.labels.size() &&
+            std::adjacent_find(stream.sides.begin(), stream.sides.end(), std::greater_equal<>()) == stream.sides.end(),
+        "stream", "The sides of the pairs do not divide the {} labels into two answers each.", stream.labels.size());
+  check(stream.reference.empty() || stream.reference.size() == sides, "stream",
+        "There are {} log-probabilities of the reference for {} answers.", stream.reference.size(), sides);
+  result.sides = device.tensor<std::uint32_t>(DType::u32, {sides + 1}, stream.sides, "sides");
+  if (!stream.reference.empty()) result.reference = device.tensor<float>(DType::f32, {sides}, stream.reference, "reference");
+}
+
+}  // namespace
 
 DeviceStream StreamBuffers::upload(gpu::Recorder& recorder, const TokenStream& stream) const {
   const auto tokens = static_cast<std::uint32_t>(stream.tokens.size());
@@ -43,6 +60,7 @@ DeviceStream StreamBuffers::upload(gpu::Recorder& recorder, const TokenStream& s
   result.key_end = room_.key_end.view({tokens});
   result.label_rows = put(room_.label_rows, stream.label_rows);
   result.label_ids = put(room_.label_ids, stream.labels);
+  if (!stream.sides.empty()) upload_pairs(recorder.device(), stream, result);
   return result;
 }
 

@@ -16,6 +16,10 @@ struct TokenStream {
   std::span<const std::uint32_t> segment_end;    // (T) one past its last
   std::span<const std::uint32_t> label_rows;     // (R) increasing
   std::span<const std::uint32_t> labels;         // (R) the token to predict there
+  // Of P pairs of answers: where the labels of chosen and rejected ones begin in turn, and their end (2P + 1), and what the
+  // reference of DPO gives them (2P). Empty for others.
+  std::span<const std::uint32_t> sides = {};
+  std::span<const float> reference = {};
 };
 
 // The same on the device.
@@ -25,6 +29,7 @@ struct DeviceStream {
   gpu::Tensor token_ids, position, segment_begin, segment_end;
   gpu::Tensor key_end;  // (T) each token attends up to itself: its index + 1
   gpu::Tensor label_rows, label_ids;
+  gpu::Tensor sides, reference;  // of pairs; see TokenStream
 };
 
 // Buffers for streams of up to `max_tokens` tokens.

@@ -24,6 +24,16 @@ std::string lines_to_keep(const std::filesystem::path& path, std::uint64_t keep_
   return kept;
 }
 
+void add(Json& line, const PreferenceRecord& record, const std::string& prefix) {
+  line[prefix + "rewards/chosen"] = record.rewards_chosen;
+  line[prefix + "rewards/rejected"] = record.rewards_rejected;
+  line[prefix + "rewards/accuracies"] = record.rewards_accuracies;
+  line[prefix + "rewards/margins"] = record.rewards_margins;
+  line[prefix + "logps/chosen"] = record.logps_chosen;
+  line[prefix + "logps/rejected"] = record.logps_rejected;
+  line[prefix + "nll_loss"] = record.nll_loss;
+}
+
 }  // namespace
 
 MetricsLog::MetricsLog(const std::filesystem::path& path, std::uint64_t keep_steps) : path_(path) {
@@ -38,19 +48,26 @@ void MetricsLog::write_line(const std::string& line) {
 }
 
 void MetricsLog::write(const StepRecord& record) {
-  write_line(write_json_line({{"step", record.step},
-                              {"epoch", record.epoch},
-                              {"loss", record.loss},
-                              {"grad_norm", record.grad_norm},
-                              {"learning_rate", record.learning_rate},
-                              {"tokens", record.tokens},
-                              {"tokens_per_second", record.tokens_per_second},
-                              {"memory_bytes", record.memory_bytes}}));
+  Json line = {{"step", record.step},
+               {"epoch", record.epoch},
+               {"loss", record.loss},
+               {"grad_norm", record.grad_norm},
+               {"learning_rate", record.learning_rate},
+               {"tokens", record.tokens},
+               {"tokens_per_second", record.tokens_per_second},
+               {"memory_bytes", record.memory_bytes}};
+  if (record.preference) add(line, *record.preference, "");
+  write_line(write_json_line(line));
 }
 
 void MetricsLog::write(const EvalRecord& record) {
-  write_line(write_json_line(
-      {{"step", record.step}, {"eval_loss", record.eval_loss}, {"eval_accuracy", record.accuracy}, {"eval_tokens", record.tokens}}));
+  Json line = {{"step", record.step}, {"eval_loss", record.eval_loss}, {"eval_tokens", record.tokens}};
+  if (record.preference) {
+    add(line, *record.preference, "eval_");
+  } else {
+    line["eval_accuracy"] = record.accuracy;
+  }
+  write_line(write_json_line(line));
 }
 
 }  // namespace nibble

@@ -13,6 +13,11 @@ bool worth_a_line(const StepRecord& record) {
   return record.step <= 10 || record.step % 10 == 0 || record.step == record.total_steps;
 }
 
+std::string rewards_text(const PreferenceRecord& r) {
+  return fmt::format("rewards {:+.3f} against {:+.3f}  margin {:.3f}  accuracy {:.1f}%", r.rewards_chosen, r.rewards_rejected,
+                     r.rewards_margins, 100 * r.rewards_accuracies);
+}
+
 }  // namespace
 
 std::string human_bytes(std::uint64_t bytes) {
@@ -42,10 +47,10 @@ std::string grouped(std::uint64_t value) {
 
 void Progress::step(const StepRecord& r) {
   if (!terminal_ && !worth_a_line(r)) return;
-  const std::string line =
-      fmt::format("step {}/{}  loss {:.4f}  grad_norm {:.3f}  lr {:.3e}  {:.0f} tokens/s  memory {}  left {}", r.step,
-                  r.total_steps, r.loss, r.grad_norm, r.learning_rate, r.tokens_per_second, human_bytes(r.memory_bytes),
-                  human_seconds(r.seconds_left));
+  const std::string line = fmt::format(
+      "step {}/{}  loss {:.4f}  {}grad_norm {:.3f}  lr {:.3e}  {:.0f} tokens/s  memory {}  left {}", r.step, r.total_steps, r.loss,
+      r.preference ? rewards_text(*r.preference) + "  " : "", r.grad_norm, r.learning_rate, r.tokens_per_second,
+      human_bytes(r.memory_bytes), human_seconds(r.seconds_left));
   if (terminal_) {
     fmt::print(out_, "\r\x1b[K{}", line);
     open_ = true;
@@ -56,8 +61,9 @@ void Progress::step(const StepRecord& r) {
 }
 
 void Progress::evaluation(const EvalRecord& r) {
-  say(fmt::format("step {}  eval_loss {:.4f}  perplexity {:.2f}  accuracy {:.1f}%{}", r.step, r.eval_loss,
-                  std::exp(r.eval_loss), 100 * r.accuracy, r.best ? "  (best)" : ""));
+  const std::string quality = r.preference ? rewards_text(*r.preference)
+                                           : fmt::format("perplexity {:.2f}  accuracy {:.1f}%", std::exp(r.eval_loss), 100 * r.accuracy);
+  say(fmt::format("step {}  eval_loss {:.4f}  {}{}", r.step, r.eval_loss, quality, r.best ? "  (best)" : ""));
 }
 
 void Progress::say(const std::string& text) {

@@ -3,6 +3,7 @@
 #include "nibble/data/dataset.h"
 #include "nibble/kernels/operand.h"
 #include "nibble/model/frozen_weights.h"
+#include "nibble/train/loss.h"
 #include "nibble/train/optimizer.h"
 #include "nibble/train/schedule.h"
 #include "nibble/weights/peft.h"
@@ -10,17 +11,10 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
-#include <string_view>
 
 namespace nibble {
 
 enum class Checkpointing { automatic, on, off };
-
-// What is minimised: the labels' negative log-likelihood, or a loss of pairs of answers (kernels/preference.h).
-enum class TrainLoss { sft, dpo, orpo };
-
-std::string_view name_of(TrainLoss loss);
-TrainLoss train_loss_of(std::string_view name);  // UsageError listing the names
 
 // Everything that a run is made of. The command line and a configuration file fill it; the names are those of Hugging Face's
 // trainers where these have one.
@@ -31,9 +25,7 @@ struct TrainOptions {
   LoraConfig lora{.rank = 16, .lora_alpha = 32};
   std::filesystem::path init_adapter;  // start from this adapter; its rank, alpha and targets hold
 
-  TrainLoss loss = TrainLoss::sft;
-  double beta = 0.1;       // of DPO; ORPO's lambda
-  double focal_gamma = 0;  // a label's gradient is multiplied by (1 - p)^gamma; the reported loss is not
+  LossSettings loss;
   double neftune_alpha = 0;  // noise on the embeddings; 0: none
 
   double learning_rate = 2e-4;

@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/kernels/nonfinite.h"
+#include "nibble/train/preference.h"
 
 #include <cmath>
 
@@ -21,7 +22,7 @@ ModelState load(const RunSetup& setup) {
 }
 
 TrainerOptions trainer_options(const RunSetup& setup) {
-  return {.model = setup.model, .adamw = setup.options.adamw, .lora_dropout = setup.options.lora.lora_dropout,
+  return {.model = setup.model, .adamw = setup.options.adamw, .loss = setup.options.loss, .lora_dropout = setup.options.lora.lora_dropout,
           .neftune_alpha = setup.options.neftune_alpha, .seed = setup.options.seed};
 }
 
@@ -56,6 +57,7 @@ TrainResult TrainingRun::run() {
   recent_.emplace_back(Clock::now(), state_.tokens);
   const bool stopped = early_stop();
   if (stopped) result_.end = TrainEnd::stopped_early;
+  if (!stopped) find_reference();
   if (!stopped && state_.step < state_.total_steps) ahead_ = next_input();
   while (!stopped && state_.step < state_.total_steps) {
     step(std::exchange(ahead_, {}));
@@ -111,7 +113,8 @@ void TrainingRun::report_step(const StepInput& input, const StepResult& result, 
                           .grad_norm = result.grad_norm, .learning_rate = rate, .tokens = state_.tokens,
                           .tokens_per_second = seconds > 0 ? tokens / seconds : 0,
                           .memory_bytes = setup_.device.memory().peak,
-                          .seconds_left = per_step * static_cast<double>(state_.total_steps - state_.step)};
+                          .seconds_left = per_step * static_cast<double>(state_.total_steps - state_.step),
+                          .preference = result.preference};
   result_.last_loss = result.loss;
   metrics_.write(record);
   if (setup_.events.step) setup_.events.step(record);
@@ -123,8 +126,9 @@ void TrainingRun::fail_diverged(const StepInput& input, const StepResult& result
     const DeviceStream stream = trainer_.model().upload(recorder, stream_of(batch));
     const auto place = trainer_.model().find_nonfinite(stream);
     if (!place) continue;
-    std::size_t example = 0;
-    for (std::uint32_t token = 1; token <= place->token; ++token) example += batch.position[token] == 0;
+    std::size_t segment = 0;
+    for (std::uint32_t token = 1; token <= place->token; ++token) segment += batch.position[token] == 0;
+    const std::size_t example = batch.sides.empty() ? segment : segment / 2;
     fail<Diverged>("train", "Step {}: {} is not finite, first in row {} of {}; lower --learning-rate or look at that row. "
                    "{}", state_.step + 1, place->where, batch.rows.at(example), setup_.options.data.string(), last_checkpoint());
   }
@@ -146,23 +150,40 @@ std::string TrainingRun::last_checkpoint() const {
   return last.empty() ? "There is no checkpoint yet." : fmt::format("The last checkpoint is {}.", last.string());
 }
 
+void TrainingRun::find_reference() {
+  if (setup_.options.loss.kind != TrainLoss::dpo) return;
+  for (ExampleSet* set : {&setup_.data.train, &setup_.data.valid}) {
+    if (set->examples.empty()) continue;
+    set->reference = reference_logps(trainer_.model(), *set, setup_.options.batch_size, setup_.events.referring);
+  }
+  recent_.back().first = Clock::now();
+}
+
+EvalRecord TrainingRun::evaluation() {
+  const TrainOptions& options = setup_.options;
+  if (options.loss.takes_pairs()) {
+    const PairEvaluation pairs = evaluate_pairs(trainer_.model(), setup_.data.valid, options.loss, options.batch_size, setup_.events.evaluating);
+    return {.step = state_.step, .eval_loss = pairs.loss, .tokens = pairs.tokens, .preference = pairs.mean};
+  }
+  const Evaluation labels = evaluate(trainer_.model(), setup_.data.valid, options.batch_size, setup_.events.evaluating);
+  return {.step = state_.step, .eval_loss = labels.loss, .accuracy = labels.accuracy, .tokens = labels.tokens};
+}
+
 void TrainingRun::evaluate_now() {
   if (setup_.data.valid.examples.empty() || state_.evaluated_step == state_.step) return;
-  const Evaluation evaluation = evaluate(trainer_.model(), setup_.data.valid, setup_.options.batch_size, setup_.events.evaluating);
-  check<Diverged>(std::isfinite(evaluation.loss), "train", "Step {}: the validation loss is {}; lower --learning-rate. {}",
-                  state_.step, evaluation.loss, last_checkpoint());
+  EvalRecord record = evaluation();
+  check<Diverged>(std::isfinite(record.eval_loss), "train", "Step {}: the validation loss is {}; lower --learning-rate. {}",
+                  state_.step, record.eval_loss, last_checkpoint());
   state_.evaluated_step = state_.step;
-  const bool best = !state_.best_eval_loss || evaluation.loss < *state_.best_eval_loss;
-  if (best) {
-    state_.best_eval_loss = evaluation.loss;
+  record.best = !state_.best_eval_loss || record.eval_loss < *state_.best_eval_loss;
+  if (record.best) {
+    state_.best_eval_loss = record.eval_loss;
     state_.best_step = state_.step;
     state_.evaluations_without_gain = 0;
     save_output();
   } else {
     state_.evaluations_without_gain += 1;
   }
-  const EvalRecord record{.step = state_.step, .eval_loss = evaluation.loss, .accuracy = evaluation.accuracy,
-                          .tokens = evaluation.tokens, .best = best};
   metrics_.write(record);
   if (setup_.events.evaluation) setup_.events.evaluation(record);
   // The pause does not count in the speed.

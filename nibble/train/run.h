@@ -14,7 +14,7 @@ namespace nibble {
 struct RunSetup {
   const TrainOptions& options;
   const RunPlan& plan;
-  const RunData& data;
+  RunData& data;
   StepFeed& feed;
   gpu::Device& device;
   const ModelOptions& model;
@@ -45,7 +45,10 @@ class TrainingRun {
   bool early_stop() const;
   // "The last checkpoint is X.", for messages.
   std::string last_checkpoint() const;
+  // DPO's reference of all pairs, before the first of them is taken. A resumed run computes the same bytes again.
+  void find_reference();
   void evaluate_now();
+  EvalRecord evaluation();
   LoraAdapter adapter() const;  // as it is to be saved
   void save_output();
   void save_now();

@@ -14,7 +14,7 @@ constexpr std::uint64_t split_stream = 0x73706c69;  // apart from the streams of
 
 // Tokens of a row at most; both sides of a preference may be as long as max_length.
 std::uint32_t row_limit(const TrainOptions& options) {
-  return options.max_length * (options.loss == TrainLoss::sft ? 1 : 2);
+  return options.max_length * (options.loss.takes_pairs() ? 2 : 1);
 }
 
 data::SamplerOptions sampler_options(const TrainOptions& options) {
@@ -25,14 +25,14 @@ data::SamplerOptions sampler_options(const TrainOptions& options) {
 std::shared_ptr<const data::Dataset> open_file(const RunData& data, const std::filesystem::path& path,
                                                const TrainOptions& options) {
   // Rows of pairs may have columns of other forms beside them.
-  const auto form = options.form || options.loss == TrainLoss::sft ? options.form : data::RowForm::preference;
+  const auto form = options.form || !options.loss.takes_pairs() ? options.form : data::RowForm::preference;
   auto file = std::make_shared<data::Dataset>(
       path, data.tokenizer, data.chat_template ? &*data.chat_template : nullptr,
       data::DatasetOptions{.form = form, .train_on = options.train_on, .overflow = options.overflow,
                            .max_length = options.max_length, .skip_bad_rows = options.skip_bad_rows});
   const bool pairs = file->form() == data::RowForm::preference;
-  check<UsageError>(pairs == (options.loss != TrainLoss::sft), "--loss", "{}: The rows are of the form {}, which the loss {} does "
-                    "not take; {}.", path.string(), name_of(file->form()), name_of(options.loss),
+  check<UsageError>(pairs == options.loss.takes_pairs(), "--loss", "{}: The rows are of the form {}, which the loss {} does "
+                    "not take; {}.", path.string(), name_of(file->form()), name_of(options.loss.kind),
                     pairs ? "give --loss dpo or orpo" : "pairs of answers have the form preference");
   return file;
 }
@@ -93,25 +93,16 @@ BatchRoom room_of_any_batch(const ExampleSet& set, const TrainOptions& options) 
 
 }  // namespace
 
-std::string_view name_of(TrainLoss loss) {
-  switch (loss) {
-    case TrainLoss::sft: return "sft";
-    case TrainLoss::dpo: return "dpo";
-    case TrainLoss::orpo: return "orpo";
-  }
-  return "?";
-}
-
-TrainLoss train_loss_of(std::string_view name) {
-  for (const TrainLoss loss : {TrainLoss::sft, TrainLoss::dpo, TrainLoss::orpo}) {
-    if (name == name_of(loss)) return loss;
-  }
-  fail<UsageError>("--loss", "\"{}\" is no loss; there are sft, dpo and orpo.", name);
-}
-
 TokenStream stream_of(const data::Batch& batch) {
   return {.tokens = batch.tokens, .position = batch.position, .segment_begin = batch.segment_begin,
-          .segment_end = batch.segment_end, .label_rows = batch.label_rows, .labels = batch.labels};
+          .segment_end = batch.segment_end, .label_rows = batch.label_rows, .labels = batch.labels, .sides = batch.sides,
+          .reference = batch.reference};
+}
+
+std::uint64_t chosen_labels(const data::Batch& batch) {
+  std::uint64_t count = 0;
+  for (std::size_t side = 0; side + 1 < batch.sides.size(); side += 2) count += batch.sides[side + 1] - batch.sides[side];
+  return count;
 }
 
 std::vector<std::uint32_t> ExampleSet::lengths() const {
@@ -135,7 +126,12 @@ std::uint64_t ExampleSet::trained_tokens() const {
 data::Batch ExampleSet::batch(std::span<const std::uint32_t> of_set) const {
   std::vector<std::uint32_t> of_file;
   for (const std::uint32_t index : of_set) of_file.push_back(examples[index]);
-  return file->batch(of_file);
+  data::Batch batch = file->batch(of_file);
+  if (reference.empty()) return batch;
+  for (const std::uint32_t index : of_set) {
+    batch.reference.insert(batch.reference.end(), {reference[2 * index], reference[2 * index + 1]});
+  }
+  return batch;
 }
 
 std::unique_ptr<RunData> open_run_data(const TrainOptions& options) {

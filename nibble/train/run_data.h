@@ -17,11 +17,14 @@ namespace nibble {
 
 // The same arrays as the model names them.
 TokenStream stream_of(const data::Batch& batch);
+// Labels of the chosen answers of a batch of pairs.
+std::uint64_t chosen_labels(const data::Batch& batch);
 
 // Some examples of a file: all of it, or the part that training or validation has.
 struct ExampleSet {
   std::shared_ptr<const data::Dataset> file;
   std::vector<std::uint32_t> examples;
+  std::vector<float> reference;  // of DPO, two of each example; see reference_logps
 
   std::vector<std::uint32_t> lengths() const;
   std::uint64_t tokens() const;

@@ -24,6 +24,11 @@ void check_options(const TrainOptions& o) {
                     o.valid_fraction);
   check<UsageError>(o.lora.lora_dropout >= 0 && o.lora.lora_dropout < 1, "--lora-dropout", "{} is not in [0, 1).",
                     o.lora.lora_dropout);
+  check<UsageError>(o.loss.beta > 0 && std::isfinite(o.loss.beta), "--beta", "{} cannot be taken; give more than 0.", o.loss.beta);
+  check<UsageError>(o.loss.focal_gamma >= 0 && std::isfinite(o.loss.focal_gamma), "--focal-gamma",
+                    "{} cannot be taken; give 0 or more.", o.loss.focal_gamma);
+  check<UsageError>(!o.loss.takes_pairs() || o.loss.focal_gamma == 0, "--focal-gamma",
+                    "The labels of pairs are weighed by the loss {}; leave the focal weights out.", name_of(o.loss.kind));
   check<UsageError>(o.early_stopping == 0 || !o.valid.empty() || o.valid_fraction > 0, "--early-stopping",
                     "Without --valid or --valid-fraction there is no loss to stop by.");
 }
@@ -66,6 +71,17 @@ ModelOptions model_options(const TrainOptions& options, const gpu::Device& devic
   return model;
 }
 
+// Training's batches, those of evaluations, and those in which DPO's reference reads the pairs.
+BatchRoom room_of_run(const StepFeed& feed, const RunData& data, const TrainOptions& options) {
+  BatchRoom room = feed.room();
+  for (const ExampleSet* set : {&data.valid, &data.train}) {
+    if (set == &data.train && options.loss.kind != TrainLoss::dpo) continue;
+    const BatchRoom needed = room_of(*set, evaluation_batches(*set, options.batch_size));
+    room = {std::max(room.tokens, needed.tokens), std::max(room.labels, needed.labels)};
+  }
+  return room;
+}
+
 std::uint64_t tenth(std::uint64_t steps) { return std::max<std::uint64_t>(1, (steps + 9) / 10); }
 
 }  // namespace
@@ -93,9 +109,7 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
   const LoraAdapter adapter = first_adapter(options, config, checkpoint);
   options.lora = adapter.config;
   options.lora.base_model_name_or_path = options.model.string();
-  const auto evaluation = evaluation_batches(data->valid, options.batch_size);
-  const BatchRoom eval_room = room_of(data->valid, evaluation);
-  const BatchRoom room = {std::max(feed.room().tokens, eval_room.tokens), std::max(feed.room().labels, eval_room.labels)};
+  const BatchRoom room = room_of_run(feed, *data, options);
   const ModelOptions model = model_options(options, device, config, path, room, adapter);
 
   RunPlan plan{.gpu = device.info(), .path = path, .config = config, .form = data->train.file->form(),

@@ -33,6 +33,7 @@ struct TrainEvents {
   std::function<void(const RunPlan&)> plan;
   std::function<void(double)> loading;     // part of the model that is on the device
   std::function<void(const StepRecord&)> step;
+  std::function<void(double)> referring;   // part of the pairs whose reference is known (DPO), training's, then validation's
   std::function<void(double)> evaluating;  // part of the validation set that is done
   std::function<void(const EvalRecord&)> evaluation;
   std::function<void(const std::filesystem::path&)> saved;  // a checkpoint

@@ -3,12 +3,16 @@
 #include "nibble/base/error.h"
 #include "nibble/base/rng.h"
 #include "nibble/kernels/sum.h"
+#include "nibble/train/preference.h"
 
 #include <cmath>
 #include <cstring>
 
 namespace nibble {
 namespace {
+
+// Where the sums over pairs lie in the step's statistics: bindings may begin there on every adapter.
+constexpr std::uint32_t pair_sums = 64;
 
 // What the random numbers of a batch are for.
 enum class Draw : std::uint32_t { dropout = 0x64726f70, noise = 0x6e6f6973 };
@@ -25,7 +29,7 @@ Trainer::Trainer(ModelState& state, const TrainerOptions& options)
     : state_(state),
       options_(options),
       optimizer_(state.device(), options.adamw),
-      stats_(state.device().tensor(DType::f32, {4}, "step statistics")) {}
+      stats_(state.device().tensor(DType::f32, {pair_sums + preference_statistics}, "step statistics")) {}
 
 Trainer& Trainer::with_lora(std::uint32_t rank, double lora_alpha) {
   LoraAdapter adapter = make_lora_adapter(state_.config(), {.rank = rank, .lora_alpha = lora_alpha});
@@ -55,36 +59,82 @@ Model& Trainer::model() {
   return *model_;
 }
 
-void Trainer::begin_step(std::span<const TokenStream> batches, double learning_rate) {
-  Model& on = model();
-  labels_ = 0;
-  for (const TokenStream& batch : batches) labels_ += batch.labels.size();
+void Trainer::count(std::span<const TokenStream> batches) {
+  labels_ = pairs_ = chosen_labels_ = 0;
+  for (const TokenStream& batch : batches) {
+    labels_ += batch.labels.size();
+    pairs_ += batch.sides.size() / 2;
+    for (std::size_t i = 0; i + 1 < batch.sides.size(); i += 2) chosen_labels_ += batch.sides[i + 1] - batch.sides[i];
+    check<UsageError>(options_.loss.takes_pairs() == !batch.sides.empty(), "trainer", "The loss {} takes {}.",
+                      name_of(options_.loss.kind), options_.loss.takes_pairs() ? "pairs of answers" : "no pairs of answers");
+    check<UsageError>(options_.loss.kind != TrainLoss::dpo || !batch.reference.empty(), "trainer",
+                      "DPO needs the reference's log-probabilities of the pairs.");
+  }
   check<UsageError>(labels_ > 0, "trainer", "The {} batches of the update have no label to learn.", batches.size());
+}
+
+void Trainer::begin_step(std::span<const TokenStream> batches, double learning_rate) {
+  count(batches);
+  model();
   const LoraWeights& lora = *state_.lora_mirror().train();
   gpu::Recorder recorder(state_.device());
   recorder.clear(lora.grads);
-  for (std::size_t i = 0; i < batches.size(); ++i) {
-    const DeviceStream stream = on.upload(recorder, batches[i]);
-    const TrainingNoise noise{.dropout = {.probability = static_cast<float>(options_.lora_dropout),
-                                          .seed = draw(Draw::dropout, options_.seed, state_.step, i)},
-                              .neftune = {.alpha = static_cast<float>(options_.neftune_alpha),
-                                          .seed = draw(Draw::noise, options_.seed, state_.step, i)}};
-    // Divided by the labels of the whole update, so that accumulation gives the gradient of one large batch.
-    const Head::Loss loss = on.loss_and_gradients(recorder, stream, {.factor = 1.0f / static_cast<float>(labels_)}, noise);
-    record(recorder, Sum{.x = loss.loss, .total = stats_, .slot = 0, .accumulate = i > 0});
-    record(recorder, Sum{.x = loss.correct, .total = stats_, .slot = 1, .accumulate = i > 0});
-  }
+  for (std::size_t i = 0; i < batches.size(); ++i) record_batch(recorder, batches[i], i);
   optimizer_.record_step(recorder, lora, learning_rate, state_.step + 1);
   recorder.copy(optimizer_.norm_and_factor(), stats_.part(2, {2}));
   recorder.submit();
+}
+
+void Trainer::record_batch(gpu::Recorder& recorder, const TokenStream& batch, std::size_t index) {
+  const DeviceStream stream = model_->upload(recorder, batch);
+  const TrainingNoise noise{.dropout = {.probability = static_cast<float>(options_.lora_dropout),
+                                        .seed = draw(Draw::dropout, options_.seed, state_.step, index)},
+                            .neftune = {.alpha = static_cast<float>(options_.neftune_alpha),
+                                        .seed = draw(Draw::noise, options_.seed, state_.step, index)}};
+  if (options_.loss.takes_pairs()) {
+    record_pairs(recorder, stream, noise, index > 0);
+  } else {
+    record_loss(recorder, stream, noise, index > 0);
+  }
+}
+
+// Divided by the labels of the whole update, so that accumulation gives the gradient of one large batch.
+void Trainer::record_loss(gpu::Recorder& recorder, const DeviceStream& stream, const TrainingNoise& noise, bool accumulate) {
+  const LossOptions options{.factor = 1.0f / static_cast<float>(labels_),
+                            .focal_gamma = static_cast<float>(options_.loss.focal_gamma)};
+  const Head::Loss loss = model_->loss_and_gradients(recorder, stream, options, noise);
+  record(recorder, Sum{.x = loss.loss, .total = stats_, .slot = 0, .accumulate = accumulate});
+  record(recorder, Sum{.x = loss.correct, .total = stats_, .slot = 1, .accumulate = accumulate});
+}
+
+// Divided by the pairs of the whole update likewise, and ORPO's likelihood by its chosen labels.
+void Trainer::record_pairs(gpu::Recorder& recorder, const DeviceStream& stream, const TrainingNoise& noise, bool accumulate) {
+  const std::uint32_t pairs = stream.sides.dim(0) / 2;
+  if (!pair_statistics_ || pair_statistics_.dim(0) < pairs) {
+    pair_statistics_ = state_.device().tensor(DType::f32, {pairs, preference_statistics}, "pair statistics");
+  }
+  Preference preference = preference_of(options_.loss, stream);
+  preference.statistics = pair_statistics_.rows(0, pairs);
+  preference.pair_factor = 1.0f / static_cast<float>(pairs_);
+  if (options_.loss.kind == TrainLoss::orpo) preference.token_factor = 1.0f / static_cast<float>(chosen_labels_);
+  const Head::Loss loss = model_->loss_and_gradients(recorder, stream, {.preference = &preference}, noise);
+  record(recorder, PreferenceTotal{.statistics = preference.statistics, .total = stats_.part(pair_sums, {preference_statistics}),
+                                   .accumulate = accumulate});
+  record(recorder, Sum{.x = loss.correct, .total = stats_, .slot = 1, .accumulate = accumulate});
 }
 
 StepResult Trainer::end_step() {
   const auto stats = state_.device().read<float>(stats_);
   std::uint32_t correct = 0;
   std::memcpy(&correct, &stats[1], sizeof correct);
-  const StepResult result{.loss = stats[0] / static_cast<double>(labels_), .grad_norm = stats[2], .labels = labels_,
-                          .correct = correct};
+  StepResult result{.loss = stats[0] / static_cast<double>(labels_), .grad_norm = stats[2], .labels = labels_,
+                    .correct = correct};
+  if (options_.loss.takes_pairs()) {
+    PreferenceStatistics sums;
+    std::memcpy(&sums, &stats[pair_sums], sizeof sums);
+    result.loss = mean_loss(options_.loss.kind, sums, pairs_, chosen_labels_);
+    result.preference = mean_of(sums, pairs_, chosen_labels_);
+  }
   if (std::isfinite(result.loss) && std::isfinite(result.grad_norm)) ++state_.step;
   return result;
 }

@@ -1,6 +1,8 @@
 #pragma once
 
 #include "nibble/model/model.h"
+#include "nibble/report/records.h"
+#include "nibble/train/loss.h"
 #include "nibble/train/optimizer.h"
 
 #include <cstdint>
@@ -14,15 +16,17 @@ namespace nibble {
 struct TrainerOptions {
   ModelOptions model;
   AdamWOptions adamw;
+  LossSettings loss;
   double lora_dropout = 0;
   double neftune_alpha = 0;  // noise on the embeddings (nibble/kernels/neftune.h); 0: none
   std::uint64_t seed = 42;   // of dropout and noise, which are fresh in each update
 };
 
 struct StepResult {
-  double loss = 0;       // mean over the labels
+  double loss = 0;       // mean over the labels, or over pairs
   double grad_norm = 0;  // before clipping
   std::uint64_t labels = 0, correct = 0;  // correct: those that were the most likely token
+  std::optional<PreferenceRecord> preference;  // of pairs
 };
 
 // What a layer gives on its own, all (T, hidden).
@@ -53,7 +57,7 @@ class Trainer {
   // Updates done; the state's.
   std::uint64_t current_step() const { return state_.step; }
 
-  // One update from the mean loss over the labels of all batches, however they were cut. A loss or gradient that is not finite
+  // One update from the mean loss over the labels of all batches, or over their pairs, however they were cut. A loss or gradient that is not finite
   // changes nothing and throws Diverged.
   StepResult full_train_step(std::span<const TokenStream> batches, double learning_rate);
   // The same in two halves, between which the CPU is free. Where the result is not finite nothing was changed and the update is
@@ -79,6 +83,12 @@ class Trainer {
   ModelState& state() { return state_; }
 
  private:
+  void count(std::span<const TokenStream> batches);
+  // Losses, statistics and gradients of one of the update's batches.
+  void record_batch(gpu::Recorder& recorder, const TokenStream& batch, std::size_t index);
+  void record_loss(gpu::Recorder& recorder, const DeviceStream& stream, const TrainingNoise& noise, bool accumulate);
+  void record_pairs(gpu::Recorder& recorder, const DeviceStream& stream, const TrainingNoise& noise, bool accumulate);
+
   std::uint32_t rows_of(std::span<const float> values, std::uint32_t columns, std::string_view name) const;
   Tensor upload(std::span<const float> values, std::uint32_t columns, std::string_view name);
   DeviceStream one_segment(gpu::Recorder& recorder, std::uint32_t tokens);
@@ -87,8 +97,12 @@ class Trainer {
   TrainerOptions options_;
   std::optional<Model> model_;
   Optimizer optimizer_;
-  Tensor stats_;  // loss sum, right predictions (u32), gradient norm, clip factor: one readback an update
-  std::uint64_t labels_ = 0;  // of the update that has begun
+  // One readback an update: loss sum, right predictions (u32), gradient norm and clip factor, and from `pair_sums` on the sums
+  // of PreferenceStatistics.
+  Tensor stats_;
+  Tensor pair_statistics_;  // of a batch, as large as was needed yet
+  // Of the update that has begun:
+  std::uint64_t labels_ = 0, pairs_ = 0, chosen_labels_ = 0;
 };
 
 }  // namespace nibble
