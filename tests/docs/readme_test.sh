@@ -27,7 +27,9 @@ rows=0
 while read -r line; do
   [[ $line == *'"step"'* ]] && continue
   printf '%s\n' "$line" >row.jsonl
-  build/nibble train --model models/tiny-qwen3 --data row.jsonl --output nowhere --dry-run >log 2>&1 ||
+  loss=sft
+  [[ $line == *'"chosen"'* ]] && loss=dpo
+  build/nibble train --model models/tiny-qwen3 --data row.jsonl --loss $loss --output nowhere --dry-run >log 2>&1 ||
     { cat log && echo "FAILED: this row of docs/formats.md cannot be read: $line" && exit 1; }
   rows=$((rows + 1))
 done < <(blocks json "$root/docs/formats.md")
