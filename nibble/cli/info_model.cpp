@@ -69,11 +69,6 @@ ModelFacts read_facts(const std::string& folder) {
 
 std::vector<Estimate> estimates(const gpu::Device& device, ProductPath path, const ModelConfig& config) {
   const LoraConfig lora{.rank = estimate_rank};
-  std::uint64_t trainable = 0;
-  for (const Projection p : all_projections) {
-    const auto [out, in] = projection_dims(config, p);
-    trainable += std::uint64_t{lora.rank} * (out + in) * config.num_layers;
-  }
   std::vector<Estimate> result;
   for (const auto& [rows, wanted] : {std::pair{1u, 512u}, {4u, 512u}, {8u, 1024u}, {8u, 4096u}}) {
     const std::uint32_t length = std::min(wanted, config.max_position_embeddings);
@@ -81,7 +76,7 @@ std::vector<Estimate> estimates(const gpu::Device& device, ProductPath path, con
     const auto bytes = [&](bool checkpointing) {
       const ModelOptions options{.path = path, .gradient_checkpointing = checkpointing, .max_tokens = rows * length,
                                  .max_labels = rows * length};
-      return plan_memory(device, config, options, trainable, lora.rank).total();
+      return plan_memory(device, config, options, lora).total();
     };
     result.push_back({rows, length, bytes(false), bytes(true)});
   }

@@ -100,6 +100,7 @@ Generator::Pass Generator::make_pass(ProductPath path, std::uint32_t most_tokens
 void Generator::use_adapter(bool use) {
   const LoraWeights* wanted = use && adapters_ ? adapters_->on_device() : nullptr;
   if (wanted == pieces_.linear.lora) return;
+  head_.use_base(!use);
   pieces_.linear.lora = steps_.linear.lora = wanted;
   seen_.clear();
 }

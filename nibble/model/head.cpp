@@ -9,11 +9,6 @@
 #include <algorithm>
 
 namespace nibble {
-namespace {
-
-Weight head_weight(const DeviceWeights& weights) { return {.data = weights.head.data, .scale = weights.head.scale}; }
-
-}  // namespace
 
 std::uint32_t Head::default_chunk_rows(const gpu::Limits& limits, std::uint32_t vocab_size) {
   const std::uint64_t bytes = std::min<std::uint64_t>(std::uint64_t{128} << 20, limits.max_binding);
@@ -59,6 +54,18 @@ std::vector<gpu::RowRange> Head::chunks(std::uint32_t labels) const {
   return result;
 }
 
+void Head::use_base(bool use) {
+  check<UsageError>(!use || weights_.base_head.data, "head",
+                    "The base's own head is not loaded, as one that is trained took its place; without the adapter nothing can "
+                    "be computed.");
+  uses_base_ = use;
+}
+
+Weight Head::weight() const {
+  const DenseMatrix& matrix = uses_base_ ? weights_.base_head : weights_.head;
+  return {.data = matrix.data, .scale = matrix.scale};
+}
+
 void Head::normalise(gpu::Recorder& recorder, const Tensor& x, const Tensor& rows, std::uint32_t count) {
   check(count <= inv_rms_.dim(0), "head", "{} labelled rows came; room was made for {}.", count, inv_rms_.dim(0));
   record(recorder, RmsNorm{.x = x, .weight = weights_.final_norm, .rows = rows, .y = first_rows(normed_, count),
@@ -67,7 +74,7 @@ void Head::normalise(gpu::Recorder& recorder, const Tensor& x, const Tensor& row
 
 Tensor Head::chunk_logits(gpu::Recorder& recorder, std::uint32_t begin, std::uint32_t end) {
   const Tensor logits = logits_.rows(0, end - begin);
-  record(recorder, ProductNT{.path = options_.path, .x = operand_rows(normed_, {begin, end}), .w = head_weight(weights_), .y = logits});
+  record(recorder, ProductNT{.path = options_.path, .x = operand_rows(normed_, {begin, end}), .w = weight(), .y = logits});
   return logits;
 }
 
@@ -95,7 +102,7 @@ void Head::gradients(gpu::Recorder& recorder, const DeviceStream& stream, const 
                                   .d_logits = d_logits, .factor = loss.preference ? 1.0f : loss.factor,
                                   .weights = loss.preference ? label_weights_.rows(begin, end) : Tensor{},
                                   .focal_gamma = loss.preference ? 0.0f : loss.focal_gamma});
-    record(recorder, ProductNN{.path = options_.path, .x = d_logits, .w = head_weight(weights_), .y = d_normed_.rows(begin, end)});
+    record(recorder, ProductNN{.path = options_.path, .x = d_logits, .w = weight(), .y = d_normed_.rows(begin, end)});
     if (d_head) {
       record(recorder, ProductTN{.x = d_logits, .w = operand_rows(normed_, {begin, end}), .y = d_head, .scratch = head_scratch_});
     }
@@ -135,7 +142,7 @@ Tensor Head::logits(gpu::Recorder& recorder, const Tensor& x, const Tensor& rows
         options_.chunk_rows);
   normalise(recorder, x, rows, count);
   const Tensor logits = logits_.rows(0, count);
-  record(recorder, ProductNT{.path = options_.path, .x = first_rows(normed_, count), .w = head_weight(weights_), .y = logits});
+  record(recorder, ProductNT{.path = options_.path, .x = first_rows(normed_, count), .w = weight(), .y = logits});
   return logits;
 }
 

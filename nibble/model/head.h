@@ -46,11 +46,15 @@ class Head {
   // Logits (R, vocab) of the given rows of x, at most one chunk of them.
   Tensor logits(gpu::Recorder& recorder, const Tensor& x, const Tensor& rows, std::uint32_t count);
 
+  // Multiplies by the base's own head where an adapter brings another; UsageError where it is not loaded.
+  void use_base(bool use);
+
   std::uint32_t chunk_rows() const { return options_.chunk_rows; }
   static std::uint32_t default_chunk_rows(const gpu::Limits& limits, std::uint32_t vocab_size);
   static std::uint64_t bytes(const ModelConfig& config, const HeadOptions& options);
 
  private:
+  Weight weight() const;
   void normalise(gpu::Recorder& recorder, const Tensor& x, const Tensor& rows, std::uint32_t count);
   std::vector<gpu::RowRange> chunks(std::uint32_t labels) const;
   // Logits of rows [begin, end) of what was normalised.
@@ -62,6 +66,7 @@ class Head {
   const ModelConfig& config_;
   const DeviceWeights& weights_;
   HeadOptions options_;
+  bool uses_base_ = false;
   Operand normed_;         // (R, C)
   Tensor inv_rms_;         // (R)
   Tensor d_normed_;        // (R, C)

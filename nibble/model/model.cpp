@@ -35,7 +35,7 @@ ModelOptions of_path(ModelOptions options, ProductPath path) {
   return options;
 }
 
-std::uint64_t frozen_bytes(const ModelConfig& config, ProductPath path) {
+std::uint64_t frozen_bytes(const ModelConfig& config, ProductPath path, bool has_head) {
   std::uint64_t projections = 0;
   for (const Projection p : all_projections) {
     const auto [out, in] = projection_dims(config, p);
@@ -43,25 +43,32 @@ std::uint64_t frozen_bytes(const ModelConfig& config, ProductPath path) {
   }
   const std::uint64_t table = std::uint64_t{config.vocab_size} * config.hidden_size * size_of(operand_dtype(path));
   const std::uint64_t norms = 4ull * (2 * config.hidden_size + 2 * config.head_dim) * config.num_layers;
-  return config.num_layers * (projections / 2 + projections / 16) + norms + table * (config.tie_word_embeddings ? 1 : 2);
+  return config.num_layers * (projections / 2 + projections / 16) + norms + table * (config.tie_word_embeddings || !has_head ? 1 : 2);
 }
 
 }  // namespace
 
 MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options,
-                       std::uint64_t trainable_parameters, std::uint32_t rank) {
-  const ActivationShape shape = activation_shape(config, options, rank);
+                       const LoraConfig& lora, const std::optional<TrainedHeadOptions>& trained_head) {
+  const ActivationShape shape = activation_shape(config, options, lora.rank);
   HeadOptions head = head_options(options);
   if (head.chunk_rows == 0) head.chunk_rows = Head::default_chunk_rows(device.info().limits, config.vocab_size);
   head.chunk_rows = std::min((head.chunk_rows + 63) / 64 * 64, std::max(1u, head.max_labels));
   const std::uint64_t stream_bytes = 4ull * options.max_tokens * config.hidden_size;
-  return {.frozen_weights = frozen_bytes(config, options.path),
+  LoraConfig matrices = lora;
+  matrices.saves_head = false;
+  const TrainedHead::Bytes trained = trained_head ? TrainedHead::bytes(config, *trained_head) : TrainedHead::Bytes{};
+  const std::uint64_t partial_sums =
+      trained_head ? product_tn_scratch(device, head.chunk_rows, config.vocab_size, config.hidden_size) : 0;
+  return {.frozen_weights = frozen_bytes(config, options.path, !trained_head),
           .decoded_weights = FrozenWeights::decoded_bytes(config, options.path, options.residency),
-          .adapters = trainable_parameters * 4 * (options.trainable ? 4 : 1),
+          .adapters = trainable_params(config, matrices) * 4 * (options.trainable ? 4 : 1),
           .activations = residual_count(config, options) * stream_bytes +
                          activation_count(config, options) * layer_activation_bytes(shape),
           .scratch = scratch_bytes(device, shape, options.trainable) + (options.trainable ? stream_bytes : 0),
-          .head = Head::bytes(config, head)};
+          .head = Head::bytes(config, head),
+          .trained_head = trained.device + partial_sums * sizeof(float),
+          .host_head = trained.host};
 }
 
 Model::Model(const ModelState& state, const ModelOptions& options)
@@ -88,7 +95,10 @@ Model::Model(const ModelState& state, const ModelOptions& options)
                                 rope_table(positions, config_.head_dim, config_.rope_theta), "rope");
 }
 
-void Model::use_adapter(bool use) { linear_.lora = use && adapters_ ? adapters_->on_device() : nullptr; }
+void Model::use_adapter(bool use) {
+  head_.use_base(!use);
+  linear_.lora = use && adapters_ ? adapters_->on_device() : nullptr;
+}
 
 LayerContext Model::context(gpu::Recorder& recorder, const DeviceStream& stream) {
   if (adapters_) adapters_->on_device();
@@ -128,10 +138,11 @@ Head::Loss Model::loss(gpu::Recorder& recorder, const DeviceStream& stream) {
 }
 
 Head::Loss Model::base_loss(gpu::Recorder& recorder, const DeviceStream& stream) {
-  const LoraWeights* lora = std::exchange(linear_.lora, nullptr);
-  const Tensor last = forward(recorder, stream);
-  linear_.lora = lora;
-  return head_.forward(recorder, stream, last);
+  const bool used = linear_.lora != nullptr;
+  use_adapter(false);
+  const Head::Loss loss = head_.forward(recorder, stream, forward(recorder, stream));
+  use_adapter(used);
+  return loss;
 }
 
 Head::Loss Model::loss_and_gradients(gpu::Recorder& recorder, const DeviceStream& stream, const LossOptions& loss_options,

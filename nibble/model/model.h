@@ -42,14 +42,16 @@ struct MemoryPlan {
   std::uint64_t activations = 0;     // kept between the passes
   std::uint64_t scratch = 0;
   std::uint64_t head = 0;
+  std::uint64_t trained_head = 0;    // of a head that is trained: what lies on the device
+  std::uint64_t host_head = 0;       // and in host memory, which is not in the total
   std::uint64_t total() const {
-    return frozen_weights + decoded_weights + adapters + activations + scratch + head;
+    return frozen_weights + decoded_weights + adapters + activations + scratch + head + trained_head;
   }
 };
 
-// Of a model that is not loaded yet; `trainable_parameters` and `rank` describe the adapter.
-MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options,
-                       std::uint64_t trainable_parameters, std::uint32_t rank);
+// Of a model that is not loaded yet.
+MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options, const LoraConfig& lora,
+                       const std::optional<TrainedHeadOptions>& trained_head = {});
 
 // A causal language model with adapters on the device: forward and backward over token streams. Nothing is read back here.
 class Model {
@@ -64,7 +66,7 @@ class Model {
   const ModelOptions& options() const { return options_; }
   // The adapters on the device; null where there are none or they are not used.
   const LoraWeights* lora() const { return linear_.lora; }
-  // With the adapters, as at first, or without.
+  // With the adapters and their head, as at first, or without.
   void use_adapter(bool use);
 
   DeviceStream upload(gpu::Recorder& recorder, const TokenStream& stream) const { return streams_.upload(recorder, stream); }

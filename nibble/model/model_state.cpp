@@ -60,7 +60,7 @@ std::uint64_t trainable_params(const ModelConfig& config, const LoraConfig& lora
     const auto [out, in] = projection_dims(config, p);
     count += std::uint64_t{lora.rank} * (std::uint64_t{out} + in);
   }
-  return count * config.num_layers;
+  return count * config.num_layers + (lora.saves_head ? std::uint64_t{config.vocab_size} * config.hidden_size : 0);
 }
 
 ModelState::ModelState(gpu::Device& device, ModelConfig config, ProductPath path)
@@ -83,7 +83,8 @@ ModelState ModelState::load(gpu::Device& device, const std::filesystem::path& mo
   if (!options.adapter.empty()) adapter = load_lora_adapter(options.adapter, config);  // before the long part
   state.files_ = std::make_unique<Checkpoint>(model_dir);
   state.weights_ = std::make_unique<DeviceWeights>(load_weights(
-      device, *state.files_, config, {.dense_dtype = operand_dtype(state.path_), .progress = options.progress}));
+      device, *state.files_, config,
+      {.dense_dtype = operand_dtype(state.path_), .head = options.base_head, .progress = options.progress}));
   if (adapter) {
     state.set_lora(*adapter, options.trainable);
   } else {
@@ -128,15 +129,32 @@ LoraMirror& ModelState::lora_mirror() const {
 
 void ModelState::set_lora(const LoraAdapter& adapter, bool trainable) {
   lora_ = std::make_unique<LoraMirror>(*device_, config_, adapter, trainable);
+  if (trained_head_ && !adapter.head) return;
+  adapter_head_ = adapter.head;
+  host_head_.clear();
+  if (trained_head_) {
+    train_head(trained_head_->options());
+  } else if (weights_->base_head.data) {
+    weights_->head = adapter.head ? upload_dense(*device_, *adapter.head, operand_dtype(path_), head_tensor_name) : weights_->base_head;
+  }
 }
 
-const std::vector<float>& ModelState::lm_head() const {
-  if (!host_head_.empty()) return host_head_;
-  check<UsageError>(files_ != nullptr, "model state", "Made-up weights have no head to read.");
-  host_head_ = files_->read_as_f32(config_.tie_word_embeddings ? embedding_tensor_name : head_tensor_name);
-  return host_head_;
+LoraAdapter ModelState::lora_adapter() const {
+  LoraAdapter adapter = lora_mirror().adapter(config_);
+  if (trained_head_) {
+    adapter.head = trained_head_->values();
+  } else {
+    adapter.head = adapter_head_;
+  }
+  adapter.config.saves_head = adapter.head.has_value();
+  return adapter;
 }
 
-std::uint64_t ModelState::trainable_params() const { return has_lora() ? nibble::trainable_params(config_, lora_config()) : 0; }
+std::uint64_t ModelState::trainable_params() const {
+  if (!has_lora()) return 0;
+  LoraConfig lora = lora_config();
+  lora.saves_head = trained_head_ != nullptr || adapter_head_.has_value();
+  return nibble::trainable_params(config_, lora);
+}
 
 }  // namespace nibble

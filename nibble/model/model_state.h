@@ -3,6 +3,7 @@
 #include "nibble/io/checkpoint.h"
 #include "nibble/kernels/product.h"
 #include "nibble/model/lora_mirror.h"
+#include "nibble/model/trained_head.h"
 #include "nibble/weights/device_weights.h"
 
 #include <cstdint>
@@ -47,6 +48,7 @@ struct StateOptions {
   std::filesystem::path adapter = {};          // or: a PEFT folder to begin with; neither: the base alone
   bool trainable = true;                       // room for gradients and moments of the adapters
   std::uint64_t seed = 42;                     // of a new adapter
+  bool base_head = true;                       // false leaves the head out where train_head is to follow
   std::function<void(double)> progress = {};   // hears the part of the weights that is on the device
 };
 
@@ -99,12 +101,21 @@ class ModelState {
   std::vector<LoraLayer>& edit_lora() { return lora_mirror().edit(); }
   const LoraConfig& lora_config() const { return lora_mirror().config(); }
   // As PEFT stores it.
-  LoraAdapter lora_adapter() const { return lora_mirror().adapter(config_); }
-  // Replaces the adapter; moments begin at zero. Models made before must not be used any more.
+  LoraAdapter lora_adapter() const;
+  // Replaces the adapter and, where it brings one, the head; moments begin at zero. A head that is trained stays where the
+  // adapter brings none. Models made before must not be used any more.
   void set_lora(const LoraAdapter& adapter, bool trainable);
 
-  // The head (vocab, hidden), row-major; of a model that ties it also the embedding.
+  // The head (vocab, hidden), row-major; of a model that ties it also the embedding, until the head is trained.
   const std::vector<float>& lm_head() const;
+  // Its moments, as they are now; empty until the head is trained.
+  std::vector<float> lm_head_m() const;
+  std::vector<float> lm_head_v() const;
+  // Trains the head from now on, beginning with that of the adapter or of the model; a tied one is untied, and the embedding
+  // stays. The state's path counts, not that of the options. Models made before must not be used any more.
+  void train_head(TrainedHeadOptions options);
+  // Null until the head is trained.
+  TrainedHead* trained_head() const { return trained_head_.get(); }
 
   // Numbers that training changes.
   std::uint64_t trainable_params() const;
@@ -137,6 +148,7 @@ class ModelState {
   static ModelState load(gpu::Device& device, const std::filesystem::path& model_dir, const ModelConfig& config,
                          const StateOptions& options);
   void begin_lora(const StateOptions& options);
+  MatrixSource first_head() const;  // of the adapter or the model
 
   gpu::Device* device_;
   ModelConfig config_;
@@ -144,8 +156,11 @@ class ModelState {
   std::unique_ptr<Checkpoint> files_;  // null of made-up weights
   std::unique_ptr<DeviceWeights> weights_;
   std::unique_ptr<LoraMirror> lora_;
+  std::optional<MatrixSource> adapter_head_;  // that the adapter brought
+  std::unique_ptr<TrainedHead> trained_head_;
   mutable std::vector<Nf4Layer> host_layers_;
   mutable std::vector<float> host_head_;
+  mutable std::uint64_t host_head_updates_ = 0;  // of the trained head, when it was read
 };
 
 // The same sums by shapes alone.

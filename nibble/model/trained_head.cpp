@@ -72,8 +72,7 @@ TrainedHead::TrainedHead(gpu::Device& device, const MatrixSource& values, const 
   }
   largest_ = device.tensor(DType::f32, {1}, "largest of the head");
   product_ = {.data = device.tensor(operand_dtype(options.path), {rows_, columns_}, "head")};
-  gpu::Recorder recorder(device);
-  copy_all(recorder, largest);
+  copy_all(largest);
 }
 
 TrainedHead::Bytes TrainedHead::bytes(const ModelConfig& config, const TrainedHeadOptions& options) {
@@ -108,11 +107,14 @@ gpu::Tensor TrainedHead::master_piece(std::uint32_t first, std::uint32_t last) c
 
 void TrainedHead::update(gpu::Recorder& recorder, const gpu::Tensor& norm_and_factor, const AdamWRule& rule) {
   for_each_piece([&](std::uint32_t first, std::uint32_t last) { update_piece(recorder, norm_and_factor, rule, first, last); });
+  ++updates_;
+}
+
+void TrainedHead::settle() {
   if (!has_copy()) return;
-  recorder.submit();
   const float largest = device_.read<float>(largest_)[0];
   // The copy was written under the scale of before, which still holds unless the largest has passed a power of two.
-  if (product_.scale * top_of_f16(largest) != 1.0f) copy_all(recorder, largest);
+  if (product_.scale * top_of_f16(largest) != 1.0f) copy_all(largest);
 }
 
 void TrainedHead::update_piece(gpu::Recorder& recorder, const gpu::Tensor& norm_and_factor, const AdamWRule& rule,
@@ -152,7 +154,8 @@ void TrainedHead::copy_piece(gpu::Recorder& recorder, const gpu::Tensor& master,
                            .factor = 1.0f / product_.scale});
 }
 
-void TrainedHead::copy_all(gpu::Recorder& recorder, float largest) {
+void TrainedHead::copy_all(float largest) {
+  gpu::Recorder recorder(device_);
   product_.scale = 1.0f / top_of_f16(largest);
   for_each_piece([&](std::uint32_t first, std::uint32_t last) {
     copy_piece(recorder, master_piece(first, last), first);

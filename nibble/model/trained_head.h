@@ -37,9 +37,13 @@ class TrainedHead {
   const TrainedHeadOptions& options() const { return options_; }
   const gpu::Tensor& gradient() const { return gradient_; }  // (vocab, hidden) f32; kernels add to it, callers clear it
 
-  // One update by the gradient times the factor in `norm_and_factor` (see GradNorm). Submits what is recorded and waits where
-  // the state is on the host or products read a copy.
+  // One update by the gradient times the factor in `norm_and_factor` (see GradNorm). Where the state is on the host it submits
+  // what is recorded and waits.
   void update(gpu::Recorder& recorder, const gpu::Tensor& norm_and_factor, const AdamWRule& rule);
+  // To be called when the update was submitted and before products read its result: fits the copy's scale to the master.
+  void settle();
+  // Updates so far: tells states of the values apart.
+  std::uint64_t updates() const { return updates_; }
 
   // The master, and the moments of AdamW as f32. The head must outlive the sources.
   MatrixSource values() const;
@@ -78,7 +82,7 @@ class TrainedHead {
   void record_adamw(gpu::Recorder& recorder, const gpu::Tensor& master, const gpu::Tensor& norm_and_factor, const AdamWRule& rule,
                     std::uint32_t first, std::uint32_t last);
   void copy_piece(gpu::Recorder& recorder, const gpu::Tensor& master, std::uint32_t first) const;
-  void copy_all(gpu::Recorder& recorder, float largest);
+  void copy_all(float largest);
   MatrixSource moment(const Moment& moment, const std::array<float, 256>& map) const;
   bool has_copy() const { return options_.path != ProductPath::f32; }
   std::uint32_t elements_before(std::uint32_t block) const { return std::min(size_, block * moment_block); }
@@ -92,6 +96,7 @@ class TrainedHead {
   Moment first_, second_;
   gpu::Tensor maps_;     // of moments in 8 bits
   gpu::Tensor largest_;  // magnitude of the master, where there is a copy
+  std::uint64_t updates_ = 0;
 };
 
 }  // namespace nibble

@@ -24,22 +24,31 @@ void Optimizer::record_norm(gpu::Recorder& recorder, const std::vector<gpu::Tens
                             .max_norm = options_.max_grad_norm});
 }
 
+AdamWRule Optimizer::rule(double learning_rate, std::uint64_t step) const {
+  return {.step = step, .learning_rate = learning_rate, .beta1 = options_.adam_beta1, .beta2 = options_.adam_beta2,
+          .epsilon = options_.adam_epsilon, .weight_decay = options_.weight_decay};
+}
+
 void Optimizer::record_range(gpu::Recorder& recorder, const LoraWeights& weights, const Range& range, std::uint64_t step) {
   const auto part = [&](const gpu::Tensor& flat) { return flat.part(range.begin, {static_cast<std::uint32_t>(range.size)}); };
   record(recorder, AdamW{.weights = part(weights.params), .gradients = part(weights.grads),
                          .first_moment = part(weights.first_moment), .second_moment = part(weights.second_moment),
-                         .norm_and_factor = norm_and_factor_,
-                         .rule = {.step = step, .learning_rate = range.learning_rate, .beta1 = options_.adam_beta1,
-                                  .beta2 = options_.adam_beta2, .epsilon = options_.adam_epsilon,
-                                  .weight_decay = options_.weight_decay}});
+                         .norm_and_factor = norm_and_factor_, .rule = rule(range.learning_rate, step)});
 }
 
-void Optimizer::record_step(gpu::Recorder& recorder, const LoraWeights& weights, double learning_rate, std::uint64_t step) {
-  record_norm(recorder, {weights.grads});
+void Optimizer::record_step(gpu::Recorder& recorder, const LoraWeights& weights, double learning_rate, std::uint64_t step,
+                            TrainedHead* head) {
+  std::vector<gpu::Tensor> gradients = {weights.grads};
+  if (head) gradients.push_back(head->gradient());
+  record_norm(recorder, gradients);
   const std::uint64_t size = weights.params.size(), b_begin = weights.b_begin;
-  if (options_.loraplus_ratio == 1.0) return record_range(recorder, weights, {0, size, learning_rate}, step);
-  record_range(recorder, weights, {0, b_begin, learning_rate}, step);
-  record_range(recorder, weights, {b_begin, size - b_begin, learning_rate * options_.loraplus_ratio}, step);
+  if (options_.loraplus_ratio == 1.0) {
+    record_range(recorder, weights, {0, size, learning_rate}, step);
+  } else {
+    record_range(recorder, weights, {0, b_begin, learning_rate}, step);
+    record_range(recorder, weights, {b_begin, size - b_begin, learning_rate * options_.loraplus_ratio}, step);
+  }
+  if (head) head->update(recorder, norm_and_factor_, rule(learning_rate * options_.head_ratio, step));
 }
 
 void Optimizer::record_layer_step(gpu::Recorder& recorder, const LoraWeights& weights, std::uint32_t layer,

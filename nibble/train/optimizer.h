@@ -1,6 +1,6 @@
 #pragma once
 
-#include "nibble/gpu/recorder.h"
+#include "nibble/model/trained_head.h"
 #include "nibble/weights/lora_weights.h"
 
 #include <string_view>
@@ -11,6 +11,7 @@ struct AdamWOptions {
   double adam_beta1 = 0.9, adam_beta2 = 0.999, adam_epsilon = 1e-8, weight_decay = 0.0;
   double max_grad_norm = 1.0;  // 0: gradients are not clipped
   double loraplus_ratio = 1.0;  // the matrices B learn so many times faster than A (LoRA+, Hayou et al. 2024)
+  double head_ratio = 1.0;      // and so many times a head that is trained
 };
 
 // Known settings by name: "pytorch", those of torch.optim.AdamW without decay, and "original", betas 0.9 and 0.95, epsilon 1e-8,
@@ -24,8 +25,9 @@ class Optimizer {
   Optimizer(gpu::Device& device, const AdamWOptions& options);
 
   // Records update number `step`, from 1 on. The gradients stay as they are. An update with a norm that is not finite
-  // changes nothing.
-  void record_step(gpu::Recorder& recorder, const LoraWeights& weights, double learning_rate, std::uint64_t step);
+  // changes nothing. A head is updated too, under the norm of all gradients together; TrainedHead::settle() must follow.
+  void record_step(gpu::Recorder& recorder, const LoraWeights& weights, double learning_rate, std::uint64_t step,
+                   TrainedHead* head = nullptr);
 
   // The same for the adapters of one layer alone, where the gradients of the others are zero.
   void record_layer_step(gpu::Recorder& recorder, const LoraWeights& weights, std::uint32_t layer, double learning_rate,
@@ -41,6 +43,7 @@ class Optimizer {
     double learning_rate = 0;
   };
   void record_norm(gpu::Recorder& recorder, const std::vector<gpu::Tensor>& gradients);
+  AdamWRule rule(double learning_rate, std::uint64_t step) const;
   void record_range(gpu::Recorder& recorder, const LoraWeights& weights, const Range& range, std::uint64_t step);
 
   AdamWOptions options_;

@@ -79,10 +79,17 @@ void Trainer::begin_step(std::span<const TokenStream> batches, double learning_r
   const LoraWeights& lora = *state_.lora_mirror().train();
   gpu::Recorder recorder(state_.device());
   recorder.clear(lora.grads);
+  TrainedHead* head = state_.trained_head();
+  if (head) recorder.clear(head->gradient());
   for (std::size_t i = 0; i < batches.size(); ++i) record_batch(recorder, batches[i], i);
-  optimizer_.record_step(recorder, lora, learning_rate, state_.step + 1);
+  optimizer_.record_step(recorder, lora, learning_rate, state_.step + 1, head);
   recorder.copy(optimizer_.norm_and_factor(), stats_.part(2, {2}));
   recorder.submit();
+}
+
+Tensor Trainer::head_gradient() const {
+  const TrainedHead* head = state_.trained_head();
+  return head ? head->gradient() : Tensor{};
 }
 
 void Trainer::record_batch(gpu::Recorder& recorder, const TokenStream& batch, std::size_t index) {
@@ -102,7 +109,7 @@ void Trainer::record_batch(gpu::Recorder& recorder, const TokenStream& batch, st
 void Trainer::record_loss(gpu::Recorder& recorder, const DeviceStream& stream, const TrainingNoise& noise, bool accumulate) {
   const LossOptions options{.factor = 1.0f / static_cast<float>(labels_),
                             .focal_gamma = static_cast<float>(options_.loss.focal_gamma)};
-  const Head::Loss loss = model_->loss_and_gradients(recorder, stream, options, noise);
+  const Head::Loss loss = model_->loss_and_gradients(recorder, stream, options, noise, head_gradient());
   record(recorder, Sum{.x = loss.loss, .total = stats_, .slot = 0, .accumulate = accumulate});
   record(recorder, Sum{.x = loss.correct, .total = stats_, .slot = 1, .accumulate = accumulate});
 }
@@ -117,7 +124,7 @@ void Trainer::record_pairs(gpu::Recorder& recorder, const DeviceStream& stream, 
   preference.statistics = pair_statistics_.rows(0, pairs);
   preference.pair_factor = 1.0f / static_cast<float>(pairs_);
   if (options_.loss.kind == TrainLoss::orpo) preference.token_factor = 1.0f / static_cast<float>(chosen_labels_);
-  const Head::Loss loss = model_->loss_and_gradients(recorder, stream, {.preference = &preference}, noise);
+  const Head::Loss loss = model_->loss_and_gradients(recorder, stream, {.preference = &preference}, noise, head_gradient());
   record(recorder, PreferenceTotal{.statistics = preference.statistics, .total = stats_.part(pair_sums, {preference_statistics}),
                                    .accumulate = accumulate});
   record(recorder, Sum{.x = loss.correct, .total = stats_, .slot = 1, .accumulate = accumulate});
@@ -125,6 +132,7 @@ void Trainer::record_pairs(gpu::Recorder& recorder, const DeviceStream& stream, 
 
 StepResult Trainer::end_step() {
   const auto stats = state_.device().read<float>(stats_);
+  if (TrainedHead* head = state_.trained_head()) head->settle();
   std::uint32_t correct = 0;
   std::memcpy(&correct, &stats[1], sizeof correct);
   StepResult result{.loss = stats[0] / static_cast<double>(labels_), .grad_norm = stats[2], .labels = labels_,

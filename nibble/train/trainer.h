@@ -85,6 +85,7 @@ class Trainer {
  private:
   void count(std::span<const TokenStream> batches);
   // Losses, statistics and gradients of one of the update's batches.
+  Tensor head_gradient() const;  // empty where the head is not trained
   void record_batch(gpu::Recorder& recorder, const TokenStream& batch, std::size_t index);
   void record_loss(gpu::Recorder& recorder, const DeviceStream& stream, const TrainingNoise& noise, bool accumulate);
   void record_pairs(gpu::Recorder& recorder, const DeviceStream& stream, const TrainingNoise& noise, bool accumulate);

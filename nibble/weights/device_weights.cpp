@@ -108,11 +108,13 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
   const std::string embedding(embedding_tensor_name), head(head_tensor_name);
   weights.embedding = upload_dense(device, source_of(checkpoint.at(embedding)), options.dense_dtype, embedding);
   meter.add(checkpoint.at(embedding).tensor->bytes);
-  if (options.head && config.tie_word_embeddings) weights.head = weights.embedding;
-  if (options.head && !config.tie_word_embeddings) {
-    weights.head = upload_dense(device, source_of(checkpoint.at(head)), options.dense_dtype, head);
+  if (config.tie_word_embeddings) {
+    weights.base_head = weights.embedding;
+  } else if (options.head) {
+    weights.base_head = upload_dense(device, source_of(checkpoint.at(head)), options.dense_dtype, head);
     meter.add(checkpoint.at(head).tensor->bytes);
   }
+  if (options.head) weights.head = weights.base_head;
   weights.final_norm = load_vector(device, checkpoint, std::string(final_norm_tensor_name));
   for (std::uint32_t i = 0; i < config.num_layers; ++i) {
     LayerWeights& layer = weights.layers.emplace_back();
@@ -138,7 +140,8 @@ DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, DT
   };
   DeviceWeights weights;
   weights.embedding = dense(config.vocab_size);
-  weights.head = config.tie_word_embeddings ? weights.embedding : dense(config.vocab_size);
+  weights.base_head = config.tie_word_embeddings ? weights.embedding : dense(config.vocab_size);
+  weights.head = weights.base_head;
   weights.final_norm = ones(device, config.hidden_size);
   for (std::uint32_t i = 0; i < config.num_layers; ++i) {
     LayerWeights& layer = weights.layers.emplace_back();

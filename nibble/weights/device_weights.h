@@ -40,14 +40,15 @@ struct LayerWeights {
 
 struct DeviceWeights {
   DenseMatrix embedding;  // (vocab, hidden)
-  DenseMatrix head;       // (vocab, hidden); the embedding itself where the model ties them
+  DenseMatrix head;       // (vocab, hidden); the embedding itself where the model ties them, unless an adapter brings its own
+  DenseMatrix base_head;  // that of the model alone; empty where it is not loaded
   gpu::Tensor final_norm;
   std::vector<LayerWeights> layers;
 };
 
 struct LoadOptions {
   DType dense_dtype = DType::f32;  // of embedding and head: f32 or f16
-  bool head = true;                // false leaves the head empty, where an adapter brings its own
+  bool head = true;                // false leaves out a head that is not tied, and `head` empty
   // Called now and then with the part of the checkpoint's bytes that is done, from 0 to 1.
   std::function<void(double)> progress;
 };

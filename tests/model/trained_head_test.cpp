@@ -43,6 +43,8 @@ struct SmallHead {
     gpu::Recorder recorder(device());
     head.update(recorder, test::upload(std::vector<float>{2.0f, 0.5f}, {2}),
                 {.step = step, .learning_rate = learning_rate, .weight_decay = 0.1});
+    recorder.submit();
+    head.settle();
   }
 };
 
