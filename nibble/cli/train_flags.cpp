@@ -8,6 +8,7 @@ void TrainFlags::add_to(CLI::App& verb) {
   add_files(verb);
   add_adapter(verb);
   add_loss(verb);
+  add_head(verb);
   add_optimisation(verb);
   add_data(verb);
   add_run(verb);
@@ -48,6 +49,19 @@ void TrainFlags::add_loss(CLI::App& verb) {
   group->add_option("--focal-gamma", options.loss.focal_gamma,
                     "Multiply each token's gradient by (1 - p)^gamma, p its probability; the reported loss stays as it is")
       ->capture_default_str();
+}
+
+void TrainFlags::add_head(CLI::App& verb) {
+  auto* group = verb.add_option_group("Head");
+  group->add_flag("--train-head", options.train_head,
+                  "Train the head (lm_head) too; one that is tied to the embedding becomes its own, and the embedding stays");
+  group->add_option("--head-moments", head_moments_, "AdamW's moments of the head: f32, or 8bit in blocks of 256")
+      ->check(CLI::IsMember({"f32", "8bit"}))->capture_default_str();
+  group->add_option("--head-state", head_state_,
+                    "Where values and moments of the head are kept: device, host (slower), or auto: host where memory needs it")
+      ->check(CLI::IsMember({"auto", "device", "host"}))->capture_default_str();
+  group->add_option("--head-learning-rate", options.head_learning_rate, "Highest learning rate of the head, if not --learning-rate")
+      ->check(CLI::NonNegativeNumber);
 }
 
 void TrainFlags::add_optimisation(CLI::App& verb) {
@@ -161,6 +175,8 @@ void TrainFlags::finish() {
   options.gradient_checkpointing = gradient_checkpointing_ == "on"    ? Checkpointing::on
                                    : gradient_checkpointing_ == "off" ? Checkpointing::off
                                                                       : Checkpointing::automatic;
+  options.head_moments = head_moments_ == "8bit" ? HeadMoments::eight_bit : HeadMoments::f32;
+  if (head_state_ != "auto") options.head_state = head_state_ == "host" ? MemoryPlace::host : MemoryPlace::device;
   options.residency = residency_ == "cached" ? Residency::cached : Residency::resident;
   if (eval_every_ >= 0) options.eval_every = static_cast<std::uint64_t>(eval_every_);
   if (save_every_ >= 0) options.save_every = static_cast<std::uint64_t>(save_every_);

@@ -22,6 +22,7 @@ struct TrainFlags {
  private:
   void add_files(CLI::App& verb);
   void add_adapter(CLI::App& verb);
+  void add_head(CLI::App& verb);
   void add_loss(CLI::App& verb);
   void add_optimisation(CLI::App& verb);
   void add_data(CLI::App& verb);
@@ -29,8 +30,8 @@ struct TrainFlags {
 
   std::vector<std::string> target_modules_ = {"all-linear"};
   std::string loss_ = "sft", recipe_ = "pytorch", lr_scheduler_ = "cosine", shuffle_ = "on", train_on_ = "assistant",
-              overflow_ = "error", form_ = "auto", gradient_checkpointing_ = "auto",
-              residency_ = "resident";
+              overflow_ = "error", form_ = "auto", gradient_checkpointing_ = "auto", residency_ = "resident",
+              head_moments_ = "f32", head_state_ = "auto";
   std::int64_t eval_every_ = -1, save_every_ = -1;
 };
 

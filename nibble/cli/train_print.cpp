@@ -28,6 +28,23 @@ std::string data_text(const RunPlan& plan, const TrainOptions& options) {
   return text;
 }
 
+std::string head_text(const RunPlan& plan) {
+  const std::uint64_t parameters = std::uint64_t{plan.config.vocab_size} * plan.config.hidden_size;
+  return fmt::format("{} of them in the head, which is trained too{}; moments in {}, kept {}", grouped(parameters),
+                     plan.config.tie_word_embeddings ? ": it is untied from the embedding, which stays as it is" : "",
+                     plan.head->moments == HeadMoments::f32 ? "f32" : "8 bits",
+                     plan.head->place == MemoryPlace::device ? "on the device" : "in host memory");
+}
+
+std::string memory_text(const MemoryPlan& m) {
+  std::string text = fmt::format("{}: weights {} (NF4, embedding) + decoded {}, adapter {}, activations {}, scratch {}, head {}",
+                                 human_bytes(m.total()), human_bytes(m.frozen_weights), human_bytes(m.decoded_weights),
+                                 human_bytes(m.adapters), human_bytes(m.activations), human_bytes(m.scratch), human_bytes(m.head));
+  if (m.trained_head > 0) text += fmt::format(", its training {}", human_bytes(m.trained_head));
+  if (m.host_head > 0) text += fmt::format("; and {} of host memory", human_bytes(m.host_head));
+  return text;
+}
+
 }  // namespace
 
 void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& progress) {
@@ -37,6 +54,7 @@ void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& prog
                            c.num_layers, c.hidden_size, grouped(c.vocab_size)));
   progress.say(fmt::format("Adapter  rank {}, alpha {}{}, {}: {} trainable parameters", plan.lora.rank, plan.lora.lora_alpha,
                            plan.lora.use_rslora ? " (rsLoRA)" : "", targets_text(plan.lora), grouped(plan.trainable_parameters)));
+  if (plan.head) progress.say("Head     " + head_text(plan));
   progress.say(fmt::format("Data     {}", data_text(plan, options)));
   if (plan.valid_examples > 0) progress.say(fmt::format("Valid    {} rows", grouped(plan.valid_examples)));
   if (options.loss.takes_pairs()) {
@@ -47,10 +65,7 @@ void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& prog
                            options.batch_size, options.packing ? fmt::format("packed sequences of {}", options.max_length) : "rows",
                            grouped(plan.room.tokens), grouped(plan.room.labels),
                            plan.gradient_checkpointing ? "; activations are computed again (gradient checkpointing)" : ""));
-  const MemoryPlan& m = plan.memory;
-  progress.say(fmt::format("Memory   {}: weights {} (NF4, embedding) + decoded {}, adapter {}, activations {}, scratch {}, head {}",
-                           human_bytes(m.total()), human_bytes(m.frozen_weights), human_bytes(m.decoded_weights),
-                           human_bytes(m.adapters), human_bytes(m.activations), human_bytes(m.scratch), human_bytes(m.head)));
+  progress.say(fmt::format("Memory   {}", memory_text(plan.memory)));
   progress.say(fmt::format("Steps    {}{}, warm-up {}, {} to {:.3g}; evaluate every {}, save every {}", grouped(plan.total_steps),
                            plan.first_step > 0 ? fmt::format(" ({} done)", grouped(plan.first_step)) : "", plan.warmup_steps,
                            nibble::name_of(options.lr_scheduler), options.learning_rate,

@@ -41,6 +41,8 @@ std::vector<float> as_floats(std::span<const std::byte> bytes) {
 
 }  // namespace
 
+std::string_view name_of(HeadMoments moments) { return moments == HeadMoments::f32 ? "f32" : "8bit"; }
+
 TrainedHead::TrainedHead(gpu::Device& device, const MatrixSource& values, const TrainedHeadOptions& options,
                          DenseMatrix& product)
     : device_(device),

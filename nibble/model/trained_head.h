@@ -9,6 +9,7 @@
 #include <array>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace nibble {
@@ -17,6 +18,8 @@ enum class HeadMoments {
   f32,
   eight_bit,  // block-wise, see AdamW8Bit
 };
+
+std::string_view name_of(HeadMoments moments);  // "f32", "8bit"
 
 struct TrainedHeadOptions {
   ProductPath path = ProductPath::f32;

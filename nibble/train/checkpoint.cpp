@@ -47,8 +47,19 @@ void save_optimizer(const fs::path& path, const ModelState& model_state) {
     tensors[moment.name] = numbers;
     specs.push_back({.name = moment.name, .dtype = DType::f32, .shape = {static_cast<std::int64_t>(numbers.size())}});
   });
+  const TrainedHead* head = model_state.trained_head();
+  if (head) {
+    for (const TensorSpec& spec : head->moment_specs()) specs.push_back(spec);
+  }
   SafetensorsWriter writer(path, specs);
-  for (const TensorSpec& spec : writer.tensors()) writer.append(std::as_bytes(tensors.at(spec.name)));
+  for (const TensorSpec& spec : writer.tensors()) {
+    const auto found = tensors.find(spec.name);
+    if (found != tensors.end()) {
+      writer.append(std::as_bytes(found->second));
+    } else {
+      head->read_moment(spec.name, [&](std::span<const std::byte> piece) { writer.append(piece); });
+    }
+  }
   writer.finish();
 }
 
@@ -145,6 +156,7 @@ void load_optimizer(const fs::path& checkpoint, ModelState& model_state) {
                      values.size(), target.size());
     target = std::move(values);
   });
+  if (TrainedHead* head = model_state.trained_head()) head->load_moments(file);
 }
 
 std::optional<fs::path> newest_checkpoint(const fs::path& output) {

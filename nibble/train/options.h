@@ -3,6 +3,7 @@
 #include "nibble/data/dataset.h"
 #include "nibble/kernels/operand.h"
 #include "nibble/model/frozen_weights.h"
+#include "nibble/model/trained_head.h"
 #include "nibble/train/loss.h"
 #include "nibble/train/optimizer.h"
 #include "nibble/train/schedule.h"
@@ -24,6 +25,11 @@ struct TrainOptions {
 
   LoraConfig lora{.rank = 16, .lora_alpha = 32};
   std::filesystem::path init_adapter;  // start from this adapter; its rank, alpha and targets hold
+
+  bool train_head = false;                   // the head too
+  HeadMoments head_moments = HeadMoments::f32;
+  std::optional<MemoryPlace> head_state;     // where its master and moments are kept; empty: on the device if they fit there
+  std::optional<double> head_learning_rate;  // empty: learning_rate
 
   LossSettings loss;
   double neftune_alpha = 0;  // noise on the embeddings; 0: none

@@ -16,8 +16,9 @@ constexpr std::size_t speed_window = 20;
 
 ModelState load(const RunSetup& setup) {
   ModelState state = ModelState::load(setup.device, setup.options.model,
-                                      {.path = setup.plan.path, .progress = setup.events.loading});
+                                      {.path = setup.plan.path, .base_head = !setup.plan.head, .progress = setup.events.loading});
   state.set_lora(setup.adapter, true);
+  if (setup.plan.head) state.train_head(*setup.plan.head);
   return state;
 }
 
@@ -132,13 +133,23 @@ void TrainingRun::fail_diverged(const StepInput& input, const StepResult& result
     fail<Diverged>("train", "Step {}: {} is not finite, first in row {} of {}; lower --learning-rate or look at that row. "
                    "{}", state_.step + 1, place->where, batch.rows.at(example), setup_.options.data.string(), last_checkpoint());
   }
-  const LoraWeights& lora = *model_state_.lora_mirror().on_device();
-  const Tensor found = setup_.device.tensor(DType::u32, {1}, "first non-finite");
-  gpu::Recorder recorder(setup_.device);
-  record(recorder, NonFinite{.x = lora.grads, .index = found});
-  recorder.submit();
   fail<Diverged>("train", "Step {}: the loss is {} and the gradient norm {}{}; lower --learning-rate. {}", state_.step + 1,
-                 result.loss, result.grad_norm, describe_element(lora, setup_.device.read<std::uint32_t>(found)[0]), last_checkpoint());
+                 result.loss, result.grad_norm, describe_nonfinite_gradient(), last_checkpoint());
+}
+
+std::string TrainingRun::describe_nonfinite_gradient() const {
+  const auto first_of = [&](const Tensor& gradients) {
+    const Tensor found = setup_.device.tensor(DType::u32, {1}, "first non-finite");
+    gpu::Recorder recorder(setup_.device);
+    record(recorder, NonFinite{.x = gradients, .index = found});
+    recorder.submit();
+    return setup_.device.read<std::uint32_t>(found)[0];
+  };
+  const TrainedHead* head = model_state_.trained_head();
+  const std::string in_head = head ? head->describe_element(first_of(head->gradient())) : "";
+  if (!in_head.empty()) return in_head;
+  const LoraWeights& lora = *model_state_.lora_mirror().on_device();
+  return describe_element(lora, first_of(lora.grads));
 }
 
 bool TrainingRun::early_stop() const {

@@ -42,6 +42,8 @@ class TrainingRun {
   void step(const StepInput& input);
   void report_step(const StepInput& input, const StepResult& result, double learning_rate);
   [[noreturn]] void fail_diverged(const StepInput& input, const StepResult& result);
+  // " in the gradient of X", or nothing where all are finite.
+  std::string describe_nonfinite_gradient() const;
   bool early_stop() const;
   // "The last checkpoint is X.", for messages.
   std::string last_checkpoint() const;

@@ -29,6 +29,10 @@ void check_options(const TrainOptions& o) {
                     "{} cannot be taken; give 0 or more.", o.loss.focal_gamma);
   check<UsageError>(!o.loss.takes_pairs() || o.loss.focal_gamma == 0, "--focal-gamma",
                     "The labels of pairs are weighed by the loss {}; leave the focal weights out.", name_of(o.loss.kind));
+  check<UsageError>(o.train_head || (!o.head_learning_rate && !o.head_state && o.head_moments == HeadMoments::f32), "--train-head",
+                    "What is said of the head holds where it is trained; give --train-head.");
+  check<UsageError>(!o.head_learning_rate || o.learning_rate > 0, "--head-learning-rate",
+                    "The head's rate follows the schedule of --learning-rate, which must be above 0.");
   check<UsageError>(o.early_stopping == 0 || !o.valid.empty() || o.valid_fraction > 0, "--early-stopping",
                     "Without --valid or --valid-fraction there is no loss to stop by.");
 }
@@ -50,6 +54,8 @@ LoraAdapter first_adapter(const TrainOptions& options, const ModelConfig& config
   if (!source.empty()) {
     LoraAdapter adapter = load_lora_adapter(source, config);
     adapter.config = with_dropout(adapter.config, options);
+    check<UsageError>(!adapter.head || options.train_head, source.string(),
+                      "The adapter brings a head that was trained; give --train-head to go on with it.");
     return adapter;
   }
   LoraAdapter adapter = make_lora_adapter(config, options.lora);
@@ -57,18 +63,30 @@ LoraAdapter first_adapter(const TrainOptions& options, const ModelConfig& config
   return adapter;
 }
 
-ModelOptions model_options(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config,
-                           ProductPath path, BatchRoom room, const LoraAdapter& adapter) {
+// What is chosen by the memory that there is.
+struct Placement {
+  ModelOptions model;
+  std::optional<TrainedHeadOptions> head;
+};
+
+Placement place(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config, ProductPath path,
+                BatchRoom room) {
   ModelOptions model{.path = path, .residency = options.residency,
                      .gradient_checkpointing = options.gradient_checkpointing == Checkpointing::on,
                      .max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = options.head_chunk};
-  if (options.gradient_checkpointing == Checkpointing::automatic) {
-    const std::uint64_t memory = device.info().memory_bytes;
-    const auto plan = plan_memory(device, config, model, adapter.parameter_count(), adapter.config.rank);
-    // A tenth is left to the driver and to others.
-    model.gradient_checkpointing = memory > 0 && plan.total() > memory / 10 * 9;
+  std::optional<TrainedHeadOptions> head;
+  if (options.train_head) {
+    head = {.path = path, .moments = options.head_moments, .place = options.head_state.value_or(MemoryPlace::device)};
   }
-  return model;
+  const std::uint64_t memory = device.info().memory_bytes;
+  // A tenth is left to the driver and to others.
+  const auto fits = [&] {
+    return memory == 0 || plan_memory(device, config, model, options.lora, head).total() <= memory / 10 * 9;
+  };
+  if (options.gradient_checkpointing == Checkpointing::automatic) model.gradient_checkpointing = !fits();
+  // Computing again costs less than moving the head's state to and fro.
+  if (head && !options.head_state && !fits()) head->place = MemoryPlace::host;
+  return {model, head};
 }
 
 // Training's batches, those of evaluations, and those in which DPO's reference reads the pairs.
@@ -109,15 +127,17 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
   const LoraAdapter adapter = first_adapter(options, config, checkpoint);
   options.lora = adapter.config;
   options.lora.base_model_name_or_path = options.model.string();
+  options.lora.saves_head = options.train_head;
+  if (options.head_learning_rate) options.adamw.head_ratio = *options.head_learning_rate / options.learning_rate;
   const BatchRoom room = room_of_run(feed, *data, options);
-  const ModelOptions model = model_options(options, device, config, path, room, adapter);
+  const Placement placement = place(options, device, config, path, room);
 
   RunPlan plan{.gpu = device.info(), .path = path, .config = config, .form = data->train.file->form(),
                .counts = data->train.file->counts(), .train_examples = data->train.examples.size(),
                .valid_examples = data->valid.examples.size(), .train_tokens = data->train.tokens(),
-               .trained_tokens = data->train.trained_tokens(), .trainable_parameters = adapter.parameter_count(),
-               .lora = options.lora, .gradient_checkpointing = model.gradient_checkpointing, .room = room,
-               .memory = plan_memory(device, config, model, adapter.parameter_count(), adapter.config.rank),
+               .trained_tokens = data->train.trained_tokens(), .trainable_parameters = trainable_params(config, options.lora),
+               .lora = options.lora, .head = placement.head, .gradient_checkpointing = placement.model.gradient_checkpointing,
+               .room = room, .memory = plan_memory(device, config, placement.model, options.lora, placement.head),
                .total_steps = feed.total_steps(), .first_step = state.step,
                .warmup_steps = options.warmup_steps > 0
                                    ? options.warmup_steps
@@ -126,7 +146,7 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
                .save_every = options.save_every.value_or(tenth(feed.total_steps()))};
   if (events.plan) events.plan(plan);
   if (options.dry_run) return {.end = TrainEnd::dry_run, .planned = plan.memory};
-  return TrainingRun({.options = options, .plan = plan, .data = *data, .feed = feed, .device = device, .model = model,
+  return TrainingRun({.options = options, .plan = plan, .data = *data, .feed = feed, .device = device, .model = placement.model,
                       .adapter = adapter, .base = base, .checkpoint = checkpoint, .events = events},
                      state)
       .run();

@@ -21,6 +21,7 @@ struct RunPlan {
   std::uint64_t train_tokens = 0, trained_tokens = 0;  // of one epoch
   std::uint64_t trainable_parameters = 0;
   LoraConfig lora;
+  std::optional<TrainedHeadOptions> head;          // where it is trained
   bool gradient_checkpointing = false;
   BatchRoom room;                                  // of the largest batch
   MemoryPlan memory;
