@@ -135,7 +135,7 @@ int run(const VerifyFlags& flags) {
                       .head_chunk = flags.head_chunk});
   const bool passes = holds_preferences(golden)
                           ? finish(compare_preferences_with_golden(model, golden), flags, device.info(), path)
-                          : finish(compare_with_golden(model, state.weights(), golden), flags, device.info(), path);
+                          : finish(compare_with_golden(model, state, golden), flags, device.info(), path);
   print_profile(device);
   return passes ? exit_done : exit_data;
 }

@@ -87,7 +87,7 @@ std::uint32_t golden_tokens(const SafetensorsFile& golden) {
   return static_cast<std::uint32_t>((holds_preferences(golden) ? read_golden_pairs(golden) : read_golden_rows(golden)).tokens.size());
 }
 
-ParityReport compare_with_golden(Model& model, const DeviceWeights& weights, const SafetensorsFile& golden) {
+ParityReport compare_with_golden(Model& model, const ModelState& state, const SafetensorsFile& golden) {
   check(model.lora() && model.lora()->grads, "verify", "The model has no trainable adapter.");
   const GoldenRows rows = read_golden_rows(golden);
   ParityReport report;
@@ -97,7 +97,10 @@ ParityReport compare_with_golden(Model& model, const DeviceWeights& weights, con
 
   recorder.clear(model.lora()->grads);
   Tensor d_head;
-  if (golden.find("grad.lm_head.weight")) {
+  if (state.trained_head()) {
+    d_head = state.trained_head()->gradient();
+    recorder.clear(d_head);
+  } else if (golden.find("grad.lm_head.weight")) {
     d_head = model.device().tensor(DType::f32, {model.config().vocab_size, model.config().hidden_size}, "head gradient");
   }
   const auto labels = static_cast<std::uint32_t>(rows.labels.size());
@@ -108,7 +111,7 @@ ParityReport compare_with_golden(Model& model, const DeviceWeights& weights, con
   report.reference_loss = golden.read_as_f32("loss").at(0);
   report.loss_error = std::fabs(report.loss - report.reference_loss) / std::fabs(report.reference_loss);
   report.gradients = compare_gradients(model, d_head, golden, "grad.");
-  compare_nf4(model, weights, golden, report);
+  compare_nf4(model, state.weights(), golden, report);
   return report;
 }
 

@@ -35,9 +35,9 @@ struct ParityReport {
 };
 
 // Runs the rows of a golden file (its form: tests/golden/README.md) through the model and compares loss, logits, every
-// gradient and the NF4 sample. The model needs room for max_tokens = golden_tokens() and trainable adapters. Throws
-// DataError where the file does not fit the model or lacks a gradient.
-ParityReport compare_with_golden(Model& model, const DeviceWeights& weights, const SafetensorsFile& golden);
+// gradient and the NF4 sample. The model is one of the state's, with room for max_tokens = golden_tokens() and trainable
+// adapters. Throws DataError where the file does not fit the model or lacks a gradient.
+ParityReport compare_with_golden(Model& model, const ModelState& state, const SafetensorsFile& golden);
 
 // The tokens in a golden file's rows or pairs, padding left out.
 std::uint32_t golden_tokens(const SafetensorsFile& golden);

@@ -9,18 +9,20 @@ struct Variant {
   bool gradient_checkpointing = false;
   std::uint32_t head_chunk = 0;
   Residency residency = Residency::resident;
+  bool train_head = false;
 };
 
 ParityReport parity(ProductPath path, const Variant& variant) {
   auto& device = test::device();
   const SafetensorsFile golden(test::source_path("tests/golden/tiny/golden.safetensors"));
-  const ModelState state =
+  ModelState state =
       ModelState::load(device, test::source_path("models/tiny-qwen3"),
                        {.path = path, .adapter = test::source_path("tests/golden/tiny/adapter_nonzero")});
+  if (variant.train_head) state.train_head({});
   const std::uint32_t tokens = golden_tokens(golden);
   Model model(state, {.residency = variant.residency, .gradient_checkpointing = variant.gradient_checkpointing,
                       .max_tokens = tokens, .max_labels = tokens, .head_chunk = variant.head_chunk});
-  return compare_with_golden(model, state.weights(), golden);
+  return compare_with_golden(model, state, golden);
 }
 
 void expect_parity(const Variant& variant) {
@@ -42,6 +44,7 @@ void expect_parity(const Variant& variant) {
 TEST(Parity, EveryPathIsWithinTheBars) { expect_parity({}); }
 TEST(Parity, WithGradientCheckpointing) { expect_parity({.gradient_checkpointing = true}); }
 TEST(Parity, WithSmallHeadChunks) { expect_parity({.head_chunk = 64}); }
+TEST(Parity, WithAHeadThatIsTrained) { expect_parity({.head_chunk = 64, .train_head = true}); }
 TEST(Parity, WithCachedWeights) { expect_parity({.residency = Residency::cached}); }
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
+#include <fstream>
+#include <string>
 #include <vector>
 
 namespace nibble::test {
@@ -21,6 +23,14 @@ inline TrainOptions golden_options(const std::filesystem::path& output) {
   options.save_every = 0;
   options.eval_every = 0;
   return options;
+}
+
+// The first rows of a shipped file, in a folder of the test.
+inline std::filesystem::path first_rows(const TemporaryFolder& folder, const std::string& name, std::size_t count) {
+  std::ifstream in(source_path("data/define/" + name));
+  std::string text, line;
+  for (std::size_t i = 0; i < count && std::getline(in, line); ++i) text += line + "\n";
+  return folder.write(name, text);
 }
 
 struct TrainedCurve {

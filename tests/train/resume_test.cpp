@@ -77,8 +77,12 @@ TEST(Resume, TheSameCommandGivesTheSameBytes) {
   EXPECT_FALSE(test::adapter_bytes(first.tiny.output()) == test::adapter_bytes(other_seed.tiny.output()));
 }
 
+// What is kept of a trained head goes through checkpoints too.
+const Arguments trained_head = {{"train-head", ""}, {"head-moments", "8bit"}, {"loraplus-ratio", "4"}};
+
 TEST(Resume, KilledAtRandomMoments) { expect_kills_change_nothing({}, 3, 1); }
 TEST(Resume, KilledWithDropoutPackingAndShuffling) { expect_kills_change_nothing(all_random, 3, 2); }
+TEST(Resume, KilledWhileTrainingTheHead) { expect_kills_change_nothing(trained_head, 2, 3); }
 
 // Whether the process is at work on a checkpoint's folder in `output`.
 bool saving(const fs::path& output, pid_t process) {
@@ -141,6 +145,8 @@ TEST(Resume, AnotherOptionIsRefusedByName) {
   test::expect_complaint(resume_with("learning-rate", "0.001"), 2, "learning_rate", "0.002", "0.001");
   test::expect_complaint(resume_with("seed", "1"), 2, "seed");
   test::expect_complaint(resume_with("epochs", "3"), 2, "steps");
+  test::expect_complaint(resume_with("train-head", ""), 2, "train_head");
+  test::expect_complaint(resume_with("loraplus-ratio", "16"), 2, "loraplus_ratio");
   test::expect_complaint(resume_with("data", test::some_rows(whole.tiny.folder, "train.jsonl", 11).string()), 2, "data");
 }
 

@@ -8,15 +8,6 @@ namespace {
 
 constexpr std::uint64_t steps = 8;
 
-// What a test writes as its own training file: the first rows of the shipped chats.
-std::filesystem::path first_rows(const test::TemporaryFolder& folder, std::size_t count) {
-  std::ifstream in(test::source_path("data/define/train.jsonl"));
-  std::string text;
-  std::string line;
-  for (std::size_t i = 0; i < count && std::getline(in, line); ++i) text += line + "\n";
-  return folder.write("rows.jsonl", text);
-}
-
 test::TrainedCurve run(TrainOptions options, ProductPath path) {
   const test::TemporaryFolder folder;
   options.output = folder / "run";
@@ -75,7 +66,7 @@ TEST(SameCurve, WithSmallHeadChunks) {
 TEST(SameCurve, WithPacking) {
   const test::TemporaryFolder folder;
   TrainOptions options = test::golden_options({});
-  options.data = first_rows(folder, 24);
+  options.data = test::first_rows(folder, "train.jsonl", 24);
   options.batch_size = 24;
   const test::TrainedCurve whole = run(options, ProductPath::f32);
   options.packing = true;
