@@ -33,6 +33,8 @@ void check_options(const TrainOptions& o) {
                     "What is said of the head holds where it is trained; give --train-head.");
   check<UsageError>(!o.head_learning_rate || o.learning_rate > 0, "--head-learning-rate",
                     "The head's rate follows the schedule of --learning-rate, which must be above 0.");
+  check<UsageError>(o.loss.kind != TrainLoss::dpo || !o.train_head, "--train-head",
+                    "DPO's reference has the base's own head, which training would overwrite; leave the head frozen, or use orpo.");
   check<UsageError>(o.early_stopping == 0 || !o.valid.empty() || o.valid_fraction > 0, "--early-stopping",
                     "Without --valid or --valid-fraction there is no loss to stop by.");
 }

@@ -202,6 +202,18 @@ TEST(Preference, CertainAnswersStayFinite) {
   EXPECT_LT(output.weights[9], -1e3f);  // a certain rejected answer is pushed away the harder
 }
 
+TEST(Preference, WhatIsNoNumberIsSeen) {
+  for (const auto kind : {PreferenceLoss::dpo, PreferenceLoss::orpo}) {
+    for (const float bad : {NAN, INFINITY}) {
+      Pairs pairs{.kind = kind};
+      for (const float loss : {1.0f, 2.0f, 3.0f, bad}) pairs.add_side(std::vector<float>{loss, 1.0f});
+      const Output output = run_pairs(pairs);
+      EXPECT_TRUE(std::isfinite(output.statistics[0].loss));
+      EXPECT_FALSE(std::isfinite(output.statistics[1].rejected_logps)) << output.statistics[1].rejected_logps;
+    }
+  }
+}
+
 TEST(Preference, MorePairsThanAGridsSide) {
   const std::uint32_t count = 66000;
   Pairs pairs;

@@ -45,6 +45,7 @@ TEST(PreferenceCli, ABadCombinationIsNamed) {
   expect_complaint(pairs.run({{"train-on", "all"}}), 2, "--train-on", "answers alone");
   expect_complaint(pairs.run({{"overflow", "split"}}), 2, "--overflow", "split");
   expect_complaint(pairs.run({{"beta", "0"}}), 2, "--beta", "0");
+  expect_complaint(pairs.run({{"train-head", ""}}), 2, "--train-head", "orpo");
   expect_complaint(pairs.run({{"focal-gamma", "1"}}), 2, "--focal-gamma", "dpo");
   expect_complaint(pairs.run({{"focal-gamma", "-1"}, {"loss", "sft"}}), 2, "--focal-gamma", "-1");
   EXPECT_FALSE(fs::exists(pairs.output()));
