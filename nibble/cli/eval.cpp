@@ -65,7 +65,8 @@ int run(EvalFlags flags) {
       ModelState::load(device, flags.options.model,
                        {.path = path, .adapter = flags.adapter, .trainable = false,
                         .progress = [&](double done) { progress.part("Loading the model", done); }});
-  check<UsageError>(flags.options.loss.kind != TrainLoss::dpo || !state.has_lora() || !state.lora_config().saves_head, "--loss",
+  const bool has_own_head = state.has_lora() && state.lora_config().saves_head;
+  check<UsageError>(flags.options.loss.kind != TrainLoss::dpo || !has_own_head, "--loss",
                     "DPO's reference has the base's own head, which the adapter {} replaces; judge it by orpo.", flags.adapter);
   Model model(state, {.max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = flags.options.head_chunk,
                       .trainable = false});
@@ -88,12 +89,16 @@ int run(EvalFlags flags) {
 
 void add_eval(CLI::App& app, Action& action) {
   auto flags = std::make_shared<EvalFlags>();
-  CLI::App* verb = app.add_subcommand("eval", "Loss, perplexity and token accuracy of a model, with or without an adapter, on a JSONL file.\n"
-                                              "With --labels: how well it tells labels apart. With --loss dpo or orpo: how well it tells chosen answers from rejected ones.");
+  CLI::App* verb = app.add_subcommand(
+      "eval", "Loss, perplexity and token accuracy of a model, with or without an adapter, on a JSONL file.\n"
+              "With --labels: how well it tells labels apart. With --loss dpo or orpo: how well it tells chosen answers\n"
+              "from rejected ones.");
   verb->add_option("--model", flags->options.model, "Model folder")->required();
   verb->add_option("--adapter", flags->adapter, "PEFT adapter folder; left out, the base is evaluated");
   verb->add_option("--data", flags->options.data, "Rows, JSONL")->required();
-  verb->add_flag("--rows", flags->rows, "Also print a JSON line a row: line of the file, loss, trained tokens, right ones; or label, prediction and scores; or rewards and log-probabilities");
+  verb->add_flag("--rows", flags->rows,
+                 "Also print a JSON line a row: line of the file, loss, trained tokens, right ones; or label, prediction and scores; "
+                 "or rewards and log-probabilities");
   verb->add_flag("--json", flags->json, "Print the summary as JSON");
   verb->add_option("--batch-size", flags->options.batch_size, "Rows of one pass")->capture_default_str()->check(CLI::Range(1u, 65536u));
   verb->add_option("--max-length", flags->options.max_length, "Longest row in tokens")->capture_default_str()->check(CLI::Range(2u, 1u << 20));
@@ -101,7 +106,8 @@ void add_eval(CLI::App& app, Action& action) {
       ->check(CLI::IsMember({"error", "drop", "cut", "split"}))->capture_default_str();
   verb->add_option("--loss", flags->loss, "sft: of the trained tokens; dpo, orpo: of pairs of answers")
       ->check(CLI::IsMember({"sft", "dpo", "orpo"}))->capture_default_str();
-  verb->add_option("--beta", flags->options.loss.beta, "DPO's beta, ORPO's lambda")->capture_default_str()->check(CLI::PositiveNumber);
+  verb->add_option("--beta", flags->options.loss.beta, "DPO's beta, ORPO's lambda")
+      ->capture_default_str()->check(CLI::PositiveNumber);
   verb->add_option("--train-on", flags->train_on, "What the loss counts: assistant, last or all")
       ->check(CLI::IsMember({"assistant", "last", "all"}))->capture_default_str();
   verb->add_option("--format", flags->form, "Form of the rows; auto detects it")->capture_default_str();

@@ -34,15 +34,16 @@ void print_summary(const PairEvaluation& result, bool json) {
                                         {"rows", result.pairs.size()},
                                         {"tokens", result.tokens}}));
   } else {
-    fmt::print("eval_loss {:.6f}  accuracy {:.2f}%  margin {:.4f}  rewards {:+.4f} against {:+.4f}  ({} pairs, {} trained tokens)\n",
-               result.loss, 100 * mean.rewards_accuracies, mean.rewards_margins, mean.rewards_chosen, mean.rewards_rejected,
-               grouped(result.pairs.size()), grouped(result.tokens));
+    fmt::print("eval_loss {:.6f}  accuracy {:.2f}%  margin {:.4f}  rewards {:+.4f} against {:+.4f}  ", result.loss,
+               100 * mean.rewards_accuracies, mean.rewards_margins, mean.rewards_chosen, mean.rewards_rejected);
+    fmt::print("({} pairs, {} trained tokens)\n", grouped(result.pairs.size()), grouped(result.tokens));
   }
 }
 
 }  // namespace
 
-void evaluate_answers(Model& model, ExampleSet& pairs, const TrainOptions& options, PairPrinting printing, Progress& progress) {
+void evaluate_answers(Model& model, ExampleSet& pairs, const TrainOptions& options, PairPrinting printing,
+                      Progress& progress) {
   if (options.loss.kind == TrainLoss::dpo) {
     pairs.reference = reference_logps(model, pairs, options.batch_size,
                                       [&](double done) { progress.part("Reading the pairs with the base alone", done); });

@@ -12,6 +12,7 @@ struct PairPrinting {
 };
 
 // Judges the answers of pairs by the options' loss and prints loss, accuracy and margins. DPO's reference is the base alone.
-void evaluate_answers(Model& model, ExampleSet& pairs, const TrainOptions& options, PairPrinting printing, Progress& progress);
+void evaluate_answers(Model& model, ExampleSet& pairs, const TrainOptions& options, PairPrinting printing,
+                      Progress& progress);
 
 }  // namespace nibble::cli
