@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Loads an adapter that nibble wrote into PEFT and compares each row's loss with `nibble eval`.
+"""Loads an adapter that nibble wrote, with or without a trained head, into PEFT and compares each row's loss with `nibble eval`.
 
     check_peft.py build/nibble MODEL ADAPTER DATA     DATA: rows of "messages", all of whose tokens are counted here
 

@@ -121,14 +121,15 @@ class ModelState {
   std::uint64_t trainable_params() const;
 
   // Writes dir/lora-checkpoint-step{at_step}.json (nibble/weights/json_checkpoint.h) with the adapters, their moments and
-  // `loss`, and returns its path. A value that is not finite is refused by name.
+  // `loss`, and returns its path. A value that is not finite is refused by name. A head that is trained is written beside it,
+  // with its moments, as dir/lora-checkpoint-step{at_step}.lm_head.safetensors.
   std::filesystem::path save_checkpoint(const std::filesystem::path& dir, std::uint64_t at_step, double loss) const;
   // Where a checkpoint was made.
   struct Position {
     std::uint64_t step = 0;
     double loss = 0;
   };
-  // Takes adapters, moments and step from such a file. DataError names a layer count, hidden size, rank, alpha or shape that is
+  // Takes adapters, moments and step from such a file, and the head from the one beside it. DataError names a layer count, hidden size, rank, alpha or shape that is
   // not the state's, and what is missing or no number; nothing has changed then.
   Position load_checkpoint(const std::filesystem::path& path);
 
@@ -149,6 +150,9 @@ class ModelState {
                          const StateOptions& options);
   void begin_lora(const StateOptions& options);
   MatrixSource first_head() const;  // of the adapter or the model
+  static std::filesystem::path head_file_of(const std::filesystem::path& checkpoint);
+  void save_head(const std::filesystem::path& path) const;
+  void load_head(const std::filesystem::path& path);
 
   gpu::Device* device_;
   ModelConfig config_;
@@ -160,7 +164,7 @@ class ModelState {
   std::unique_ptr<TrainedHead> trained_head_;
   mutable std::vector<Nf4Layer> host_layers_;
   mutable std::vector<float> host_head_;
-  mutable std::uint64_t host_head_updates_ = 0;  // of the trained head, when it was read
+  mutable std::uint64_t host_head_version_ = 0;  // of the trained head, when it was read
 };
 
 // The same sums by shapes alone.

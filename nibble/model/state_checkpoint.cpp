@@ -9,10 +9,13 @@ std::filesystem::path ModelState::save_checkpoint(const std::filesystem::path& d
   const LoraConfig& config = lora_config();
   check<UsageError>(static_cast<bool>(lora_mirror().on_device()->grads), "model state",
                     "The adapter is not trainable and has no moments to save; load it with StateOptions::trainable.");
-  return save_json_checkpoint(dir,
-                              {.step = at_step, .rank = config.rank, .alpha = config.lora_alpha, .loss = loss,
-                               .hidden_size = config_.hidden_size},
-                              lora());
+  const std::filesystem::path path =
+      save_json_checkpoint(dir,
+                           {.step = at_step, .rank = config.rank, .alpha = config.lora_alpha, .loss = loss,
+                            .hidden_size = config_.hidden_size},
+                           lora());
+  if (trained_head_) save_head(head_file_of(path));
+  return path;
 }
 
 ModelState::Position ModelState::load_checkpoint(const std::filesystem::path& path) {
@@ -20,6 +23,12 @@ ModelState::Position ModelState::load_checkpoint(const std::filesystem::path& pa
   JsonCheckpoint checkpoint = load_json_checkpoint(path, config_, config);
   check<DataError>(checkpoint.header.alpha == config.lora_alpha, path.string(),
                    "The checkpoint's alpha is {}; the state's adapter has {}.", checkpoint.header.alpha, config.lora_alpha);
+  const std::filesystem::path head = head_file_of(path);
+  const bool has_head = std::filesystem::exists(head);
+  check<DataError>(has_head == (trained_head_ != nullptr), path.string(), "{}",
+                   has_head ? "A trained head lies beside the checkpoint; call train_head first."
+                            : fmt::format("The state's head is trained, and {} is missing.", head.filename().string()));
+  if (has_head) load_head(head);
   edit_lora() = std::move(checkpoint.layers);
   step = checkpoint.header.step;
   return {.step = checkpoint.header.step, .loss = checkpoint.header.loss};

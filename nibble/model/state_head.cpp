@@ -1,6 +1,10 @@
 #include "nibble/base/error.h"
 #include "nibble/base/rng.h"
+#include "nibble/io/safetensors.h"
 #include "nibble/model/model_state.h"
+
+#include <algorithm>
+#include <cmath>
 
 // The head of ModelState.
 namespace nibble {
@@ -45,9 +49,9 @@ void ModelState::train_head(TrainedHeadOptions options) {
 }
 
 const std::vector<float>& ModelState::lm_head() const {
-  const std::uint64_t updates = trained_head_ ? trained_head_->updates() : 0;
-  if (host_head_.empty() || updates != host_head_updates_) host_head_ = all_of(trained_head_ ? trained_head_->values() : first_head());
-  host_head_updates_ = updates;
+  const std::uint64_t version = trained_head_ ? trained_head_->version() : 0;
+  if (host_head_.empty() || version != host_head_version_) host_head_ = all_of(trained_head_ ? trained_head_->values() : first_head());
+  host_head_version_ = version;
   return host_head_;
 }
 
@@ -57,6 +61,45 @@ std::vector<float> ModelState::lm_head_m() const {
 
 std::vector<float> ModelState::lm_head_v() const {
   return trained_head_ ? all_of(trained_head_->second_moment()) : std::vector<float>();
+}
+
+// The head of a one-file checkpoint lies beside it.
+std::filesystem::path ModelState::head_file_of(const std::filesystem::path& checkpoint) {
+  std::filesystem::path path = checkpoint;
+  return path.replace_extension(".lm_head.safetensors");
+}
+
+void ModelState::save_head(const std::filesystem::path& path) const {
+  const MatrixSource values = trained_head_->values();
+  auto specs = trained_head_->moment_specs();
+  specs.push_back({.name = std::string(head_tensor_name), .dtype = DType::f32, .shape = {values.rows, values.columns}});
+  SafetensorsWriter writer(path, specs);
+  for (const TensorSpec& spec : writer.tensors()) {
+    if (spec.name == head_tensor_name) {
+      values.read([&](std::span<const float> piece, std::uint64_t first) {
+        const auto bad = std::find_if(piece.begin(), piece.end(), [](float value) { return !std::isfinite(value); });
+        check<DataError>(bad == piece.end(), path.string(), "The head holds a value that is not finite, at index {}.",
+                         first + static_cast<std::uint64_t>(bad - piece.begin()));
+        writer.append(std::as_bytes(piece));
+      });
+    } else {
+      trained_head_->read_moment(spec.name, [&](std::span<const std::byte> piece) { writer.append(piece); });
+    }
+  }
+  writer.finish();
+}
+
+void ModelState::load_head(const std::filesystem::path& path) {
+  const auto file = std::make_shared<const SafetensorsFile>(path);
+  const TensorInfo& tensor = file->at(head_tensor_name);
+  const Shape expected{config_.vocab_size, config_.hidden_size};
+  check<DataError>(tensor.shape == expected && tensor.dtype == DType::f32, path.string(),
+                   "The tensor {} is {} {}; the model's head is F32 {}.", tensor.name, tensor.dtype_name, to_string(tensor.shape),
+                   to_string(expected));
+  const MatrixSource values = source_of(file, tensor);
+  values.read([](std::span<const float>, std::uint64_t) {});  // throws where one is not finite, before anything changes
+  trained_head_->load_moments(*file);
+  trained_head_->set_values(values);
 }
 
 }  // namespace nibble

@@ -63,18 +63,25 @@ TrainedHead::TrainedHead(gpu::Device& device, const MatrixSource& values, const 
     if (in_codes) moment->absmax = PlacedArray(device, options.place, absmax_shape(blocks_, options), "head moment's absmax");
   }
   if (in_codes) maps_ = moment_maps(device);
+  if (has_copy()) {
+    largest_ = device.tensor(DType::f32, {1}, "largest of the head");
+    product_ = {.data = device.tensor(operand_dtype(options.path), {rows_, columns_}, "head")};
+  } else {
+    product_ = {.data = master_.tensor().view({rows_, columns_})};
+  }
+  set_values(values);
+}
+
+void TrainedHead::set_values(const MatrixSource& values) {
+  check(values.rows == rows_ && values.columns == columns_, "head", "Values of {} x {} came for a head of {} x {}.", values.rows,
+        values.columns, rows_, columns_);
   float largest = 0;
   values.read([&](std::span<const float> piece, std::uint64_t first) {
-    master_.write(device, first * sizeof(float), std::as_bytes(piece));
+    master_.write(device_, first * sizeof(float), std::as_bytes(piece));
     for (const float value : piece) largest = std::max(largest, std::fabs(value));
   });
-  if (!has_copy()) {
-    product_ = {.data = master_.tensor().view({rows_, columns_})};
-    return;
-  }
-  largest_ = device.tensor(DType::f32, {1}, "largest of the head");
-  product_ = {.data = device.tensor(operand_dtype(options.path), {rows_, columns_}, "head")};
-  copy_all(largest);
+  ++version_;
+  if (has_copy()) copy_all(largest);
 }
 
 TrainedHead::Bytes TrainedHead::bytes(const ModelConfig& config, const TrainedHeadOptions& options) {
@@ -109,7 +116,7 @@ gpu::Tensor TrainedHead::master_piece(std::uint32_t first, std::uint32_t last) c
 
 void TrainedHead::update(gpu::Recorder& recorder, const gpu::Tensor& norm_and_factor, const AdamWRule& rule) {
   for_each_piece([&](std::uint32_t first, std::uint32_t last) { update_piece(recorder, norm_and_factor, rule, first, last); });
-  ++updates_;
+  ++version_;
 }
 
 void TrainedHead::settle() {
@@ -228,11 +235,14 @@ void TrainedHead::read_moment(const std::string& wanted, const std::function<voi
 
 void TrainedHead::load_moments(const SafetensorsFile& file) {
   constexpr std::uint64_t piece_bytes = std::uint64_t{16} << 20;
-  for_each_moment_array(*this, [&](const std::string& name, PlacedArray& array, DType dtype, std::uint64_t bytes) {
+  for_each_moment_array(*this, [&](const std::string& name, const PlacedArray&, DType dtype, std::uint64_t bytes) {
     const TensorInfo& tensor = file.at(name);
     check<DataError>(tensor.dtype == dtype && tensor.bytes == bytes, file.path().string(),
                      "The tensor {} is {} of {} bytes; the head has {} bytes of another type or number there.", name,
                      tensor.dtype_name, tensor.bytes, bytes);
+  });
+  for_each_moment_array(*this, [&](const std::string& name, PlacedArray& array, DType, std::uint64_t bytes) {
+    const TensorInfo& tensor = file.at(name);
     std::vector<std::byte> piece;
     for (std::uint64_t first = 0; first < bytes; first += piece_bytes) {
       piece.resize(std::min(piece_bytes, bytes - first));

@@ -45,9 +45,11 @@ class TrainedHead {
   void update(gpu::Recorder& recorder, const gpu::Tensor& norm_and_factor, const AdamWRule& rule);
   // To be called when the update was submitted and before products read its result: fits the copy's scale to the master.
   void settle();
-  // Updates so far: tells states of the values apart.
-  std::uint64_t updates() const { return updates_; }
+  // Changes whenever the values do.
+  std::uint64_t version() const { return version_; }
 
+  // Replaces the master by values of the same shape; the moments stay.
+  void set_values(const MatrixSource& values);
   // The master, and the moments of AdamW as f32. The head must outlive the sources.
   MatrixSource values() const;
   MatrixSource first_moment() const;
@@ -56,7 +58,7 @@ class TrainedHead {
   // The moments as a checkpoint keeps them, bit for bit: exp_avg.NAME and exp_avg_sq.NAME, in 8 bits with NAME.absmax beside.
   std::vector<TensorSpec> moment_specs() const;
   void read_moment(const std::string& name, const std::function<void(std::span<const std::byte>)>& sink) const;
-  // DataError names file and tensor where one is missing, of another type or of another size.
+  // DataError names file and tensor where one is missing, of another type or of another size; nothing has changed then.
   void load_moments(const SafetensorsFile& file);
 
   // " in the gradient of lm_head, at entry 17 of the vocabulary", for errors.
@@ -99,7 +101,7 @@ class TrainedHead {
   Moment first_, second_;
   gpu::Tensor maps_;     // of moments in 8 bits
   gpu::Tensor largest_;  // magnitude of the master, where there is a copy
-  std::uint64_t updates_ = 0;
+  std::uint64_t version_ = 0;
 };
 
 }  // namespace nibble

@@ -303,6 +303,33 @@ TEST(JsonCheckpointOfState, AnotherAdapterIsRefusedByName) {
   refuses({.rank = 4, .lora_alpha = 9}, "alpha is 8", "has 9");
 }
 
+TEST(JsonCheckpointOfState, ATrainedHeadLiesBesideIt) {
+  const test::TemporaryFolder folder;
+  for (const HeadMoments moments : {HeadMoments::f32, HeadMoments::eight_bit}) {
+    ModelState state = load_tiny();
+    state.train_head({.moments = moments});
+    const auto gradient = test::random_values(state.lm_head().size(), 1, 1e-2f);
+    test::device().write(state.trained_head()->gradient(), std::as_bytes(std::span(gradient)));
+    gpu::Recorder recorder(test::device());
+    state.trained_head()->update(recorder, test::upload(std::vector<float>{1, 1}, {2}), {.learning_rate = 1e-2});
+    recorder.submit();
+    state.trained_head()->settle();
+    const auto path = state.save_checkpoint(folder.path(), 3, 2.0);
+    EXPECT_TRUE(std::filesystem::exists(folder / "lora-checkpoint-step3.lm_head.safetensors"));
+
+    ModelState other = load_tiny();
+    test::expect_error<DataError>([&] { other.load_checkpoint(path); }, "train_head");
+    other.train_head({.moments = moments});
+    EXPECT_NE(other.lm_head(), state.lm_head());
+    other.load_checkpoint(path);
+    EXPECT_TRUE(other.lm_head() == state.lm_head());
+    EXPECT_TRUE(other.lm_head_m() == state.lm_head_m());
+    EXPECT_TRUE(other.lm_head_v() == state.lm_head_v());
+    std::filesystem::remove(folder / "lora-checkpoint-step3.lm_head.safetensors");
+    test::expect_error<DataError>([&] { other.load_checkpoint(path); }, "lora-checkpoint-step3.lm_head.safetensors", "missing");
+  }
+}
+
 TEST(JsonCheckpointOfState, AValueThatIsNotFiniteIsRefused) {
   ModelState state = load_tiny();
   state.edit_lora()[2].gate.v_a[3] = std::numeric_limits<float>::quiet_NaN();
