@@ -65,9 +65,6 @@ int run(EvalFlags flags) {
       ModelState::load(device, flags.options.model,
                        {.path = path, .adapter = flags.adapter, .trainable = false,
                         .progress = [&](double done) { progress.part("Loading the model", done); }});
-  const bool has_own_head = state.has_lora() && state.lora_config().saves_head;
-  check<UsageError>(flags.options.loss.kind != TrainLoss::dpo || !has_own_head, "--loss",
-                    "DPO's reference has the base's own head, which the adapter {} replaces; judge it by orpo.", flags.adapter);
   Model model(state, {.max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = flags.options.head_chunk,
                       .trainable = false});
   const auto show = [&](double done) { progress.part("Evaluating", done); };

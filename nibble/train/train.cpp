@@ -33,8 +33,6 @@ void check_options(const TrainOptions& o) {
                     "What is said of the head holds where it is trained; give --train-head.");
   check<UsageError>(!o.head_learning_rate || o.learning_rate > 0, "--head-learning-rate",
                     "The head's rate follows the schedule of --learning-rate, which must be above 0.");
-  check<UsageError>(o.loss.kind != TrainLoss::dpo || !o.train_head, "--train-head",
-                    "DPO's reference has the base's own head, which training would overwrite; leave the head frozen, or use orpo.");
   check<UsageError>(o.early_stopping == 0 || !o.valid.empty() || o.valid_fraction > 0, "--early-stopping",
                     "Without --valid or --valid-fraction there is no loss to stop by.");
 }
@@ -111,6 +109,9 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
   TrainOptions options = given;
   const ModelConfig config = read_model_config(options.model);
   options.max_length = std::min(options.max_length, config.max_position_embeddings);
+  check<UsageError>(options.loss.kind != TrainLoss::dpo || !options.train_head || config.tie_word_embeddings, "--train-head",
+                    "DPO's reference has the base's own head, which this model does not keep beside one that is trained; leave the "
+                    "head frozen, or use orpo.");
   const auto data = open_run_data(options);
   StepFeed feed(data->train, options);
   const Checkpoint base(options.model);

@@ -45,7 +45,6 @@ TEST(PreferenceCli, ABadCombinationIsNamed) {
   expect_complaint(pairs.run({{"train-on", "all"}}), 2, "--train-on", "answers alone");
   expect_complaint(pairs.run({{"overflow", "split"}}), 2, "--overflow", "split");
   expect_complaint(pairs.run({{"beta", "0"}}), 2, "--beta", "0");
-  expect_complaint(pairs.run({{"train-head", ""}}), 2, "--train-head", "orpo");
   expect_complaint(pairs.run({{"focal-gamma", "1"}}), 2, "--focal-gamma", "dpo");
   expect_complaint(pairs.run({{"focal-gamma", "-1"}, {"loss", "sft"}}), 2, "--focal-gamma", "-1");
   EXPECT_FALSE(fs::exists(pairs.output()));
@@ -134,6 +133,18 @@ TEST(PreferenceCli, TheReferenceIsTheBaseAlone) {
   // The adapter was trained on answers of this kind, chosen or not.
   EXPECT_GT(first["rewards/chosen"].get<double>(), 1.0);
   EXPECT_GT(first["rewards/rejected"].get<double>(), 0.5);
+}
+
+// A trained head is not the reference's, which the embedding still holds; neither when a run goes on with it.
+TEST(PreferenceCli, TheReferenceHasTheBasesHead) {
+  const Arguments options{{"train-head", ""}, {"max-steps", "3"}, {"save-every", "1"}, {"keep-checkpoints", "3"}};
+  const PairRun whole("dpo"), resumed("dpo");
+  ASSERT_EQ(whole.run(options).code, 0);
+  EXPECT_NEAR(steps_of(whole.output()).front()["loss"].get<double>(), std::log(2.0), 1e-5);
+  Arguments again = options;
+  again["resume"] = (whole.output() / "checkpoint-2").string();
+  ASSERT_EQ(resumed.run(again).code, 0);
+  EXPECT_EQ(steps_of(whole.output()).back()["loss"], steps_of(resumed.output()).back()["loss"]);
 }
 
 TEST(PreferenceCli, EvalJudgesPairs) {
