@@ -13,7 +13,8 @@ struct BenchFlags {
   std::string shape = "qwen3-4b";
   std::vector<std::uint32_t> batch = {1}, length = {512};
   StepBenchOptions step;
-  bool cached = false;
+  bool cached = false, train_head = false;
+  std::string head_moments = "f32", head_state = "device";
   double peak_tflops = 0;
   DeviceFlags device;
 };
@@ -30,6 +31,10 @@ double known_peak_tflops(const std::string& name) {
 int run(BenchFlags flags) {
   flags.step.config = shape_by_name(flags.shape);
   flags.step.residency = flags.cached ? Residency::cached : Residency::resident;
+  if (flags.train_head) {
+    flags.step.head = {.moments = flags.head_moments == "8bit" ? HeadMoments::eight_bit : HeadMoments::f32,
+                       .place = flags.head_state == "host" ? MemoryPlace::host : MemoryPlace::device};
+  }
   bool first = true;
   for (std::size_t i = 0; i < std::max(flags.batch.size(), flags.length.size()); ++i) {
     flags.step.batch = flags.batch[std::min(i, flags.batch.size() - 1)];
@@ -38,8 +43,9 @@ int run(BenchFlags flags) {
     flags.step.path = flags.device.path(device.info());
     const double peak = flags.peak_tflops > 0 ? flags.peak_tflops : known_peak_tflops(device.info().name);
     if (first) {
-      fmt::print("{}; {}, rank {}{}\n", describe(device.info(), flags.step.path), flags.shape, flags.step.lora_rank,
-                 flags.step.gradient_checkpointing ? ", gradient checkpointing" : "");
+      fmt::print("{}; {}, rank {}{}{}\n", describe(device.info(), flags.step.path), flags.shape, flags.step.lora_rank,
+                 flags.step.gradient_checkpointing ? ", gradient checkpointing" : "",
+                 flags.train_head ? fmt::format(", head trained ({}, {})", flags.head_moments, flags.head_state) : "");
       fmt::print("{:>12} {:>10} {:>9} {:>10} {:>10} {:>8} {:>10} {:>8}\n", "batch x len", "tokens/s", "step ms", "record ms",
                  "TFLOP/s", "of peak", "memory", "loss");
       first = false;
@@ -74,6 +80,10 @@ void add_bench(CLI::App& app, Action& action) {
   step->add_flag("--gradient-checkpointing", flags->step.gradient_checkpointing, "Keep each layer's input alone");
   step->add_flag("--cached", flags->cached, "Keep the decoded weights in memory");
   step->add_option("--head-chunk", flags->step.head_chunk, "Rows of logits at a time");
+  step->add_flag("--train-head", flags->train_head, "Train the head too");
+  step->add_option("--head-moments", flags->head_moments, "Its moments")->check(CLI::IsMember({"f32", "8bit"}))->capture_default_str();
+  step->add_option("--head-state", flags->head_state, "Where its values and moments are kept")
+      ->check(CLI::IsMember({"device", "host"}))->capture_default_str();
   step->add_option("--peak-tflops", flags->peak_tflops, "The card's peak, where nibble does not know it");
   flags->device.add_to(*step, DeviceFlags::AdapterOption::names_gpu);
   step->callback([flags, &action] { action = [flags] { return run(*flags); }; });

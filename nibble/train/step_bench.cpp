@@ -20,8 +20,10 @@ struct TokenFlops {
   double adapters = 0;     // one pass
   double attention = 0;    // one pass, half the square
   double head = 0;         // one pass
+  int head_passes = 2;     // three where it is trained
 
-  TokenFlops(const ModelConfig& config, std::uint32_t rank, std::uint32_t length) {
+  TokenFlops(const ModelConfig& config, std::uint32_t rank, std::uint32_t length, bool trains_head)
+      : head_passes(trains_head ? 3 : 2) {
     for (const Projection p : all_projections) {
       const auto [out, in] = projection_dims(config, p);
       projections += 2.0 * out * in * config.num_layers;
@@ -31,7 +33,7 @@ struct TokenFlops {
     head = 2.0 * config.vocab_size * config.hidden_size;
   }
   // Backward: the frozen products once, those of the adapters twice, attention 2.5 times.
-  double step() const { return 2 * projections + 3 * adapters + 3.5 * attention + 2 * head; }
+  double step() const { return 2 * projections + 3 * adapters + 3.5 * attention + head_passes * head; }
   double again() const { return projections + adapters + attention; }
 };
 
@@ -61,9 +63,11 @@ struct MadeUpBatch {
 }  // namespace
 
 StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options) {
-  const ModelState state = ModelState::made_up(
+  ModelState state = ModelState::made_up(
       device, options.config,
       {.path = options.path, .lora = LoraConfig{.rank = options.lora_rank, .lora_alpha = 2.0 * options.lora_rank}});
+  if (options.head) state.train_head(*options.head);
+  TrainedHead* head = state.trained_head();
   const std::uint32_t tokens = options.batch * options.length;
   Model model(state, {.residency = options.residency, .gradient_checkpointing = options.gradient_checkpointing,
                       .max_tokens = tokens, .max_labels = tokens, .head_chunk = options.head_chunk});
@@ -79,11 +83,14 @@ StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options)
     gpu::Recorder recorder(device);
     const DeviceStream stream = model.upload(recorder, batch.stream());
     recorder.clear(lora.grads);
-    losses = model.loss_and_gradients(recorder, stream, {.factor = 1.0f / static_cast<float>(batch.labels.size())}).loss;
-    optimizer.record_step(recorder, lora, 1e-4, ++done);
+    if (head) recorder.clear(head->gradient());
+    losses = model.loss_and_gradients(recorder, stream, {.factor = 1.0f / static_cast<float>(batch.labels.size())}, {},
+                                      head ? head->gradient() : Tensor{}).loss;
+    optimizer.record_step(recorder, lora, 1e-4, ++done, head);
     recorder.submit();
     result.record_seconds = seconds_since(start);
     device.read<float>(optimizer.norm_and_factor());
+    if (head) head->settle();
     return seconds_since(start);
   };
   const auto warm = Clock::now();
@@ -94,7 +101,7 @@ StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options)
   for (std::uint32_t i = 0; i < options.steps; ++i) times.push_back(step());
   std::sort(times.begin(), times.end());
   result.seconds = times[times.size() / 2];
-  const TokenFlops flops(options.config, options.lora_rank, options.length);
+  const TokenFlops flops(options.config, options.lora_rank, options.length, head != nullptr);
   result.required_flops = tokens * flops.step();
   result.flops = result.required_flops + (options.gradient_checkpointing ? tokens * flops.again() : 0.0);
   result.peak_bytes = device.memory().peak;

@@ -4,6 +4,7 @@
 #include "nibble/model/model.h"
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace nibble {
@@ -17,6 +18,7 @@ struct StepBenchOptions {
   std::uint32_t batch = 1, length = 512;  // segments and tokens of each; every token is trained
   std::uint32_t lora_rank = 16;
   std::uint32_t head_chunk = 0;
+  std::optional<TrainedHeadOptions> head = {};  // trains the head too
   std::uint32_t steps = 3;                // timed, after one and at least 0.4 s of warming
 };
 
