@@ -1,5 +1,6 @@
 #include "nibble/base/error.h"
 #include "nibble/io/safetensors.h"
+#include "nibble/model/generator.h"
 #include "nibble/train/trainer.h"
 #include "tests/train/golden_run.h"
 
@@ -215,6 +216,23 @@ TEST(HeadOfAState, AnAdapterBringsItsOwn) {
   EXPECT_TRUE(test::download(state.weights().head.data) == saved);
   EXPECT_TRUE(test::download(state.weights().base_head.data) == test::download(state.weights().embedding.data));
   EXPECT_TRUE(state.lora_adapter().config.saves_head);
+}
+
+std::vector<float> next_logits(const ModelState& state, bool with_adapter) {
+  Generator generator(state, {.capacity = 32});
+  generator.use_adapter(with_adapter);
+  const std::vector<std::uint32_t> tokens = {5, 17, 300, 4000};
+  const auto logits = generator.logits(tokens);
+  return {logits.begin(), logits.end()};
+}
+
+TEST(HeadOfAState, GoesWithTheAdapter) {
+  const auto model = test::source_path("models/tiny-qwen3");
+  const ModelState base = ModelState::load(test::device(), model, {.path = ProductPath::f32});
+  const ModelState adapted = ModelState::load(test::device(), model,
+                                              {.path = ProductPath::f32, .adapter = plain_run().output(), .trainable = false});
+  EXPECT_TRUE(next_logits(adapted, false) == next_logits(base, true));
+  EXPECT_FALSE(next_logits(adapted, true) == next_logits(base, true));
 }
 
 }  // namespace
