@@ -135,7 +135,8 @@ void ModelState::set_lora(const LoraAdapter& adapter, bool trainable) {
   if (trained_head_) {
     train_head(trained_head_->options());
   } else if (weights_->base_head.data) {
-    weights_->head = adapter.head ? upload_dense(*device_, *adapter.head, operand_dtype(path_), head_tensor_name) : weights_->base_head;
+    weights_->head = weights_->base_head;
+    if (adapter.head) weights_->head = upload_dense(*device_, *adapter.head, operand_dtype(path_), head_tensor_name);
   }
 }
 

@@ -129,8 +129,8 @@ class ModelState {
     std::uint64_t step = 0;
     double loss = 0;
   };
-  // Takes adapters, moments and step from such a file, and the head from the one beside it. DataError names a layer count, hidden size, rank, alpha or shape that is
-  // not the state's, and what is missing or no number; nothing has changed then.
+  // Takes adapters, moments and step from such a file, and the head from the one beside it. DataError names a layer count,
+  // hidden size, rank, alpha or shape that is not the state's, and what is missing or no number; nothing has changed then.
   Position load_checkpoint(const std::filesystem::path& path);
 
   // The frozen weights as kernels read them.

@@ -50,7 +50,9 @@ void ModelState::train_head(TrainedHeadOptions options) {
 
 const std::vector<float>& ModelState::lm_head() const {
   const std::uint64_t version = trained_head_ ? trained_head_->version() : 0;
-  if (host_head_.empty() || version != host_head_version_) host_head_ = all_of(trained_head_ ? trained_head_->values() : first_head());
+  if (host_head_.empty() || version != host_head_version_) {
+    host_head_ = all_of(trained_head_ ? trained_head_->values() : first_head());
+  }
   host_head_version_ = version;
   return host_head_;
 }

@@ -33,6 +33,13 @@ MemoryPlace master_place(const TrainedHeadOptions& options) {
   return options.path == ProductPath::f32 ? MemoryPlace::device : options.place;
 }
 
+std::uint32_t size_of_head(const MatrixSource& values) {
+  constexpr std::uint64_t most = UINT32_MAX - moment_block;  // so that whole blocks can be counted
+  check<UsageError>(values.size() <= most, "head", "A head of {} parameters cannot be trained; {} are allowed.", values.size(),
+                    most);
+  return static_cast<std::uint32_t>(values.size());
+}
+
 std::vector<float> as_floats(std::span<const std::byte> bytes) {
   std::vector<float> values(bytes.size() / sizeof(float));
   std::memcpy(values.data(), bytes.data(), bytes.size());
@@ -50,12 +57,10 @@ TrainedHead::TrainedHead(gpu::Device& device, const MatrixSource& values, const 
       product_(product),
       rows_(values.rows),
       columns_(values.columns),
-      size_(static_cast<std::uint32_t>(values.size())),
+      size_(size_of_head(values)),
       blocks_(blocks_of(values.size())),
       gradient_(device.tensor(DType::f32, {rows_, columns_}, "head gradient")),
       master_(device, master_place(options), f32_shape(blocks_, options), "head master") {
-  check<UsageError>(values.size() <= UINT32_MAX, "head", "A head of {} parameters cannot be trained; {} are allowed.",
-                    values.size(), UINT32_MAX);
   const bool in_codes = options.moments == HeadMoments::eight_bit;
   for (Moment* moment : {&first_, &second_}) {
     const auto shape = in_codes ? codes_shape(blocks_, options) : f32_shape(blocks_, options);
@@ -115,7 +120,9 @@ gpu::Tensor TrainedHead::master_piece(std::uint32_t first, std::uint32_t last) c
 }
 
 void TrainedHead::update(gpu::Recorder& recorder, const gpu::Tensor& norm_and_factor, const AdamWRule& rule) {
-  for_each_piece([&](std::uint32_t first, std::uint32_t last) { update_piece(recorder, norm_and_factor, rule, first, last); });
+  for_each_piece([&](std::uint32_t first, std::uint32_t last) {
+    update_piece(recorder, norm_and_factor, rule, first, last);
+  });
   ++version_;
 }
 
@@ -159,7 +166,8 @@ void TrainedHead::record_adamw(gpu::Recorder& recorder, const gpu::Tensor& maste
 }
 
 void TrainedHead::copy_piece(gpu::Recorder& recorder, const gpu::Tensor& master, std::uint32_t first) const {
-  record(recorder, Convert{.x = master, .y = product_.data.part(elements_before(first), {static_cast<std::uint32_t>(master.size())}),
+  const auto count = static_cast<std::uint32_t>(master.size());
+  record(recorder, Convert{.x = master, .y = product_.data.part(elements_before(first), {count}),
                            .factor = 1.0f / product_.scale});
 }
 
@@ -172,30 +180,28 @@ void TrainedHead::copy_all(float largest) {
   });
 }
 
-MatrixSource TrainedHead::values() const {
-  return {.rows = rows_, .columns = columns_, .read = [this](const PieceSink& sink) {
-            master_.read(device_, std::uint64_t{size_} * sizeof(float), [&](std::span<const std::byte> bytes, std::uint64_t first) {
-              sink(as_floats(bytes), first / sizeof(float));
-            });
+MatrixSource TrainedHead::values() const { return f32_source(master_); }
+MatrixSource TrainedHead::first_moment() const { return moment_source(first_, dynamic_map()); }
+MatrixSource TrainedHead::second_moment() const { return moment_source(second_, unsigned_dynamic_map()); }
+
+MatrixSource TrainedHead::f32_source(const PlacedArray& array) const {
+  return {.rows = rows_, .columns = columns_, .read = [this, &array](const PieceSink& sink) {
+            array.read(device_, std::uint64_t{size_} * sizeof(float),
+                       [&](std::span<const std::byte> bytes, std::uint64_t first) {
+                         sink(as_floats(bytes), first / sizeof(float));
+                       });
           }};
 }
 
-MatrixSource TrainedHead::first_moment() const { return moment(first_, dynamic_map()); }
-MatrixSource TrainedHead::second_moment() const { return moment(second_, unsigned_dynamic_map()); }
-
-MatrixSource TrainedHead::moment(const Moment& moment, const std::array<float, 256>& map) const {
-  if (options_.moments == HeadMoments::f32) {
-    return {.rows = rows_, .columns = columns_, .read = [this, &moment](const PieceSink& sink) {
-              moment.values.read(device_, std::uint64_t{size_} * sizeof(float),
-                                 [&](std::span<const std::byte> bytes, std::uint64_t first) { sink(as_floats(bytes), first / sizeof(float)); });
-            }};
-  }
+MatrixSource TrainedHead::moment_source(const Moment& moment, const std::array<float, 256>& map) const {
+  if (options_.moments == HeadMoments::f32) return f32_source(moment.values);
   return {.rows = rows_, .columns = columns_, .read = [this, &moment, &map](const PieceSink& sink) {
             std::vector<float> absmax, values;
-            moment.absmax.read(device_, std::uint64_t{blocks_} * sizeof(float), [&](std::span<const std::byte> bytes, std::uint64_t) {
-              const auto piece = as_floats(bytes);
-              absmax.insert(absmax.end(), piece.begin(), piece.end());
-            });
+            moment.absmax.read(device_, std::uint64_t{blocks_} * sizeof(float),
+                               [&](std::span<const std::byte> bytes, std::uint64_t) {
+                                 const auto piece = as_floats(bytes);
+                                 absmax.insert(absmax.end(), piece.begin(), piece.end());
+                               });
             moment.values.read(device_, size_, [&](std::span<const std::byte> codes, std::uint64_t first) {
               values.resize(codes.size());
               for (std::size_t i = 0; i < codes.size(); ++i) {

@@ -84,11 +84,12 @@ class TrainedHead {
   gpu::Tensor master_piece(std::uint32_t first, std::uint32_t last) const;
   void update_piece(gpu::Recorder& recorder, const gpu::Tensor& norm_and_factor, const AdamWRule& rule, std::uint32_t first,
                     std::uint32_t last);
-  void record_adamw(gpu::Recorder& recorder, const gpu::Tensor& master, const gpu::Tensor& norm_and_factor, const AdamWRule& rule,
-                    std::uint32_t first, std::uint32_t last);
+  void record_adamw(gpu::Recorder& recorder, const gpu::Tensor& master, const gpu::Tensor& norm_and_factor,
+                    const AdamWRule& rule, std::uint32_t first, std::uint32_t last);
   void copy_piece(gpu::Recorder& recorder, const gpu::Tensor& master, std::uint32_t first) const;
   void copy_all(float largest);
-  MatrixSource moment(const Moment& moment, const std::array<float, 256>& map) const;
+  MatrixSource f32_source(const PlacedArray& array) const;
+  MatrixSource moment_source(const Moment& moment, const std::array<float, 256>& map) const;
   bool has_copy() const { return options_.path != ProductPath::f32; }
   std::uint32_t elements_before(std::uint32_t block) const { return std::min(size_, block * moment_block); }
 

@@ -29,7 +29,8 @@ void check_options(const TrainOptions& o) {
                     "{} cannot be taken; give 0 or more.", o.loss.focal_gamma);
   check<UsageError>(!o.loss.takes_pairs() || o.loss.focal_gamma == 0, "--focal-gamma",
                     "The labels of pairs are weighed by the loss {}; leave the focal weights out.", name_of(o.loss.kind));
-  check<UsageError>(o.train_head || (!o.head_learning_rate && !o.head_state && o.head_moments == HeadMoments::f32), "--train-head",
+  const bool says_more = o.head_learning_rate || o.head_state || o.head_moments != HeadMoments::f32;
+  check<UsageError>(o.train_head || !says_more, "--train-head",
                     "What is said of the head holds where it is trained; give --train-head.");
   check<UsageError>(!o.head_learning_rate || o.learning_rate > 0, "--head-learning-rate",
                     "The head's rate follows the schedule of --learning-rate, which must be above 0.");

@@ -69,8 +69,8 @@ LoraConfig read_lora_config(const fs::path& folder);
 // another shape than model and rank make it, or not finite. A head stays in its file, which the adapter keeps open.
 LoraAdapter load_lora_adapter(const fs::path& folder, const ModelConfig& model);
 
-// Writes adapter_model.safetensors (with the head where there is one), adapter_config.json and README.md into `folder`, which is created where it is
-// missing. Each file appears whole; for all three at once, write into an AtomicFolder.
+// Writes adapter_model.safetensors (with the head where there is one), adapter_config.json and README.md into `folder`, which
+// is created where it is missing. Each file appears whole; for all three at once, write into an AtomicFolder.
 void save_lora_adapter(const fs::path& folder, const LoraAdapter& adapter);
 
 }  // namespace nibble

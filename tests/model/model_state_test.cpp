@@ -52,7 +52,7 @@ TEST(ModelStateShapes, Qwen3_4BHasTheStatedCountsAndBytes) {
   const ModelConfig config = shape_by_name("qwen3-4b");
   EXPECT_EQ(trainable_params(config, {.rank = 16}), 33'030'144u);
   EXPECT_EQ(trainable_params(config, {.rank = 32}), 66'060'288u);
-  EXPECT_EQ(std::uint64_t{config.vocab_size} * config.hidden_size, 388'956'160u);
+  EXPECT_EQ(trainable_params(config, {.rank = 16, .saves_head = true}), 33'030'144u + 388'956'160u);
   const auto layers = frozen_shapes(config);
   ASSERT_EQ(layers.size(), 36u);
   std::uint64_t bytes = 0;

@@ -87,6 +87,16 @@ TEST(TrainCli, ADryRunWritesNothing) {
   EXPECT_FALSE(fs::exists(tiny.output()));
 }
 
+TEST(TrainCli, ThatAHeadIsUntiedIsSaidAloud) {
+  const TinyRun tiny;
+  const auto result = tiny.run({{"dry-run", ""}, {"train-head", ""}, {"head-state", "host"}, {"head-moments", "8bit"}});
+  EXPECT_EQ(result.code, 0) << result.err;
+  for (const std::string part : {"1,048,576 of them in the head", "untied from the embedding", "8 bits", "host memory"}) {
+    EXPECT_NE(result.err.find(part), result.err.npos) << part;
+  }
+  expect_complaint(tiny.run({{"dry-run", ""}, {"head-moments", "8bit"}}), 2, "--train-head");
+}
+
 TEST(TrainCli, AnEndlessRunIsPlannedAtOnce) {
   const TinyRun tiny;
   for (const test::Arguments& changes : {test::Arguments{}, test::Arguments{{"packing", ""}}}) {
