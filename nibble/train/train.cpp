@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/train/fingerprint.h"
+#include "nibble/train/placement.h"
 #include "nibble/train/run.h"
 
 #include <algorithm>
@@ -64,32 +65,6 @@ LoraAdapter first_adapter(const TrainOptions& options, const ModelConfig& config
   return adapter;
 }
 
-// What is chosen by the memory that there is.
-struct Placement {
-  ModelOptions model;
-  std::optional<TrainedHeadOptions> head;
-};
-
-Placement place(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config, ProductPath path,
-                BatchRoom room) {
-  ModelOptions model{.path = path, .residency = options.residency,
-                     .gradient_checkpointing = options.gradient_checkpointing == Checkpointing::on,
-                     .max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = options.head_chunk};
-  std::optional<TrainedHeadOptions> head;
-  if (options.train_head) {
-    head = {.path = path, .moments = options.head_moments, .place = options.head_state.value_or(MemoryPlace::device)};
-  }
-  const std::uint64_t memory = device.info().memory_bytes;
-  // A tenth is left to the driver and to others.
-  const auto fits = [&] {
-    return memory == 0 || plan_memory(device, config, model, options.lora, head).total() <= memory / 10 * 9;
-  };
-  if (options.gradient_checkpointing == Checkpointing::automatic) model.gradient_checkpointing = !fits();
-  // Computing again costs less than moving the head's state to and fro.
-  if (head && !options.head_state && !fits()) head->place = MemoryPlace::host;
-  return {model, head};
-}
-
 // Training's batches, those of evaluations, and those in which DPO's reference reads the pairs.
 BatchRoom room_of_run(const StepFeed& feed, const RunData& data, const TrainOptions& options) {
   BatchRoom room = feed.room();
@@ -134,7 +109,7 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
   options.lora.saves_head = options.train_head;
   if (options.head_learning_rate) options.adamw.head_ratio = *options.head_learning_rate / options.learning_rate;
   const BatchRoom room = room_of_run(feed, *data, options);
-  const Placement placement = place(options, device, config, path, room);
+  const Placement placement = place(options, device, config, path, room, device.info().memory_bytes);
 
   RunPlan plan{.gpu = device.info(), .path = path, .config = config, .form = data->train.file->form(),
                .counts = data->train.file->counts(), .train_examples = data->train.examples.size(),
