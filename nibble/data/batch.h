@@ -18,7 +18,8 @@ struct Example {
   bool is_pair() const { return rejected_begin > 0; }
 };
 
-// One stream of T tokens: the examples one after the other, never padded; of a preference both segments. Attention stays inside a segment.
+// One stream of T tokens: the examples one after the other, never padded; of a preference both segments. Attention stays
+// inside a segment.
 struct Batch {
   std::vector<std::uint32_t> tokens;         // (T)
   std::vector<std::uint32_t> position;       // (T) begins at 0 in each segment

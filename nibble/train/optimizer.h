@@ -14,8 +14,8 @@ struct AdamWOptions {
   double head_ratio = 1.0;      // and so many times a head that is trained
 };
 
-// Known settings by name: "pytorch", those of torch.optim.AdamW without decay, and "original", betas 0.9 and 0.95, epsilon 1e-8,
-// decay 0.1. UsageError lists the names.
+// Known settings by name: "pytorch", those of torch.optim.AdamW without decay, and "original", betas 0.9 and 0.95, epsilon
+// 1e-8, decay 0.1. UsageError lists the names.
 AdamWOptions adamw_recipe(std::string_view name);
 
 // AdamW (Loshchilov and Hutter 2019, as torch.optim.AdamW) over all adapters at once, after clipping by their global norm. With

@@ -57,8 +57,8 @@ class Trainer {
   // Updates done; the state's.
   std::uint64_t current_step() const { return state_.step; }
 
-  // One update from the mean loss over the labels of all batches, or over their pairs, however they were cut. A loss or gradient that is not finite
-  // changes nothing and throws Diverged.
+  // One update from the mean loss over the labels of all batches, or over their pairs, however they were cut. A loss or
+  // gradient that is not finite changes nothing and throws Diverged.
   StepResult full_train_step(std::span<const TokenStream> batches, double learning_rate);
   // The same in two halves, between which the CPU is free. Where the result is not finite nothing was changed and the update is
   // not counted; nothing is thrown.
