@@ -27,6 +27,7 @@ struct Layer {
   Attention forward;
   AttentionBackward backward;
   QkNormRopeBackward back_q;
+  AttentionRoom room;  // for attention on matrix units; empty where there are none
 };
 
 // Makes the layer's tensors.
@@ -102,11 +103,20 @@ void make_inputs(Maker& make, Layer& layer) {
                   .dx = make.empty({tokens, heads * dim})};
 }
 
+// By the usual variant, or on matrix units.
+void record_attention(gpu::Recorder& recorder, const Layer& layer, bool matrix) {
+  Attention forward = layer.forward;
+  AttentionBackward backward = layer.backward;
+  if (matrix) forward.room = backward.room = layer.room;
+  record(recorder, forward);
+  record(recorder, backward);
+}
+
 void record_all(gpu::Recorder& recorder, const Layer& layer) {
   record(recorder, layer.make_q);
   record(recorder, layer.make_v);
-  record(recorder, layer.forward);
-  record(recorder, layer.backward);
+  record_attention(recorder, layer, false);
+  if (layer.room.operands) record_attention(recorder, layer, true);
   record(recorder, layer.back_q);
 }
 
@@ -134,6 +144,35 @@ double sampled_error(gpu::Device& device, const Shape& shape, const Layer& layer
   return worst;
 }
 
+double relative_error(const std::vector<float>& values, const std::vector<float>& expected) {
+  double error = 0, norm = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    error += std::pow(static_cast<double>(values[i]) - expected[i], 2);
+    norm += std::pow(static_cast<double>(expected[i]), 2);
+  }
+  return std::sqrt(error / norm);
+}
+
+// Results by matrix units against those of the usual variant: f16 operands lose 2^-11 each, and a gradient has four.
+void verify_matrix(gpu::Device& device, const Layer& layer) {
+  const AttentionBackward& b = layer.backward;
+  const Tensor outputs[] = {layer.forward.o, b.dq, b.dk, b.dv};
+  const auto results = [&](bool matrix) {
+    gpu::Recorder recorder(device);
+    record_attention(recorder, layer, matrix);
+    recorder.submit();
+    std::vector<std::vector<float>> values;
+    for (const Tensor& output : outputs) values.push_back(device.read<float>(output));
+    return values;
+  };
+  const auto expected = results(false), values = results(true);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const double error = relative_error(values[i], expected[i]);
+    std::printf("matrix against tiles, output %zu: %.1e\n", i, error);
+    check<DeviceError>(error < 2e-3, "bench", "Output {} by matrix units is off by {}.", i, error);
+  }
+}
+
 int run(int argc, char** argv) {
   gpu::Device device({.profile = true});
   const bool software = device.info().type == gpu::AdapterType::software;
@@ -146,11 +185,15 @@ int run(int argc, char** argv) {
   Maker make{device, shape};
   make_attention(make, layer);
   make_inputs(make, layer);
+  layer.room = make_attention_room(device, {.tokens = shape.tokens, .heads = shape.heads,
+                                                                 .key_heads = shape.key_heads, .head_dim = shape.head_dim});
   gpu::Recorder recorder(device);
   record_all(recorder, layer);
+  record_attention(recorder, layer, false);
   recorder.submit();
   const double error = sampled_error(device, shape, layer);
   check<DeviceError>(error < 1e-4, "bench", "An output is off by {}.", error);
+  if (layer.room.operands) verify_matrix(device, layer);
   const auto before = device.profile();
   for (int i = 0; i < 30; ++i) record_all(recorder, layer);
   recorder.submit();

@@ -1,6 +1,6 @@
 #include "nibble/base/error.h"
 #include "nibble/kernels/attention.h"
-#include "tests/kernels/attention_reference.h"
+#include "tests/kernels/attention_run.h"
 #include "tests/support/gpu_test.h"
 
 #include <fmt/ranges.h>
@@ -10,9 +10,6 @@
 
 namespace nibble::test {
 namespace {
-
-std::vector<double> doubles(std::span<const float> values) { return {values.begin(), values.end()}; }
-std::vector<float> floats(std::span<const double> values) { return {values.begin(), values.end()}; }
 
 // The scores' rounding bounds everything else: a score is D products of values below 1, on average 1/4, over sqrt(D),
 // so it is off by at most D u sqrt(D)/4 (u = 2^-24), and exp(score) by that share. exp itself may be off by 3 + 2|x|
@@ -25,71 +22,10 @@ double tolerance(std::uint32_t head_dim) {
 // dp - delta loses to cancellation what |dp| exceeds it by, about sqrt(keys) here; and there are two more products.
 double gradient_tolerance(std::uint32_t head_dim) { return 8 * tolerance(head_dim); }
 
-struct Inputs {
-  std::vector<float> q, k, v, d_o;
-  explicit Inputs(const AttentionCase& shape)
-      : q(random_values(shape.query_values(), 1)),
-        k(random_values(shape.key_values(), 2)),
-        v(random_values(shape.key_values(), 3)),
-        d_o(random_values(shape.query_values(), 4)) {}
-};
-
-struct Outputs {
-  std::vector<float> o, lse, dq, dk, dv;
-  bool operator==(const Outputs&) const = default;
-};
-
-struct BackwardOutputs {
-  Tensor delta, dq, dk, dv;
-};
-
-AttentionBackward backward_of(const Attention& forward, const AttentionCase& shape, const Tensor& d_o,
-                              const BackwardOutputs& outputs) {
-  return {.q = forward.q,
-          .k = forward.k,
-          .v = forward.v,
-          .key_begin = forward.key_begin,
-          .key_end = forward.key_end,
-          .query_end = upload_u32(shape.segment_end()),
-          .o = forward.o,
-          .d_o = d_o,
-          .lse = forward.lse,
-          .delta = outputs.delta,
-          .dq = outputs.dq,
-          .dk = outputs.dk,
-          .dv = outputs.dv,
-          .variant = forward.variant};
-}
-
-Outputs run(const AttentionCase& shape, const Inputs& inputs, AttentionVariant variant) {
-  const std::uint32_t tokens = shape.tokens(), heads = shape.heads, key_heads = shape.key_heads, dim = shape.head_dim;
-  GuardedTensor o(DType::f32, {tokens, heads * dim});
-  GuardedTensor lse(DType::f32, {heads, tokens}), delta(DType::f32, {heads, tokens});
-  GuardedTensor dq(DType::f32, {heads, tokens, dim}), dk(DType::f32, {key_heads, tokens, dim}),
-      dv(DType::f32, {key_heads, tokens, dim});
-  const Attention forward{.q = upload(inputs.q, {heads, tokens, dim}),
-                          .k = upload(inputs.k, {key_heads, tokens, dim}),
-                          .v = upload(inputs.v, {key_heads, tokens, dim}),
-                          .key_begin = upload_u32(shape.segment_begin()),
-                          .key_end = upload_u32(shape.key_end()),
-                          .o = o.tensor(),
-                          .lse = lse.tensor(),
-                          .variant = variant};
-  const auto backward = backward_of(forward, shape, upload(inputs.d_o, {tokens, heads * dim}),
-                                    {delta.tensor(), dq.tensor(), dk.tensor(), dv.tensor()});
-  gpu::Recorder recorder(device());
-  record(recorder, forward);
-  record(recorder, backward);
-  recorder.submit();
-  for (const auto* output : {&o, &lse, &delta, &dq, &dk, &dv}) output->expect_guards_intact();
-  return {download(o.tensor()), download(lse.tensor()), download(dq.tensor()), download(dk.tensor()),
-          download(dv.tensor())};
-}
-
 void expect_as_reference(const AttentionCase& shape, AttentionVariant variant) {
   SCOPED_TRACE(fmt::format("{} heads on {} of {}, segments {}", shape.heads, shape.key_heads, shape.head_dim,
                            fmt::join(shape.segments, " ")));
-  const Inputs inputs(shape);
+  const AttentionInputs inputs(shape);
   const auto outputs = run(shape, inputs, variant);
   const auto expected = attend(shape, doubles(inputs.q), doubles(inputs.k), doubles(inputs.v));
   const auto gradients =
@@ -130,14 +66,14 @@ TEST_P(AttentionVariants, GroupsOfHeads) {
 
 TEST_P(AttentionVariants, TheSameBitsEachRun) {
   const AttentionCase shape{.heads = 6, .key_heads = 2, .head_dim = 64, .segments = {50, 67, 3}};
-  const Inputs inputs(shape);
+  const AttentionInputs inputs(shape);
   EXPECT_EQ(run(shape, inputs, GetParam()), run(shape, inputs, GetParam()));
 }
 
 // Scores of a few thousand overflow exp unless the largest is taken off first.
 TEST_P(AttentionVariants, LargeScores) {
   const AttentionCase shape{.heads = 1, .key_heads = 1, .head_dim = 32, .segments = {70}};
-  Inputs inputs(shape);
+  AttentionInputs inputs(shape);
   for (float& value : inputs.q) value *= 4096;
   const auto outputs = run(shape, inputs, GetParam());
   auto expected_q = doubles(inputs.q);
@@ -179,7 +115,7 @@ TEST(AttentionReference, GradientsAreSlopes) {
 }
 
 // `count` queries from `first` on of one growing sequence, against keys in a cache of `capacity` rows a head.
-std::vector<float> generate(const AttentionCase& shape, const Inputs& inputs, std::uint32_t capacity,
+std::vector<float> generate(const AttentionCase& shape, const AttentionInputs& inputs, std::uint32_t capacity,
                             std::uint32_t first, std::uint32_t count, std::optional<AttentionVariant> variant) {
   const std::uint32_t tokens = shape.tokens(), dim = shape.head_dim;
   std::vector<float> q, k(std::size_t{shape.key_heads} * capacity * dim, 1e30f), v = k;
@@ -213,7 +149,7 @@ std::vector<float> generate(const AttentionCase& shape, const Inputs& inputs, st
 TEST(Attention, GenerationEqualsTheWholeForward) {
   for (const std::uint32_t head_dim : {32u, 64u, 80u}) {
     const AttentionCase shape{.heads = 6, .key_heads = 2, .head_dim = head_dim, .segments = {701}};
-    const Inputs inputs(shape);
+    const AttentionInputs inputs(shape);
     const auto expected = floats(attend(shape, doubles(inputs.q), doubles(inputs.k), doubles(inputs.v)).o);
     struct Piece {
       std::uint32_t first, count;
@@ -245,7 +181,7 @@ TEST(Attention, TensorsBeyondOneBinding) {
   constexpr std::uint32_t head = 511, key_head = 3;
   static_assert(std::uint64_t{tokens} * heads * dim * 4 > 128u << 20);
   const AttentionCase part{.heads = 1, .key_heads = 1, .head_dim = dim, .segments = {length}};
-  const Inputs inputs(part);
+  const AttentionInputs inputs(part);
   AttentionCase shape{.heads = heads, .key_heads = key_heads, .head_dim = dim, .segments = {}};
   shape.segments.assign(before, 1);
   shape.segments.insert(shape.segments.end(), {length, 1});
