@@ -93,6 +93,15 @@ fn orpo(chosen_nll: f32, rejected_nll: f32, chosen_labels: f32, rejected_labels:
               params.token_factor + slope / (chosen_doubt * chosen_labels), -slope / (rejected_doubt * rejected_labels));
 }
 
+// What became of a pair; its statistics are written on the way.
+fn judge(pair: u32, lane: u32) -> Pair {
+  let result = pair_of(pair, lane);
+  if (lane == 0u) {
+    statistics[pair] = result.statistics;
+  }
+  return result;
+}
+
 fn pair_of(pair: u32, lane: u32) -> Pair {
   let chosen_begin = sides[2u * pair];
   let rejected_begin = sides[2u * pair + 1u];
@@ -112,10 +121,7 @@ fn statistics_only(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
   if (pair >= params.pairs) {
     return;
   }
-  let result = pair_of(pair, lane);
-  if (lane == 0u) {
-    statistics[pair] = result.statistics;
-  }
+  judge(pair, lane);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -125,10 +131,7 @@ fn statistics_and_weights(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_
   if (pair >= params.pairs) {
     return;
   }
-  let result = pair_of(pair, lane);
-  if (lane == 0u) {
-    statistics[pair] = result.statistics;
-  }
+  let result = judge(pair, lane);
   let rejected_begin = sides[2u * pair + 1u];
   for (var i = sides[2u * pair] + lane; i < sides[2u * pair + 2u]; i += WORKGROUP) {
     weights[i] = select(result.rejected_weight, result.chosen_weight, i < rejected_begin);

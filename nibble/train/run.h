@@ -19,7 +19,6 @@ struct RunSetup {
   gpu::Device& device;
   const ModelOptions& model;
   const LoraAdapter& adapter;  // the first weights, and the form of all later ones
-  const Checkpoint& base;
   const std::filesystem::path& checkpoint;  // that is resumed, or empty
   const TrainEvents& events;
 };

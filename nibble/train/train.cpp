@@ -126,7 +126,7 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
   if (events.plan) events.plan(plan);
   if (options.dry_run) return {.end = TrainEnd::dry_run, .planned = plan.memory};
   return TrainingRun({.options = options, .plan = plan, .data = *data, .feed = feed, .device = device, .model = placement.model,
-                      .adapter = adapter, .base = base, .checkpoint = checkpoint, .events = events},
+                      .adapter = adapter, .checkpoint = checkpoint, .events = events},
                      state)
       .run();
 }

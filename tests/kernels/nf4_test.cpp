@@ -49,7 +49,7 @@ TEST(Nf4, DequantizesBitForBitInF32) {
 }
 
 TEST(Nf4, RoundsToNearestInF16) {
-  if (!test::device().info().f16) GTEST_SKIP() << "The adapter has no f16.";
+  if (test::must_skip(test::device().info().f16)) GTEST_SKIP() << "The adapter has no f16.";
   for (const auto type : {gpu::AdapterType::software, gpu::AdapterType::discrete}) {
     for (const auto& [scale, rows] : {std::pair{1.0f, 35u}, {0x1p-6f, 35u}, {1.0f, 171u}}) {
       const auto nf4 = make_nf4(rows, 192);

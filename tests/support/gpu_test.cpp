@@ -30,6 +30,11 @@ gpu::Device& device() {
   return *shared_device();
 }
 
+bool must_skip(bool has) {
+  EXPECT_TRUE(has || device().info().type != gpu::AdapterType::software) << "The software adapter lacks what is tested.";
+  return !has;
+}
+
 std::vector<ProductPath> product_paths() {
   std::vector<ProductPath> paths = {ProductPath::f32};
   if (device().info().f16) paths.push_back(ProductPath::f16);
