@@ -18,6 +18,7 @@ struct AttentionTile {
   std::uint32_t rows, columns;
   std::uint32_t scores_across, results_across;  // subgroups side by side
   bool unroll = true;                           // the loops of a product
+  bool own_in_registers = true;                 // else in workgroup memory; needs `unroll`
 
   std::uint32_t invocations() const { return subgroup * subgroups; }
 };
@@ -35,9 +36,6 @@ void record_matrix(gpu::Recorder& recorder, const Attention& op, const Attention
 void record_matrix(gpu::Recorder& recorder, const AttentionBackward& op, const AttentionShape& shape);
 
 enum class AttentionPass { forward, query_gradients, key_gradients };
-
-// Rows that a head of packed operands has: tokens rounded up, since blocks reach beyond the last.
-constexpr std::uint32_t attention_row_multiple = 128;
 
 // The kernel's text.
 std::string attention_matrix_text(const AttentionTile& tile, AttentionPass pass, std::uint32_t head_dim);

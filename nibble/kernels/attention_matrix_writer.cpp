@@ -2,38 +2,51 @@
 
 #include "nibble/base/error.h"
 
+#include <algorithm>
+
 namespace nibble::detail {
 
 AttentionWriter::AttentionWriter(const AttentionTile& tile, AttentionPass pass, std::uint32_t head_dim)
     : t_(tile), pass_(pass), dim_(head_dim) {
-  const std::uint32_t units = t_.columns / 8, all = t_.invocations();
-  const bool even = all % units == 0 && t_.rows * units % all == 0 && all % t_.rows == 0 && score_rows() % edge == 0 &&
-                    score_columns() % edge == 0 && result_rows() % edge == 0 && result_columns() % edge == 0;
+  const std::uint32_t all = t_.invocations();
+  const bool even = all % t_.rows == 0 && t_.columns % (parts() * 8) == 0 && t_.subgroup % parts() == 0 &&
+                    all % length() == 0 && t_.columns % rows_at_once() == 0 && t_.rows % rows_at_once() == 0 &&
+                    score_rows() % t_.matrix.m == 0 && score_columns() % t_.matrix.n == 0 &&
+                    result_rows() % t_.matrix.m == 0 && result_columns() % t_.matrix.n == 0;
   check(even, "attention", "Blocks of {} x {} do not divide among {} invocations.", t_.rows, t_.columns, all);
+}
+
+std::uint32_t AttentionWriter::room_size() const {
+  return std::max({numbers_at(pass_ == AttentionPass::key_gradients ? 2 : 0), strip_size() * t_.subgroups, t_.rows * stride()});
 }
 
 void AttentionWriter::declarations() {
   line("enable f16;\nenable subgroups;\nenable chromium_experimental_subgroup_matrix;");
-  line("struct Params {{ tokens: u32, padded: u32, heads: u32, group: u32, parts: u32, q: u32, k: u32, v: u32,");
-  line("  d_o: u32, q_turned: u32, k_turned: u32, v_turned: u32, d_o_turned: u32, q_scale: u32, k_scale: u32, v_scale: u32,");
-  line("  d_o_scale: u32, lse: u32, delta: u32, scale: f32 }}");
-  line("@group(0) @binding(0) var<uniform> params: Params;");
-  line("@group(0) @binding(1) var<storage, read> operands: array<vec4<u32>>;");
-  line("@group(0) @binding(2) var<storage, read> numbers: array<vec4<f32>>;");
+  line("struct Params {{ tokens: u32, heads: u32, group: u32, parts: u32, scale: f32,");
+  for (const char* name : {"q", "k", "v", "d_o"}) {
+    line("  {0}_at: u32, {0}_row: u32, {0}_head: u32, {0}_scales: u32, {0}_scale_head: u32,", name);
+  }
+  line("}}\n@group(0) @binding(0) var<uniform> params: Params;");
+  line("@group(0) @binding(1) var<storage, read> qk: array<vec4<u32>>;");
+  line("@group(0) @binding(2) var<storage, read> qk_scale: array<f32>;");
+  line("@group(0) @binding(3) var<storage, read> v: array<vec4<u32>>;");
+  line("@group(0) @binding(4) var<storage, read> v_scale: array<f32>;");
   line("var<workgroup> room: array<vec4<u32>, {}>;", room_size());
   line("var<workgroup> partial: array<f32, {}>;", t_.subgroups);
   line("alias Left = subgroup_matrix_left<f16, {}, {}>;", t_.matrix.k, t_.matrix.m);
   line("alias Right = subgroup_matrix_right<f16, {}, {}>;", t_.matrix.n, t_.matrix.k);
   line("alias Result = subgroup_matrix_result<f32, {}, {}>;", t_.matrix.n, t_.matrix.m);
-  line("const LOG2_E = 1.44269504;\nconst LOWEST = -1e30;");
+  line("const LOG2_E = 1.44269504;\nconst LOWEST = -1e30;\nconst TINY = 0x1p-100f;\nconst WEIGHT = 16.0;");
   // The largest dot product of two packed rows, whose values are below 2^14.
   line("const MOST_DOT = {}f;", 268435456.0 * dim_);
   text_ += R"(
-fn number(at: u32) -> f32 {
-  return numbers[at / 4u][at % 4u];
-}
 fn eight(low: vec4<f32>, high: vec4<f32>) -> vec4<u32> {
   return vec4<u32>(bitcast<vec2<u32>>(vec4<f16>(low)), bitcast<vec2<u32>>(vec4<f16>(high)));
+}
+// Factors are at most 1 but for rows that no one meets, which must stay finite.
+fn scaled(value: vec4<u32>, factor: f32) -> vec4<u32> {
+  let f = f16(min(factor, 1.0));
+  return vec4<u32>(bitcast<vec2<u32>>(bitcast<vec4<f16>>(value.xy) * f), bitcast<vec2<u32>>(bitcast<vec4<f16>>(value.zw) * f));
 }
 fn largest(value: vec4<f32>) -> f32 {
   return max(max(value.x, value.y), max(value.z, value.w));
@@ -41,6 +54,9 @@ fn largest(value: vec4<f32>) -> f32 {
 // A power of two that brings what is at most `bound` to 2^14 at most.
 fn fit(bound: f32) -> f32 {
   return 8192.0 / bitcast<f32>(bitcast<u32>(clamp(bound, 1e-30, 1e30)) & 0x7f800000u);
+}
+fn inverse_power(power: f32) -> f32 {
+  return bitcast<f32>(0x7f000000u - bitcast<u32>(power));
 }
 fn workgroup_max(value: f32, subgroup: u32, lane: u32) -> f32 {
   let own = subgroupMax(value);
@@ -65,45 +81,102 @@ void AttentionWriter::begin(const char* first) {
   line("  let score_column = subgroup % {}u * {}u;", t_.scores_across, score_columns());
   line("  let result_row = subgroup / {}u * {}u;", t_.results_across, result_rows());
   line("  let result_column = subgroup % {}u * {}u;", t_.results_across, result_columns());
-  line("  let scores_from = score_row * {}u + score_column / 4u;", score_stride());
-  line("  let weights_from = {}u + result_row * {}u;", weights_at(), weight_stride());
   line("  let strip = subgroup * {}u;", strip_size());
-  line("  // Vectors of 8 to the subgroup's share of a block.");
-  line("  let rows_at = (first + score_row) * {}u;", dim_ / 8);
-  line("  let columns_at = score_column * {}u;", dim_ / 8);
-  line("  let results_at = result_column * 2u;");
+  line("  let row = index / {0}u;\n  let part = index % {0}u;", parts());
+  line("  let fetch_row = index / {0}u;\n  let fetch_column = index % {0}u;", length());
+  line("  let fetch_put = fetch_row * {}u + fetch_column;", stride());
 }
 
-// `body` for the steps of matrix.k that an inner dimension of `length` has, given the step and how far on its operands lie,
-// of which tiles follow in `tile_step` vectors. Unrolled it is faster on GPUs; for a processor compiling it would take long.
-void AttentionWriter::steps(std::uint32_t length, std::uint32_t tile_step, const StepBody& body) {
-  const std::uint32_t in_tile = edge / t_.matrix.k, count = length / t_.matrix.k;
+void AttentionWriter::fetch_own(std::uint32_t i, const char* operand, const char* rows, const char* row_step) {
+  for (std::uint32_t n = 0; n < t_.rows / rows_at_once(); ++n) {
+    line("  let given{}_{} = {}[{} + min(first + fetch_row + {}u, last) * {} + fetch_column];", i, n, operand, rows,
+         n * rows_at_once(), row_step);
+  }
+}
+
+void AttentionWriter::keep_own(std::uint32_t i) {
+  const std::uint32_t put = t_.own_in_registers ? 0 : own(i);
+  for (std::uint32_t n = 0; n < t_.rows / rows_at_once(); ++n) {
+    line("  room[fetch_put + {}u] = given{}_{};", put + n * rows_at_once() * stride(), i, n);
+  }
+  if (!t_.own_in_registers) return;
+  line("  workgroupBarrier();");
+  for (std::uint32_t m = 0; m < score_rows() / t_.matrix.m; ++m) {
+    for (std::uint32_t step = 0; step < dim_ / t_.matrix.k; ++step) {
+      line("  let own{}_{}_{} = subgroupMatrixLoad<Left, row_major>(&room, score_row * {}u + {}u, {}u);", i, m, step, stride(),
+           m * t_.matrix.m * stride() + step * t_.matrix.k / 8, stride());
+    }
+  }
+  line("  workgroupBarrier();");
+}
+
+void AttentionWriter::declare_stages() {
+  for (std::uint32_t i = 0; i < 2; ++i)
+    for (std::uint32_t n = 0; n < fetches(); ++n) line("  var next{0}_{1}: vec4<u32>;\n  var scale{0}_{1}: f32;", i, n);
+}
+
+void AttentionWriter::fetch(std::uint32_t i, const Source& source, const char* token) {
+  for (std::uint32_t n = 0; n < fetches(); ++n) {
+    line("    {{\n      let token = min({} + fetch_row + {}u, params.tokens - 1u);", token, n * rows_at_once());
+    line("      next{}_{} = {}[{} + token * {} + fetch_column];", i, n, source.operand, source.rows, source.row_step);
+    line("      scale{}_{} = {}[{} + token];\n    }}", i, n, source.scales, source.scale_at);
+  }
+}
+
+void AttentionWriter::find_largest(const char* count, std::initializer_list<Largest> wanted) {
+  // Several loads at a time: each takes as long as several blocks' products.
+  constexpr std::uint32_t at_once = 4;
+  line("  for (var i = index; i < {}; i += {}u) {{", count, at_once * t_.invocations());
+  for (std::uint32_t n = 0; n < at_once; ++n) {
+    line("    {{\n      let at = min(i + {}u, {} - 1u);", n * t_.invocations(), count);
+    for (const auto& value : wanted) line("      most_{0} = max(most_{0}, {1});", value.name, value.value);
+    line("    }}");
+  }
+  line("  }}");
+  for (const auto& value : wanted) line("  most_{0} = workgroup_max(most_{0}, subgroup, lane);", value.name);
+}
+
+void AttentionWriter::store_stage(std::uint32_t i) {
+  for (std::uint32_t n = 0; n < fetches(); ++n) {
+    line("    room[fetch_put + {2}u] = scaled(next{0}_{1}, scale{0}_{1} * inverse{0});", i, n,
+         stage(i) + n * rows_at_once() * stride());
+  }
+}
+
+// `body` for the steps of matrix.k that an inner dimension of `length` has. Unrolled it is faster on GPUs; for a processor
+// compiling it would take long.
+void AttentionWriter::steps(std::uint32_t length, const std::function<void(const Step&)>& body) {
+  const std::uint32_t count = length / t_.matrix.k;
   if (t_.unroll) {
     for (std::uint32_t step = 0; step < count; ++step) {
       line("    {{");
-      body(fmt::format("{}u", step), fmt::format("{}u", step / in_tile * tile_step + step % in_tile));
+      body({true, step});
       line("    }}");
     }
   } else {
     line("    for (var step = 0u; step < {}u; step++) {{", count);
-    body("step", fmt::format("(step / {0}u * {1}u + step % {0}u)", in_tile, tile_step));
+    body({false, 0});
     line("    }}");
   }
 }
 
-void AttentionWriter::scores(const char* left, const char* right, std::uint32_t tile) {
+void AttentionWriter::scores(std::uint32_t tile) {
   const std::uint32_t down = score_rows() / t_.matrix.m, across = score_columns() / t_.matrix.n;
   line("    {{");
   for (std::uint32_t i = 0; i < down; ++i)
     for (std::uint32_t j = 0; j < across; ++j) line("    var s{}_{} = Result();", i, j);
-  steps(dim_, tile_vectors, [&](const std::string&, const std::string& further) {
+  steps(dim_, [&](const Step& step) {
     for (std::uint32_t i = 0; i < down; ++i) {
-      line("      let a{} = subgroupMatrixLoad<Left, row_major>(&operands, {} + {} + {}u, 2u);", i, left, further,
-           plain_row(i * t_.matrix.m));
+      if (t_.own_in_registers) {
+        line("      let a{} = own{}_{}_{};", i, tile, i, step.value);
+      } else {
+        line("      let a{} = subgroupMatrixLoad<Left, row_major>(&room, score_row * {}u + {}u + {}, {}u);", i, stride(),
+             own(tile) + i * t_.matrix.m * stride(), step.times(t_.matrix.k / 8), stride());
+      }
     }
     for (std::uint32_t j = 0; j < across; ++j) {
-      line("      let b{} = subgroupMatrixLoad<Right, col_major>(&operands, {} + {} + {}u, 2u);", j, right, further,
-           plain_row(j * t_.matrix.n));
+      line("      let b{} = subgroupMatrixLoad<Right, col_major>(&room, score_column * {}u + {}u + {}, {}u);", j, stride(),
+           stage(tile) + j * t_.matrix.n * stride(), step.times(t_.matrix.k / 8), stride());
       for (std::uint32_t i = 0; i < down; ++i) {
         line("      s{0}_{1} = subgroupMatrixMultiplyAccumulate(a{0}, b{1}, s{0}_{1});", i, j);
       }
@@ -111,27 +184,33 @@ void AttentionWriter::scores(const char* left, const char* right, std::uint32_t 
   });
   for (std::uint32_t i = 0; i < down; ++i) {
     for (std::uint32_t j = 0; j < across; ++j) {
-      line("    subgroupMatrixStore<row_major>(&room, scores_from + {}u, s{}_{}, {}u);",
-           tile * scores_size() + i * t_.matrix.m * score_stride() + j * t_.matrix.n / 4, i, j, score_stride());
+      line("    subgroupMatrixStore<row_major>(&room, score_row * {}u + score_column / 4u + {}u, s{}_{}, {}u);", score_stride(),
+           scores_at(tile) + i * t_.matrix.m * score_stride() + j * t_.matrix.n / 4, i, j, score_stride());
     }
   }
   line("    }}");
 }
 
 void AttentionWriter::declare_results(char results) {
-  for_results([&](auto i, auto j) { line("  var {}{}_{}: Result;", results, i, j); });
+  for_results([&](auto i, auto j) { line("  var {}{}_{} = Result();", results, i, j); });
 }
 
-void AttentionWriter::accumulate(char results, std::uint32_t tile, const char* right) {
+std::string AttentionWriter::weight_column(const Step& step) const {
+  if (!in_place()) return step.times(t_.matrix.k / 8);
+  if (t_.matrix.k == 16) return step.times(4);
+  return step.known ? fmt::format("{}u", step.value / 2 * 4 + step.value % 2) : "step / 2u * 4u + step % 2u";
+}
+
+void AttentionWriter::accumulate(char results, std::uint32_t tile, std::uint32_t from) {
   const std::uint32_t down = result_rows() / t_.matrix.m, across = result_columns() / t_.matrix.n;
-  steps(t_.columns, dim_ / edge * tile_vectors, [&](const std::string& step, const std::string& further) {
+  steps(t_.columns, [&](const Step& step) {
     for (std::uint32_t i = 0; i < down; ++i) {
-      line("      let a{} = subgroupMatrixLoad<Left, row_major>(&room, weights_from + {} * {}u + {}u, {}u);", i, step,
-           t_.matrix.k / 8, (tile * t_.rows + i * t_.matrix.m) * weight_stride(), weight_stride());
+      line("      let a{} = subgroupMatrixLoad<Left, row_major>(&room, result_row * {}u + {}u + {}, {}u);", i, weight_stride(),
+           weights_at(tile) + i * t_.matrix.m * weight_stride(), weight_column(step), weight_stride());
     }
     for (std::uint32_t j = 0; j < across; ++j) {
-      line("      let b{} = subgroupMatrixLoad<Right, col_major>(&operands, {} + {} + {}u, 2u);", j, right, further,
-           turned_column(j * t_.matrix.n));
+      line("      let b{} = subgroupMatrixLoad<Right, row_major>(&room, result_column / 8u + {}u + {}, {}u);", j,
+           stage(from) + j * t_.matrix.n / 8, step.times(t_.matrix.k * stride()), stride());
       for (std::uint32_t i = 0; i < down; ++i) {
         line("      {0}{1}_{2} = subgroupMatrixMultiplyAccumulate(a{1}, b{2}, {0}{1}_{2});", results, i, j);
       }
@@ -146,7 +225,8 @@ void AttentionWriter::store_strip(char results, std::uint32_t i) {
   }
 }
 
-void AttentionWriter::write_results(char results, const char* output, const std::string& row_at, const char* factor) {
+void AttentionWriter::write_results(char results, const char* output, const std::string& row_at, const char* factor,
+                                    const char* add) {
   const std::uint32_t vectors = result_columns() / 4;
   for (std::uint32_t i = 0; i < result_rows() / t_.matrix.m; ++i) {
     line("  workgroupBarrier();");
@@ -155,14 +235,30 @@ void AttentionWriter::write_results(char results, const char* output, const std:
     line("  for (var i = lane; i < {}u; i += {}u) {{", t_.matrix.m * vectors, t_.subgroup);
     line("    let row = result_row + {}u + i / {}u;", i * t_.matrix.m, vectors);
     line("    if (first + row <= last) {{");
-    line("      let sums = bitcast<vec4<f32>>(room[strip + i / {0}u * {1}u + i % {0}u]);", vectors, strip_stride());
-    line("      {}[{} + result_column / 4u + i % {}u] = sums * ({});", output, row_at, vectors, factor);
+    line("      var sums = bitcast<vec4<f32>>(room[strip + i / {0}u * {1}u + i % {0}u]);", vectors, strip_stride());
+    line("      let at = {} + result_column / 4u + i % {}u;", row_at, vectors);
+    if (add) line("      if ({}) {{\n        sums += {}[at];\n      }}", add, output);
+    line("      {}[at] = sums * ({});", output, factor);
     line("    }}\n  }}");
   }
 }
 
-void AttentionWriter::columns_numbers(const char* name, const char* at) {
-  line("    let {0}0 = numbers[({1}) / 4u + unit * 2u];\n    let {0}1 = numbers[({1}) / 4u + unit * 2u + 1u];", name, at);
+std::string AttentionWriter::column(std::uint32_t n) const {
+  const std::uint32_t in_unit = unit() / 4;
+  return fmt::format("(part * {}u + {}u)", unit(), n / in_unit * parts() * unit() + n % in_unit * 4);
+}
+
+std::string AttentionWriter::score(std::uint32_t tile, std::uint32_t n) const {
+  return fmt::format("bitcast<vec4<f32>>(room[{}u + row * {}u + {} / 4u])", scores_at(tile), score_stride(), column(n));
+}
+
+void AttentionWriter::store_weights(const char* name, std::uint32_t tile) {
+  for (std::uint32_t n = 0; n < vectors(); n += 2) {
+    const std::uint32_t first = n * 4 / unit() * parts() * unit(), within = n * 4 % unit();
+    const std::uint32_t step = in_place() ? 4 : unit() / 8, at = first / unit() * step + within / 8;
+    line("    room[{}u + row * {}u + part * {}u + {}u] = eight({}{}, {}{});", weights_at(tile), weight_stride(), step, at, name, n,
+         name, n + 1);
+  }
 }
 
 }  // namespace nibble::detail
