@@ -16,7 +16,7 @@ constexpr DType operand_dtype(ProductPath path) { return path == ProductPath::f3
 
 // A matrix (rows, columns) as a product reads it. In f16 each row r is stored multiplied by a power of two that brings its
 // largest magnitude to [2^13, 2^14), so that no row leaves f16's range, and `scale`[r] is the inverse of that power: value =
-// data * scale. A row of zeros has scale 1. In f32 there is no scale.
+// data * scale. A row of zeros has scale 0, the least, where rows compete for the largest. In f32 there is no scale.
 struct Operand {
   Tensor data;
   Tensor scale;  // (rows), f32; empty where data is f32

@@ -86,7 +86,7 @@ Operand upload_operand(std::span<const float> values, std::uint32_t rows, std::u
     for (const float value : row) largest = std::max(largest, std::fabs(value));
     const float factor = top_of_f16(largest);
     for (float& value : row) value *= factor;
-    scales[r] = 1.0f / factor;
+    scales[r] = largest == 0.0f ? 0.0f : 1.0f / factor;
   }
   return {upload(scaled, {rows, columns}, DType::f16), upload(scales, {rows})};
 }

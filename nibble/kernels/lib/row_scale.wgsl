@@ -8,9 +8,12 @@ struct RowScale {
 const MAGNITUDE = 0x7fffffffu;
 
 fn row_scale(largest: u32) -> RowScale {
+  if (largest == 0u) {
+    return RowScale(1.0, 0.0);
+  }
+  // Rows with infinity or NaN, which shall be seen, stay as they are.
   var exponent = 127u;
-  // Zero rows, and rows with infinity or NaN, which shall be seen, stay as they are.
-  if (largest != 0u && largest < 0x7f800000u) {
+  if (largest < 0x7f800000u) {
     // Below 2^-113 the inverse would be subnormal; such rows stay under the top of the range.
     exponent = min(267u - (largest >> 23u), 253u);
   }
