@@ -1,0 +1,281 @@
+#include "nibble/kernels/lora_matrix.h"
+
+#include "nibble/base/error.h"
+#include "nibble/kernels/lora_matrix_plan.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace nibble {
+namespace {
+
+using detail::lora_columns_of;
+using detail::lora_down_problem;
+using detail::lora_plan;
+using detail::lora_up_problem;
+using detail::LoraParams;
+using detail::LoraPass;
+using detail::LoraPlan;
+using detail::LoraProblem;
+using detail::LoraSegment;
+using detail::LoraText;
+
+constexpr std::uint32_t lane = 8;  // elements of the 16 bytes that operands are read in
+constexpr std::uint32_t none = UINT32_MAX;
+constexpr float hidden_unit = 0x1p-12f, gradient_unit = 0x1p6f;
+
+struct RowsSumParams {
+  std::array<std::uint32_t, 4> starts;
+  std::uint32_t count, row_vectors, width, padded_width, padded_rows;
+  float factor;
+  std::array<std::uint32_t, 2> padding;
+};
+
+struct GradientsSumParams {
+  std::array<LoraSegment, 3> segments;
+  std::array<std::uint32_t, 4> targets;
+  std::uint32_t count, parts, powers, narrow, width, rank, padded_rank, n_stride, c_stride;
+  float factor;
+  std::array<std::uint32_t, 2> padding;
+};
+
+std::uint32_t groups(std::uint64_t count, std::uint32_t size) {
+  return static_cast<std::uint32_t>((count + size - 1) / size);
+}
+
+float keep_scale(const LoraGroupDropout& dropout) { return static_cast<float>(1 / (1 - double{dropout.probability})); }
+
+gpu::Kernel matrix_kernel(gpu::Device& device, const LoraPlan& plan) {
+  constexpr std::array labels{"lora_matrix:down", "lora_matrix:up_backward", "lora_matrix:gradients"};
+  const LoraText& text = plan.text;
+  const char* label = labels.at(static_cast<std::size_t>(text.pass));
+  const auto key = fmt::format("{} {} {} {}", label, text.narrow, text.whole_steps, text.dropout);
+  return device.kernel(key, label, "main", [&] {
+    return detail::lora_matrix_text(plan.tile, text, detail::embedded_wgsl().at("lib/random"));
+  });
+}
+
+gpu::Work work_of(const LoraPlan& plan, const LoraProblem& problem) {
+  double columns = 0;
+  for (const auto& [begin, end] : problem.ranges) columns += (end - begin) * double{lane};
+  return {.bytes = plan.params.rows * columns * 2 + static_cast<double>(plan.scratch) * 4,
+          .flops = 2.0 * plan.params.rows * columns * plan.params.width};
+}
+
+std::vector<gpu::RowRange> row_slices(const gpu::Device& device, const LoraGroupShape& shape, std::uint32_t rows,
+                                      std::uint32_t columns) {
+  // Partial sums are f32, in rows padded to 64 at most.
+  return gpu::binding_slices(device, rows, {std::uint64_t{columns} * 2, (shape.width() + 64u) * std::uint64_t{8}, 4});
+}
+
+Tensor scratch_part(const Tensor& scratch, std::uint64_t elements) {
+  check(scratch && scratch.dtype() == DType::f32 && scratch.size() >= elements, "lora_matrix",
+        "The scratch of {} elements is smaller than the {} needed.", scratch ? scratch.size() : 0, elements);
+  return scratch.part(0, {static_cast<std::uint32_t>(elements)});
+}
+
+void check_rows(const LoraGroup& group, const Tensor& x, std::uint32_t columns, const Tensor& h) {
+  check(x.dtype() == DType::f16 && h.dtype() == DType::f16 && x.dim(1) == columns && h.dim(1) == group.shape.width() &&
+            h.dim(0) == x.dim(0),
+        "lora_matrix", "Shapes do not fit: {} rows of {} columns and h {} for rank {}.", x.shape_text(), columns,
+        h.shape_text(), group.shape.rank);
+}
+
+// h = x w * factor.
+struct Rows {
+  LoraProblem problem;
+  const Tensor &x, &w, &h, &scratch;
+  LoraGroupDropout dropout;
+};
+
+void record_rows(gpu::Recorder& recorder, const LoraGroupShape& shape, const Rows& op) {
+  auto& device = recorder.device();
+  for (const auto range : row_slices(device, shape, op.x.dim(0), op.x.dim(1))) {
+    LoraPlan plan = lora_plan(device, op.problem, range.end - range.begin);
+    set_dropout(plan, op.dropout, range.begin);
+    LoraParams& p = plan.params;
+    p.x_stride = op.x.dim(1) / lane;
+    p.w_stride = op.w.dim(1) / lane;
+    const Tensor h = op.h.rows(range.begin, range.end);
+    const Tensor partial = scratch_part(op.scratch, std::max<std::uint64_t>(plan.scratch, 4));
+    if (p.parts > 0) {
+      recorder.dispatch(matrix_kernel(device, plan),
+                        {gpu::read(op.x.rows(range.begin, range.end)), gpu::read(op.w), gpu::write(partial)}, p,
+                        gpu::linear_grid(device, plan.workgroups()), work_of(plan, op.problem));
+    }
+    const auto& s = p.segments;
+    const RowsSumParams sum{.starts = {0, s[1][2], s[2][2], p.parts},
+                            .count = static_cast<std::uint32_t>(h.size() / lane),
+                            .row_vectors = h.dim(1) / lane,
+                            .width = p.width,
+                            .padded_width = p.narrow_blocks * plan.text.narrow,
+                            .padded_rows = p.blocks * plan.tile.block,
+                            .factor = hidden_unit * keep_scale(op.dropout),
+                            .padding = {}};
+    recorder.dispatch(kernel(device, "lora_rows_sum", gpu::Prelude().enable("f16"), {"grid"}),
+                      {gpu::read(partial), gpu::write(h)}, sum, gpu::linear_grid(device, groups(sum.count, 64)),
+                      {.bytes = static_cast<double>(partial.bytes() + h.bytes())});
+  }
+}
+
+}  // namespace
+
+void record(gpu::Recorder& recorder, const LoraDownMatrix& op) {
+  const LoraGroupShape& shape = op.group.shape;
+  check_rows(op.group, op.x, shape.inputs, op.h);
+  record_rows(recorder, shape,
+              {lora_down_problem(shape, op.dropout.probability > 0), op.x, op.group.a, op.h, op.scratch, op.dropout});
+}
+
+namespace {
+
+// What gradients a pass over columns adds up: element (n, c) of a projection at n * n_stride + c * c_stride.
+struct Columns {
+  LoraProblem problem;
+  const Operand& x;
+  const Tensor& narrow;
+  const Tensor& other_scale;
+  const std::array<Tensor, 3>& targets;
+  std::uint32_t n_stride, c_stride;
+  float factor;
+  LoraGroupDropout dropout;
+};
+
+// One tensor over all targets, and where in it they begin, if they are parts of one buffer that a binding holds.
+std::optional<Tensor> cover(const gpu::Device& device, std::span<const Tensor> targets,
+                            std::span<std::uint32_t> first) {
+  const Tensor* some = nullptr;
+  std::uint64_t begin = UINT64_MAX, end = 0;
+  for (const Tensor& target : targets) {
+    if (!target) continue;
+    if (some && some->buffer() != target.buffer()) return std::nullopt;
+    some = &target;
+    begin = std::min(begin, target.offset());
+    end = std::max(end, target.offset() + target.bytes());
+  }
+  if (!some || end - begin > device.info().limits.max_binding - 16) return std::nullopt;
+  for (std::size_t i = 0; i < targets.size(); ++i) {
+    first[i] = targets[i] ? static_cast<std::uint32_t>((targets[i].offset() - begin) / 4) : none;
+  }
+  return Tensor(some->buffer(), begin, DType::f32, {static_cast<std::uint32_t>((end - begin) / 4)});
+}
+
+void record_gradients_sum(gpu::Recorder& recorder, const LoraPlan& plan, const Columns& op, const LoraGroupShape& shape,
+                          const Tensor& partial) {
+  auto& device = recorder.device();
+  const LoraParams& p = plan.params;
+  GradientsSumParams sum{.segments = p.segments,
+                         .targets = {none, none, none, none},
+                         .count = p.part_size,
+                         .parts = p.parts,
+                         .powers = p.powers,
+                         .narrow = p.narrow_blocks * plan.text.narrow,
+                         .width = p.width,
+                         .rank = shape.rank,
+                         .padded_rank = shape.padded_rank(),
+                         .n_stride = op.n_stride,
+                         .c_stride = op.c_stride,
+                         .factor = op.factor,
+                         .padding = {}};
+  const auto entry = kernel(device, "lora_gradients_sum", gpu::Prelude().constant("BLOCK", plan.tile.block), {"grid"});
+  const auto dispatch = [&](const Tensor& y) {
+    recorder.dispatch(entry, {gpu::read(partial), gpu::read_write(y)}, sum,
+                      gpu::linear_grid(device, groups(sum.count, 128)),
+                      {.bytes = static_cast<double>(partial.bytes() + 2 * y.bytes())});
+  };
+  if (const auto all = cover(device, op.targets, sum.targets)) return dispatch(*all);
+  for (std::size_t i = 0; i < op.targets.size(); ++i) {
+    if (!op.targets[i]) continue;
+    sum.targets = {none, none, none, none};
+    sum.targets[i] = 0;
+    dispatch(op.targets[i]);
+  }
+}
+
+void record_columns(gpu::Recorder& recorder, const Columns& op, const LoraGroupShape& shape, const Tensor& scratch) {
+  auto& device = recorder.device();
+  for (const auto range : row_slices(device, shape, op.x.data.dim(0), op.x.data.dim(1))) {
+    LoraPlan plan = lora_plan(device, op.problem, range.end - range.begin);
+    if (plan.scratch == 0) return;
+    set_dropout(plan, op.dropout, range.begin);
+    LoraParams& p = plan.params;
+    p.x_stride = op.x.data.dim(1) / lane;
+    p.w_stride = op.narrow.dim(1) / lane;
+    const auto cut = [&](const Tensor& tensor) { return gpu::read(tensor.rows(range.begin, range.end)); };
+    const Tensor partial = scratch_part(scratch, plan.scratch);
+    recorder.dispatch(matrix_kernel(device, plan),
+                      {cut(op.x.data), cut(op.narrow), gpu::write(partial), cut(op.x.scale), cut(op.other_scale)}, p,
+                      gpu::linear_grid(device, plan.workgroups()), work_of(plan, op.problem));
+    record_gradients_sum(recorder, plan, op, shape, partial);
+  }
+}
+
+void check_targets(const LoraBackwardMatrix& op) {
+  const LoraGroupShape& shape = op.group.shape;
+  for (std::size_t i = 0; i < shape.outputs.size(); ++i) {
+    const Tensor &da = op.da[i], &db = op.db[i];
+    check(static_cast<bool>(da) == op.group.adapted[i] && static_cast<bool>(db) == op.group.adapted[i], "lora_matrix",
+          "Projection {} of a group has gradients but no adapter, or an adapter but no gradients.", i);
+    if (!da) continue;
+    check(da.dtype() == DType::f32 && db.dtype() == DType::f32 && da.dim(0) == shape.rank &&
+              da.dim(1) == shape.inputs && db.dim(0) == shape.outputs[i] && db.dim(1) == shape.rank,
+          "lora_matrix", "Gradients {} and {} do not fit rank {}, {} inputs and {} outputs.", da.shape_text(),
+          db.shape_text(), shape.rank, shape.inputs, shape.outputs[i]);
+  }
+}
+
+}  // namespace
+
+void record(gpu::Recorder& recorder, const LoraBackwardMatrix& op) {
+  const LoraGroupShape& shape = op.group.shape;
+  check_rows(op.group, op.x.data, shape.inputs, op.h);
+  check_rows(op.group, op.dy.data, shape.all_outputs(), op.dh);
+  check_targets(op);
+  record_rows(recorder, shape,
+              {lora_up_problem(shape, op.group.adapted), op.dy.data, op.group.b, op.dh, op.scratch, {}});
+  // The hidden values are h * 2^6 * x.scale; their gradients are dh * 2^6 * dy.scale, as b holds the scaling.
+  record_columns(recorder,
+                 {lora_columns_of(lora_up_problem(shape, op.group.adapted)),
+                  op.dy,
+                  op.h,
+                  op.x.scale,
+                  op.db,
+                  shape.rank,
+                  1,
+                  op.scaling * gradient_unit,
+                  {}},
+                 shape, op.scratch);
+  record_columns(recorder,
+                 {lora_columns_of(lora_down_problem(shape, op.dropout.probability > 0)), op.x, op.dh, op.dy.scale,
+                  op.da, 1, shape.inputs, gradient_unit * keep_scale(op.dropout), op.dropout},
+                 shape, op.scratch);
+}
+
+bool lora_matrix_fits(const gpu::Device& device, const LoraGroupShape& shape) {
+  const auto multiple = [](std::uint32_t count) { return count % lane == 0; };
+  return multiple(shape.inputs) && std::all_of(shape.outputs.begin(), shape.outputs.end(), multiple) &&
+         shape.rank > 0 && detail::lora_tile(device.info(), LoraPass::columns).has_value();
+}
+
+std::uint64_t lora_matrix_scratch(const gpu::Device& device, const LoraGroupShape& shape, std::uint32_t rows) {
+  std::uint64_t most = 4;
+  const auto consider = [&](const LoraProblem& problem, std::uint32_t columns) {
+    for (const auto range : row_slices(device, shape, rows, columns)) {
+      most = std::max(most, lora_plan(device, problem, range.end - range.begin).scratch);
+    }
+  };
+  // Whichever projections have an adapter: the fewer, the finer their parts.
+  for (unsigned some = 1; some < 1u << shape.outputs.size(); ++some) {
+    const LoraProblem up = lora_up_problem(shape, {(some & 1) != 0, (some & 2) != 0, (some & 4) != 0});
+    consider(up, shape.all_outputs());
+    consider(lora_columns_of(up), shape.all_outputs());
+  }
+  for (const bool dropout : {false, true}) {
+    const LoraProblem down = lora_down_problem(shape, dropout);
+    consider(down, shape.inputs);
+    consider(lora_columns_of(down), shape.inputs);
+  }
+  return most;
+}
+
+}  // namespace nibble

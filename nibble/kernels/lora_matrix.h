@@ -1,0 +1,53 @@
+#pragma once
+
+#include "nibble/kernels/dropout.h"
+#include "nibble/kernels/lora_pack.h"
+#include "nibble/kernels/operand.h"
+
+namespace nibble {
+
+// LoRA's narrow products on matrix units: f16 operands, f32 sums in a fixed order, all projections of a group at once.
+// h and dh (T, R) are f16, in units of x's and dy's rows: the forward product adds h b^T to x.data W^T, the backward dh
+// a to dy.data W. T is any number; K and the outputs are multiples of 8. `scratch` is f32, lora_matrix_scratch
+// elements, and may be shared by all.
+
+// Inverted dropout of x, for each projection by itself.
+struct LoraGroupDropout {
+  float probability = 0.0f;
+  std::uint32_t seed = 0;                  // of the step
+  std::array<std::uint32_t, 3> streams{};  // of the projections
+  std::uint32_t first_row = 0;             // of x in the token stream
+};
+
+// h = (dropout(x).data a^T) * 2^-12
+struct LoraDownMatrix {
+  const LoraGroup& group;
+  Tensor x;  // data
+  Tensor h;
+  Tensor scratch;
+  LoraGroupDropout dropout = {};
+};
+void record(gpu::Recorder&, const LoraDownMatrix&);
+
+// dh = (dy.data b) * 2^-12, each projection's columns of dy with its own b; and for the projections that have an
+// adapter db (outputs, r) += scaling * sum over t of dy[t]^T h[t] and da (r, K) += sum over t of dh[t]^T dropout(x)[t],
+// in f32. Rows' factors are powers of two that differ: in each part of the sum h and dh are multiplied by a row's own
+// over the part's largest, which is exact in f16 as far as it counts.
+struct LoraBackwardMatrix {
+  const LoraGroup& group;
+  Operand x, dy;
+  Tensor h, dh;
+  std::array<Tensor, 3> da, db;  // empty where there is no adapter; best parts of one buffer
+  float scaling = 1.0f;
+  Tensor scratch;
+  LoraGroupDropout dropout = {};
+};
+void record(gpu::Recorder&, const LoraBackwardMatrix&);
+
+// Whether the adapter has matrices for such a group. Else the kernels of lora.h serve.
+bool lora_matrix_fits(const gpu::Device&, const LoraGroupShape& shape);
+
+// Elements of scratch for T rows.
+std::uint64_t lora_matrix_scratch(const gpu::Device&, const LoraGroupShape& shape, std::uint32_t rows);
+
+}  // namespace nibble

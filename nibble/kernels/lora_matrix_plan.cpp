@@ -1,0 +1,123 @@
+#include "nibble/kernels/lora_matrix_plan.h"
+
+#include "nibble/base/error.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace nibble::detail {
+namespace {
+
+constexpr std::uint32_t lane = 8;                 // elements of the 16 bytes that operands are read in
+constexpr std::uint64_t most_partial = 1u << 24;  // elements of scratch, but for what one part needs
+
+std::uint32_t groups(std::uint64_t count, std::uint32_t size) {
+  return static_cast<std::uint32_t>((count + size - 1) / size);
+}
+
+// Workgroups that keep an adapter busy: on GPUs four for each of an H100's multiprocessors.
+std::uint32_t busy_groups(const gpu::Device& device) {
+  return device.info().type == gpu::AdapterType::software ? 4 : 528;
+}
+
+LoraTile tile_of(const gpu::Device& device, LoraPass pass) {
+  const auto tile = lora_tile(device.info(), pass);
+  check(tile.has_value(), "lora_matrix", "The adapter has no matrices for LoRA.");
+  return *tile;
+}
+
+// Numbers the pieces of `size` vectors that ranges are cut into; returns how many there are.
+std::uint32_t cut_ranges(const LoraProblem& problem, std::uint32_t size, std::array<LoraSegment, 3>& segments) {
+  std::uint32_t count = 0;
+  for (std::size_t i = 0; i < problem.ranges.size(); ++i) {
+    const auto [begin, end] = problem.ranges[i];
+    segments[i] = {begin, end, count, 0};
+    count += groups(end - begin, size);
+  }
+  for (std::size_t i = problem.ranges.size(); i < 3; ++i) segments[i] = {0, 0, count, 0};
+  return count;
+}
+
+// Parts of the columns of x.
+void plan_rows(LoraPlan& plan, const LoraProblem& problem, std::uint32_t rows, std::uint32_t busy) {
+  LoraParams& p = plan.params;
+  const std::uint32_t step = plan.tile.step / lane;
+  p.blocks = groups(rows, plan.tile.block);
+  p.part_size = p.blocks * plan.tile.block * p.narrow_blocks * plan.text.narrow;
+  std::uint64_t columns = 0;
+  for (const auto& [begin, end] : problem.ranges) columns += end - begin;
+  const std::uint64_t most = std::max<std::uint64_t>(1, most_partial / p.part_size);
+  const std::uint64_t wanted = std::clamp<std::uint64_t>(busy / (std::uint64_t{p.blocks} * p.narrow_blocks), 1, most);
+  p.length = std::max(1u, groups(groups(columns, step), static_cast<std::uint32_t>(wanted))) * step;
+  p.parts = cut_ranges(problem, p.length, p.segments);
+  plan.text.whole_steps = std::all_of(problem.ranges.begin(), problem.ranges.end(),
+                                      [&](const auto& r) { return (r[1] - r[0]) % step == 0; });
+  plan.scratch = std::uint64_t{p.part_size} * p.parts;
+}
+
+// Parts of the rows of x.
+void plan_columns(LoraPlan& plan, const LoraProblem& problem, std::uint32_t rows, std::uint32_t busy) {
+  LoraParams& p = plan.params;
+  p.blocks = cut_ranges(problem, plan.tile.block / lane, p.segments);
+  p.part_size = p.blocks * plan.tile.block * p.narrow_blocks * plan.text.narrow;
+  if (p.part_size == 0) return;
+  const std::uint64_t most = std::max<std::uint64_t>(1, most_partial / p.part_size);
+  // More than a few parts cost more in partial sums than half the workgroups cost in speed.
+  const std::uint64_t possible = busy / (std::uint64_t{p.blocks} * p.narrow_blocks);
+  const std::uint64_t wanted =
+      std::clamp<std::uint64_t>(std::max(possible / 2, std::min<std::uint64_t>(possible, 4)), 1, most);
+  p.length = groups(groups(rows, plan.tile.step), static_cast<std::uint32_t>(wanted)) * plan.tile.step;
+  p.parts = groups(rows, p.length);
+  p.powers = p.part_size * p.parts;
+  plan.scratch = std::uint64_t{p.powers} + p.parts;
+}
+
+}  // namespace
+
+LoraProblem lora_down_problem(const LoraGroupShape& shape, bool dropout) {
+  const std::array<std::uint32_t, 2> all{0, shape.inputs / lane};
+  if (!dropout) return {LoraPass::down, shape.width(), {all}};
+  return {LoraPass::down, shape.padded_rank(), {shape.outputs.size(), all}};
+}
+
+LoraProblem lora_up_problem(const LoraGroupShape& shape, const std::array<bool, 3>& adapted) {
+  LoraProblem problem{LoraPass::up, shape.padded_rank(), {}};
+  std::uint32_t begin = 0;
+  for (std::size_t i = 0; i < shape.outputs.size(); ++i) {
+    const std::uint32_t end = begin + shape.outputs[i] / lane;
+    problem.ranges.push_back({begin, adapted[i] ? end : begin});
+    begin = end;
+  }
+  return problem;
+}
+
+LoraProblem lora_columns_of(LoraProblem problem) {
+  problem.pass = LoraPass::columns;
+  return problem;
+}
+
+LoraPlan lora_plan(const gpu::Device& device, const LoraProblem& problem, std::uint32_t rows) {
+  LoraPlan plan{.tile = tile_of(device, problem.pass), .text = {.pass = problem.pass, .narrow = 16}};
+  LoraParams& p = plan.params;
+  p.rows = rows;
+  p.width = problem.width;
+  p.narrow_blocks = groups(p.width, plan.tile.most_narrow);
+  plan.text.narrow = groups(groups(p.width, p.narrow_blocks), 16) * 16;
+  if (problem.pass == LoraPass::columns)
+    plan_columns(plan, problem, rows, busy_groups(device));
+  else
+    plan_rows(plan, problem, rows, busy_groups(device));
+  return plan;
+}
+
+void set_dropout(LoraPlan& plan, const LoraGroupDropout& dropout, std::uint32_t first_row) {
+  const double p = dropout.probability;
+  check(p >= 0 && p < 1, "dropout", "The probability ({}) is not in [0, 1).", p);
+  plan.text.dropout = p > 0;
+  plan.params.seed = dropout.seed;
+  plan.params.first_row = dropout.first_row + first_row;
+  plan.params.threshold = static_cast<std::uint32_t>(std::llround(std::min(p * 0x1p32, 0x1p32 - 1)));
+  for (std::size_t i = 0; i < 3; ++i) plan.params.segments[i][3] = dropout.streams[i];
+}
+
+}  // namespace nibble::detail
