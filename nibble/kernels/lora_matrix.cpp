@@ -9,10 +9,10 @@
 namespace nibble {
 namespace {
 
-using detail::lora_columns_of;
 using detail::lora_down_problem;
 using detail::lora_plan;
 using detail::lora_up_problem;
+using detail::lora_with;
 using detail::LoraParams;
 using detail::LoraPass;
 using detail::LoraPlan;
@@ -46,7 +46,8 @@ std::uint32_t groups(std::uint64_t count, std::uint32_t size) {
 float keep_scale(const LoraGroupDropout& dropout) { return static_cast<float>(1 / (1 - double{dropout.probability})); }
 
 gpu::Kernel matrix_kernel(gpu::Device& device, const LoraPlan& plan) {
-  constexpr std::array labels{"lora_matrix:down", "lora_matrix:up_backward", "lora_matrix:gradients"};
+  constexpr std::array labels{"lora_matrix:down", "lora_matrix:up_backward", "lora_matrix:gradients",
+                              "lora_matrix:backward"};
   const LoraText& text = plan.text;
   const char* label = labels.at(static_cast<std::size_t>(text.pass));
   const auto key = fmt::format("{} {} {} {}", label, text.narrow, text.whole_steps, text.dropout);
@@ -59,7 +60,7 @@ gpu::Work work_of(const LoraPlan& plan, const LoraProblem& problem) {
   double columns = 0;
   for (const auto& [begin, end] : problem.ranges) columns += (end - begin) * double{lane};
   return {.bytes = plan.params.rows * columns * 2 + static_cast<double>(plan.scratch) * 4,
-          .flops = 2.0 * plan.params.rows * columns * plan.params.width};
+          .flops = (plan.text.pass == LoraPass::backward ? 4.0 : 2.0) * plan.params.rows * columns * plan.params.width};
 }
 
 std::vector<gpu::RowRange> row_slices(const gpu::Device& device, const LoraGroupShape& shape, std::uint32_t rows,
@@ -88,6 +89,24 @@ struct Rows {
   LoraGroupDropout dropout;
 };
 
+// The second pass of h = x w: `partial` holds parts of so many rows.
+void record_rows_sum(gpu::Recorder& recorder, const LoraPlan& plan, const Tensor& partial, std::uint32_t padded_rows,
+                     std::uint32_t parts, const Tensor& h, float factor) {
+  auto& device = recorder.device();
+  const auto& segments = plan.params.segments;
+  const RowsSumParams sum{.starts = {0, segments[1][2], segments[2][2], parts},
+                          .count = static_cast<std::uint32_t>(h.size() / lane),
+                          .row_vectors = h.dim(1) / lane,
+                          .width = plan.params.width,
+                          .padded_width = plan.params.narrow_blocks * plan.text.narrow,
+                          .padded_rows = padded_rows,
+                          .factor = factor,
+                          .padding = {}};
+  recorder.dispatch(kernel(device, "lora_rows_sum", gpu::Prelude().enable("f16"), {"grid"}),
+                    {gpu::read(partial), gpu::write(h)}, sum, gpu::linear_grid(device, groups(sum.count, 64)),
+                    {.bytes = static_cast<double>(partial.bytes() + h.bytes())});
+}
+
 void record_rows(gpu::Recorder& recorder, const LoraGroupShape& shape, const Rows& op) {
   auto& device = recorder.device();
   for (const auto range : row_slices(device, shape, op.x.dim(0), op.x.dim(1))) {
@@ -103,18 +122,8 @@ void record_rows(gpu::Recorder& recorder, const LoraGroupShape& shape, const Row
                         {gpu::read(op.x.rows(range.begin, range.end)), gpu::read(op.w), gpu::write(partial)}, p,
                         gpu::linear_grid(device, plan.workgroups()), work_of(plan, op.problem));
     }
-    const auto& s = p.segments;
-    const RowsSumParams sum{.starts = {0, s[1][2], s[2][2], p.parts},
-                            .count = static_cast<std::uint32_t>(h.size() / lane),
-                            .row_vectors = h.dim(1) / lane,
-                            .width = p.width,
-                            .padded_width = p.narrow_blocks * plan.text.narrow,
-                            .padded_rows = p.blocks * plan.tile.block,
-                            .factor = hidden_unit * keep_scale(op.dropout),
-                            .padding = {}};
-    recorder.dispatch(kernel(device, "lora_rows_sum", gpu::Prelude().enable("f16"), {"grid"}),
-                      {gpu::read(partial), gpu::write(h)}, sum, gpu::linear_grid(device, groups(sum.count, 64)),
-                      {.bytes = static_cast<double>(partial.bytes() + h.bytes())});
+    record_rows_sum(recorder, plan, partial, p.blocks * plan.tile.block, p.parts, h,
+                    hidden_unit * keep_scale(op.dropout));
   }
 }
 
@@ -210,6 +219,45 @@ void record_columns(gpu::Recorder& recorder, const Columns& op, const LoraGroupS
   }
 }
 
+// Rows of which `backward` takes so many at once that the sums of `up` are no more than 64 MB.
+std::vector<gpu::RowRange> backward_slices(const gpu::Device& device, const LoraGroupShape& shape, std::uint32_t rows) {
+  const std::uint32_t blocks =
+      lora_plan(device, lora_with(lora_up_problem(shape, {true, true, true}), LoraPass::backward), 1).params.blocks;
+  const std::uint32_t most = std::max(1u, (1u << 18) / (blocks * shape.padded_rank())) * 64;
+  std::vector<gpu::RowRange> slices;
+  for (const auto range : row_slices(device, shape, rows, shape.all_outputs())) {
+    for (std::uint32_t begin = range.begin; begin < range.end; begin += most) {
+      slices.push_back({begin, std::min(range.end, begin + most)});
+    }
+  }
+  return slices;
+}
+
+// dh, and what `op` adds up, from one reading of dy.
+void record_backward(gpu::Recorder& recorder, const LoraGroup& group, const Columns& op, const Tensor& dh,
+                     const Tensor& scratch) {
+  auto& device = recorder.device();
+  for (const auto range : backward_slices(device, group.shape, dh.dim(0))) {
+    LoraPlan plan = lora_plan(device, op.problem, range.end - range.begin);
+    LoraParams& p = plan.params;
+    p.x_stride = op.x.data.dim(1) / lane;
+    p.w_stride = op.narrow.dim(1) / lane;
+    const auto cut = [&](const Tensor& tensor) { return gpu::read(tensor.rows(range.begin, range.end)); };
+    const Tensor partial = scratch_part(scratch, std::max<std::uint64_t>(plan.scratch, 4));
+    if (p.blocks == 0) {
+      record_rows_sum(recorder, plan, partial, 0, 0, dh.rows(range.begin, range.end), hidden_unit);
+      continue;
+    }
+    recorder.dispatch(
+        matrix_kernel(device, plan),
+        {cut(op.x.data), cut(op.narrow), gpu::write(partial), cut(op.x.scale), cut(op.other_scale), gpu::read(group.b)},
+        p, gpu::linear_grid(device, plan.workgroups()), work_of(plan, op.problem));
+    const Tensor rows = partial.part(p.rows_at, {static_cast<std::uint32_t>(plan.scratch - p.rows_at)});
+    record_rows_sum(recorder, plan, rows, p.padded_rows, p.blocks, dh.rows(range.begin, range.end), hidden_unit);
+    record_gradients_sum(recorder, plan, op, group.shape, partial);
+  }
+}
+
 void check_targets(const LoraBackwardMatrix& op) {
   const LoraGroupShape& shape = op.group.shape;
   for (std::size_t i = 0; i < shape.outputs.size(); ++i) {
@@ -231,49 +279,66 @@ void record(gpu::Recorder& recorder, const LoraBackwardMatrix& op) {
   check_rows(op.group, op.x.data, shape.inputs, op.h);
   check_rows(op.group, op.dy.data, shape.all_outputs(), op.dh);
   check_targets(op);
-  record_rows(recorder, shape,
-              {lora_up_problem(shape, op.group.adapted), op.dy.data, op.group.b, op.dh, op.scratch, {}});
   // The hidden values are h * 2^6 * x.scale; their gradients are dh * 2^6 * dy.scale, as b holds the scaling.
-  record_columns(recorder,
-                 {lora_columns_of(lora_up_problem(shape, op.group.adapted)),
-                  op.dy,
-                  op.h,
-                  op.x.scale,
-                  op.db,
-                  shape.rank,
-                  1,
-                  op.scaling * gradient_unit,
-                  {}},
-                 shape, op.scratch);
-  record_columns(recorder,
-                 {lora_columns_of(lora_down_problem(shape, op.dropout.probability > 0)), op.x, op.dh, op.dy.scale,
-                  op.da, 1, shape.inputs, gradient_unit * keep_scale(op.dropout), op.dropout},
-                 shape, op.scratch);
+  const LoraProblem up = lora_up_problem(shape, op.group.adapted);
+  const Columns db{.problem = lora_with(up, LoraPass::gradients),
+                   .x = op.dy,
+                   .narrow = op.h,
+                   .other_scale = op.x.scale,
+                   .targets = op.db,
+                   .n_stride = shape.rank,
+                   .c_stride = 1,
+                   .factor = op.scaling * gradient_unit,
+                   .dropout = {}};
+  const Columns da{.problem = lora_with(lora_down_problem(shape, op.dropout.probability > 0), LoraPass::gradients),
+                   .x = op.x,
+                   .narrow = op.dh,
+                   .other_scale = op.dy.scale,
+                   .targets = op.da,
+                   .n_stride = 1,
+                   .c_stride = shape.inputs,
+                   .factor = gradient_unit * keep_scale(op.dropout),
+                   .dropout = op.dropout};
+  if (detail::lora_reads_once(recorder.device(), shape)) {
+    Columns both = db;
+    both.problem.pass = LoraPass::backward;
+    record_backward(recorder, op.group, both, op.dh, op.scratch);
+  } else {
+    record_rows(recorder, shape, {up, op.dy.data, op.group.b, op.dh, op.scratch, {}});
+    record_columns(recorder, db, shape, op.scratch);
+  }
+  record_columns(recorder, da, shape, op.scratch);
 }
 
 bool lora_matrix_fits(const gpu::Device& device, const LoraGroupShape& shape) {
   const auto multiple = [](std::uint32_t count) { return count % lane == 0; };
   return multiple(shape.inputs) && std::all_of(shape.outputs.begin(), shape.outputs.end(), multiple) &&
-         shape.rank > 0 && detail::lora_tile(device.info(), LoraPass::columns).has_value();
+         shape.rank > 0 && detail::lora_tile(device.info(), LoraPass::gradients).has_value();
 }
 
 std::uint64_t lora_matrix_scratch(const gpu::Device& device, const LoraGroupShape& shape, std::uint32_t rows) {
   std::uint64_t most = 4;
-  const auto consider = [&](const LoraProblem& problem, std::uint32_t columns) {
-    for (const auto range : row_slices(device, shape, rows, columns)) {
-      most = std::max(most, lora_plan(device, problem, range.end - range.begin).scratch);
-    }
+  const auto consider = [&](const LoraProblem& problem, const std::vector<gpu::RowRange>& slices) {
+    for (const auto range : slices) most = std::max(most, lora_plan(device, problem, range.end - range.begin).scratch);
   };
+  const bool once = detail::lora_reads_once(device, shape);
+  const auto in = row_slices(device, shape, rows, shape.inputs),
+             out = row_slices(device, shape, rows, shape.all_outputs());
+  const auto at_once = once ? backward_slices(device, shape, rows) : out;
   // Whichever projections have an adapter: the fewer, the finer their parts.
   for (unsigned some = 1; some < 1u << shape.outputs.size(); ++some) {
     const LoraProblem up = lora_up_problem(shape, {(some & 1) != 0, (some & 2) != 0, (some & 4) != 0});
-    consider(up, shape.all_outputs());
-    consider(lora_columns_of(up), shape.all_outputs());
+    if (once) {
+      consider(lora_with(up, LoraPass::backward), at_once);
+    } else {
+      consider(up, out);
+      consider(lora_with(up, LoraPass::gradients), out);
+    }
   }
   for (const bool dropout : {false, true}) {
     const LoraProblem down = lora_down_problem(shape, dropout);
-    consider(down, shape.inputs);
-    consider(lora_columns_of(down), shape.inputs);
+    consider(down, in);
+    consider(lora_with(down, LoraPass::gradients), in);
   }
   return most;
 }

@@ -20,8 +20,8 @@ std::uint32_t busy_groups(const gpu::Device& device) {
   return device.info().type == gpu::AdapterType::software ? 4 : 528;
 }
 
-LoraTile tile_of(const gpu::Device& device, LoraPass pass) {
-  const auto tile = lora_tile(device.info(), pass);
+LoraTile tile_of(const gpu::Device& device, const LoraProblem& problem) {
+  const auto tile = lora_tile(device.info(), problem.pass);
   check(tile.has_value(), "lora_matrix", "The adapter has no matrices for LoRA.");
   return *tile;
 }
@@ -70,6 +70,10 @@ void plan_columns(LoraPlan& plan, const LoraProblem& problem, std::uint32_t rows
   p.parts = groups(rows, p.length);
   p.powers = p.part_size * p.parts;
   plan.scratch = std::uint64_t{p.powers} + p.parts;
+  if (problem.pass != LoraPass::backward) return;
+  p.rows_at = groups(plan.scratch, 64) * 64;
+  p.padded_rows = groups(rows, plan.tile.step) * plan.tile.step;
+  plan.scratch = p.rows_at + std::uint64_t{p.blocks} * p.padded_rows * plan.text.narrow;
 }
 
 }  // namespace
@@ -91,23 +95,26 @@ LoraProblem lora_up_problem(const LoraGroupShape& shape, const std::array<bool, 
   return problem;
 }
 
-LoraProblem lora_columns_of(LoraProblem problem) {
-  problem.pass = LoraPass::columns;
+LoraProblem lora_with(LoraProblem problem, LoraPass pass) {
+  problem.pass = pass;
   return problem;
 }
 
 LoraPlan lora_plan(const gpu::Device& device, const LoraProblem& problem, std::uint32_t rows) {
-  LoraPlan plan{.tile = tile_of(device, problem.pass), .text = {.pass = problem.pass, .narrow = 16}};
+  LoraPlan plan{.tile = tile_of(device, problem), .text = {.pass = problem.pass, .narrow = 16}};
   LoraParams& p = plan.params;
   p.rows = rows;
   p.width = problem.width;
   p.narrow_blocks = groups(p.width, plan.tile.most_narrow);
   plan.text.narrow = groups(groups(p.width, p.narrow_blocks), 16) * 16;
-  if (problem.pass == LoraPass::columns)
-    plan_columns(plan, problem, rows, busy_groups(device));
-  else
-    plan_rows(plan, problem, rows, busy_groups(device));
+  const bool by_columns = problem.pass == LoraPass::gradients || problem.pass == LoraPass::backward;
+  (by_columns ? plan_columns : plan_rows)(plan, problem, rows, busy_groups(device));
   return plan;
+}
+
+bool lora_reads_once(const gpu::Device& device, const LoraGroupShape& shape) {
+  const auto tile = lora_tile(device.info(), LoraPass::backward);
+  return tile && shape.padded_rank() <= tile->most_narrow;
 }
 
 void set_dropout(LoraPlan& plan, const LoraGroupDropout& dropout, std::uint32_t first_row) {

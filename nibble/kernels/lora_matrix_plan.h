@@ -11,8 +11,8 @@ using LoraSegment = std::array<std::uint32_t, 4>;
 struct LoraParams {
   std::array<LoraSegment, 3> segments;
   std::uint32_t rows, x_stride, w_stride, width, narrow_blocks, blocks, parts, length, part_size, powers;
-  std::uint32_t seed, first_row, threshold;
-  std::array<std::uint32_t, 3> padding;
+  std::uint32_t rows_at, padded_rows, seed, first_row, threshold;
+  std::uint32_t padding;
 };
 
 // What a pass does: `width` columns of the narrow operand for each of `ranges`, which are vectors of 8 columns of x.
@@ -25,8 +25,8 @@ struct LoraProblem {
 LoraProblem lora_down_problem(const LoraGroupShape& shape, bool dropout);
 // The columns of projections that `adapted` names; those of others are left out.
 LoraProblem lora_up_problem(const LoraGroupShape& shape, const std::array<bool, 3>& adapted);
-// The gradients of the same columns.
-LoraProblem lora_columns_of(LoraProblem problem);
+// Another pass over the same columns.
+LoraProblem lora_with(LoraProblem problem, LoraPass pass);
 
 // How a pass over so many rows is cut into workgroups.
 struct LoraPlan {
@@ -39,6 +39,8 @@ struct LoraPlan {
 };
 
 LoraPlan lora_plan(const gpu::Device& device, const LoraProblem& problem, std::uint32_t rows);
+// Whether `backward` serves.
+bool lora_reads_once(const gpu::Device& device, const LoraGroupShape& shape);
 void set_dropout(LoraPlan& plan, const LoraGroupDropout& dropout, std::uint32_t first_row);
 
 }  // namespace nibble::detail

@@ -1,119 +1,39 @@
 #include "nibble/kernels/lora_matrix_text.h"
 
-#include "nibble/base/error.h"
+#include "nibble/kernels/lora_matrix_writer.h"
 #include "nibble/kernels/product_matrix.h"
 
-#include <fmt/format.h>
-
-#include <algorithm>
-#include <functional>
-#include <iterator>
-
-// As product_matrix_text.cpp does it: both operands go through registers and workgroup memory, the loads of the next
-// step inside a uniform branch before the products of this one; every accumulator is a variable of its own. Sums go to
-// `sums` as they are, whose rows are padded to whole blocks.
-
 namespace nibble::detail {
-namespace {
 
-constexpr std::uint32_t lane = 8;  // elements of one vec4<u32>
+std::string LoraWriter::text() {
+  declarations();
+  line("@compute @workgroup_size({})", t_.invocations());
+  line("fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,");
+  line("        @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) lane: u32) {{");
+  line("  let index = subgroup * {}u + lane;", t_.subgroup);
+  line("  let id = group.y * groups.x + group.x;");
+  line("  let narrow_block = id % params.narrow_blocks;");
+  if (columns())
+    place_columns();
+  else
+    place_rows();
+  for_matrices([&](auto i, auto j) { line("  var c{}_{}: Result;", i, j); });
+  if (both()) keep_narrow();
+  line("  {}", fetch());
+  line("  for (var step = 0u; step < steps; step++) {{");
+  store();
+  line("    workgroupBarrier();");
+  line("    if (step + 1u < steps) {{\n      {}\n    }}", fetch());
+  multiply();
+  if (both()) multiply_rows();
+  line("    workgroupBarrier();");
+  line("  }}");
+  finish();
+  line("}}");
+  return text_;
+}
 
-// A tile of workgroup memory: rows of vectors, one vector longer than they need be, so that they spread over its banks.
-struct Stage {
-  char name;
-  std::uint32_t rows, columns, base;
-  std::uint32_t stride() const { return columns + 1; }
-  std::uint32_t size() const { return rows * stride(); }
-};
-
-class Writer {
- public:
-  Writer(const LoraTile& tile, const LoraText& text, std::string_view random) : t_(tile), o_(text), random_(random) {
-    for (const Stage& stage : {wide(), narrow()}) {
-      check(stage.rows * stage.columns % t_.invocations() == 0, "lora_matrix",
-            "{} invocations do not divide {} rows of {} vectors.", t_.invocations(), stage.rows, stage.columns);
-    }
-  }
-
-  std::string text() {
-    declarations();
-    line("@compute @workgroup_size({})", t_.invocations());
-    line("fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,");
-    line("        @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) lane: u32) {{");
-    line("  let index = subgroup * {}u + lane;", t_.subgroup);
-    line("  let id = group.y * groups.x + group.x;");
-    line("  let narrow_block = id % params.narrow_blocks;");
-    if (columns())
-      place_columns();
-    else
-      place_rows();
-    for_matrices([&](auto i, auto j) { line("  var c{}_{}: Result;", i, j); });
-    line("  {}", fetch());
-    line("  for (var step = 0u; step < steps; step++) {{");
-    store();
-    line("    workgroupBarrier();");
-    line("    if (step + 1u < steps) {{\n      {}\n    }}", fetch());
-    multiply();
-    line("    workgroupBarrier();");
-    line("  }}");
-    finish();
-    line("}}");
-    return text_;
-  }
-
- private:
-  template <typename... Args>
-  void line(fmt::format_string<Args...> format, Args&&... args) {
-    fmt::format_to(std::back_inserter(text_), format, std::forward<Args>(args)...);
-    text_ += '\n';
-  }
-
-  bool columns() const { return o_.pass == LoraPass::columns; }
-  std::uint32_t share() const { return t_.block / t_.subgroups; }  // of a subgroup
-  // Matrices of a subgroup's results: rows are those of x, or the narrow operand's columns.
-  std::uint32_t down() const { return (columns() ? o_.narrow : share()) / t_.matrix.m; }
-  std::uint32_t across() const { return (columns() ? share() : o_.narrow) / t_.matrix.n; }
-
-  Stage wide() const {
-    return columns() ? Stage{'x', t_.step, t_.block / lane, 0} : Stage{'x', t_.block, t_.step / lane, 0};
-  }
-  Stage narrow() const {
-    if (o_.pass == LoraPass::down) return {'w', o_.narrow, t_.step / lane, wide().size()};
-    return {'w', t_.step, o_.narrow / lane, wide().size()};
-  }
-
-  template <typename F>
-  void for_matrices(F f) const {
-    for (std::uint32_t i = 0; i < down(); ++i)
-      for (std::uint32_t j = 0; j < across(); ++j) f(i, j);
-  }
-
-  // The vectors of a stage that an invocation moves: `f` with their number, row and column.
-  void for_vectors(const Stage& stage,
-                   const std::function<void(std::uint32_t, const std::string&, const std::string&)>& f) const {
-    for (std::uint32_t i = 0; i < stage.rows * stage.columns / t_.invocations(); ++i) {
-      const auto at = fmt::format("(index + {}u)", i * t_.invocations());
-      f(i, fmt::format("{} / {}u", at, stage.columns), fmt::format("{} % {}u", at, stage.columns));
-    }
-  }
-
-  void declarations();
-  void find_segment(const char* of);
-  void place_rows();
-  void place_columns();
-  void largest_power();
-  std::string fetch() const;
-  void store();
-  void multiply();
-  void finish();
-
-  LoraTile t_;
-  LoraText o_;
-  std::string_view random_;
-  std::string text_;
-};
-
-void Writer::declarations() {
+void LoraWriter::declarations() {
   line("enable f16;\nenable subgroups;\nenable chromium_experimental_subgroup_matrix;");
   text_ += R"(
 struct Params {
@@ -128,6 +48,8 @@ struct Params {
   length: u32,                    // of a part: vectors, or rows
   part_size: u32,                 // elements of sums
   powers: u32,                    // where those of parts begin in it
+  rows_at: u32,                   // where `backward` puts the sums of `up`
+  padded_rows: u32,
   seed: u32,
   first_row: u32,
   threshold: u32,
@@ -140,6 +62,7 @@ struct Params {
   if (columns()) {
     line("@group(0) @binding(4) var<storage, read> x_scale: array<f32>;");
     line("@group(0) @binding(5) var<storage, read> w_scale: array<f32>;");
+    if (both()) line("@group(0) @binding(6) var<storage, read> b: array<vec4<u32>>;");
     line("var<workgroup> largest: array<f32, {}>;", t_.subgroups);
     text_ += R"(
 fn times(value: vec4<u32>, factor: f32) -> vec4<u32> {
@@ -149,7 +72,7 @@ fn times(value: vec4<u32>, factor: f32) -> vec4<u32> {
 }
 )";
   }
-  line("var<workgroup> tiles: array<vec4<u32>, {}>;", wide().size() + narrow().size());
+  line("var<workgroup> tiles: array<vec4<u32>, {}>;", memory());
   line("alias Left = subgroup_matrix_left<f16, {}, {}>;", t_.matrix.k, t_.matrix.m);
   line("alias Right = subgroup_matrix_right<f16, {}, {}>;", t_.matrix.n, t_.matrix.k);
   line("alias Result = subgroup_matrix_result<f32, {}, {}>;", t_.matrix.n, t_.matrix.m);
@@ -169,13 +92,13 @@ fn kept(value: vec4<u32>, row: u32, column: u32, stream: u32) -> vec4<u32> {
 )";
 }
 
-void Writer::find_segment(const char* of) {
+void LoraWriter::find_segment(const char* of) {
   line("  let segment = select(0u, 1u, {0} >= params.segments[1].z) + select(0u, 1u, {0} >= params.segments[2].z);",
        of);
   line("  let place = params.segments[segment];");
 }
 
-void Writer::place_rows() {
+void LoraWriter::place_rows() {
   line("  let block = id / params.narrow_blocks % params.blocks;");
   line("  let part = id / params.narrow_blocks / params.blocks;");
   line("  if (part >= params.parts) {{\n    return;\n  }}");
@@ -201,7 +124,7 @@ void Writer::place_rows() {
   });
 }
 
-void Writer::place_columns() {
+void LoraWriter::place_columns() {
   line("  let block = id / params.narrow_blocks % params.blocks;");
   line("  let part = id / params.narrow_blocks / params.blocks;");
   line("  if (part >= params.parts) {{\n    return;\n  }}");
@@ -226,7 +149,7 @@ void Writer::place_columns() {
 
 // Rows have powers of two as factors. The largest of the part is taken out, as what remains fits the narrow operand's
 // f16.
-void Writer::largest_power() {
+void LoraWriter::largest_power() {
   line("  var most = 0.0;");
   line("  for (var row = begin; row < end; row += {}u) {{", t_.invocations());
   line("    let at_row = min(row + index, end - 1u);");
@@ -239,7 +162,7 @@ void Writer::largest_power() {
   line("  if (block == 0u && narrow_block == 0u && index == 0u) {{\n    sums[params.powers + part] = most;\n  }}");
 }
 
-std::string Writer::fetch() const {
+std::string LoraWriter::fetch() const {
   std::string text;
   const auto out = std::back_inserter(text);
   for_vectors(wide(), [&](auto i, auto& row, auto& column) {
@@ -267,7 +190,7 @@ std::string Writer::fetch() const {
   return text;
 }
 
-void Writer::store() {
+void LoraWriter::store() {
   for_vectors(wide(), [&](auto i, auto& row, auto& column) {
     std::string value = fmt::format("x{}", i);
     if (o_.dropout && columns())
@@ -282,72 +205,24 @@ void Writer::store() {
   });
 }
 
-void Writer::multiply() {
-  const Stage sx = wide(), sw = narrow();
-  line("    let share = subgroup * {}u;", columns() ? share() / lane : share() * sx.stride());
-  for (std::uint32_t k = 0; k < t_.step; k += t_.matrix.k) {
-    line("    {{");
-    for (std::uint32_t i = 0; i < down(); ++i) {
-      if (columns()) {
-        line("      let a{} = subgroupMatrixLoad<Left, col_major>(&tiles, {}u, {}u);", i,
-             sw.base + k * sw.stride() + i * t_.matrix.m / lane, sw.stride());
-      } else {
-        line("      let a{} = subgroupMatrixLoad<Left, row_major>(&tiles, share + {}u, {}u);", i,
-             i * t_.matrix.m * sx.stride() + k / lane, sx.stride());
-      }
-    }
-    for (std::uint32_t j = 0; j < across(); ++j) {
-      if (columns()) {
-        line("      let b{} = subgroupMatrixLoad<Right, row_major>(&tiles, share + {}u, {}u);", j,
-             k * sx.stride() + j * t_.matrix.n / lane, sx.stride());
-      } else if (o_.pass == LoraPass::down) {
-        line("      let b{} = subgroupMatrixLoad<Right, col_major>(&tiles, {}u, {}u);", j,
-             sw.base + j * t_.matrix.n * sw.stride() + k / lane, sw.stride());
-      } else {
-        line("      let b{} = subgroupMatrixLoad<Right, row_major>(&tiles, {}u, {}u);", j,
-             sw.base + k * sw.stride() + j * t_.matrix.n / lane, sw.stride());
-      }
-      for (std::uint32_t i = 0; i < down(); ++i) {
-        line("      c{0}_{1} = subgroupMatrixMultiplyAccumulate(a{0}, b{1}, c{0}_{1});", i, j);
-      }
-    }
-    line("    }}");
-  }
-}
-
-void Writer::finish() {
-  if (columns()) {
-    line("  let to = part * params.part_size + (block * params.narrow_blocks + narrow_block) * {}u + subgroup * {}u;",
-         o_.narrow * t_.block, share());
-    line("  let stride = {}u;", t_.block);
-  } else {
-    line("  let stride = params.narrow_blocks * {}u;", o_.narrow);
-    line("  let to = part * params.part_size + (first + subgroup * {}u) * stride + narrow_first;", share());
-  }
-  for_matrices([&](auto i, auto j) {
-    line("  subgroupMatrixStore<row_major>(&sums, to + {}u * stride + {}u, c{}_{}, stride);", i * t_.matrix.m,
-         j * t_.matrix.n, i, j);
-  });
-}
-
-}  // namespace
-
-// Found on an H100. The software adapter takes seconds to compile more than a few matrices.
+// Found on an H100, where wider blocks of `backward` leave fewer sums of `up`. The software adapter takes seconds to
+// compile more than a few matrices.
 std::optional<LoraTile> lora_tile(const gpu::AdapterInfo& info, LoraPass pass) {
   const auto product = default_matrix_tile(info);
   if (!product) return std::nullopt;
-  const bool software = info.type == gpu::AdapterType::software;
-  const LoraTile tile =
-      software ? LoraTile{product->matrix, product->subgroup, 1, 32, 16, 16}
-               : LoraTile{product->matrix, product->subgroup, 4, pass == LoraPass::columns ? 128u : 64u, 64, 64};
+  LoraTile tile{product->matrix, product->subgroup, 4, 64, 64, 64};
+  if (pass == LoraPass::gradients) tile.block = 128;
+  if (pass == LoraPass::backward) tile.block = 256, tile.most_narrow = 16;
+  if (info.type == gpu::AdapterType::software) tile = {product->matrix, product->subgroup, 1, 32, 16, 16};
   const auto& [m, n, k] = tile.matrix;
-  const bool fits = 16 % m == 0 && 16 % n == 0 && tile.step % k == 0 &&
-                    tile.block / tile.subgroups % std::max(m, n) == 0 && tile.invocations() <= 128;
+  const bool fits =
+      16 % m == 0 && 16 % n == 0 && 16 % k == 0 && tile.subgroup <= 32 &&
+      LoraWriter(tile, {.pass = pass, .narrow = tile.most_narrow}, {}).memory() * 16 <= info.limits.workgroup_storage;
   return fits ? std::optional(tile) : std::nullopt;
 }
 
 std::string lora_matrix_text(const LoraTile& tile, const LoraText& text, std::string_view random) {
-  return Writer(tile, text, random).text();
+  return LoraWriter(tile, text, random).text();
 }
 
 }  // namespace nibble::detail

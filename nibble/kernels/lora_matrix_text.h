@@ -7,13 +7,14 @@
 
 namespace nibble::detail {
 
-// Products of a wide operand (rows, many columns) in f16 with a narrow one, on matrix units.
+// Products of a wide operand x (rows, many columns) in f16 with a narrow one, on matrix units.
 //
-// rows:    sums(part, M, n) = x(M, columns of the part) * w, where w is (n, columns): `down`, or (columns, n): `up`.
-// columns: sums(part, c, N) = narrow(rows of the part, c)^T * x(rows of the part, N)
+// down, up:  sums(part, M, n) = x(M, columns of the part) * w, where w is (n, columns) or (columns, n)
+// gradients: sums(part, c, N) = w(rows of the part, c)^T * x(rows of the part, N)
+// backward:  both of the last two, the sums of `up` by blocks of columns
 //
-// Both read x once through workgroup memory, if n or c do not exceed `most_narrow`.
-enum class LoraPass { down, up, columns };
+// Each reads x once through workgroup memory, if n or c do not exceed `most_narrow`; `backward` takes no more.
+enum class LoraPass { down, up, gradients, backward };
 
 // What a workgroup does: `block` rows (columns) of x with up to `most_narrow` of the narrow operand, in steps of `step`
 // of the inner dimension. Subgroups lie one after the other along the block.
@@ -26,14 +27,14 @@ struct LoraTile {
   std::uint32_t invocations() const { return subgroup * subgroups; }
 };
 
-// Empty where the adapter has no matrices that suit.
+// Empty where the adapter has no matrices that suit, or too little workgroup memory.
 std::optional<LoraTile> lora_tile(const gpu::AdapterInfo& info, LoraPass pass);
 
 struct LoraText {
   LoraPass pass;
   std::uint32_t narrow;      // columns of the narrow operand in a workgroup, a multiple of 16
   bool whole_steps = false;  // the columns of every segment divide into steps; of `down` and `up`
-  bool dropout = false;      // of x, in `down` and `columns`
+  bool dropout = false;      // of x, in `down` and `gradients`
 };
 
 // The kernel's text; `random` is that of lib/random.wgsl.
