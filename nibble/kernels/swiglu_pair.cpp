@@ -1,0 +1,65 @@
+#include "nibble/kernels/swiglu_pair.h"
+
+#include "nibble/base/error.h"
+#include "nibble/kernels/row_kernel.h"
+
+namespace nibble {
+namespace {
+
+constexpr std::uint32_t width = 8;  // values of an invocation
+
+struct Params {
+  std::uint32_t vectors, row_vectors;  // of h in all, and of one row
+};
+
+gpu::Kernel pair_kernel(gpu::Device& device, std::string_view entry) {
+  return kernel(device, "swiglu_pair", gpu::Prelude().enable("f16"), {"grid", "eight_f16"}, entry);
+}
+
+std::uint32_t check_shapes(std::string_view where, const Operand& wide, std::string_view wide_name, const Operand& narrow,
+                           std::string_view narrow_name) {
+  const std::uint32_t rows = wide.data.dim(0), columns = wide.data.dim(1) / 2;
+  check(columns % width == 0 && is_scaled(wide) && is_scaled(narrow), where,
+        "{} columns came in f32 or not in a multiple of {}.", columns, width);
+  expect_shape(wide, rows, 2 * columns, where, wide_name);
+  expect_shape(narrow, rows, columns, where, narrow_name);
+  return columns;
+}
+
+gpu::Grid grid_of(const gpu::Device& device, const Params& params) {
+  return gpu::linear_grid(device, (params.vectors + 255) / 256);
+}
+
+}  // namespace
+
+void record(gpu::Recorder& recorder, const SwiGluPair& op) {
+  auto& device = recorder.device();
+  const std::uint32_t columns = check_shapes("swiglu", op.gate_up, "gate_up", op.h, "h");
+  const auto forward = pair_kernel(device, "forward");
+  for (const auto slice : gpu::binding_slices(device, op.h.data.dim(0), {data_row_bytes(op.gate_up), sizeof(float)})) {
+    const Operand gate_up = operand_rows(op.gate_up, slice), h = operand_rows(op.h, slice);
+    const std::uint32_t rows = slice.end - slice.begin;
+    const Params params{.vectors = rows * (columns / width), .row_vectors = columns / width};
+    recorder.dispatch(forward, {gpu::read(gate_up.data), gpu::read(gate_up.scale), gpu::write(h.data), gpu::write(h.scale)},
+                      params, grid_of(device, params), {.bytes = 6.0 * rows * columns, .flops = 5.0 * rows * columns});
+  }
+}
+
+void record(gpu::Recorder& recorder, const SwiGluPairBackward& op) {
+  auto& device = recorder.device();
+  const std::uint32_t columns = check_shapes("swiglu backward", op.gate_up, "gate_up", op.dh, "dh");
+  check_shapes("swiglu backward", op.d_gate_up, "d_gate_up", op.dh, "dh");
+  const auto backward = pair_kernel(device, "backward");
+  for (const auto slice : gpu::binding_slices(device, op.dh.data.dim(0), {data_row_bytes(op.gate_up), sizeof(float)})) {
+    const Operand gate_up = operand_rows(op.gate_up, slice), dh = operand_rows(op.dh, slice);
+    const Operand d_gate_up = operand_rows(op.d_gate_up, slice);
+    const std::uint32_t rows = slice.end - slice.begin;
+    const Params params{.vectors = rows * (columns / width), .row_vectors = columns / width};
+    recorder.dispatch(backward,
+                      {gpu::read(gate_up.data), gpu::read(gate_up.scale), gpu::write(d_gate_up.data),
+                       gpu::write(d_gate_up.scale), gpu::read(dh.data), gpu::read(dh.scale)},
+                      params, grid_of(device, params), {.bytes = 10.0 * rows * columns, .flops = 10.0 * rows * columns});
+  }
+}
+
+}  // namespace nibble
