@@ -1,6 +1,7 @@
 #include "nibble/kernels/lora_matrix.h"
 
 #include "nibble/base/error.h"
+#include "nibble/kernels/lora_gradients_sum.h"
 #include "nibble/kernels/lora_matrix_plan.h"
 
 #include <algorithm>
@@ -17,24 +18,15 @@ using detail::LoraParams;
 using detail::LoraPass;
 using detail::LoraPlan;
 using detail::LoraProblem;
-using detail::LoraSegment;
+using detail::LoraSum;
 using detail::LoraText;
 
 constexpr std::uint32_t lane = 8;  // elements of the 16 bytes that operands are read in
-constexpr std::uint32_t none = UINT32_MAX;
 constexpr float hidden_unit = 0x1p-12f, gradient_unit = 0x1p6f;
 
 struct RowsSumParams {
   std::array<std::uint32_t, 4> starts;
   std::uint32_t count, row_vectors, width, padded_width, padded_rows;
-  float factor;
-  std::array<std::uint32_t, 2> padding;
-};
-
-struct GradientsSumParams {
-  std::array<LoraSegment, 3> segments;
-  std::array<std::uint32_t, 4> targets;
-  std::uint32_t count, parts, powers, narrow, width, rank, padded_rank, n_stride, c_stride;
   float factor;
   std::array<std::uint32_t, 2> padding;
 };
@@ -69,10 +61,10 @@ std::vector<gpu::RowRange> row_slices(const gpu::Device& device, const LoraGroup
   return gpu::binding_slices(device, rows, {std::uint64_t{columns} * 2, (shape.width() + 64u) * std::uint64_t{8}, 4});
 }
 
-Tensor scratch_part(const Tensor& scratch, std::uint64_t elements) {
-  check(scratch && scratch.dtype() == DType::f32 && scratch.size() >= elements, "lora_matrix",
-        "The scratch of {} elements is smaller than the {} needed.", scratch ? scratch.size() : 0, elements);
-  return scratch.part(0, {static_cast<std::uint32_t>(elements)});
+Tensor scratch_part(const Tensor& scratch, std::uint64_t first, std::uint64_t elements) {
+  check(scratch && scratch.dtype() == DType::f32 && scratch.size() >= first + elements, "lora_matrix",
+        "The scratch of {} elements is smaller than the {} needed.", scratch ? scratch.size() : 0, first + elements);
+  return scratch.part(first, {static_cast<std::uint32_t>(elements)});
 }
 
 void check_rows(const LoraGroup& group, const Tensor& x, std::uint32_t columns, const Tensor& h) {
@@ -116,7 +108,7 @@ void record_rows(gpu::Recorder& recorder, const LoraGroupShape& shape, const Row
     p.x_stride = op.x.dim(1) / lane;
     p.w_stride = op.w.dim(1) / lane;
     const Tensor h = op.h.rows(range.begin, range.end);
-    const Tensor partial = scratch_part(op.scratch, std::max<std::uint64_t>(plan.scratch, 4));
+    const Tensor partial = scratch_part(op.scratch, 0, std::max<std::uint64_t>(plan.scratch, 4));
     if (p.parts > 0) {
       recorder.dispatch(matrix_kernel(device, plan),
                         {gpu::read(op.x.rows(range.begin, range.end)), gpu::read(op.w), gpu::write(partial)}, p,
@@ -138,84 +130,85 @@ void record(gpu::Recorder& recorder, const LoraDownMatrix& op) {
 
 namespace {
 
-// What gradients a pass over columns adds up: element (n, c) of a projection at n * n_stride + c * c_stride.
+// What gradients a pass over columns adds up; sums wait in `sums`.
 struct Columns {
   LoraProblem problem;
   const Operand& x;
   const Tensor& narrow;
   const Tensor& other_scale;
-  const std::array<Tensor, 3>& targets;
-  std::uint32_t n_stride, c_stride;
-  float factor;
+  LoraSum sum;
   LoraGroupDropout dropout;
 };
 
-// One tensor over all targets, and where in it they begin, if they are parts of one buffer that a binding holds.
-std::optional<Tensor> cover(const gpu::Device& device, std::span<const Tensor> targets,
-                            std::span<std::uint32_t> first) {
-  const Tensor* some = nullptr;
-  std::uint64_t begin = UINT64_MAX, end = 0;
-  for (const Tensor& target : targets) {
-    if (!target) continue;
-    if (some && some->buffer() != target.buffer()) return std::nullopt;
-    some = &target;
-    begin = std::min(begin, target.offset());
-    end = std::max(end, target.offset() + target.bytes());
-  }
-  if (!some || end - begin > device.info().limits.max_binding - 16) return std::nullopt;
-  for (std::size_t i = 0; i < targets.size(); ++i) {
-    first[i] = targets[i] ? static_cast<std::uint32_t>((targets[i].offset() - begin) / 4) : none;
-  }
-  return Tensor(some->buffer(), begin, DType::f32, {static_cast<std::uint32_t>((end - begin) / 4)});
+// Where partial sums lie in the scratch: those of db, of da, and of dh.
+struct Room {
+  std::uint32_t da = 0, dh = 0;
+  std::uint64_t size = 0;
+};
+
+// Records of one group's backward, with what waits to be added up.
+class Backward {
+ public:
+  Backward(gpu::Recorder& recorder, const LoraGroup& group, const Tensor& scratch, const Room& room)
+      : recorder_(recorder), group_(group), scratch_(scratch), room_(room) {}
+
+  void columns(const Columns& op);
+  // dh, and what `op` adds up, from one reading of dy.
+  void both(const Columns& op, const Tensor& dh);
+  void add_up();
+
+ private:
+  void dispatch(const Columns& op, LoraPlan& plan, const gpu::RowRange& range);
+
+  gpu::Recorder& recorder_;
+  const LoraGroup& group_;
+  const Tensor& scratch_;
+  Room room_;
+  std::vector<LoraSum> waiting_;
+};
+
+void Backward::add_up() {
+  if (waiting_.empty()) return;
+  std::uint64_t end = 0;
+  for (const LoraSum& sum : waiting_) end = std::max(end, sum.first + sum.plan.scratch);
+  detail::record_sums(recorder_, group_.shape, scratch_part(scratch_, 0, end), waiting_);
+  waiting_.clear();
 }
 
-void record_gradients_sum(gpu::Recorder& recorder, const LoraPlan& plan, const Columns& op, const LoraGroupShape& shape,
-                          const Tensor& partial) {
-  auto& device = recorder.device();
-  const LoraParams& p = plan.params;
-  GradientsSumParams sum{.segments = p.segments,
-                         .targets = {none, none, none, none},
-                         .count = p.part_size,
-                         .parts = p.parts,
-                         .powers = p.powers,
-                         .narrow = p.narrow_blocks * plan.text.narrow,
-                         .width = p.width,
-                         .rank = shape.rank,
-                         .padded_rank = shape.padded_rank(),
-                         .n_stride = op.n_stride,
-                         .c_stride = op.c_stride,
-                         .factor = op.factor,
-                         .padding = {}};
-  const auto entry = kernel(device, "lora_gradients_sum", gpu::Prelude().constant("BLOCK", plan.tile.block), {"grid"});
-  const auto dispatch = [&](const Tensor& y) {
-    recorder.dispatch(entry, {gpu::read(partial), gpu::read_write(y)}, sum,
-                      gpu::linear_grid(device, groups(sum.count, 128)),
-                      {.bytes = static_cast<double>(partial.bytes() + 2 * y.bytes())});
-  };
-  if (const auto all = cover(device, op.targets, sum.targets)) return dispatch(*all);
-  for (std::size_t i = 0; i < op.targets.size(); ++i) {
-    if (!op.targets[i]) continue;
-    sum.targets = {none, none, none, none};
-    sum.targets[i] = 0;
-    dispatch(op.targets[i]);
+void Backward::dispatch(const Columns& op, LoraPlan& plan, const gpu::RowRange& range) {
+  // What still waits in this place goes first.
+  if (std::any_of(waiting_.begin(), waiting_.end(), [&](const LoraSum& sum) { return sum.first == op.sum.first; }))
+    add_up();
+  auto& device = recorder_.device();
+  LoraParams& p = plan.params;
+  p.x_stride = op.x.data.dim(1) / lane;
+  p.w_stride = op.narrow.dim(1) / lane;
+  p.rows_at = room_.dh;
+  const auto cut = [&](const Tensor& tensor) { return gpu::read(tensor.rows(range.begin, range.end)); };
+  const auto entry = matrix_kernel(device, plan);
+  const auto grid = gpu::linear_grid(device, plan.workgroups());
+  if (plan.text.pass == LoraPass::backward) {
+    const Tensor sums = scratch_part(scratch_, 0, room_.dh + plan.row_sums);
+    recorder_.dispatch(
+        entry,
+        {cut(op.x.data), cut(op.narrow), gpu::write(sums), cut(op.x.scale), cut(op.other_scale), gpu::read(group_.b)},
+        p, grid, work_of(plan, op.problem));
+  } else {
+    const Tensor sums = scratch_part(scratch_, op.sum.first, plan.scratch);
+    recorder_.dispatch(entry, {cut(op.x.data), cut(op.narrow), gpu::write(sums), cut(op.x.scale), cut(op.other_scale)},
+                       p, grid, work_of(plan, op.problem));
   }
+  LoraSum sum = op.sum;
+  sum.plan = plan;
+  waiting_.push_back(std::move(sum));
 }
 
-void record_columns(gpu::Recorder& recorder, const Columns& op, const LoraGroupShape& shape, const Tensor& scratch) {
-  auto& device = recorder.device();
-  for (const auto range : row_slices(device, shape, op.x.data.dim(0), op.x.data.dim(1))) {
-    LoraPlan plan = lora_plan(device, op.problem, range.end - range.begin);
+void Backward::columns(const Columns& op) {
+  for (const auto range : row_slices(recorder_.device(), group_.shape, op.x.data.dim(0), op.x.data.dim(1))) {
+    LoraPlan plan = lora_plan(recorder_.device(), op.problem, range.end - range.begin);
     if (plan.scratch == 0) return;
     set_dropout(plan, op.dropout, range.begin);
-    LoraParams& p = plan.params;
-    p.x_stride = op.x.data.dim(1) / lane;
-    p.w_stride = op.narrow.dim(1) / lane;
-    const auto cut = [&](const Tensor& tensor) { return gpu::read(tensor.rows(range.begin, range.end)); };
-    const Tensor partial = scratch_part(scratch, plan.scratch);
-    recorder.dispatch(matrix_kernel(device, plan),
-                      {cut(op.x.data), cut(op.narrow), gpu::write(partial), cut(op.x.scale), cut(op.other_scale)}, p,
-                      gpu::linear_grid(device, plan.workgroups()), work_of(plan, op.problem));
-    record_gradients_sum(recorder, plan, op, shape, partial);
+    dispatch(op, plan, range);
   }
 }
 
@@ -233,29 +226,39 @@ std::vector<gpu::RowRange> backward_slices(const gpu::Device& device, const Lora
   return slices;
 }
 
-// dh, and what `op` adds up, from one reading of dy.
-void record_backward(gpu::Recorder& recorder, const LoraGroup& group, const Columns& op, const Tensor& dh,
-                     const Tensor& scratch) {
-  auto& device = recorder.device();
-  for (const auto range : backward_slices(device, group.shape, dh.dim(0))) {
-    LoraPlan plan = lora_plan(device, op.problem, range.end - range.begin);
-    LoraParams& p = plan.params;
-    p.x_stride = op.x.data.dim(1) / lane;
-    p.w_stride = op.narrow.dim(1) / lane;
-    const auto cut = [&](const Tensor& tensor) { return gpu::read(tensor.rows(range.begin, range.end)); };
-    const Tensor partial = scratch_part(scratch, std::max<std::uint64_t>(plan.scratch, 4));
-    if (p.blocks == 0) {
-      record_rows_sum(recorder, plan, partial, 0, 0, dh.rows(range.begin, range.end), hidden_unit);
-      continue;
-    }
-    recorder.dispatch(
-        matrix_kernel(device, plan),
-        {cut(op.x.data), cut(op.narrow), gpu::write(partial), cut(op.x.scale), cut(op.other_scale), gpu::read(group.b)},
-        p, gpu::linear_grid(device, plan.workgroups()), work_of(plan, op.problem));
-    const Tensor rows = partial.part(p.rows_at, {static_cast<std::uint32_t>(plan.scratch - p.rows_at)});
-    record_rows_sum(recorder, plan, rows, p.padded_rows, p.blocks, dh.rows(range.begin, range.end), hidden_unit);
-    record_gradients_sum(recorder, plan, op, group.shape, partial);
+void Backward::both(const Columns& op, const Tensor& dh) {
+  for (const auto range : backward_slices(recorder_.device(), group_.shape, dh.dim(0))) {
+    LoraPlan plan = lora_plan(recorder_.device(), op.problem, range.end - range.begin);
+    if (plan.params.blocks > 0) dispatch(op, plan, range);
+    const Tensor rows = scratch_part(scratch_, room_.dh, std::max<std::uint64_t>(plan.row_sums, 4));
+    record_rows_sum(recorder_, plan, rows, plan.params.padded_rows, plan.params.blocks, dh.rows(range.begin, range.end),
+                    hidden_unit);
   }
+}
+
+Room room_of(const gpu::Device& device, const LoraGroupShape& shape, const std::array<bool, 3>& adapted, bool dropout,
+             std::uint32_t rows) {
+  const auto aligned = [](std::uint64_t elements) { return (elements + 63) / 64 * 64; };
+  std::uint64_t db = 0, da = 0, dh = 4;
+  const auto consider = [&](std::uint64_t& most, const LoraProblem& problem, const std::vector<gpu::RowRange>& slices) {
+    for (const auto range : slices) {
+      const LoraPlan plan = lora_plan(device, problem, range.end - range.begin);
+      most = std::max(most, aligned(plan.scratch));
+      dh = std::max(dh, plan.row_sums);
+    }
+  };
+  const bool once = detail::lora_reads_once(device, shape);
+  const auto slices =
+      once ? backward_slices(device, shape, rows) : row_slices(device, shape, rows, shape.all_outputs());
+  const LoraProblem up = lora_up_problem(shape, adapted), down = lora_down_problem(shape, dropout);
+  consider(db, lora_with(up, once ? LoraPass::backward : LoraPass::gradients), slices);
+  consider(da, lora_with(down, LoraPass::gradients), row_slices(device, shape, rows, shape.inputs));
+  // In one place where they do not fit side by side into a binding.
+  const bool fit = (db + da + dh) * 4 <= device.info().limits.max_binding - 16;
+  Room room{.da = static_cast<std::uint32_t>(fit ? db : 0), .dh = 0};
+  room.dh = static_cast<std::uint32_t>(fit ? db + da : std::max(db, da));
+  room.size = room.dh + dh;
+  return room;
 }
 
 void check_targets(const LoraBackwardMatrix& op) {
@@ -279,35 +282,41 @@ void record(gpu::Recorder& recorder, const LoraBackwardMatrix& op) {
   check_rows(op.group, op.x.data, shape.inputs, op.h);
   check_rows(op.group, op.dy.data, shape.all_outputs(), op.dh);
   check_targets(op);
-  // The hidden values are h * 2^6 * x.scale; their gradients are dh * 2^6 * dy.scale, as b holds the scaling.
+  auto& device = recorder.device();
+  const bool dropout = op.dropout.probability > 0;
+  const Room room = room_of(device, shape, op.group.adapted, dropout, op.h.dim(0));
   const LoraProblem up = lora_up_problem(shape, op.group.adapted);
-  const Columns db{.problem = lora_with(up, LoraPass::gradients),
+  const bool once = detail::lora_reads_once(device, shape);
+  // The hidden values are h * 2^6 * x.scale; their gradients are dh * 2^6 * dy.scale, as b holds the scaling.
+  const Columns db{.problem = lora_with(up, once ? LoraPass::backward : LoraPass::gradients),
                    .x = op.dy,
                    .narrow = op.h,
                    .other_scale = op.x.scale,
-                   .targets = op.db,
-                   .n_stride = shape.rank,
-                   .c_stride = 1,
-                   .factor = op.scaling * gradient_unit,
+                   .sum = {.first = 0,
+                           .targets = op.db,
+                           .n_stride = shape.rank,
+                           .c_stride = 1,
+                           .factor = op.scaling * gradient_unit},
                    .dropout = {}};
-  const Columns da{.problem = lora_with(lora_down_problem(shape, op.dropout.probability > 0), LoraPass::gradients),
+  const Columns da{.problem = lora_with(lora_down_problem(shape, dropout), LoraPass::gradients),
                    .x = op.x,
                    .narrow = op.dh,
                    .other_scale = op.dy.scale,
-                   .targets = op.da,
-                   .n_stride = 1,
-                   .c_stride = shape.inputs,
-                   .factor = gradient_unit * keep_scale(op.dropout),
+                   .sum = {.first = room.da,
+                           .targets = op.da,
+                           .n_stride = 1,
+                           .c_stride = shape.inputs,
+                           .factor = gradient_unit * keep_scale(op.dropout)},
                    .dropout = op.dropout};
-  if (detail::lora_reads_once(recorder.device(), shape)) {
-    Columns both = db;
-    both.problem.pass = LoraPass::backward;
-    record_backward(recorder, op.group, both, op.dh, op.scratch);
+  Backward backward(recorder, op.group, op.scratch, room);
+  if (once) {
+    backward.both(db, op.dh);
   } else {
     record_rows(recorder, shape, {up, op.dy.data, op.group.b, op.dh, op.scratch, {}});
-    record_columns(recorder, db, shape, op.scratch);
+    backward.columns(db);
   }
-  record_columns(recorder, da, shape, op.scratch);
+  backward.columns(da);
+  backward.add_up();
 }
 
 bool lora_matrix_fits(const gpu::Device& device, const LoraGroupShape& shape) {
@@ -318,27 +327,19 @@ bool lora_matrix_fits(const gpu::Device& device, const LoraGroupShape& shape) {
 
 std::uint64_t lora_matrix_scratch(const gpu::Device& device, const LoraGroupShape& shape, std::uint32_t rows) {
   std::uint64_t most = 4;
-  const auto consider = [&](const LoraProblem& problem, const std::vector<gpu::RowRange>& slices) {
-    for (const auto range : slices) most = std::max(most, lora_plan(device, problem, range.end - range.begin).scratch);
-  };
-  const bool once = detail::lora_reads_once(device, shape);
-  const auto in = row_slices(device, shape, rows, shape.inputs),
-             out = row_slices(device, shape, rows, shape.all_outputs());
-  const auto at_once = once ? backward_slices(device, shape, rows) : out;
-  // Whichever projections have an adapter: the fewer, the finer their parts.
-  for (unsigned some = 1; some < 1u << shape.outputs.size(); ++some) {
-    const LoraProblem up = lora_up_problem(shape, {(some & 1) != 0, (some & 2) != 0, (some & 4) != 0});
-    if (once) {
-      consider(lora_with(up, LoraPass::backward), at_once);
-    } else {
-      consider(up, out);
-      consider(lora_with(up, LoraPass::gradients), out);
+  const auto consider = [&](const LoraProblem& problem, std::uint32_t columns) {
+    for (const auto range : row_slices(device, shape, rows, columns)) {
+      most = std::max(most, lora_plan(device, problem, range.end - range.begin).scratch);
     }
-  }
+  };
   for (const bool dropout : {false, true}) {
-    const LoraProblem down = lora_down_problem(shape, dropout);
-    consider(down, in);
-    consider(lora_with(down, LoraPass::gradients), in);
+    consider(lora_down_problem(shape, dropout), shape.inputs);
+    // Whichever projections have an adapter: the fewer, the finer their parts.
+    for (unsigned some = 1; some < 1u << shape.outputs.size(); ++some) {
+      const std::array<bool, 3> adapted{(some & 1) != 0, (some & 2) != 0, (some & 4) != 0};
+      if (!detail::lora_reads_once(device, shape)) consider(lora_up_problem(shape, adapted), shape.all_outputs());
+      most = std::max(most, room_of(device, shape, adapted, dropout, rows).size);
+    }
   }
   return most;
 }

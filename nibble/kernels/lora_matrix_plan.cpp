@@ -8,8 +8,9 @@
 namespace nibble::detail {
 namespace {
 
-constexpr std::uint32_t lane = 8;                 // elements of the 16 bytes that operands are read in
-constexpr std::uint64_t most_partial = 1u << 24;  // elements of scratch, but for what one part needs
+constexpr std::uint32_t lane = 8;  // elements of the 16 bytes that operands are read in
+// Elements of partial sums, but for what one part needs.
+constexpr std::uint64_t most_row_sums = 1u << 24, most_gradient_sums = 1u << 22;
 
 std::uint32_t groups(std::uint64_t count, std::uint32_t size) {
   return static_cast<std::uint32_t>((count + size - 1) / size);
@@ -46,7 +47,7 @@ void plan_rows(LoraPlan& plan, const LoraProblem& problem, std::uint32_t rows, s
   p.part_size = p.blocks * plan.tile.block * p.narrow_blocks * plan.text.narrow;
   std::uint64_t columns = 0;
   for (const auto& [begin, end] : problem.ranges) columns += end - begin;
-  const std::uint64_t most = std::max<std::uint64_t>(1, most_partial / p.part_size);
+  const std::uint64_t most = std::max<std::uint64_t>(1, most_row_sums / p.part_size);
   const std::uint64_t wanted = std::clamp<std::uint64_t>(busy / (std::uint64_t{p.blocks} * p.narrow_blocks), 1, most);
   p.length = std::max(1u, groups(groups(columns, step), static_cast<std::uint32_t>(wanted))) * step;
   p.parts = cut_ranges(problem, p.length, p.segments);
@@ -61,7 +62,7 @@ void plan_columns(LoraPlan& plan, const LoraProblem& problem, std::uint32_t rows
   p.blocks = cut_ranges(problem, plan.tile.block / lane, p.segments);
   p.part_size = p.blocks * plan.tile.block * p.narrow_blocks * plan.text.narrow;
   if (p.part_size == 0) return;
-  const std::uint64_t most = std::max<std::uint64_t>(1, most_partial / p.part_size);
+  const std::uint64_t most = std::max<std::uint64_t>(1, most_gradient_sums / p.part_size);
   // More than a few parts cost more in partial sums than half the workgroups cost in speed.
   const std::uint64_t possible = busy / (std::uint64_t{p.blocks} * p.narrow_blocks);
   const std::uint64_t wanted =
@@ -71,9 +72,8 @@ void plan_columns(LoraPlan& plan, const LoraProblem& problem, std::uint32_t rows
   p.powers = p.part_size * p.parts;
   plan.scratch = std::uint64_t{p.powers} + p.parts;
   if (problem.pass != LoraPass::backward) return;
-  p.rows_at = groups(plan.scratch, 64) * 64;
   p.padded_rows = groups(rows, plan.tile.step) * plan.tile.step;
-  plan.scratch = p.rows_at + std::uint64_t{p.blocks} * p.padded_rows * plan.text.narrow;
+  plan.row_sums = std::uint64_t{p.blocks} * p.padded_rows * plan.text.narrow;
 }
 
 }  // namespace

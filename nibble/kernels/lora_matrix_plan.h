@@ -33,7 +33,8 @@ struct LoraPlan {
   LoraTile tile;
   LoraText text;
   LoraParams params{};
-  std::uint64_t scratch = 0;  // elements
+  std::uint64_t scratch = 0;   // elements of partial sums
+  std::uint64_t row_sums = 0;  // and of those of `up` in `backward`
 
   std::uint64_t workgroups() const { return std::uint64_t{params.narrow_blocks} * params.blocks * params.parts; }
 };

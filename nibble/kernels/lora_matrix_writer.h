@@ -9,9 +9,9 @@
 
 namespace nibble::detail {
 
-// Writes the text, as product_matrix_text.cpp does: both operands go through registers and workgroup memory, the loads of
-// the next step inside a uniform branch before the products of this one; every accumulator is a variable of its own. Sums
-// go to `sums` as they are, whose rows are padded to whole blocks.
+// Writes the text, as product_matrix_text.cpp does: both operands go through registers and workgroup memory, the loads
+// of the next step inside a uniform branch before the products of this one; every accumulator is a variable of its own.
+// Results go to `sums` as they are, whose rows are padded to whole blocks.
 class LoraWriter {
  public:
   LoraWriter(const LoraTile& tile, const LoraText& text, std::string_view random)

@@ -1,0 +1,93 @@
+#include "nibble/kernels/lora_gradients_sum.h"
+
+#include <algorithm>
+#include <optional>
+
+namespace nibble::detail {
+namespace {
+
+constexpr std::uint32_t none = UINT32_MAX, lanes = 128;
+
+// As in the kernel.
+struct Kind {
+  std::array<LoraSegment, 3> segments{};
+  std::array<std::uint32_t, 4> targets{none, none, none, none};
+  std::uint32_t first, count, parts, powers, narrow, block, width, n_stride, c_stride;
+  float factor;
+  std::array<std::uint32_t, 2> unused;
+};
+
+struct Params {
+  std::array<Kind, 2> kinds{};
+  std::uint32_t rank, padded_rank;
+  std::array<std::uint32_t, 2> padding{};
+};
+
+Kind kind_of(const LoraSum& sum) {
+  const LoraParams& p = sum.plan.params;
+  return {.segments = p.segments,
+          .first = sum.first,
+          .count = p.part_size,
+          .parts = p.parts,
+          .powers = p.powers,
+          .narrow = p.narrow_blocks * sum.plan.text.narrow,
+          .block = sum.plan.tile.block,
+          .width = p.width,
+          .n_stride = sum.n_stride,
+          .c_stride = sum.c_stride,
+          .factor = sum.factor,
+          .unused = {}};
+}
+
+// One tensor over all targets, if there is one.
+std::optional<Tensor> cover(const gpu::Device& device, std::span<const LoraSum> sums) {
+  const Tensor* some = nullptr;
+  std::uint64_t begin = UINT64_MAX, end = 0;
+  for (const LoraSum& sum : sums) {
+    for (const Tensor& target : sum.targets) {
+      if (!target) continue;
+      if (some && some->buffer() != target.buffer()) return std::nullopt;
+      some = &target;
+      begin = std::min(begin, target.offset());
+      end = std::max(end, target.offset() + target.bytes());
+    }
+  }
+  if (!some || end - begin > device.info().limits.max_binding - 16) return std::nullopt;
+  return Tensor(some->buffer(), begin, DType::f32, {static_cast<std::uint32_t>((end - begin) / 4)});
+}
+
+void dispatch(gpu::Recorder& recorder, const Tensor& scratch, const Tensor& y, const Params& params) {
+  const double count = params.kinds[0].count + double{1} * params.kinds[1].count;
+  double bytes = 8.0 * count;
+  for (const Kind& kind : params.kinds) bytes += 4.0 * kind.count * kind.parts;
+  recorder.dispatch(
+      kernel(recorder.device(), "lora_gradients_sum", {}, {"grid"}), {gpu::read(scratch), gpu::read_write(y)}, params,
+      gpu::linear_grid(recorder.device(), (static_cast<std::uint64_t>(count) + lanes - 1) / lanes), {.bytes = bytes});
+}
+
+}  // namespace
+
+void record_sums(gpu::Recorder& recorder, const LoraGroupShape& shape, const Tensor& scratch,
+                 std::span<const LoraSum> sums) {
+  Params params{.rank = shape.rank, .padded_rank = shape.padded_rank()};
+  if (const auto all = cover(recorder.device(), sums)) {
+    for (std::size_t k = 0; k < sums.size(); ++k) {
+      params.kinds[k] = kind_of(sums[k]);
+      for (std::size_t i = 0; i < 3; ++i) {
+        const Tensor& target = sums[k].targets[i];
+        if (target) params.kinds[k].targets[i] = static_cast<std::uint32_t>((target.offset() - all->offset()) / 4);
+      }
+    }
+    return dispatch(recorder, scratch, *all, params);
+  }
+  for (const LoraSum& sum : sums) {
+    for (std::size_t i = 0; i < 3; ++i) {
+      if (!sum.targets[i]) continue;
+      params.kinds[0] = kind_of(sum);
+      params.kinds[0].targets[i] = 0;
+      dispatch(recorder, scratch, sum.targets[i], params);
+    }
+  }
+}
+
+}  // namespace nibble::detail
