@@ -17,12 +17,10 @@ std::uint32_t residual_count(const ModelConfig& config, const ModelOptions& opti
   return options.trainable ? config.num_layers + 1 : 2;
 }
 
-std::uint32_t activation_count(const ModelConfig& config, const ModelOptions& options) {
-  return options.trainable && !options.gradient_checkpointing ? config.num_layers : 1;
-}
-
-ActivationShape activation_shape(const ModelConfig& config, const ModelOptions& options, std::uint32_t rank) {
-  return {.tokens = options.max_tokens, .config = &config, .path = options.path, .rank = rank};
+LayersOptions layers_options(const ModelOptions& options, std::uint32_t rank) {
+  return {.path = options.path, .residency = options.residency, .max_tokens = options.max_tokens, .rank = rank,
+          .trainable = options.trainable, .keeps_all = options.trainable && !options.gradient_checkpointing,
+          .lora_dropout = options.lora_dropout};
 }
 
 HeadOptions head_options(const ModelOptions& options) {
@@ -50,7 +48,7 @@ std::uint64_t frozen_bytes(const ModelConfig& config, ProductPath path, bool has
 
 MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options,
                        const LoraConfig& lora, const std::optional<TrainedHeadOptions>& trained_head) {
-  const ActivationShape shape = activation_shape(config, options, lora.rank);
+  const LayersBytes layers = layers_bytes(device, config, layers_options(options, lora.rank));
   HeadOptions head = head_options(options);
   if (head.chunk_rows == 0) head.chunk_rows = Head::default_chunk_rows(device.info().limits, config.vocab_size);
   head.chunk_rows = std::min((head.chunk_rows + 63) / 64 * 64, std::max(1u, head.max_labels));
@@ -61,11 +59,10 @@ MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, con
   const std::uint64_t partial_sums =
       trained_head ? product_tn_scratch(device, head.chunk_rows, config.vocab_size, config.hidden_size) : 0;
   return {.frozen_weights = frozen_bytes(config, options.path, !trained_head),
-          .decoded_weights = FrozenWeights::decoded_bytes(config, options.path, options.residency),
+          .decoded_weights = layers.decoded_weights,
           .adapters = trainable_params(config, matrices) * 4 * (options.trainable ? 4 : 1),
-          .activations = residual_count(config, options) * stream_bytes +
-                         activation_count(config, options) * layer_activation_bytes(shape),
-          .scratch = scratch_bytes(device, shape, options.trainable) + (options.trainable ? stream_bytes : 0),
+          .activations = residual_count(config, options) * stream_bytes + layers.activations,
+          .scratch = layers.scratch + (options.trainable ? stream_bytes : 0),
           .head = Head::bytes(config, head),
           .trained_head = trained.device + partial_sums * sizeof(float),
           .host_head = trained.host};
@@ -77,18 +74,13 @@ Model::Model(const ModelState& state, const ModelOptions& options)
       weights_(state.weights()),
       options_(of_path(options, state.path())),
       adapters_(state.has_lora() ? &state.lora_mirror() : nullptr),
-      frozen_(device_, weights_, options_.path, options.residency),
-      linear_{.path = options_.path, .frozen = &frozen_, .lora = adapters_ ? adapters_->on_device() : nullptr},
+      lora_(adapters_ ? adapters_->on_device() : nullptr),
+      layers_(make_layers(device_, config_, weights_, lora_, layers_options(options_, lora_ ? lora_->rank : 0))),
       streams_(device_, options.max_tokens),
       head_(device_, config_, weights_, head_options(options_)) {
-  const ActivationShape shape = activation_shape(config_, options_, lora() ? lora()->rank : 0);
   for (std::uint32_t i = 0; i < residual_count(config_, options_); ++i) {
     residual_.push_back(device_.tensor(DType::f32, {options.max_tokens, config_.hidden_size}, "residual"));
   }
-  for (std::uint32_t i = 0; i < activation_count(config_, options_); ++i) {
-    activations_.push_back(make_layer_activations(device_, shape));
-  }
-  scratch_ = make_scratch(device_, shape, options.trainable);
   if (options.trainable) dx_ = device_.tensor(DType::f32, {options.max_tokens, config_.hidden_size}, "residual gradient");
   const std::uint32_t positions = std::min(options.max_tokens, config_.max_position_embeddings);
   rope_ = device_.tensor<float>(DType::f32, {positions, config_.head_dim / 2, 2},
@@ -97,16 +89,12 @@ Model::Model(const ModelState& state, const ModelOptions& options)
 
 void Model::use_adapter(bool use) {
   head_.use_base(!use);
-  linear_.lora = use && adapters_ ? adapters_->on_device() : nullptr;
+  lora_ = use && adapters_ ? adapters_->on_device() : nullptr;
 }
 
-LayerContext Model::context(gpu::Recorder& recorder, const DeviceStream& stream) {
+LayerPass Model::pass(gpu::Recorder& recorder, const DeviceStream& stream, const LoraDropout& dropout) {
   if (adapters_) adapters_->on_device();
-  return {.recorder = recorder, .config = config_, .weights = weights_, .linear = linear_, .stream = stream, .rope = rope_};
-}
-
-LayerActivations Model::activations_of(std::uint32_t layer, std::uint32_t tokens) const {
-  return first_tokens(activations_[layer % activations_.size()], config_, tokens);
+  return {.recorder = recorder, .stream = stream, .rope = rope_, .lora = lora_, .dropout = dropout};
 }
 
 void Model::embed(gpu::Recorder& recorder, const DeviceStream& stream) {
@@ -115,19 +103,18 @@ void Model::embed(gpu::Recorder& recorder, const DeviceStream& stream) {
                              .x = residual_[0].rows(0, stream.tokens)});
 }
 
-Tensor Model::run_layers(gpu::Recorder& recorder, const DeviceStream& stream, const NeftuneNoise& noise) {
-  const Scratch scratch = first_tokens(scratch_, config_, stream.tokens);
-  const LayerContext layers = context(recorder, stream);
-  embed(recorder, stream);
+Tensor Model::run_layers(const LayerPass& pass, const NeftuneNoise& noise) {
+  const DeviceStream& stream = pass.stream;
+  embed(pass.recorder, stream);
   Tensor x = residual_[0].rows(0, stream.tokens);
   if (noise.alpha > 0) {
-    record(recorder, Neftune{.x = x, .segment_begin = stream.segment_begin, .segment_end = stream.segment_end,
-                             .alpha = noise.alpha, .seed = noise.seed});
+    record(pass.recorder, Neftune{.x = x, .segment_begin = stream.segment_begin, .segment_end = stream.segment_end,
+                                  .alpha = noise.alpha, .seed = noise.seed});
   }
+  layers_->begin(pass);
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
     const Tensor next = residual_[(layer + 1) % residual_.size()].rows(0, stream.tokens);
-    LayerActivations activations = activations_of(layer, stream.tokens);
-    layer_forward(layers, layer, x, activations, scratch, next);
+    layers_->forward(pass, layer, x, next);
     x = next;
   }
   return x;
@@ -138,7 +125,7 @@ Head::Loss Model::loss(gpu::Recorder& recorder, const DeviceStream& stream) {
 }
 
 Head::Loss Model::base_loss(gpu::Recorder& recorder, const DeviceStream& stream) {
-  const bool used = linear_.lora != nullptr;
+  const bool used = lora_ != nullptr;
   use_adapter(false);
   const Head::Loss loss = head_.forward(recorder, stream, forward(recorder, stream));
   use_adapter(used);
@@ -148,51 +135,47 @@ Head::Loss Model::base_loss(gpu::Recorder& recorder, const DeviceStream& stream)
 Head::Loss Model::loss_and_gradients(gpu::Recorder& recorder, const DeviceStream& stream, const LossOptions& loss_options,
                                      const TrainingNoise& noise, const Tensor& d_head) {
   check(options_.trainable, "model", "The model was made without room for gradients.");
-  linear_.dropout = noise.dropout;
-  const Tensor last = run_layers(recorder, stream, noise.neftune);
+  check(options_.lora_dropout || noise.dropout.probability == 0, "model", "The model was made without dropout.");
+  const LayerPass layers = pass(recorder, stream, noise.dropout);
+  const Tensor last = run_layers(layers, noise.neftune);
   const Tensor dx = dx_.rows(0, stream.tokens);
   const Head::Loss loss = head_.forward_backward(recorder, stream, last, loss_options, dx, d_head);
-  const Scratch scratch = first_tokens(scratch_, config_, stream.tokens);
-  const LayerContext layers = context(recorder, stream);
   for (std::uint32_t layer = config_.num_layers; layer-- > 0;) {
     const Tensor input = residual_[layer].rows(0, stream.tokens);
-    LayerActivations activations = activations_of(layer, stream.tokens);
     const bool kept = !options_.gradient_checkpointing || layer + 1 == config_.num_layers;
-    if (!kept) layer_forward(layers, layer, input, activations, scratch, residual_[layer + 1].rows(0, stream.tokens));
-    layer_backward(layers, layer, input, activations, scratch, dx, layer > 0);
+    if (!kept) layers_->forward(layers, layer, input, residual_[layer + 1].rows(0, stream.tokens));
+    layers_->backward(layers, layer, input, dx, layer > 0);
   }
-  linear_.dropout = {};
   return loss;
 }
 
 void Model::forward_layer(gpu::Recorder& recorder, const DeviceStream& stream, std::uint32_t layer, const Tensor& input,
                           const Tensor& output) {
-  LayerActivations activations = activations_of(layer, stream.tokens);
-  layer_forward(context(recorder, stream), layer, input, activations, first_tokens(scratch_, config_, stream.tokens), output);
+  const LayerPass layers = pass(recorder, stream);
+  layers_->begin(layers);
+  layers_->forward(layers, layer, input, output);
 }
 
 void Model::backward_layer(gpu::Recorder& recorder, const DeviceStream& stream, std::uint32_t layer, const Tensor& input,
                            const Tensor& dx) {
-  layer_backward(context(recorder, stream), layer, input, activations_of(layer, stream.tokens),
-                 first_tokens(scratch_, config_, stream.tokens), dx, true);
+  layers_->backward(pass(recorder, stream), layer, input, dx, true);
 }
 
 void Model::forward_mlp(gpu::Recorder& recorder, const DeviceStream& stream, std::uint32_t layer, const Tensor& input,
                         const Tensor& output) {
-  LayerActivations activations = activations_of(layer, stream.tokens);
-  recorder.copy(input, activations.middle);
-  mlp_forward(context(recorder, stream), layer, activations, output);
+  const LayerPass layers = pass(recorder, stream);
+  layers_->begin(layers);
+  layers_->mlp_forward(layers, layer, input, output);
 }
 
 void Model::backward_mlp(gpu::Recorder& recorder, const DeviceStream& stream, std::uint32_t layer, const Tensor& dx) {
-  mlp_backward(context(recorder, stream), layer, activations_of(layer, stream.tokens),
-               first_tokens(scratch_, config_, stream.tokens), dx);
+  layers_->mlp_backward(pass(recorder, stream), layer, dx);
 }
 
 std::optional<Model::NonFinitePlace> Model::find_nonfinite(const DeviceStream& stream) {
   const Tensor found = device_.tensor(DType::u32, {1}, "first non-finite");
-  const Scratch scratch = first_tokens(scratch_, config_, stream.tokens);
   gpu::Recorder recorder(device_);
+  const LayerPass layers = pass(recorder, stream);
   const auto look = [&](const Tensor& x, const std::string& where) -> std::optional<NonFinitePlace> {
     record(recorder, NonFinite{.x = x, .index = found});
     recorder.submit();
@@ -203,11 +186,11 @@ std::optional<Model::NonFinitePlace> Model::find_nonfinite(const DeviceStream& s
   embed(recorder, stream);
   Tensor x = residual_[0].rows(0, stream.tokens);
   if (auto place = look(x, "the embedding")) return place;
+  layers_->begin(layers);
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
     const Tensor next = residual_[(layer + 1) % residual_.size()].rows(0, stream.tokens);
-    LayerActivations activations = activations_of(layer, stream.tokens);
-    layer_forward(context(recorder, stream), layer, x, activations, scratch, next);
-    if (auto place = look(activations.middle, fmt::format("the attention of layer {}", layer))) return place;
+    layers_->forward(layers, layer, x, next);
+    if (auto place = look(layers_->middle(layer, stream.tokens), fmt::format("the attention of layer {}", layer))) return place;
     if (auto place = look(next, fmt::format("the MLP of layer {}", layer))) return place;
     x = next;
   }

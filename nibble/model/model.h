@@ -1,7 +1,7 @@
 #pragma once
 
 #include "nibble/model/head.h"
-#include "nibble/model/layer.h"
+#include "nibble/model/layers.h"
 #include "nibble/model/model_state.h"
 
 #include <memory>
@@ -20,6 +20,7 @@ struct ModelOptions {
   std::uint32_t max_labels = 0;
   std::uint32_t head_chunk = 0;         // see HeadOptions::chunk_rows
   bool trainable = true;                // room for the backward pass
+  bool lora_dropout = false;            // training drops inputs of the adapters
 };
 
 // Noise on the embeddings while training (nibble/kernels/neftune.h).
@@ -65,14 +66,14 @@ class Model {
   const ModelConfig& config() const { return config_; }
   const ModelOptions& options() const { return options_; }
   // The adapters on the device; null where there are none or they are not used.
-  const LoraWeights* lora() const { return linear_.lora; }
+  const LoraWeights* lora() const { return lora_; }
   // With the adapters and their head, as at first, or without.
   void use_adapter(bool use);
 
   DeviceStream upload(gpu::Recorder& recorder, const TokenStream& stream) const { return streams_.upload(recorder, stream); }
 
   // The residual stream (T, C) after the last layer.
-  Tensor forward(gpu::Recorder& recorder, const DeviceStream& stream) { return run_layers(recorder, stream, {}); }
+  Tensor forward(gpu::Recorder& recorder, const DeviceStream& stream) { return run_layers(pass(recorder, stream), {}); }
   Head::Loss loss(gpu::Recorder& recorder, const DeviceStream& stream);
   // The same of the base alone, with the adapters switched off.
   Head::Loss base_loss(gpu::Recorder& recorder, const DeviceStream& stream);
@@ -104,25 +105,22 @@ class Model {
   std::optional<NonFinitePlace> find_nonfinite(const DeviceStream& stream);
 
  private:
-  LayerContext context(gpu::Recorder& recorder, const DeviceStream& stream);
-  LayerActivations activations_of(std::uint32_t layer, std::uint32_t tokens) const;
-  Tensor run_layers(gpu::Recorder& recorder, const DeviceStream& stream, const NeftuneNoise& noise);
+  LayerPass pass(gpu::Recorder& recorder, const DeviceStream& stream, const LoraDropout& dropout = {});
+  Tensor run_layers(const LayerPass& pass, const NeftuneNoise& noise);
   void embed(gpu::Recorder& recorder, const DeviceStream& stream);
 
   gpu::Device& device_;
   ModelConfig config_;
   const DeviceWeights& weights_;
   ModelOptions options_;
-  LoraMirror* adapters_;  // of the state; null without
-  FrozenWeights frozen_;
-  LinearContext linear_;
+  LoraMirror* adapters_;     // of the state; null without
+  const LoraWeights* lora_;  // in use
+  std::unique_ptr<Layers> layers_;
   StreamBuffers streams_;
   Head head_;
   Tensor rope_;
-  std::vector<Tensor> residual_;               // the stream before each layer and after the last; two in turn if not trained
-  std::vector<LayerActivations> activations_;  // of each layer, or one for all
-  Scratch scratch_;
-  Tensor dx_;                                  // (T, C)
+  std::vector<Tensor> residual_;  // the stream before each layer and after the last; two in turn if not trained
+  Tensor dx_;                     // (T, C)
 };
 
 }  // namespace nibble

@@ -6,7 +6,8 @@ Placement place(const TrainOptions& options, const gpu::Device& device, const Mo
                 BatchRoom room, std::uint64_t memory) {
   ModelOptions model{.path = path, .residency = options.residency,
                      .gradient_checkpointing = options.gradient_checkpointing == Checkpointing::on,
-                     .max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = options.head_chunk};
+                     .max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = options.head_chunk,
+                     .lora_dropout = options.lora.lora_dropout > 0};
   std::optional<TrainedHeadOptions> head;
   if (options.train_head) {
     head = {.path = path, .moments = options.head_moments, .place = options.head_state.value_or(MemoryPlace::device)};

@@ -54,7 +54,9 @@ Model& Trainer::model() {
   if (!model_) {
     check<UsageError>(static_cast<bool>(state_.lora_mirror().on_device()->grads), "trainer",
                       "The state's adapter is not trainable; load it with StateOptions::trainable.");
-    model_.emplace(state_, options_.model);
+    ModelOptions options = options_.model;
+    options.lora_dropout = options_.lora_dropout > 0;
+    model_.emplace(state_, options);
   }
   return *model_;
 }

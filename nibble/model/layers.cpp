@@ -1,0 +1,16 @@
+#include "nibble/model/layers.h"
+
+#include "nibble/model/plain_layers.h"
+
+namespace nibble {
+
+std::unique_ptr<Layers> make_layers(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights,
+                                    const LoraWeights*, const LayersOptions& options) {
+  return std::make_unique<PlainLayers>(device, config, weights, options);
+}
+
+LayersBytes layers_bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
+  return PlainLayers::bytes(device, config, options);
+}
+
+}  // namespace nibble

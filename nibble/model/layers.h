@@ -1,0 +1,59 @@
+#pragma once
+
+#include "nibble/model/linear.h"
+#include "nibble/model/stream.h"
+#include "nibble/weights/config.h"
+
+#include <memory>
+
+namespace nibble {
+
+// What the layers of one pass share.
+struct LayerPass {
+  gpu::Recorder& recorder;
+  const DeviceStream& stream;
+  Tensor rope;                        // (positions, D/2, 2) cosines and sines
+  const LoraWeights* lora = nullptr;  // null: the base alone
+  LoraDropout dropout = {};
+};
+
+struct LayersOptions {
+  ProductPath path = ProductPath::f32;
+  Residency residency = Residency::resident;
+  std::uint32_t max_tokens = 0;
+  std::uint32_t rank = 0;      // of the adapters; 0: none
+  bool trainable = true;       // room for the backward pass
+  bool keeps_all = true;       // what the backward pass needs of every layer, or of one at a time
+  bool lora_dropout = false;   // passes may drop inputs of the adapters
+};
+
+// All layers of a model with the room that their passes need: two ways to run the same layers, by what the adapter has.
+class Layers {
+ public:
+  virtual ~Layers() = default;
+
+  // Before the layers of a forward pass, and before a backward pass after another one.
+  virtual void begin(const LayerPass& pass) = 0;
+  // input (T, C) is read, output (T, C) written; both are the residual stream.
+  virtual void forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) = 0;
+  // dx (T, C) holds the gradient at the layer's output and receives that at its input, whose adapters' gradients are added
+  // to. `input_gradient` false leaves dx as it is: below the first layer nothing learns.
+  virtual void backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,
+                        bool input_gradient) = 0;
+  // The MLP alone, y = x + mlp(norm(x)).
+  virtual void mlp_forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) = 0;
+  virtual void mlp_backward(const LayerPass& pass, std::uint32_t layer, const Tensor& dx) = 0;
+  // The residual stream (T, C) between attention and MLP of the layer that ran last.
+  virtual Tensor middle(std::uint32_t layer, std::uint32_t tokens) const = 0;
+};
+
+struct LayersBytes {
+  std::uint64_t decoded_weights = 0, activations = 0, scratch = 0;
+};
+
+// `lora` may be null; its address must stay valid.
+std::unique_ptr<Layers> make_layers(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights,
+                                    const LoraWeights* lora, const LayersOptions& options);
+LayersBytes layers_bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options);
+
+}  // namespace nibble

@@ -1,0 +1,37 @@
+#pragma once
+
+#include "nibble/model/layer.h"
+#include "nibble/model/layers.h"
+
+#include <vector>
+
+namespace nibble {
+
+// Every projection a product by itself, values between kernels f32: for all adapters and paths.
+class PlainLayers : public Layers {
+ public:
+  PlainLayers(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LayersOptions& options);
+
+  void begin(const LayerPass&) override {}
+  void forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) override;
+  void backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,
+                bool input_gradient) override;
+  void mlp_forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) override;
+  void mlp_backward(const LayerPass& pass, std::uint32_t layer, const Tensor& dx) override;
+  Tensor middle(std::uint32_t layer, std::uint32_t tokens) const override;
+
+  static LayersBytes bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options);
+
+ private:
+  LinearContext linear(const LayerPass& pass);
+  LayerActivations activations_of(std::uint32_t layer, std::uint32_t tokens) const;
+
+  ModelConfig config_;
+  const DeviceWeights& weights_;
+  ProductPath path_;
+  FrozenWeights frozen_;
+  std::vector<LayerActivations> activations_;  // of each layer, or one for all
+  Scratch scratch_;
+};
+
+}  // namespace nibble
