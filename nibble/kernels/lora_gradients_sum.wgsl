@@ -1,7 +1,7 @@
 // y[n, c] += factor * sum over parts of power[part] * sums[part, block, c, n in block], in the order of the parts: the
 // second pass of gradients (lora_matrix.h), of up to two kinds. Columns c of a block belong to projections in turn,
-// `padded_rank` each, of which `rank` count; projection p's gradient begins at targets[p] of y. One invocation an element
-// of a part.
+// `padded_rank` each, of which `rank` count; projection p's gradient begins at targets[p] of y. One invocation does an
+// element of a part.
 
 struct Kind {
   segments: array<vec4<u32>, 3>,  // first vector of 8 columns, end, first block
