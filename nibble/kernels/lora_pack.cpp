@@ -21,6 +21,10 @@ struct Params {
   std::uint32_t first;
 };
 
+struct UnpackParams {
+  std::uint32_t count, rank, first, width;
+};
+
 struct Item {
   Tensor from, to;
   float factor;
@@ -159,6 +163,26 @@ void record(gpu::Recorder& recorder, const LoraPack& pack) {
   for (const auto& run : pack.runs) {
     recorder.dispatch(entry, {gpu::read(pack.table), gpu::read(run.from), gpu::read_write(run.to)}, Params{run.first},
                       {run.blocks, run.count, 1}, {.bytes = static_cast<double>(run.from.bytes() + run.to.bytes())});
+  }
+}
+
+void record(gpu::Recorder& recorder, const LoraUnpack& op) {
+  auto& device = recorder.device();
+  const LoraGroupShape& shape = op.group.shape;
+  check(op.projection < shape.outputs.size() && op.hidden.dtype() == DType::f16 && op.values.dtype() == DType::f32 &&
+            op.hidden.dim(1) == shape.width() && op.values.dim(1) == shape.rank &&
+            op.values.dim(0) == op.hidden.dim(0) && op.scale.dim(0) == op.hidden.dim(0),
+        "lora", "Shapes do not fit: hidden {}, scales {}, values {} for rank {}.", op.hidden.shape_text(),
+        op.scale.shape_text(), op.values.shape_text(), shape.rank);
+  const auto entry = kernel(device, "lora_unpack", gpu::Prelude().enable("f16").constant("LANES", lanes), {"grid"});
+  const std::uint32_t rank = shape.rank, width = shape.width();
+  for (const auto range :
+       gpu::binding_slices(device, op.hidden.dim(0), {std::uint64_t{width} * 2, std::uint64_t{rank} * 4, 4})) {
+    const auto cut = [&](const Tensor& tensor) { return tensor.rows(range.begin, range.end); };
+    const std::uint32_t count = (range.end - range.begin) * rank;
+    recorder.dispatch(entry, {gpu::read(cut(op.hidden)), gpu::read(cut(op.scale)), gpu::write(cut(op.values))},
+                      UnpackParams{count, rank, op.projection * shape.padded_rank(), width},
+                      gpu::linear_grid(device, (std::uint64_t{count} + lanes - 1) / lanes), {.bytes = 6.0 * count});
   }
 }
 

@@ -53,4 +53,15 @@ struct LoraPack {
 LoraPack make_lora_pack(gpu::Device& device, std::span<const LoraGroupMasters> masters, float scaling);
 void record(gpu::Recorder&, const LoraPack&);
 
+// values (T, r) = the hidden values or their gradients of one projection in f32, from h or dh (T, R) in units of rows
+// with these scales (lora_matrix.h): what LoraDownBackwardInput takes where there is dropout.
+struct LoraUnpack {
+  const LoraGroup& group;
+  std::uint32_t projection = 0;
+  Tensor hidden;
+  Tensor scale;  // (T) of x or dy
+  Tensor values;
+};
+void record(gpu::Recorder&, const LoraUnpack&);
+
 }  // namespace nibble

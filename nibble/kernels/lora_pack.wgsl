@@ -1,5 +1,5 @@
-// packed[row, column] = f16(source[row, column] * factor) for many matrices, whose rows may be longer in `packed`: the rest
-// becomes zero. Workgroup (x, y) does LANES vectors of 8 of matrix `first + y` of the table.
+// packed[row, column] = f16(source[row, column] * factor) for many matrices, whose rows may be longer in `packed`:
+// the rest becomes zero. Workgroup (x, y) does LANES vectors of 8 of matrix `first + y` of the table.
 
 struct Matrix {
   source: u32,        // first element

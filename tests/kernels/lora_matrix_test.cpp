@@ -185,9 +185,10 @@ struct Gradients {
       if (c.adapted[i]) a[i] = place(c.shape.rank, c.shape.inputs);
     for (std::size_t i = 0; i < c.shape.outputs.size(); ++i)
       if (c.adapted[i]) b[i] = place(c.shape.outputs[i], c.shape.rank);
+    for (const auto& tensor : whole) fill(tensor.tensor(), std::vector<float>(tensor.tensor().size(), 0.0f));
   }
   std::vector<GuardedTensor> whole;
-  std::array<Tensor, 3> a, b;
+  std::array<Tensor, 3> a, b;  // zero
 };
 
 // sum over rows of factor * left(row, i) * right(row, j), of the columns given.
@@ -241,11 +242,6 @@ TEST_P(LoraMatrix, BackwardEqualsTheFormula) {
   for (const bool one_buffer : {true, false}) {
     GuardedTensor dh(DType::f16, {c.rows, width});
     Gradients to(c, one_buffer);
-    for (const auto& tensors : {to.a, to.b}) {
-      for (const Tensor& tensor : tensors) {
-        if (tensor) fill(tensor, std::vector<float>(tensor.size(), 0.0f));
-      }
-    }
     const LoraBackwardMatrix op{.group = made.group(),
                                 .x = x,
                                 .dy = dy,
@@ -279,6 +275,31 @@ TEST_P(LoraMatrix, BackwardEqualsTheFormula) {
   }
 }
 
+TEST_P(LoraMatrix, UnpackIsTheHiddenValues) {
+  const Case& c = GetParam();
+  const Group made(c);
+  const std::uint32_t width = c.shape.width(), rank = c.shape.rank;
+  const auto given = test::random_values(std::size_t{c.rows} * width, 5, 100.0f);
+  const Tensor hidden = test::upload(given, {c.rows, width}, DType::f16);
+  const auto values = test::download(hidden), scales = test::download(make_operand(c.rows, 8, 1.0f, 1).scale);
+  for (std::uint32_t i = 0; i < c.shape.outputs.size(); ++i) {
+    GuardedTensor got(DType::f32, {c.rows, rank});
+    test::run(LoraUnpack{.group = made.group(),
+                         .projection = i,
+                         .hidden = hidden,
+                         .scale = test::upload(scales, {c.rows}),
+                         .values = got.tensor()});
+    std::vector<float> expected;
+    for (std::size_t row = 0; row < c.rows; ++row) {
+      for (std::size_t r = 0; r < rank; ++r) {
+        expected.push_back(values[row * width + i * c.shape.padded_rank() + r] * scales[row] * 64.0f);
+      }
+    }
+    EXPECT_EQ(test::download(got.tensor()), expected);
+    got.expect_guards_intact();
+  }
+}
+
 // On the software adapter x takes two bindings: the second adds to what the first gives.
 TEST(LoraMatrixSlices, RowsBeyondOneBinding) {
   const Case c{.rows = 8300, .shape = {.rank = 4, .inputs = 8192, .outputs = {8}}};
@@ -295,7 +316,6 @@ TEST(LoraMatrixSlices, RowsBeyondOneBinding) {
   const Operand dy{test::upload(test::random_values(std::size_t{c.rows} * 8, 3), {c.rows, 8}, DType::f16), x.scale};
   GuardedTensor h(DType::f16, {c.rows, 16}), dh(DType::f16, {c.rows, 16});
   Gradients to(c, true);
-  for (const Tensor& tensor : {to.a[0], to.b[0]}) fill(tensor, std::vector<float>(tensor.size(), 0.0f));
   const Tensor scratch = make_scratch(c);
   test::run(LoraDownMatrix{.group = made.group(), .x = x.data, .h = h.tensor(), .scratch = scratch});
   test::run(LoraBackwardMatrix{.group = made.group(),
@@ -346,9 +366,6 @@ TEST(LoraMatrixSlices, OutputsBeyondOnePass) {
   const Tensor h = test::upload(h_given, {c.rows, 32}, DType::f16);
   GuardedTensor dh(DType::f16, {c.rows, 32});
   Gradients to(c, true);
-  for (const Tensor& tensor : {to.a[0], to.a[1], to.b[0], to.b[1]}) {
-    fill(tensor, std::vector<float>(tensor.size(), 0.0f));
-  }
   test::run(LoraBackwardMatrix{.group = made.group(),
                                .x = x,
                                .dy = dy,
