@@ -230,8 +230,8 @@ TEST_P(LoraMatrix, BackwardEqualsTheFormula) {
   const Group made(c);
   const std::uint32_t width = c.shape.width(), inputs = c.shape.inputs, outputs = c.shape.all_outputs();
   const Operand x = make_operand(c.rows, inputs, 1e4f, 1), dy = make_operand(c.rows, outputs, 1e-6f, 2);
-  const auto h_given = test::random_values(std::size_t{c.rows} * width, 5, 100.0f);
-  const Tensor h = test::upload(h_given, {c.rows, width}, DType::f16);
+  const Tensor h =
+      test::upload(test::random_values(std::size_t{c.rows} * width, 5, 100.0f), {c.rows, width}, DType::f16);
   const Matrix x_data = doubles(test::download(x.data)), dy_data = doubles(test::download(dy.data));
   const Matrix h_values = doubles(test::download(h));
   Matrix factors = doubles(test::download(x.scale));
@@ -279,8 +279,8 @@ TEST_P(LoraMatrix, UnpackIsTheHiddenValues) {
   const Case& c = GetParam();
   const Group made(c);
   const std::uint32_t width = c.shape.width(), rank = c.shape.rank;
-  const auto given = test::random_values(std::size_t{c.rows} * width, 5, 100.0f);
-  const Tensor hidden = test::upload(given, {c.rows, width}, DType::f16);
+  const Tensor hidden =
+      test::upload(test::random_values(std::size_t{c.rows} * width, 5, 100.0f), {c.rows, width}, DType::f16);
   const auto values = test::download(hidden), scales = test::download(make_operand(c.rows, 8, 1.0f, 1).scale);
   for (std::uint32_t i = 0; i < c.shape.outputs.size(); ++i) {
     GuardedTensor got(DType::f32, {c.rows, rank});
@@ -310,9 +310,8 @@ TEST(LoraMatrixSlices, RowsBeyondOneBinding) {
   for (std::size_t i = 0; i < values.size(); ++i) {
     values[i] = static_cast<_Float16>(x_value(i / c.shape.inputs, i % c.shape.inputs));
   }
-  const auto ones = std::vector<float>(c.rows, 1.0f);
   const Operand x{test::device().tensor<_Float16>(DType::f16, {c.rows, c.shape.inputs}, values, "x"),
-                  test::upload(ones, {c.rows})};
+                  test::upload(std::vector<float>(c.rows, 1.0f), {c.rows})};
   const Operand dy{test::upload(test::random_values(std::size_t{c.rows} * 8, 3), {c.rows, 8}, DType::f16), x.scale};
   GuardedTensor h(DType::f16, {c.rows, 16}), dh(DType::f16, {c.rows, 16});
   Gradients to(c, true);
@@ -362,8 +361,7 @@ TEST(LoraMatrixSlices, OutputsBeyondOnePass) {
   const Operand dy{test::device().tensor<_Float16>(DType::f16, {c.rows, c.shape.all_outputs()}, values, "dy"),
                    test::upload(std::vector<float>(c.rows, 1.0f), {c.rows})};
   const Operand x{test::upload(test::random_values(std::size_t{c.rows} * 8, 3), {c.rows, 8}, DType::f16), dy.scale};
-  const auto h_given = test::random_values(std::size_t{c.rows} * 32, 4);
-  const Tensor h = test::upload(h_given, {c.rows, 32}, DType::f16);
+  const Tensor h = test::upload(test::random_values(std::size_t{c.rows} * 32, 4), {c.rows, 32}, DType::f16);
   GuardedTensor dh(DType::f16, {c.rows, 32});
   Gradients to(c, true);
   test::run(LoraBackwardMatrix{.group = made.group(),
