@@ -1,6 +1,7 @@
 #include "nibble/kernels/qk_norm_rope.h"
 
 #include "nibble/base/error.h"
+#include "nibble/kernels/row_kernel.h"
 
 #include <algorithm>
 #include <bit>
@@ -12,16 +13,17 @@ namespace {
 constexpr std::string_view where = "qk_norm_rope";
 
 struct Params {
-  std::uint32_t tokens, first_token, heads, first_head, all_heads, capacity, row_offset;
+  std::uint32_t tokens, first_token, heads, first_head, all_heads, row_length, first_vector, capacity, row_offset;
   float eps;
 };
 
 // What forward and backward share: the two layouts and what lies between them.
 struct Layouts {
-  Tensor token_major;  // (T, H * D)
+  Tensor token_major;  // (T, at least first_column + H * D)
   Tensor head_major;   // (H, capacity, D)
   Tensor weight, position, table;
-  std::uint32_t row_offset;
+  std::uint32_t row_offset, first_column;
+  bool scaled;
   float eps = 0;
 
   std::uint32_t tokens() const { return token_major.dim(0); }
@@ -34,9 +36,10 @@ void check_shapes(const Layouts& op) {
   check(op.head_major.rank() == 3 && op.head_dim() % 8 == 0 && op.head_dim() > 0, where,
         "Head-major rows of shape {} were given; (heads, capacity, a multiple of 8) is needed.",
         op.head_major.shape_text());
-  check(op.token_major.rank() == 2 && op.token_major.dim(1) == op.heads() * op.head_dim(), where,
-        "Token-major rows of shape {} do not match head-major ones of shape {}.", op.token_major.shape_text(),
-        op.head_major.shape_text());
+  check(op.token_major.rank() == 2 && op.token_major.dim(1) % 4 == 0 && op.first_column % 4 == 0 &&
+            op.token_major.dim(1) >= op.first_column + std::uint64_t{op.heads()} * op.head_dim(),
+        where, "Token-major rows of shape {}, read from column {} on, do not match head-major ones of shape {}.",
+        op.token_major.shape_text(), op.first_column, op.head_major.shape_text());
   check(op.tokens() <= op.capacity() && op.row_offset <= op.capacity() - op.tokens(), where,
         "{} rows from row {} on do not fit into a capacity of {}.", op.tokens(), op.row_offset, op.capacity());
   check(!op.weight || op.weight.size() == op.head_dim(), where, "A norm weight of length {} was given for heads of {}.",
@@ -60,6 +63,8 @@ gpu::Kernel kernel_of(gpu::Device& device, const Layouts& op, std::string_view d
   gpu::Prelude prelude;
   prelude.constant("HEAD_DIM", op.head_dim()).constant("WORKGROUP", workgroup);
   prelude.constant("LANES", lanes_of(device, op.head_dim()));
+  if (op.scaled) prelude.enable("f16");
+  prelude.constant("SCALED", op.scaled).alias("X", op.scaled ? "vec4<f16>" : "vec4<f32>");
   const std::string_view kind = op.weight ? "norm" : op.table ? "rope" : "copy";
   return kernel(device, "qk_norm_rope", prelude, {"grid"}, fmt::format("{}_{}", direction, kind));
 }
@@ -73,12 +78,15 @@ void for_slices(gpu::Device& device, const Layouts& op, std::string_view directi
   const std::uint32_t rows_per_group = workgroup / lanes_of(device, op.head_dim());
   const std::uint64_t head_bytes = std::uint64_t{op.capacity()} * op.head_dim() * 4;
   for (const auto heads : gpu::binding_slices(device, op.heads(), {head_bytes})) {
-    for (const auto tokens : gpu::binding_slices(device, op.tokens(), {std::uint64_t{op.token_major.dim(1)} * 4})) {
+    const std::uint64_t row_bytes = std::uint64_t{op.token_major.dim(1)} * 4;
+    for (const auto tokens : gpu::binding_slices(device, op.tokens(), {row_bytes, sizeof(float)})) {
       const Params params{.tokens = tokens.end - tokens.begin,
                           .first_token = tokens.begin,
                           .heads = heads.end - heads.begin,
                           .first_head = heads.begin,
                           .all_heads = op.heads(),
+                          .row_length = op.token_major.dim(1) / 4,
+                          .first_vector = op.first_column / 4,
                           .capacity = op.capacity(),
                           .row_offset = op.row_offset,
                           .eps = op.eps};
@@ -93,53 +101,67 @@ void for_slices(gpu::Device& device, const Layouts& op, std::string_view directi
 
 }  // namespace
 
+namespace {
+
+// Its scales for the tokens, or a tensor that stands in.
+Tensor scales_of(const Operand& x, const Params& params, const Tensor& other) {
+  return is_scaled(x) ? x.scale.rows(params.first_token, params.first_token + params.tokens) : other;
+}
+
+}  // namespace
+
 void record(gpu::Recorder& recorder, const QkNormRope& op) {
-  check(!op.weight || (op.inv_rms && op.inv_rms.size() >= std::uint64_t{op.x.dim(0)} * op.y.dim(0)), where,
+  check(!op.weight || (op.inv_rms && op.inv_rms.size() >= std::uint64_t{op.x.data.dim(0)} * op.y.dim(0)), where,
         "inv_rms must have an element for each token and head.");
-  const Layouts layouts{op.x, op.y, op.weight, op.position, op.table, op.row_offset, op.eps};
+  const Layouts layouts{op.x.data,     op.y,            op.weight,       op.position, op.table,
+                        op.row_offset, op.first_column, is_scaled(op.x), op.eps};
   for_slices(recorder.device(), layouts, "forward", [&](const gpu::Kernel& entry, const Tensor& x, const Tensor& y,
                                                         const Params& params, gpu::Grid grid, gpu::Work work) {
     using gpu::read, gpu::write;
+    const Tensor scale = scales_of(op.x, params, x);
     if (op.weight) {
       recorder.dispatch(entry,
-                        {read(x), write(y), read(op.position), read(op.table), read(op.weight), write(op.inv_rms)},
+                        {read(x), write(y), read(scale), read(op.position), read(op.table), read(op.weight),
+                         write(op.inv_rms)},
                         params, grid, work);
     } else if (op.table) {
-      recorder.dispatch(entry, {read(x), write(y), read(op.position), read(op.table)}, params, grid, work);
+      recorder.dispatch(entry, {read(x), write(y), read(scale), read(op.position), read(op.table)}, params, grid, work);
     } else {
-      recorder.dispatch(entry, {read(x), write(y)}, params, grid, work);
+      recorder.dispatch(entry, {read(x), write(y), read(scale)}, params, grid, work);
     }
   });
 }
 
 void record(gpu::Recorder& recorder, const QkNormRopeBackward& op) {
-  check(!op.weight || (op.inv_rms && op.x && op.x.size() == op.dx.size() &&
+  check(!op.weight || (op.inv_rms && op.x.data && op.x.data.size() == op.dx.size() &&
                        op.inv_rms.size() >= std::uint64_t{op.dx.dim(0)} * op.dy.dim(0)),
         where, "The backward of a norm needs x and an inv_rms for each token and head.");
-  const Layouts layouts{op.dx, op.dy, op.weight, op.position, op.table, op.row_offset};
+  const Layouts layouts{op.dx, op.dy, op.weight, op.position, op.table, op.row_offset, op.first_column, is_scaled(op.x)};
   for_slices(recorder.device(), layouts, "backward", [&](const gpu::Kernel& entry, const Tensor& dx, const Tensor& dy,
                                                          const Params& params, gpu::Grid grid, gpu::Work work) {
-    using gpu::read, gpu::write;
+    using gpu::read, gpu::read_write;
+    const Tensor scale = scales_of(op.x, params, dy);
+    // Other columns of dx stay.
     if (op.weight) {
-      const Tensor x = op.x.rows(params.first_token, params.first_token + params.tokens);
+      const Tensor x = op.x.data.rows(params.first_token, params.first_token + params.tokens);
       recorder.dispatch(entry,
-                        {read(dy), write(dx), read(op.position), read(op.table), read(op.weight), read(op.inv_rms),
-                         read(x)},
+                        {read(dy), read_write(dx), read(scale), read(op.position), read(op.table), read(op.weight),
+                         read(op.inv_rms), read(x)},
                         params, grid, work);
     } else if (op.table) {
-      recorder.dispatch(entry, {read(dy), write(dx), read(op.position), read(op.table)}, params, grid, work);
+      recorder.dispatch(entry, {read(dy), read_write(dx), read(scale), read(op.position), read(op.table)}, params, grid, work);
     } else {
-      recorder.dispatch(entry, {read(dy), write(dx)}, params, grid, work);
+      recorder.dispatch(entry, {read(dy), read_write(dx), read(scale)}, params, grid, work);
     }
   });
 }
 
 void record(gpu::Recorder& recorder, const ToHeads& op) {
-  record(recorder, QkNormRope{.x = op.x, .y = op.y, .row_offset = op.row_offset});
+  record(recorder, QkNormRope{.x = op.x, .y = op.y, .row_offset = op.row_offset, .first_column = op.first_column});
 }
 
 void record(gpu::Recorder& recorder, const FromHeads& op) {
-  record(recorder, QkNormRopeBackward{.dy = op.dy, .dx = op.dx, .row_offset = op.row_offset});
+  record(recorder, QkNormRopeBackward{.dy = op.dy, .dx = op.dx, .row_offset = op.row_offset, .first_column = op.first_column});
 }
 
 std::vector<float> rope_frequencies(std::uint32_t head_dim, double theta) {

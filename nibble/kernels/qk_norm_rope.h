@@ -1,6 +1,6 @@
 #pragma once
 
-#include "nibble/kernels/kernel.h"
+#include "nibble/kernels/operand.h"
 
 #include <span>
 #include <vector>
@@ -10,10 +10,12 @@ namespace nibble {
 // From a projection's token-major rows to the head-major rows that attention reads, with per-head RMSNorm and rotary
 // embedding on the way:
 //   y[h, row_offset + t, :] = rope(x[t, h, :] * inv_rms[t, h] * weight, position[t]),  inv_rms = 1/sqrt(mean x^2 + eps)
-// rope turns the pair (i, i + D/2), as transformers' rotate_half does. All tensors are f32 but `position` (u32); D is a
-// multiple of 8. Writes `=`; rows of y outside [row_offset, row_offset + T) stay as they are.
+// rope turns the pair (i, i + D/2), as transformers' rotate_half does. D is a multiple of 8. Writes `=`; rows of y outside
+// [row_offset, row_offset + T) stay as they are. All tensors are f32 but `position` (u32), and x where it has a scale. Its
+// heads may be some columns of wider rows, of a projection of queries, keys and values: they begin at `first_column`, a
+// multiple of 4.
 struct QkNormRope {
-  Tensor x;         // (T, H * D)
+  Operand x;        // (T, at least first_column + H * D); f32, or f16 with scales
   Tensor weight;    // (D); empty: no norm
   Tensor position;  // (T); empty, with `table`: no rotation
   Tensor table;     // (positions, D/2, 2), of rope_table; every position[t] is below its length
@@ -21,32 +23,37 @@ struct QkNormRope {
   Tensor inv_rms;   // (T, H); empty without `weight`
   float eps = 1e-6f;
   std::uint32_t row_offset = 0;
+  std::uint32_t first_column = 0;
 };
 void record(gpu::Recorder& recorder, const QkNormRope& op);
 
 // dx = the gradient with respect to x, given that of y; the weight is frozen. Fields as above; x and inv_rms are read
-// with `weight` only.
+// with `weight` only. Columns of dx that are not these heads' stay as they are.
 struct QkNormRopeBackward {
   Tensor dy;  // (H, capacity, D)
-  Tensor x, weight, position, table, inv_rms;
-  Tensor dx;  // (T, H * D)
+  Operand x;
+  Tensor weight, position, table, inv_rms;
+  Tensor dx;  // as x, f32
   std::uint32_t row_offset = 0;
+  std::uint32_t first_column = 0;
 };
 void record(gpu::Recorder& recorder, const QkNormRopeBackward& op);
 
 // y[h, row_offset + t, :] = x[t, h, :], for values.
 struct ToHeads {
-  Tensor x;  // (T, H * D)
-  Tensor y;  // (H, capacity, D)
+  Operand x;  // as above
+  Tensor y;   // (H, capacity, D)
   std::uint32_t row_offset = 0;
+  std::uint32_t first_column = 0;
 };
 void record(gpu::Recorder& recorder, const ToHeads& op);
 
 // dx[t, h, :] = dy[h, row_offset + t, :].
 struct FromHeads {
   Tensor dy;  // (H, capacity, D)
-  Tensor dx;  // (T, H * D)
+  Tensor dx;  // as above
   std::uint32_t row_offset = 0;
+  std::uint32_t first_column = 0;
 };
 void record(gpu::Recorder& recorder, const FromHeads& op);
 

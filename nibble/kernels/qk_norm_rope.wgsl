@@ -6,7 +6,9 @@
 //   y_i = x_i cos - x_{i+D/2} sin,  y_{i+D/2} = x_{i+D/2} cos + x_i sin.
 // LANES invocations share a (token, head) row; each owns vectors c and c + HALF for c = lane, lane + LANES, ...
 //
-// Prelude: HEAD_DIM, a multiple of 8; LANES, a power of two up to WORKGROUP; WORKGROUP.
+// x may be f16 with a scale a token, and its heads, as those of dx, some columns of longer rows.
+//
+// Prelude: HEAD_DIM, a multiple of 8; LANES, a power of two up to WORKGROUP; WORKGROUP; SCALED and X, the type of x.
 
 struct Params {
   tokens: u32,       // of this slice of x
@@ -14,20 +16,24 @@ struct Params {
   heads: u32,        // of this slice of y
   first_head: u32,
   all_heads: u32,
+  row_length: u32,   // of x and dx, in vectors
+  first_vector: u32, // of head 0 there
   capacity: u32,     // rows of a head in y
   row_offset: u32,   // row of y that token 0 has
   eps: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> source: array<vec4<f32>>;        // x forward, dy backward
+@group(0) @binding(1) var<storage, read> x: array<X>;                     // forward
+@group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;            // backward
 @group(0) @binding(2) var<storage, read_write> target_: array<vec4<f32>>; // y forward, dx backward
-@group(0) @binding(3) var<storage, read> position: array<u32>;
-@group(0) @binding(4) var<storage, read> table: array<vec4<f32>>;         // cos, sin, cos, sin: VECTORS a position
-@group(0) @binding(5) var<storage, read> weight: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> inv_rms_out: array<f32>;   // (tokens, all_heads)
-@group(0) @binding(6) var<storage, read> inv_rms_in: array<f32>;
-@group(0) @binding(7) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> x_scale: array<f32>;             // of the slice; where SCALED, else unused
+@group(0) @binding(4) var<storage, read> position: array<u32>;
+@group(0) @binding(5) var<storage, read> table: array<vec4<f32>>;         // cos, sin, cos, sin: VECTORS a position
+@group(0) @binding(6) var<storage, read> weight: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read_write> inv_rms_out: array<f32>;   // (tokens, all_heads)
+@group(0) @binding(7) var<storage, read> inv_rms_in: array<f32>;
+@group(0) @binding(8) var<storage, read> x_again: array<X>;               // backward of a norm
 
 const VECTORS = HEAD_DIM / 4u;
 const HALF = HEAD_DIM / 8u;
@@ -38,6 +44,7 @@ struct Row {
   exists: bool,
   lane: u32,
   token: u32,       // among all tokens
+  scale_at: u32,    // of x_scale
   token_major: u32, // first vector in the slice of x
   head_major: u32,  // first vector in the slice of y
   entry: u32,       // of inv_rms
@@ -53,7 +60,8 @@ fn row_of(group: vec3<u32>, groups: vec3<u32>, invocation: u32) -> Row {
   result.exists = asked <= last;
   result.lane = invocation % LANES;
   result.token = params.first_token + token;
-  result.token_major = (token * params.all_heads + params.first_head + head) * VECTORS;
+  result.scale_at = token;
+  result.token_major = token * params.row_length + params.first_vector + (params.first_head + head) * VECTORS;
   result.head_major = (head * params.capacity + params.row_offset + result.token) * VECTORS;
   result.entry = result.token * params.all_heads + params.first_head + head;
   return result;
@@ -99,8 +107,27 @@ fn turned_back(pair: Pair, turn: Turn) -> Pair {
   return Pair(pair.low * turn.cosine + pair.high * turn.sine, pair.high * turn.cosine - pair.low * turn.sine);
 }
 
-fn source_pair(row: u32, column: u32) -> Pair {
-  return Pair(source[row + column], source[row + column + HALF]);
+fn scale_of(row: Row) -> f32 {
+  if (SCALED) {
+    return x_scale[row.scale_at];
+  }
+  return 1.0;
+}
+
+fn x_pair(row: Row, column: u32) -> Pair {
+  let at = row.token_major + column;
+  let scale = scale_of(row);
+  return Pair(vec4<f32>(x[at]) * scale, vec4<f32>(x[at + HALF]) * scale);
+}
+
+fn x_pair_again(row: Row, column: u32) -> Pair {
+  let at = row.token_major + column;
+  let scale = scale_of(row);
+  return Pair(vec4<f32>(x_again[at]) * scale, vec4<f32>(x_again[at + HALF]) * scale);
+}
+
+fn dy_pair(row: Row, column: u32) -> Pair {
+  return Pair(dy[row.head_major + column], dy[row.head_major + column + HALF]);
 }
 
 fn store(row: u32, column: u32, pair: Pair) {
@@ -114,7 +141,7 @@ fn forward_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
   let row = row_of(group, groups, invocation);
   var squares = 0.0;
   for (var c = row.lane; c < HALF; c += LANES) {
-    let pair = source_pair(row.token_major, c);
+    let pair = x_pair(row, c);
     squares += dot(pair.low, pair.low) + dot(pair.high, pair.high);
   }
   let inv_rms = 1.0 / sqrt(row_sum(squares, invocation) / f32(HEAD_DIM) + params.eps);
@@ -125,7 +152,7 @@ fn forward_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
     inv_rms_out[row.entry] = inv_rms;
   }
   for (var c = row.lane; c < HALF; c += LANES) {
-    let pair = source_pair(row.token_major, c);
+    let pair = x_pair(row, c);
     let normed = Pair(pair.low * inv_rms * weight[c], pair.high * inv_rms * weight[c + HALF]);
     store(row.head_major, c, turned(normed, turn_of(row.token, c)));
   }
@@ -139,7 +166,7 @@ fn forward_rope(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
     return;
   }
   for (var c = row.lane; c < HALF; c += LANES) {
-    store(row.head_major, c, turned(source_pair(row.token_major, c), turn_of(row.token, c)));
+    store(row.head_major, c, turned(x_pair(row, c), turn_of(row.token, c)));
   }
 }
 
@@ -151,13 +178,13 @@ fn forward_copy(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
     return;
   }
   for (var c = row.lane; c < HALF; c += LANES) {
-    store(row.head_major, c, source_pair(row.token_major, c));
+    store(row.head_major, c, x_pair(row, c));
   }
 }
 
 // d loss / d (x * inv_rms), of one column.
 fn normed_gradient(row: Row, column: u32) -> Pair {
-  let pair = turned_back(source_pair(row.head_major, column), turn_of(row.token, column));
+  let pair = turned_back(dy_pair(row, column), turn_of(row.token, column));
   return Pair(pair.low * weight[column], pair.high * weight[column + HALF]);
 }
 
@@ -168,7 +195,8 @@ fn backward_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
   var along = 0.0;
   for (var c = row.lane; c < HALF; c += LANES) {
     let pair = normed_gradient(row, c);
-    along += dot(pair.low, x[row.token_major + c]) + dot(pair.high, x[row.token_major + c + HALF]);
+    let given = x_pair_again(row, c);
+    along += dot(pair.low, given.low) + dot(pair.high, given.high);
   }
   let inv_rms = inv_rms_in[row.entry];
   let pull = row_sum(along, invocation) / f32(HEAD_DIM) * inv_rms * inv_rms;
@@ -177,8 +205,8 @@ fn backward_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
   }
   for (var c = row.lane; c < HALF; c += LANES) {
     let pair = normed_gradient(row, c);
-    store(row.token_major, c, Pair((pair.low - x[row.token_major + c] * pull) * inv_rms,
-                                   (pair.high - x[row.token_major + c + HALF] * pull) * inv_rms));
+    let given = x_pair_again(row, c);
+    store(row.token_major, c, Pair((pair.low - given.low * pull) * inv_rms, (pair.high - given.high * pull) * inv_rms));
   }
 }
 
@@ -190,7 +218,7 @@ fn backward_rope(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
     return;
   }
   for (var c = row.lane; c < HALF; c += LANES) {
-    store(row.token_major, c, turned_back(source_pair(row.head_major, c), turn_of(row.token, c)));
+    store(row.token_major, c, turned_back(dy_pair(row, c), turn_of(row.token, c)));
   }
 }
 
@@ -202,6 +230,6 @@ fn backward_copy(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
     return;
   }
   for (var c = row.lane; c < HALF; c += LANES) {
-    store(row.token_major, c, source_pair(row.head_major, c));
+    store(row.token_major, c, dy_pair(row, c));
   }
 }

@@ -36,9 +36,9 @@ class LayerBackward {
                                    .dq = s_.dq_heads, .dk = s_.dk_heads, .dv = s_.dv_heads, .pairs = stream.pairs,
                                    .room = s_.attention_room});
     record(rec_, FromHeads{.dy = s_.dv_heads, .dx = s_.dv});
-    record(rec_, QkNormRopeBackward{.dy = s_.dk_heads, .x = a_.k, .weight = weights.k_norm, .position = stream.position,
+    record(rec_, QkNormRopeBackward{.dy = s_.dk_heads, .x = {a_.k}, .weight = weights.k_norm, .position = stream.position,
                                     .table = context_.rope, .inv_rms = a_.k_inv_rms, .dx = s_.dk});
-    record(rec_, QkNormRopeBackward{.dy = s_.dq_heads, .x = a_.q, .weight = weights.q_norm, .position = stream.position,
+    record(rec_, QkNormRopeBackward{.dy = s_.dq_heads, .x = {a_.q}, .weight = weights.q_norm, .position = stream.position,
                                     .table = context_.rope, .inv_rms = a_.q_inv_rms, .dx = s_.dq});
     const Tensor d_normed = input_gradient ? s_.d_normed : Tensor{};
     project(Projection::v, a_.attention_in, as_operand(rec_, s_.dv, s_.dv_packed), d_normed, false);

@@ -62,7 +62,7 @@ struct Tensors {
 
 Tensors make(const Shape& shape, const GuardedTensor& y, const GuardedTensor& inv_rms) {
   Tensors result{random_values(std::size_t{shape.tokens} * shape.width(), 1), random_values(shape.head_dim, 2), {}};
-  result.op = {.x = upload(result.x, {shape.tokens, shape.width()}),
+  result.op = {.x = {upload(result.x, {shape.tokens, shape.width()})},
                .y = y.tensor(),
                .eps = eps,
                .row_offset = shape.row_offset};
@@ -157,7 +157,7 @@ TEST(QkNormRope, ToHeadsAndBackIsTheSame) {
   const Tensor x = upload(values, {7, 96});
   GuardedTensor y(DType::f32, {3, 10, 32}), back(DType::f32, {7, 96});
   gpu::Recorder recorder(device());
-  record(recorder, ToHeads{.x = x, .y = y.tensor(), .row_offset = 2});
+  record(recorder, ToHeads{.x = {x}, .y = y.tensor(), .row_offset = 2});
   record(recorder, FromHeads{.dy = y.tensor(), .dx = back.tensor(), .row_offset = 2});
   recorder.submit();
   EXPECT_EQ(download(back.tensor()), values);
@@ -180,7 +180,7 @@ TEST(QkNormRope, TensorsBeyondOneBinding) {
     }
   }
   gpu::Recorder recorder(device());
-  record(recorder, ToHeads{.x = x, .y = y});
+  record(recorder, ToHeads{.x = {x}, .y = y});
   record(recorder, FromHeads{.dy = y, .dx = back});
   recorder.submit();
   for (const std::uint32_t token : {0u, 1099u}) {
@@ -194,8 +194,8 @@ TEST(QkNormRope, TensorsBeyondOneBinding) {
 TEST(QkNormRope, RowsBeyondTheCapacityAreRefused) {
   gpu::Recorder recorder(device());
   const Tensor x = device().tensor(DType::f32, {7, 64}, "x"), y = device().tensor(DType::f32, {2, 10, 32}, "y");
-  EXPECT_THROW(record(recorder, ToHeads{.x = x, .y = y, .row_offset = 4}), Error);
-  EXPECT_THROW(record(recorder, ToHeads{.x = y.view({7, 32}), .y = y}), Error);
+  EXPECT_THROW(record(recorder, ToHeads{.x = {x}, .y = y, .row_offset = 4}), Error);
+  EXPECT_THROW(record(recorder, ToHeads{.x = {y.view({7, 32})}, .y = y}), Error);
 }
 
 // Frequencies and angles as torch computes them in float32: 1e6^(-2/64) and its multiple by 1000.
