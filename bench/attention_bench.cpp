@@ -1,11 +1,13 @@
-// bench_attention [TOKENS SEGMENT HEADS KEY_HEADS HEAD_DIM]: attention forward and backward of one layer, and what
-// turns projections into its inputs, by default of the shipped tiny model on a software adapter and of Qwen3-4B on a GPU.
-// Sampled outputs are verified, then each kernel is timed.
+// bench_attention [TOKENS SEGMENT HEADS KEY_HEADS HEAD_DIM]: what lies between the joint projection of queries, keys and
+// values and attention's output, forward and backward, by default of the shipped tiny model on a software adapter and of
+// Qwen3-4B on a GPU. Sampled outputs are verified, on matrix units gradients too, then each kernel is timed.
 
 #include "nibble/base/error.h"
 #include "nibble/base/rng.h"
-#include "nibble/kernels/attention.h"
+#include "nibble/kernels/pack_rows.h"
 #include "nibble/kernels/qk_norm_rope.h"
+#include "nibble/kernels/qkv_attention.h"
+#include "nibble/kernels/unpack_rows.h"
 
 #include <algorithm>
 #include <cmath>
@@ -18,32 +20,30 @@ namespace {
 
 struct Shape {
   std::uint32_t tokens, segment, heads, key_heads, head_dim;
-};
 
-struct Layer {
-  std::vector<float> q_values, k_values, v_values;
-  QkNormRope make_q, make_k;
-  ToHeads make_v;
-  Attention forward;
-  AttentionBackward backward;
-  QkNormRopeBackward back_q;
-  AttentionRoom room;  // for attention on matrix units; empty where there are none
+  std::uint32_t queries() const { return heads * head_dim; }
+  std::uint32_t row() const { return (heads + 2 * key_heads) * head_dim; }
 };
 
 // Makes the layer's tensors.
 struct Maker {
   gpu::Device& device;
   const Shape& shape;
+  ProductPath path;
   Rng rng{1};
 
-  Tensor random(std::initializer_list<std::uint32_t> dims, std::vector<float>* keep = nullptr) {
-    std::vector<float> values(std::accumulate(dims.begin(), dims.end(), std::size_t{1}, std::multiplies<>()));
+  // Uniform in [-1, 1).
+  Operand random(std::uint32_t columns) {
+    std::vector<float> values(std::size_t{shape.tokens} * columns);
     for (float& value : values) value = rng.uniform(-1.0f, 1.0f);
-    const Tensor tensor = device.tensor<float>(DType::f32, dims, values, "bench");
-    if (keep) *keep = std::move(values);
-    return tensor;
+    const Tensor x = device.tensor<float>(DType::f32, {shape.tokens, columns}, values, "bench");
+    if (path == ProductPath::f32) return {x, {}};
+    gpu::Recorder recorder(device);
+    return as_operand(recorder, x, make_operand(device, path, shape.tokens, columns, "bench"));
   }
-  Tensor empty(std::initializer_list<std::uint32_t> dims) { return device.tensor(DType::f32, dims, "bench"); }
+  Tensor ones() {
+    return device.tensor<float>(DType::f32, {shape.head_dim}, std::vector<float>(shape.head_dim, 1.0f), "bench");
+  }
   Tensor indices(std::uint32_t (*of)(const Shape&, std::uint32_t)) {
     std::vector<std::uint32_t> values(shape.tokens);
     for (std::uint32_t i = 0; i < shape.tokens; ++i) values[i] = of(shape, i);
@@ -51,125 +51,124 @@ struct Maker {
   }
 };
 
-void make_attention(Maker& make, Layer& layer) {
-  const auto [tokens, segment, heads, key_heads, dim] = make.shape;
-  layer.forward = {
-      .q = make.random({heads, tokens, dim}, &layer.q_values),
-      .k = make.random({key_heads, tokens, dim}, &layer.k_values),
-      .v = make.random({key_heads, tokens, dim}, &layer.v_values),
-      .key_begin = make.indices([](const Shape& s, std::uint32_t i) { return i / s.segment * s.segment; }),
-      .key_end = make.indices([](const Shape&, std::uint32_t i) { return i + 1; }),
-      .o = make.empty({tokens, heads * dim}),
-      .lse = make.empty({heads, tokens}),
-      .pairs = std::uint64_t{tokens} * (segment + 1) / 2,
-  };
-  const Attention& f = layer.forward;
-  layer.backward = {
-      .q = f.q,
-      .k = f.k,
-      .v = f.v,
-      .key_begin = f.key_begin,
-      .key_end = f.key_end,
-      .query_end = make.indices(
-          [](const Shape& s, std::uint32_t i) { return std::min(s.tokens, i / s.segment * s.segment + s.segment); }),
-      .o = f.o,
-      .d_o = make.random({tokens, heads * dim}),
-      .lse = f.lse,
-      .delta = make.empty({heads, tokens}),
-      .dq = make.empty({heads, tokens, dim}),
-      .dk = make.empty({key_heads, tokens, dim}),
-      .dv = make.empty({key_heads, tokens, dim}),
-      .pairs = f.pairs,
-  };
+std::uint32_t segment_begin(const Shape& s, std::uint32_t i) { return i / s.segment * s.segment; }
+
+QkvAttentionBackward make_layer(Maker& make) {
+  const Shape& s = make.shape;
+  auto& device = make.device;
+  const QkvAttentionShape room{.tokens = s.tokens, .heads = s.heads, .key_heads = s.key_heads, .head_dim = s.head_dim,
+                               .path = make.path};
+  const auto table = rope_table(s.tokens, s.head_dim, 1e6);
+  return {.forward = {.qkv = make.random(s.row()),
+                      .heads = s.heads,
+                      .key_heads = s.key_heads,
+                      .q_norm = make.ones(),
+                      .k_norm = make.ones(),
+                      .position = make.indices([](const Shape& x, std::uint32_t i) { return i % x.segment; }),
+                      .table = device.tensor<float>(DType::f32, {s.tokens, s.head_dim / 2, 2}, table, "bench"),
+                      .key_begin = make.indices(segment_begin),
+                      .key_end = make.indices([](const Shape&, std::uint32_t i) { return i + 1; }),
+                      .pairs = std::uint64_t{s.tokens} * (s.segment + 1) / 2,
+                      .o = make_operand(device, make.path, s.tokens, s.queries(), "bench"),
+                      .lse = device.tensor(DType::f32, {s.heads, s.tokens}, "bench"),
+                      .room = make_qkv_attention_room(device, room)},
+          .query_end = make.indices([](const Shape& x, std::uint32_t i) {
+            return std::min(x.tokens, segment_begin(x, i) + x.segment);
+          }),
+          .d_o = make.random(s.queries()),
+          .d_qkv = make_operand(device, make.path, s.tokens, s.row(), "bench")};
 }
 
-void make_inputs(Maker& make, Layer& layer) {
-  const auto [tokens, segment, heads, key_heads, dim] = make.shape;
-  const auto table = rope_table(tokens, dim, 1e6);
-  layer.make_q = {.x = make.random({tokens, heads * dim}),
-                  .weight = make.random({dim}),
-                  .position = make.indices([](const Shape& s, std::uint32_t i) { return i % s.segment; }),
-                  .table = make.device.tensor<float>(DType::f32, {tokens, dim / 2, 2}, table, "bench"),
-                  .y = make.empty({heads, tokens, dim}),
-                  .inv_rms = make.empty({tokens, heads})};
-  layer.make_v = {.x = make.random({tokens, key_heads * dim}), .y = make.empty({key_heads, tokens, dim})};
-  const QkNormRope& q = layer.make_q;
-  layer.back_q = {.dy = layer.backward.dq,
-                  .x = q.x,
-                  .weight = q.weight,
-                  .position = q.position,
-                  .table = q.table,
-                  .inv_rms = q.inv_rms,
-                  .dx = make.empty({tokens, heads * dim})};
+std::vector<float> values_of(gpu::Device& device, const Operand& operand) {
+  if (!operand.scale) return device.read<float>(operand.data);
+  const Tensor y = device.tensor(DType::f32, {operand.data.dim(0), operand.data.dim(1)}, "bench");
+  gpu::Recorder recorder(device);
+  record(recorder, UnpackRows{.x = operand, .y = y});
+  recorder.submit();
+  return device.read<float>(y);
 }
 
-// By the usual variant, or on matrix units.
-void record_attention(gpu::Recorder& recorder, const Layer& layer, bool matrix) {
-  Attention forward = layer.forward;
-  AttentionBackward backward = layer.backward;
-  if (matrix) forward.room = backward.room = layer.room;
-  record(recorder, forward);
-  record(recorder, backward);
-}
-
-void record_all(gpu::Recorder& recorder, const Layer& layer) {
-  record(recorder, layer.make_q);
-  record(recorder, layer.make_v);
-  record_attention(recorder, layer, false);
-  if (layer.room.operands) record_attention(recorder, layer, true);
-  record(recorder, layer.back_q);
+// A head of a token: normed, and rotated by the position.
+std::vector<double> rotated(const Shape& s, const std::vector<float>& qkv, std::uint32_t token, std::uint32_t head) {
+  static const auto frequencies = rope_frequencies(s.head_dim, 1e6);
+  const float* row = &qkv[std::size_t{token} * s.row() + std::size_t{head} * s.head_dim];
+  std::vector<double> x(row, row + s.head_dim);
+  const double squares = std::inner_product(x.begin(), x.end(), x.begin(), 0.0);
+  for (double& value : x) value /= std::sqrt(squares / s.head_dim + 1e-6);
+  for (std::uint32_t i = 0, half = s.head_dim / 2; i < half; ++i) {
+    const double angle = double{static_cast<float>(token % s.segment) * frequencies[i]}, low = x[i], high = x[i + half];
+    x[i] = low * std::cos(angle) - high * std::sin(angle);
+    x[i + half] = high * std::cos(angle) + low * std::sin(angle);
+  }
+  return x;
 }
 
 // The largest error of o over some queries and heads.
-double sampled_error(gpu::Device& device, const Shape& shape, const Layer& layer) {
-  const auto o = device.read<float>(layer.forward.o);
-  const std::uint32_t dim = shape.head_dim;
+double sampled_error(gpu::Device& device, const Shape& s, const QkvAttention& layer) {
+  const auto o = values_of(device, layer.o), qkv = values_of(device, layer.qkv);
   double worst = 0;
   for (std::uint32_t sample = 0; sample < 16; ++sample) {
-    const std::uint32_t query = sample * (shape.tokens - 1) / 15, head = sample % shape.heads;
-    const std::uint32_t key_head = head / (shape.heads / shape.key_heads);
-    std::vector<double> sum(dim);
+    const std::uint32_t query = sample * (s.tokens - 1) / 15, head = sample % s.heads;
+    const std::uint32_t key_head = head / (s.heads / s.key_heads);
+    const auto q = rotated(s, qkv, query, head);
+    std::vector<double> sum(s.head_dim);
     double total = 0;
-    for (std::uint32_t key = query / shape.segment * shape.segment; key <= query; ++key) {
-      const float* q = &layer.q_values[(std::size_t{head} * shape.tokens + query) * dim];
-      const float* k = &layer.k_values[(std::size_t{key_head} * shape.tokens + key) * dim];
-      const float* v = &layer.v_values[(std::size_t{key_head} * shape.tokens + key) * dim];
-      const double weight = std::exp(std::inner_product(q, q + dim, k, 0.0) / std::sqrt(static_cast<double>(dim)));
+    for (std::uint32_t key = segment_begin(s, query); key <= query; ++key) {
+      const auto k = rotated(s, qkv, key, s.heads + key_head);
+      const double weight = std::exp(std::inner_product(q.begin(), q.end(), k.begin(), 0.0) / std::sqrt(s.head_dim));
+      const float* v = &qkv[std::size_t{key} * s.row() + std::size_t{s.heads + s.key_heads + key_head} * s.head_dim];
       total += weight;
-      for (std::uint32_t d = 0; d < dim; ++d) sum[d] += weight * v[d];
+      for (std::uint32_t d = 0; d < s.head_dim; ++d) sum[d] += weight * v[d];
     }
-    const float* row = &o[(std::size_t{query} * shape.heads + head) * dim];
-    for (std::uint32_t d = 0; d < dim; ++d) worst = std::max(worst, std::fabs(row[d] - sum[d] / total));
+    const float* row = &o[(std::size_t{query} * s.heads + head) * s.head_dim];
+    for (std::uint32_t d = 0; d < s.head_dim; ++d) worst = std::max(worst, std::fabs(row[d] - sum[d] / total));
   }
   return worst;
 }
 
-double relative_error(const std::vector<float>& values, const std::vector<float>& expected) {
-  double error = 0, norm = 0;
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    error += std::pow(static_cast<double>(values[i]) - expected[i], 2);
-    norm += std::pow(static_cast<double>(expected[i]), 2);
-  }
-  return std::sqrt(error / norm);
+void record_all(gpu::Recorder& recorder, const QkvAttentionBackward& layer) {
+  record(recorder, layer.forward);
+  record(recorder, layer);
 }
 
-// Results by matrix units against those of the usual variant: f16 operands lose 2^-11 each, and a gradient has four.
-void verify_matrix(gpu::Device& device, const Layer& layer) {
-  const AttentionBackward& b = layer.backward;
-  const Tensor outputs[] = {layer.forward.o, b.dq, b.dk, b.dv};
-  const auto results = [&](bool matrix) {
-    gpu::Recorder recorder(device);
-    record_attention(recorder, layer, matrix);
-    recorder.submit();
-    std::vector<std::vector<float>> values;
-    for (const Tensor& output : outputs) values.push_back(device.read<float>(output));
-    return values;
-  };
-  const auto expected = results(false), values = results(true);
+// Gradients by matrix units against those in f32: f16 operands lose 2^-11 each, and a gradient has four.
+void verify_gradients(gpu::Device& device, const Shape& s, const QkvAttentionBackward& layer) {
+  const auto values = values_of(device, layer.d_qkv);
+  QkvAttentionBackward plain = layer;
+  plain.forward.room = make_qkv_attention_room(device, {.tokens = s.tokens, .heads = s.heads, .key_heads = s.key_heads,
+                                                        .head_dim = s.head_dim, .path = ProductPath::matrix, .packed = false});
+  gpu::Recorder recorder(device);
+  record_all(recorder, plain);
+  recorder.submit();
+  const auto expected = values_of(device, layer.d_qkv);
+  double error = 0, norm = 0;
   for (std::size_t i = 0; i < values.size(); ++i) {
-    const double error = relative_error(values[i], expected[i]);
-    std::printf("matrix against tiles, output %zu: %.1e\n", i, error);
-    check<DeviceError>(error < 2e-3, "bench", "Output {} by matrix units is off by {}.", i, error);
+    error += std::pow(double{values[i]} - double{expected[i]}, 2);
+    norm += std::pow(double{expected[i]}, 2);
+  }
+  error = std::sqrt(error / norm);
+  std::printf("gradients on matrix units against f32: %.1e\n", error);
+  check<DeviceError>(error < 2e-3, "bench", "Gradients by matrix units are off by {}.", error);
+}
+
+void time_kernels(gpu::Device& device, const QkvAttentionBackward& layer) {
+  const auto run = [&](int count) {
+    gpu::Recorder recorder(device);
+    for (int i = 0; i < count; ++i) record_all(recorder, layer);
+    recorder.submit();
+    device.wait("bench");
+  };
+  const bool software = device.info().type == gpu::AdapterType::software;
+  run(software ? 2 : 100);  // a GPU lowers its clocks while a kernel is compiled
+  const auto before = device.profile();
+  run(software ? 10 : 50);
+  for (const auto& row : device.profile()) {
+    const auto first = std::find_if(before.begin(), before.end(), [&](const auto& r) { return r.label == row.label; });
+    const double count = static_cast<double>(row.count - first->count);
+    const double seconds = (row.seconds - first->seconds) / count;
+    if (count == 0) continue;
+    std::printf("%-34s %9.3f ms %9.1f GB/s %9.1f GFLOP/s\n", row.label.c_str(), seconds * 1e3,
+                (row.bytes - first->bytes) / count / seconds * 1e-9, (row.flops - first->flops) / count / seconds * 1e-9);
   }
 }
 
@@ -181,30 +180,18 @@ int run(int argc, char** argv) {
   for (int i = 1; i < argc && i <= 5; ++i) *fields[i - 1] = static_cast<std::uint32_t>(std::atoi(argv[i]));
   std::printf("%s: %u tokens in segments of %u, %u heads on %u of %u\n", device.info().name.c_str(), shape.tokens,
               shape.segment, shape.heads, shape.key_heads, shape.head_dim);
-  Layer layer;
-  Maker make{device, shape};
-  make_attention(make, layer);
-  make_inputs(make, layer);
-  layer.room = make_attention_room(device, {.tokens = shape.tokens, .heads = shape.heads,
-                                                                 .key_heads = shape.key_heads, .head_dim = shape.head_dim});
-  gpu::Recorder recorder(device);
-  record_all(recorder, layer);
-  record_attention(recorder, layer, false);
-  recorder.submit();
-  const double error = sampled_error(device, shape, layer);
-  check<DeviceError>(error < 1e-4, "bench", "An output is off by {}.", error);
-  if (layer.room.operands) verify_matrix(device, layer);
-  const auto before = device.profile();
-  for (int i = 0; i < 30; ++i) record_all(recorder, layer);
-  recorder.submit();
-  device.wait("bench");
-  for (const auto& row : device.profile()) {
-    const auto first = std::find_if(before.begin(), before.end(), [&](const auto& r) { return r.label == row.label; });
-    const double seconds = (row.seconds - first->seconds) / static_cast<double>(row.count - first->count);
-    std::printf("%-34s %9.3f ms %9.1f GB/s %9.1f GFLOP/s\n", row.label.c_str(), seconds * 1e3,
-                row.bytes / static_cast<double>(row.count) / seconds * 1e-9,
-                row.flops / static_cast<double>(row.count) / seconds * 1e-9);
+  Maker make{device, shape, software ? ProductPath::f32 : ProductPath::matrix};
+  const QkvAttentionBackward layer = make_layer(make);
+  {
+    gpu::Recorder recorder(device);
+    record_all(recorder, layer);
+    recorder.submit();
   }
+  const double error = sampled_error(device, shape, layer.forward);
+  std::printf("largest error of an output: %.1e\n", error);
+  check<DeviceError>(error < (software ? 1e-4 : 2e-3), "bench", "An output is off by {}.", error);
+  if (layer.forward.room.packed) verify_gradients(device, shape, layer);
+  time_kernels(device, layer);
   return 0;
 }
 

@@ -1,0 +1,166 @@
+#include "nibble/kernels/packed_attention.h"
+
+#include "nibble/base/error.h"
+#include "nibble/kernels/product_matrix.h"
+#include "nibble/kernels/row_kernel.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+namespace nibble {
+namespace {
+
+using detail::AttentionPass;
+using detail::AttentionTile;
+
+constexpr std::string_view where = "packed_attention";
+constexpr std::uint32_t key_rows = 64;  // of a workgroup in key gradients
+
+struct Params {
+  std::uint32_t tokens, heads, key_heads, parts;
+  float scale;
+};
+
+std::uint32_t blocks_of(std::uint32_t rows, std::uint32_t block) { return (rows + block - 1) / block; }
+
+// Found on an H100, where rows of 128 are no better in short streams, which they leave parts of the GPU without work, and
+// for heads of 64.
+AttentionTile tile_of(const gpu::AdapterInfo& info, AttentionPass pass, const PackedHeads& of) {
+  AttentionTile tile{.matrix = default_matrix_tile(info).value().matrix, .subgroup = info.subgroup_max_size};
+  tile.columns = 32, tile.results_across = 4;
+  if (info.type == gpu::AdapterType::software) {
+    tile.subgroups = 4, tile.rows = 16, tile.scores_across = 4;
+    tile.unroll = tile.own_in_registers = false;
+    return tile;
+  }
+  const bool many = of.head_dim() == 128 && std::uint64_t{of.tokens()} * of.heads >= 65536;
+  tile.rows = pass == AttentionPass::forward && many && info.limits.workgroup_invocations >= 512 ? 128 : key_rows;
+  tile.subgroups = tile.rows / 8, tile.scores_across = 2;
+  return tile;
+}
+
+gpu::Kernel kernel_of(gpu::Device& device, const AttentionTile& tile, AttentionPass pass, std::uint32_t head_dim) {
+  constexpr std::array labels{"packed_attention:forward", "packed_attention:query_gradients",
+                              "packed_attention:key_gradients"};
+  const char* label = labels.at(static_cast<std::size_t>(pass));
+  return device.kernel(fmt::format("{} {} {}", label, head_dim, tile.rows), label, "main",
+                       [&] { return detail::packed_attention_text(tile, pass, head_dim); });
+}
+
+PackedAttentionShape shape_of(const PackedHeads& of) { return {of.tokens(), of.heads, of.key_heads, of.head_dim()}; }
+
+Params params_of(const PackedHeads& of, std::uint32_t parts = 1) {
+  return {.tokens = of.tokens(), .heads = of.heads, .key_heads = of.key_heads, .parts = parts,
+          .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(of.head_dim())))};
+}
+
+// Of `products` products of queries and keys, `tensors` f16 ones of the queries' size moved once.
+gpu::Work work_of(const PackedHeads& of, double products, double tensors) {
+  const double row = static_cast<double>(of.heads) * of.head_dim(), tokens = of.tokens();
+  const double pairs = of.pairs ? static_cast<double>(of.pairs) : 0.5 * tokens * (tokens + 1);
+  return {.bytes = 2 * tensors * row * tokens, .flops = 2 * products * pairs * row};
+}
+
+void check_f16(const Operand& operand, std::uint32_t rows, std::uint32_t columns, std::string_view name) {
+  check(is_scaled(operand), where, "{} is not an f16 operand.", name);
+  expect_shape(operand, rows, columns, where, name);
+}
+
+void check_u32(const Tensor& tensor, std::uint32_t tokens, std::string_view name) {
+  check(tensor && tensor.dtype() == DType::u32 && tensor.size() >= tokens, where, "{} must have an element a token.", name);
+}
+
+void check_heads(const gpu::Device& device, const PackedHeads& of) {
+  check(of.key_heads > 0 && of.heads % of.key_heads == 0 && is_scaled(of.qk) && of.qk.data.rank() == 2, where,
+        "Rows of {} query heads and {} key heads were given.", of.heads, of.key_heads);
+  const std::uint32_t tokens = of.tokens(), dim = of.head_dim();
+  check_f16(of.qk, tokens, (of.heads + of.key_heads) * dim, "qk");
+  check_f16(of.qkv, tokens, (of.heads + 2 * of.key_heads) * dim, "qkv");
+  expect_shape(of.v_most, DType::f32, {tokens}, where, "v_most");
+  check_u32(of.key_begin, tokens, "key_begin");
+  check_u32(of.key_end, tokens, "key_end");
+  check(packed_attention_fits(device, shape_of(of)), where,
+        "The adapter has no matrices for {} tokens with heads of {}, or too small bindings.", tokens, dim);
+}
+
+void query_gradients(gpu::Recorder& recorder, const PackedAttentionBackward& op) {
+  using gpu::read, gpu::write;
+  const AttentionTile tile = tile_of(recorder.device().info(), AttentionPass::query_gradients, op.of);
+  recorder.dispatch(kernel_of(recorder.device(), tile, AttentionPass::query_gradients, op.of.head_dim()),
+                    {read(op.of.qk.data), read(op.of.qk.scale), read(op.of.qkv.data), read(op.of.qkv.scale),
+                     read(op.of.v_most), read(op.d_o.data), read(op.d_o.scale), read(op.o.data), read(op.o.scale),
+                     read(op.lse), read(op.of.key_begin), read(op.of.key_end), write(op.numbers), write(op.dq)},
+                    params_of(op.of), {blocks_of(op.of.tokens(), tile.rows), op.of.heads}, work_of(op.of, 3, 6));
+}
+
+void key_gradients(gpu::Recorder& recorder, const PackedAttentionBackward& op, std::uint32_t parts) {
+  using gpu::read, gpu::write;
+  const AttentionTile tile = tile_of(recorder.device().info(), AttentionPass::key_gradients, op.of);
+  recorder.dispatch(kernel_of(recorder.device(), tile, AttentionPass::key_gradients, op.of.head_dim()),
+                    {read(op.of.qk.data), read(op.of.qk.scale), read(op.of.qkv.data), read(op.of.qkv.scale),
+                     read(op.of.v_most), read(op.d_o.data), read(op.d_o.scale), read(op.numbers), read(op.lse),
+                     read(op.query_end), write(op.dkv)},
+                    params_of(op.of, parts), {blocks_of(op.of.tokens(), tile.rows), op.of.key_heads * parts},
+                    work_of(op.of, 4, 4));
+}
+
+}  // namespace
+
+bool packed_attention_fits(const gpu::Device& device, const PackedAttentionShape& shape) {
+  const auto& info = device.info();
+  if ((shape.head_dim != 64 && shape.head_dim != 128) || !default_matrix_tile(info)) return false;
+  const auto matrix = default_matrix_tile(info)->matrix;
+  // The blocks above are made for subgroups of 32, eight of them in a workgroup and 48 KB.
+  const bool software = info.type == gpu::AdapterType::software;
+  const bool wide = software || info.subgroup_max_size == 32;
+  const bool room = info.limits.workgroup_storage >= (software ? 32768 : 49152) &&
+                    info.limits.workgroup_invocations >= (software ? 32 : 256) && info.limits.storage_bindings >= 14;
+  if (std::max({matrix.m, matrix.n, matrix.k}) > 16 || !wide || !room) return false;
+  const std::uint64_t query_row = std::uint64_t{shape.heads} * shape.head_dim * 4;
+  const std::uint64_t key_row = std::uint64_t{shape.key_heads} * shape.head_dim * 8 * packed_attention_parts(shape);
+  return shape.tokens * std::max(query_row + 4 * std::uint64_t{shape.key_heads} * shape.head_dim, key_row) <=
+         info.limits.max_binding;
+}
+
+std::uint32_t packed_attention_parts(const PackedAttentionShape& shape) {
+  constexpr std::uint32_t enough = 1024;
+  const std::uint32_t group = shape.heads / shape.key_heads;
+  std::uint32_t parts = 1;
+  for (std::uint32_t p = 2; p <= group; ++p) {
+    const bool few = blocks_of(shape.tokens, key_rows) * shape.key_heads * parts < enough;
+    if (group % p == 0 && few) parts = p;
+  }
+  return parts;
+}
+
+void record(gpu::Recorder& recorder, const PackedAttention& op) {
+  auto& device = recorder.device();
+  check_heads(device, op.of);
+  const std::uint32_t tokens = op.of.tokens(), dim = op.of.head_dim();
+  check_f16(op.o, tokens, op.of.heads * dim, "o");
+  expect_shape(op.lse, DType::f32, {op.of.heads, tokens}, where, "lse");
+  using gpu::read, gpu::write;
+  const AttentionTile tile = tile_of(device.info(), AttentionPass::forward, op.of);
+  recorder.dispatch(kernel_of(device, tile, AttentionPass::forward, dim),
+                    {read(op.of.qk.data), read(op.of.qk.scale), read(op.of.qkv.data), read(op.of.qkv.scale),
+                     read(op.of.v_most), read(op.of.key_begin), read(op.of.key_end), gpu::read_write(op.o.data),
+                     write(op.o.scale), write(op.lse)},
+                    params_of(op.of), {blocks_of(tokens, tile.rows), op.of.heads}, work_of(op.of, 2, 3));
+}
+
+void record(gpu::Recorder& recorder, const PackedAttentionBackward& op) {
+  check_heads(recorder.device(), op.of);
+  const std::uint32_t tokens = op.of.tokens(), dim = op.of.head_dim(), parts = packed_attention_parts(shape_of(op.of));
+  check_u32(op.query_end, tokens, "query_end");
+  check_f16(op.o, tokens, op.of.heads * dim, "o");
+  check_f16(op.d_o, tokens, op.of.heads * dim, "d_o");
+  expect_shape(op.lse, DType::f32, {op.of.heads, tokens}, where, "lse");
+  expect_shape(op.numbers, DType::f32, {2, op.of.heads, tokens}, where, "numbers");
+  expect_shape(op.dq, DType::f32, {tokens, op.of.heads * dim}, where, "dq");
+  expect_shape(op.dkv, DType::f32, {parts, tokens, 2 * op.of.key_heads * dim}, where, "dkv");
+  query_gradients(recorder, op);
+  key_gradients(recorder, op, parts);
+}
+
+}  // namespace nibble

@@ -1,0 +1,371 @@
+#include "nibble/kernels/packed_attention_writer.h"
+
+#include "nibble/base/error.h"
+
+// The texts that are written; all go over the blocks of keys, or queries, that the workgroup's rows meet:
+//   forward:          S = q k^T; softmax, rescaling earlier results where a row's maximum has grown; o += P v
+//   query gradients:  S = q k^T, dP = d_o v^T; dS = P (dP - delta); dq += dS k
+//   key gradients:    S = k q^T, dP = v d_o^T; P and dS as above; dv += P d_o, dk += dS q
+// Looped rows are brought to one scale, the largest that the workgroup meets, on their way into workgroup memory. Scores go
+// through workgroup memory too, where invocations turn them into f16 weights. Gradients have four barriers a block: after it
+// is stored, after the scores are, after the weights are, and when the block has served. The forward pass has only those in
+// the middle: between them keys of the next block take the place of keys that have served, and values that of the last
+// block's, so that each warp goes from products with values to products with keys at once.
+
+namespace nibble::detail {
+namespace {
+
+// What loops over keys has in common.
+class KeysWriter : protected PackedAttentionWriter {
+ protected:
+  using PackedAttentionWriter::PackedAttentionWriter;
+  // The keys that the workgroup's queries meet, and those that all of them meet.
+  void block_of_keys() {
+    line("  let key_head = group.y / group_size;\n  let begin = key_begin[first];\n  let end = key_end[last];");
+    line("  let whole_begin = key_begin[last];\n  let whole_end = key_end[first];");
+    line("  let k_at = q_length + key_head * HEAD;\n  let v_at = qk_length + key_head * HEAD;");
+  }
+  void fetch_k(const char* token) { fetch(0, {"qk", "k_at", "qk_length", "qk_scale"}, token); }
+  void fetch_v(const char* token) { fetch(1, {"qkv", "v_at", "qkv_length", "v_scale"}, token); }
+  // The scales that keys and values are brought to.
+  void largest_of_keys() {
+    line("  var most_k = TINY;\n  var most_v = TINY;\n  let met = end - begin;");
+    find_largest("met", {{"k", "qk_scale[begin + at]"}, {"v", "v_most[begin + at]"}});
+    line("  let unit_v = unit_of(most_v);\n  let inverse0 = inverse_power(most_k);\n  let inverse1 = inverse_power(unit_v);");
+  }
+};
+
+class ForwardWriter : KeysWriter {
+ public:
+  ForwardWriter(const AttentionTile& tile, std::uint32_t head_dim) : KeysWriter(tile, AttentionPass::forward, head_dim) {}
+  std::string text();
+
+ private:
+  void head();
+  void softmax();
+  void write_rows();
+};
+
+// Where a row's maximum has grown too far, the results so far are written, divided by the sum of their weights, and the
+// block is done again from zero: accumulators that some path rescales cost more on every path.
+std::string ForwardWriter::text() {
+  declarations();
+  line("@group(0) @binding(6) var<storage, read> key_begin: array<u32>;");
+  line("@group(0) @binding(7) var<storage, read> key_end: array<u32>;");
+  line("@group(0) @binding(8) var<storage, read_write> o: array<vec4<u32>>;");
+  line("@group(0) @binding(9) var<storage, read_write> o_scale: array<f32>;");
+  line("@group(0) @binding(10) var<storage, read_write> lse: array<f32>;");
+  line("// What a row's sums are multiplied by, and what was written before.");
+  line("var<workgroup> row_factor: array<vec2<f32>, {}>;", t_.rows);
+  line("var<workgroup> grown: atomic<u32>;");
+  begin("(groups.x - 1u - group.x)");
+  head();
+  line("  var most = LOWEST;\n  var total = 0.0;\n  var before = 0.0;\n  var factor = 1.0;");
+  line("  var key = begin;\n  var written = false;\n  loop {{");
+  line("  if (index == 0u) {{\n    atomicStore(&grown, 0u);\n  }}");
+  declare_results('o');
+  store_stage(0);
+  line("  {{\n    let next = key + {}u;", t_.columns);
+  fetch_k("next");
+  line("  }}\n  workgroupBarrier();\n  while (key < end) {{\n    let next = key + {}u;", t_.columns);
+  scores(0);
+  line("    workgroupBarrier();");
+  store_stage(0);
+  store_stage(1);
+  line("    if (next < end) {{\n      let after = next + {}u;", t_.columns);
+  fetch_k("after");
+  fetch_v("next");
+  line("    }}");
+  softmax();
+  line("    if (workgroupUniformLoad(&grown) != 0u) {{\n      break;\n    }}\n    total = total * factor + sum;");
+  accumulate('o', 0, 1);
+  line("    key = next;\n  }}\n  let done = key >= end;");
+  write_rows();
+  line("  if (done) {{\n    break;\n  }}\n  workgroupBarrier();");
+  fetch_k("key");
+  fetch_v("key");
+  line("  }}\n}}");
+  return text_;
+}
+
+void ForwardWriter::head() {
+  block_of_keys();
+  line("  let query = min(first + row, last);\n  let own_begin = key_begin[query];\n  let own_end = key_end[query];");
+  declare_stages();
+  fetch_k("begin");
+  fetch_v("begin");
+  fetch_own(0, "qk", "group.y * HEAD", "qk_length");
+  largest_of_keys();
+  line("  let own_scale = params.scale * LOG2_E * most_k * qk_scale[query];");
+  keep_own(0);
+  line("  if (group.y == 0u && part == 0u && first + row <= last) {{\n    o_scale[query] = unit_v;\n  }}");
+}
+
+// Values have weights times 1 / unit_v, so the sums over the weights' total are o in units of its scale.
+void ForwardWriter::write_rows() {
+  line("  var whole = total;");
+  for (std::uint32_t i = 1; i < parts(); i *= 2) line("  whole += subgroupShuffleXor(whole, {}u);", i);
+  line("  let share = 1.0 / max(whole, 1e-30);\n  if (part == 0u) {{");
+  line("    row_factor[row] = vec2<f32>(share / WEIGHT, before * share);\n    if (done && first + row <= last) {{");
+  line("      lse[group.y * params.tokens + query] = (most + log2(whole)) / LOG2_E;\n    }}\n  }}");
+  line("  let again = written;\n  written = true;\n  before = whole * factor;\n  total *= factor;");
+  const std::uint32_t vectors = result_columns() / 8;
+  for (std::uint32_t i = 0; i < result_rows() / t_.matrix.m; ++i) {
+    line("  workgroupBarrier();");
+    store_strip('o', i);
+    line("  workgroupBarrier();");
+    line("  for (var i = lane; i < {}u; i += {}u) {{", t_.matrix.m * vectors, t_.subgroup);
+    line("    let row = result_row + {}u + i / {}u;", i * t_.matrix.m, vectors);
+    line("    if (first + row <= last) {{\n      let sums = strip + i / {0}u * {1}u + i % {0}u * 2u;", vectors, strip_stride());
+    line("      let to = (first + row) * q_length + group.y * HEAD + result_column / 8u + i % {}u;", vectors);
+    line("      let times = row_factor[row];\n      var low = bitcast<vec4<f32>>(room[sums]) * times.x;");
+    line("      var high = bitcast<vec4<f32>>(room[sums + 1u]) * times.x;\n      if (again) {{");
+    line("        low += vec4<f32>(bitcast<vec4<f16>>(o[to].xy)) * times.y;");
+    line("        high += vec4<f32>(bitcast<vec4<f16>>(o[to].zw)) * times.y;\n      }}");
+    line("      o[to] = eight(low, high);\n    }}\n  }}");
+  }
+}
+
+void ForwardWriter::softmax() {
+  for (std::uint32_t n = 0; n < vectors(); ++n) line("    var p{} = {} * own_scale;", n, score(0, n));
+  line("    if (key < whole_begin || next > whole_end) {{");
+  for (std::uint32_t n = 0; n < vectors(); ++n) {
+    line("      let number{} = key + {} + vec4<u32>(0u, 1u, 2u, 3u);", n, column(n));
+    line("      let met{0} = (number{0} >= vec4<u32>(own_begin)) & (number{0} < vec4<u32>(own_end));", n);
+    line("      p{0} = select(vec4<f32>(LOWEST), p{0}, met{0});", n);
+  }
+  line("    }}\n    var highest = LOWEST;");
+  for (std::uint32_t n = 0; n < vectors(); ++n) line("    highest = max(highest, largest(p{}));", n);
+  for (std::uint32_t i = 1; i < parts(); i *= 2) line("    highest = max(highest, subgroupShuffleXor(highest, {}u));", i);
+  // Weights are below 2^10, since the maximum may lag behind by that much; the first has nothing to rescale.
+  line("    factor = 1.0;\n    if (highest > most + 10.0) {{\n      factor = exp2(most - highest);");
+  line("      if (most > 0.5 * LOWEST) {{\n        atomicStore(&grown, 1u);\n      }}");
+  line("      most = highest;\n    }}\n    var sum = 0.0;");
+  line("    let base = max(most, 0.5 * LOWEST);");
+  for (std::uint32_t n = 0; n < vectors(); ++n) {
+    line("    p{0} = exp2(p{0} - base);\n    sum += (p{0}.x + p{0}.y) + (p{0}.z + p{0}.w);\n    p{0} *= WEIGHT;", n);
+  }
+  store_weights("p", 0);
+}
+
+class QueryGradientWriter : KeysWriter {
+ public:
+  QueryGradientWriter(const AttentionTile& tile, std::uint32_t head_dim)
+      : KeysWriter(tile, AttentionPass::query_gradients, head_dim) {}
+  std::string text();
+
+ private:
+  void head();
+  // The row's o . d_o and the largest of d_o, also for the gradients of keys.
+  void own_numbers();
+  void weights();
+};
+
+std::string QueryGradientWriter::text() {
+  declarations();
+  line("@group(0) @binding(6) var<storage, read> d_o: array<vec4<u32>>;");
+  line("@group(0) @binding(7) var<storage, read> d_o_scale: array<f32>;");
+  line("@group(0) @binding(8) var<storage, read> o: array<vec4<u32>>;");
+  line("@group(0) @binding(9) var<storage, read> o_scale: array<f32>;");
+  line("@group(0) @binding(10) var<storage, read> lse: array<f32>;");
+  line("@group(0) @binding(11) var<storage, read> key_begin: array<u32>;");
+  line("@group(0) @binding(12) var<storage, read> key_end: array<u32>;");
+  line("@group(0) @binding(13) var<storage, read_write> numbers: array<f32>;");
+  line("@group(0) @binding(14) var<storage, read_write> dq: array<vec4<f32>>;");
+  line("var<workgroup> row_factor: array<f32, {}>;", t_.rows);
+  begin("(groups.x - 1u - group.x)");
+  head();
+  declare_results('q');
+  line("  for (var key = begin; key < end; key += {0}u) {{\n    let next = key + {0}u;", t_.columns);
+  store_stage(0);
+  store_stage(1);
+  line("    workgroupBarrier();\n    if (next < end) {{");
+  fetch_k("next");
+  fetch_v("next");
+  line("    }}");
+  scores(0);
+  scores(1);
+  line("    workgroupBarrier();");
+  weights();
+  line("    workgroupBarrier();");
+  accumulate('q', 0, 0);
+  line("    workgroupBarrier();\n  }}");
+  write_results('q', "dq", "(first + row) * q_length * 2u + group.y * HEAD * 2u", "row_factor[row]");
+  line("}}");
+  return text_;
+}
+
+void QueryGradientWriter::head() {
+  block_of_keys();
+  line("  let query = min(first + row, last);\n  let own_begin = key_begin[query];\n  let own_end = key_end[query];");
+  declare_stages();
+  fetch_k("begin");
+  fetch_v("begin");
+  fetch_own(0, "qk", "group.y * HEAD", "qk_length");
+  fetch_own(1, "d_o", "group.y * HEAD", "q_length");
+  own_numbers();
+  largest_of_keys();
+  line("  let own_q = params.scale * LOG2_E * most_k * qk_scale[query];");
+  line("  let own_lse = LOG2_E * lse[group.y * params.tokens + query];");
+  line("  let own_fit = fit(max(own_d_o * most_v * {}, abs(own_delta)));", dim_);
+  line("  let fit_d_o = min(d_o_scale[query] * unit_v * own_fit, 1e30);\n  let fit_delta = own_delta * own_fit;");
+  line("  if (part == 0u) {{\n    row_factor[row] = params.scale * most_k / own_fit;\n  }}");
+  keep_own(0);
+  keep_own(1);
+}
+
+void QueryGradientWriter::own_numbers() {
+  line("  var own_delta = 0.0;\n  var own_d_o = 0.0;");
+  line("  for (var i = part; i < HEAD; i += {}u) {{", parts());
+  line("    let a = d_o[query * q_length + group.y * HEAD + i];\n    let b = o[query * q_length + group.y * HEAD + i];");
+  for (const char* half : {"xy", "zw"}) {
+    line("    let a_{0} = vec4<f32>(bitcast<vec4<f16>>(a.{0}));", half);
+    line("    own_delta += dot(a_{0}, vec4<f32>(bitcast<vec4<f16>>(b.{0})));", half);
+    line("    own_d_o = max(own_d_o, largest(abs(a_{0})));", half);
+  }
+  line("  }}");
+  for (std::uint32_t i = 1; i < parts(); i *= 2) {
+    line("  own_delta += subgroupShuffleXor(own_delta, {}u);", i);
+    line("  own_d_o = max(own_d_o, subgroupShuffleXor(own_d_o, {}u));", i);
+  }
+  line("  own_delta *= d_o_scale[query] * o_scale[query];\n  own_d_o *= d_o_scale[query];");
+  line("  if (part == 0u && first + row <= last) {{\n    numbers[group.y * params.tokens + query] = own_delta;");
+  line("    numbers[(params.heads + group.y) * params.tokens + query] = own_d_o;\n  }}");
+}
+
+void QueryGradientWriter::weights() {
+  for (std::uint32_t n = 0; n < vectors(); ++n) {
+    line("    var p{} = exp2(min({} * own_q - own_lse, vec4<f32>()));", n, score(0, n));
+  }
+  line("    if (key < whole_begin || next > whole_end) {{");
+  for (std::uint32_t n = 0; n < vectors(); ++n) {
+    line("      let number{} = key + {} + vec4<u32>(0u, 1u, 2u, 3u);", n, column(n));
+    line("      p{0} = select(vec4<f32>(), p{0}, (number{0} >= vec4<u32>(own_begin)) & (number{0} < vec4<u32>(own_end)));", n);
+  }
+  line("    }}");
+  for (std::uint32_t n = 0; n < vectors(); ++n) line("    p{0} *= {1} * fit_d_o - fit_delta;", n, score(1, n));
+  store_weights("p", 0);
+}
+
+class KeyGradientWriter : PackedAttentionWriter {
+ public:
+  KeyGradientWriter(const AttentionTile& tile, std::uint32_t head_dim)
+      : PackedAttentionWriter(tile, AttentionPass::key_gradients, head_dim) {}
+  std::string text();
+
+ private:
+  void head();
+  // The largest scales and numbers of the queries that the workgroup meets, and what follows from them.
+  void fits();
+  void fetch_queries(const char* head, const char* token);
+  void weights();
+};
+
+std::string KeyGradientWriter::text() {
+  declarations();
+  line("@group(0) @binding(6) var<storage, read> d_o: array<vec4<u32>>;");
+  line("@group(0) @binding(7) var<storage, read> d_o_scale: array<f32>;");
+  line("@group(0) @binding(8) var<storage, read> numbers: array<f32>;");
+  line("@group(0) @binding(9) var<storage, read> lse: array<f32>;");
+  line("@group(0) @binding(10) var<storage, read> query_end: array<u32>;");
+  line("@group(0) @binding(11) var<storage, read_write> dkv: array<vec4<f32>>;");
+  begin("group.x");
+  head();
+  declare_results('k');
+  declare_results('v');
+  line("  var head = first_head;\n  var query = begin;\n  while (head < end_head) {{");
+  line("    var next = query + {}u;\n    var next_head = head;", t_.columns);
+  line("    if (next >= end) {{\n      next = begin;\n      next_head++;\n    }}");
+  line("    if (index < {}u) {{", t_.columns);
+  line("      room[{}u + index / 4u][index % 4u] = bitcast<u32>(next_lse * LOG2_E);", numbers_at(0));
+  line("      room[{}u + index / 4u][index % 4u] = bitcast<u32>(next_delta * fit_k);\n    }}", numbers_at(1));
+  store_stage(0);
+  store_stage(1);
+  line("    workgroupBarrier();\n    if (next_head < end_head) {{");
+  fetch_queries("next_head", "next");
+  line("    }}");
+  scores(0);
+  scores(1);
+  line("    workgroupBarrier();");
+  weights();
+  line("    workgroupBarrier();");
+  accumulate('v', 0, 1);
+  accumulate('k', 1, 0);
+  line("    workgroupBarrier();\n    query = next;\n    head = next_head;\n  }}");
+  line("  let to = group.y % params.parts * params.tokens;\n  let k_to = key_head * HEAD * 2u;");
+  line("  let v_to = k_to + params.key_heads * HEAD * 2u;\n  let length = params.key_heads * HEAD * 4u;");
+  write_results('k', "dkv", "(to + first + row) * length + k_to", "params.scale * most_q / fit_k");
+  write_results('v', "dkv", "(to + first + row) * length + v_to", "unit_d_o / 16384.0");
+  line("}}");
+  return text_;
+}
+
+void KeyGradientWriter::head() {
+  line("  let key_head = group.y / params.parts;\n  let heads = group_size / params.parts;");
+  line("  let first_head = key_head * group_size + group.y % params.parts * heads;\n  let end_head = first_head + heads;");
+  line("  let key = min(first + row, last);\n  let own_end = query_end[key];");
+  line("  let begin = first;\n  let end = query_end[last];\n  let whole_end = query_end[first];");
+  declare_stages();
+  line("  var next_lse: f32;\n  var next_delta: f32;");
+  fetch_queries("first_head", "begin");
+  fetch_own(0, "qk", "q_length + key_head * HEAD", "qk_length");
+  fetch_own(1, "qkv", "qk_length + key_head * HEAD", "qkv_length");
+  fits();
+  line("  let own_k = params.scale * LOG2_E * most_q * qk_scale[key];");
+  line("  let fit_v = min(unit_d_o * fit_k * v_scale[key], 1e30);");
+  keep_own(0);
+  keep_own(1);
+}
+
+void KeyGradientWriter::fits() {
+  line("  var most_q = TINY;\n  var most_d_o = TINY;\n  var most_delta = 0.0;");
+  line("  let span = end - begin;\n  let met = span * heads;");
+  const char* delta = "abs(numbers[(first_head + at / span) * params.tokens + begin + at % span])";
+  const char* d_o = "numbers[(params.heads + first_head + at / span) * params.tokens + begin + at % span]";
+  find_largest("met", {{"d_o", d_o}, {"delta", delta}});
+  find_largest("span", {{"q", "qk_scale[begin + at]"}});
+  line("  let most_own_v = workgroup_max(v_most[key], subgroup, lane);\n  let unit_d_o = unit_of(most_d_o);");
+  line("  let inverse0 = inverse_power(most_q);\n  let inverse1 = inverse_power(unit_d_o);");
+  line("  let fit_k = fit(max(most_d_o * most_own_v * {}, most_delta));", dim_);
+}
+
+void KeyGradientWriter::fetch_queries(const char* head, const char* token) {
+  line("  {{\n    let head_at = {} * HEAD;", head);
+  fetch(0, {"qk", "head_at", "qk_length", "qk_scale"}, token);
+  fetch(1, {"d_o", "head_at", "q_length", "d_o_scale"}, token);
+  line("    let at = {} * params.tokens + min({} + index, params.tokens - 1u);", head, token);
+  line("    next_lse = lse[at];\n    next_delta = numbers[at];\n  }}");
+}
+
+void KeyGradientWriter::weights() {
+  for (std::uint32_t n = 0; n < vectors(); ++n) {
+    line("    let lse{} = bitcast<vec4<f32>>(room[{}u + {} / 4u]);", n, numbers_at(0), column(n));
+    line("    var p{0} = exp2(min({1} * own_k - lse{0}, vec4<f32>()));", n, score(0, n));
+  }
+  line("    if (query < last || query + {}u > whole_end) {{", t_.columns);
+  for (std::uint32_t n = 0; n < vectors(); ++n) {
+    line("      let number{} = query + {} + vec4<u32>(0u, 1u, 2u, 3u);", n, column(n));
+    line("      p{0} = select(vec4<f32>(), p{0}, (number{0} >= vec4<u32>(key)) & (number{0} < vec4<u32>(own_end)));", n);
+  }
+  line("    }}");
+  for (std::uint32_t n = 0; n < vectors(); ++n) {
+    line("    let delta{} = bitcast<vec4<f32>>(room[{}u + {} / 4u]);", n, numbers_at(1), column(n));
+    line("    let w{0} = p{0} * ({1} * fit_v - delta{0});", n, score(1, n));
+    line("    p{} *= 16384.0;", n);
+  }
+  store_weights("p", 0);
+  store_weights("w", 1);
+}
+
+}  // namespace
+
+std::string packed_attention_text(const AttentionTile& tile, AttentionPass pass, std::uint32_t head_dim) {
+  switch (pass) {
+    case AttentionPass::forward: return ForwardWriter(tile, head_dim).text();
+    case AttentionPass::query_gradients: return QueryGradientWriter(tile, head_dim).text();
+    case AttentionPass::key_gradients: return KeyGradientWriter(tile, head_dim).text();
+  }
+  return {};
+}
+
+}  // namespace nibble::detail

@@ -1,0 +1,246 @@
+#include "nibble/kernels/qkv_attention.h"
+
+#include "nibble/base/error.h"
+#include "nibble/kernels/attention.h"
+#include "nibble/kernels/pack_heads.h"
+#include "nibble/kernels/pack_rows.h"
+#include "nibble/kernels/packed_attention.h"
+#include "nibble/kernels/qk_norm_rope.h"
+#include "nibble/kernels/row_kernel.h"
+#include "nibble/kernels/unpack_rows.h"
+
+#include <algorithm>
+
+namespace nibble {
+namespace {
+
+constexpr std::string_view where = "qkv_attention";
+
+struct Sizes {
+  std::uint32_t tokens, heads, key_heads, dim;
+
+  explicit Sizes(const QkvAttention& op)
+      : tokens(op.qkv.data.dim(0)),
+        heads(op.heads),
+        key_heads(op.key_heads),
+        dim(op.qkv.data.dim(1) / (heads + 2 * key_heads)) {}
+  std::uint32_t queries() const { return heads * dim; }
+  std::uint32_t keys() const { return key_heads * dim; }
+  std::uint32_t row() const { return queries() + 2 * keys(); }
+};
+
+void check_sizes(const QkvAttention& op) {
+  check(op.qkv.data && op.qkv.data.rank() == 2 && op.heads > 0 && op.key_heads > 0, where, "A projection is missing.");
+  const Sizes s(op);
+  check(op.qkv.data.dim(1) == s.row() && s.dim > 0, where, "A projection of shape {} does not hold {} + 2 x {} heads.",
+        op.qkv.data.shape_text(), op.heads, op.key_heads);
+  const QkvAttentionShape& room = op.room.shape;
+  check(s.tokens <= room.tokens && s.heads == room.heads && s.key_heads == room.key_heads && s.dim == room.head_dim &&
+            is_scaled(op.qkv) == (room.path != ProductPath::f32),
+        where, "The room is for {} tokens, {} heads on {} of {}, not for {}, {} on {} of {}, or for another path.", room.tokens,
+        room.heads, room.key_heads, room.head_dim, s.tokens, s.heads, s.key_heads, s.dim);
+  expect_shape(op.o, s.tokens, s.queries(), where, "o");
+  expect_shape(op.lse, DType::f32, {s.heads, s.tokens}, where, "lse");
+}
+
+// The first tokens' share of a room's tensor.
+Tensor first(const Tensor& tensor, std::initializer_list<std::uint32_t> dims) { return tensor.part(0, dims); }
+
+// On matrix units.
+class Packed {
+ public:
+  Packed(gpu::Recorder& recorder, const QkvAttention& op) : rec_(recorder), op_(op), s_(op) {}
+
+  void forward() {
+    const PackedHeads of = pack();
+    record(rec_, PackedAttention{.of = of, .o = op_.o, .lse = op_.lse});
+  }
+
+  void backward(const QkvAttentionBackward& op) {
+    const QkvAttentionRoom& room = op_.room;
+    const std::uint32_t parts = packed_attention_parts({s_.tokens, s_.heads, s_.key_heads, s_.dim});
+    const Tensor dq = first(room.dq, {s_.tokens, s_.queries()});
+    const Tensor dkv = first(room.dkv, {parts, s_.tokens, 2 * s_.keys()});
+    record(rec_, PackedAttentionBackward{.of = pack(), .query_end = op.query_end, .o = op_.o, .d_o = op.d_o, .lse = op_.lse,
+                                         .numbers = first(room.numbers, {2, s_.heads, s_.tokens}), .dq = dq, .dkv = dkv});
+    record(rec_, PackHeadsBackward{.dq = dq, .dkv = dkv, .qkv = op_.qkv, .heads = s_.heads, .key_heads = s_.key_heads,
+                                   .q_norm = op_.q_norm, .k_norm = op_.k_norm, .position = op_.position, .table = op_.table,
+                                   .eps = op_.eps, .d_qkv = op.d_qkv});
+  }
+
+ private:
+  PackedHeads pack() {
+    const PackedHeads of{.qk = first_rows(op_.room.qk, s_.tokens), .qkv = op_.qkv,
+                         .v_most = first(op_.room.v_most, {s_.tokens}), .heads = s_.heads, .key_heads = s_.key_heads,
+                         .key_begin = op_.key_begin, .key_end = op_.key_end, .pairs = op_.pairs};
+    record(rec_, PackHeads{.qkv = op_.qkv, .heads = s_.heads, .key_heads = s_.key_heads, .q_norm = op_.q_norm,
+                           .k_norm = op_.k_norm, .position = op_.position, .table = op_.table, .eps = op_.eps, .qk = of.qk,
+                           .v_most = of.v_most});
+    return of;
+  }
+
+  gpu::Recorder& rec_;
+  const QkvAttention& op_;
+  Sizes s_;
+};
+
+// In f32, by heads.
+class ByHeads {
+ public:
+  ByHeads(gpu::Recorder& recorder, const QkvAttention& op)
+      : rec_(recorder), op_(op), s_(op), scaled_(is_scaled(op.qkv)) {
+    const QkvAttentionRoom& room = op.room;
+    q_ = first(room.q, {s_.heads, s_.tokens, s_.dim});
+    k_ = op.k_cache ? op.k_cache : first(room.k, {s_.key_heads, s_.tokens, s_.dim});
+    v_ = op.v_cache ? op.v_cache : first(room.v, {s_.key_heads, s_.tokens, s_.dim});
+    if (!op.q_norm) return;
+    q_inv_rms_ = first(room.q_inv_rms, {s_.tokens, s_.heads});
+    k_inv_rms_ = first(room.k_inv_rms, {s_.tokens, s_.key_heads});
+  }
+
+  void forward() {
+    to_heads();
+    const Tensor o = scaled_ ? first(op_.room.o, {s_.tokens, s_.queries()}) : op_.o.data;
+    record(rec_, Attention{.q = q_, .k = k_, .v = v_, .key_begin = op_.key_begin, .key_end = op_.key_end, .o = o,
+                           .lse = op_.lse, .pairs = op_.pairs});
+    if (scaled_) record(rec_, PackRows{.x = o, .y = op_.o});
+  }
+
+  void backward(const QkvAttentionBackward& op) {
+    const QkvAttentionRoom& room = op_.room;
+    to_heads();
+    const Tensor dq = first(room.dq, {s_.heads, s_.tokens, s_.dim}), dk = first(room.dk, {s_.key_heads, s_.tokens, s_.dim});
+    const Tensor dv = first(room.dv, {s_.key_heads, s_.tokens, s_.dim});
+    record(rec_, AttentionBackward{.q = q_, .k = k_, .v = v_, .key_begin = op_.key_begin, .key_end = op_.key_end,
+                                   .query_end = op.query_end, .o = f32(op_.o, room.o), .d_o = f32(op.d_o, room.d_o),
+                                   .lse = op_.lse, .delta = first(room.delta, {s_.heads, s_.tokens}), .dq = dq, .dk = dk,
+                                   .dv = dv, .pairs = op_.pairs});
+    const Tensor dx = scaled_ ? first(room.d_qkv, {s_.tokens, s_.row()}) : op.d_qkv.data;
+    record(rec_, QkNormRopeBackward{.dy = dq, .x = op_.qkv, .weight = op_.q_norm, .position = op_.position, .table = op_.table,
+                                    .inv_rms = q_inv_rms_, .dx = dx});
+    record(rec_, QkNormRopeBackward{.dy = dk, .x = op_.qkv, .weight = op_.k_norm, .position = op_.position, .table = op_.table,
+                                    .inv_rms = k_inv_rms_, .dx = dx, .first_column = s_.queries()});
+    record(rec_, FromHeads{.dy = dv, .dx = dx, .first_column = s_.queries() + s_.keys()});
+    if (scaled_) record(rec_, PackRows{.x = dx, .y = op.d_qkv});
+  }
+
+ private:
+  void to_heads() {
+    record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.q_norm, .position = op_.position, .table = op_.table, .y = q_,
+                            .inv_rms = q_inv_rms_, .eps = op_.eps});
+    record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.k_norm, .position = op_.position, .table = op_.table, .y = k_,
+                            .inv_rms = k_inv_rms_, .eps = op_.eps, .row_offset = op_.first_key, .first_column = s_.queries()});
+    record(rec_, ToHeads{.x = op_.qkv, .y = v_, .row_offset = op_.first_key, .first_column = s_.queries() + s_.keys()});
+  }
+
+  // The operand itself, or unpacked.
+  Tensor f32(const Operand& operand, const Tensor& storage) {
+    if (!scaled_) return operand.data;
+    const Tensor y = first(storage, {s_.tokens, s_.queries()});
+    record(rec_, UnpackRows{.x = operand, .y = y});
+    return y;
+  }
+
+  gpu::Recorder& rec_;
+  const QkvAttention& op_;
+  Sizes s_;
+  bool scaled_;
+  Tensor q_, k_, v_, q_inv_rms_, k_inv_rms_;
+};
+
+// Software adapters are faster without matrix units.
+bool is_packed(const gpu::Device& device, const QkvAttentionShape& shape) {
+  const bool fits = shape.path == ProductPath::matrix &&
+                    packed_attention_fits(device, {shape.tokens, shape.heads, shape.key_heads, shape.head_dim});
+  check(fits || !shape.packed.value_or(false), where, "Matrix units were asked for where they do not suit.");
+  return shape.packed.value_or(fits && device.info().type != gpu::AdapterType::software);
+}
+
+// A bound for any number of tokens up to the shape's.
+std::uint32_t most_parts_rows(const QkvAttentionShape& shape) {
+  std::uint32_t most = 0;
+  for (std::uint32_t tokens = 64; tokens < shape.tokens + 64; tokens += 64) {
+    const std::uint32_t rows = std::min(tokens, shape.tokens);
+    most = std::max(most, rows * packed_attention_parts({rows, shape.heads, shape.key_heads, shape.head_dim}));
+  }
+  return most;
+}
+
+// One description of every tensor serves making and counting: make(tensor, dtype, dims).
+template <typename Make>
+void visit(QkvAttentionRoom& r, const QkvAttentionShape& s, bool packed, const Make& make) {
+  const std::uint32_t tokens = s.tokens, queries = s.heads * s.head_dim, keys = s.key_heads * s.head_dim;
+  const DType f = DType::f32;
+  // Generation keeps keys and values in f32.
+  const bool by_heads = !packed || !s.backward;
+  if (packed) {
+    make(r.qk.data, DType::f16, {tokens, queries + keys});
+    make(r.qk.scale, f, {tokens});
+    make(r.v_most, f, {tokens});
+  }
+  if (by_heads) {
+    make(r.q, f, {s.heads, tokens, s.head_dim});
+    for (Tensor* keys_or_values : {&r.k, &r.v}) {
+      if (!packed) make(*keys_or_values, f, {s.key_heads, tokens, s.head_dim});
+    }
+    make(r.q_inv_rms, f, {tokens, s.heads});
+    make(r.k_inv_rms, f, {tokens, s.key_heads});
+    if (s.path != ProductPath::f32) make(r.o, f, {tokens, queries});
+  }
+  if (!s.backward) return;
+  make(r.dq, f, {tokens, queries});
+  if (packed) {
+    make(r.dkv, f, {most_parts_rows(s), 2 * keys});
+    make(r.numbers, f, {2, s.heads, tokens});
+    return;
+  }
+  make(r.dk, f, {s.key_heads, tokens, s.head_dim});
+  make(r.dv, f, {s.key_heads, tokens, s.head_dim});
+  make(r.delta, f, {s.heads, tokens});
+  if (s.path == ProductPath::f32) return;
+  make(r.d_o, f, {tokens, queries});
+  make(r.d_qkv, f, {tokens, queries + 2 * keys});
+}
+
+}  // namespace
+
+QkvAttentionRoom make_qkv_attention_room(gpu::Device& device, const QkvAttentionShape& shape) {
+  QkvAttentionRoom room{.shape = shape, .packed = is_packed(device, shape)};
+  visit(room, shape, room.packed, [&](Tensor& tensor, DType dtype, std::initializer_list<std::uint32_t> dims) {
+    tensor = device.tensor(dtype, dims, "attention room");
+  });
+  return room;
+}
+
+std::uint64_t qkv_attention_room_bytes(const gpu::Device& device, const QkvAttentionShape& shape) {
+  std::uint64_t bytes = 0;
+  QkvAttentionRoom unused;
+  visit(unused, shape, is_packed(device, shape), [&](Tensor&, DType dtype, std::initializer_list<std::uint32_t> dims) {
+    std::uint64_t size = size_of(dtype);
+    for (const std::uint32_t dim : dims) size *= dim;
+    bytes += size;
+  });
+  return bytes;
+}
+
+void record(gpu::Recorder& recorder, const QkvAttention& op) {
+  check_sizes(op);
+  check(static_cast<bool>(op.k_cache) == static_cast<bool>(op.v_cache) && (op.k_cache || op.first_key == 0), where,
+        "Caches of keys and values must be given together.");
+  if (op.room.packed && !op.k_cache) return Packed(recorder, op).forward();
+  check(static_cast<bool>(op.room.q), where, "The room has no place for a pass with a cache.");
+  ByHeads(recorder, op).forward();
+}
+
+void record(gpu::Recorder& recorder, const QkvAttentionBackward& op) {
+  const QkvAttention& forward = op.forward;
+  check_sizes(forward);
+  const Sizes s(forward);
+  check(forward.room.shape.backward && !forward.k_cache, where, "The backward needs a room for it, and no cache.");
+  expect_shape(op.d_o, s.tokens, s.queries(), where, "d_o");
+  expect_shape(op.d_qkv, s.tokens, s.row(), where, "d_qkv");
+  if (forward.room.packed) return Packed(recorder, forward).backward(op);
+  ByHeads(recorder, forward).backward(op);
+}
+
+}  // namespace nibble
