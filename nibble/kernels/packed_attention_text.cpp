@@ -216,14 +216,17 @@ void QueryGradientWriter::head() {
 
 void QueryGradientWriter::own_numbers() {
   line("  var own_delta = 0.0;\n  var own_d_o = 0.0;");
-  line("  for (var i = part; i < HEAD; i += {}u) {{", parts());
-  line("    let a = d_o[query * q_length + group.y * HEAD + i];\n    let b = o[query * q_length + group.y * HEAD + i];");
-  for (const char* half : {"xy", "zw"}) {
-    line("    let a_{0} = vec4<f32>(bitcast<vec4<f16>>(a.{0}));", half);
-    line("    own_delta += dot(a_{0}, vec4<f32>(bitcast<vec4<f16>>(b.{0})));", half);
-    line("    own_d_o = max(own_d_o, largest(abs(a_{0})));", half);
+  line("  let own_at = query * q_length + group.y * HEAD + part;");
+  for (std::uint32_t i = 0; i < length() / parts(); ++i) {
+    line("  let d_o{0} = d_o[own_at + {1}u];\n  let o{0} = o[own_at + {1}u];", i, i * parts());
   }
-  line("  }}");
+  for (std::uint32_t i = 0; i < length() / parts(); ++i) {
+    for (const char* half : {"xy", "zw"}) {
+      line("  let d_o{0}_{1} = vec4<f32>(bitcast<vec4<f16>>(d_o{0}.{1}));", i, half);
+      line("  own_delta += dot(d_o{0}_{1}, vec4<f32>(bitcast<vec4<f16>>(o{0}.{1})));", i, half);
+      line("  own_d_o = max(own_d_o, largest(abs(d_o{0}_{1})));", i, half);
+    }
+  }
   for (std::uint32_t i = 1; i < parts(); i *= 2) {
     line("  own_delta += subgroupShuffleXor(own_delta, {}u);", i);
     line("  own_d_o = max(own_d_o, subgroupShuffleXor(own_d_o, {}u));", i);

@@ -40,13 +40,14 @@ void PackedAttentionWriter::declarations() {
 fn eight(low: vec4<f32>, high: vec4<f32>) -> vec4<u32> {
   return vec4<u32>(bitcast<vec2<u32>>(vec4<f16>(low)), bitcast<vec2<u32>>(vec4<f16>(high)));
 }
-// In two steps, since a factor may exceed f16's range where the product does not.
 fn scaled(value: vec4<u32>, factor: f32) -> vec4<u32> {
-  let a = f16(min(factor, 32768.0));
-  let b = f16(max(factor / 32768.0, 1.0));
-  let low = bitcast<vec4<f16>>(value.xy) * a * b;
-  let high = bitcast<vec4<f16>>(value.zw) * a * b;
+  let low = bitcast<vec4<f16>>(value.xy) * f16(factor);
+  let high = bitcast<vec4<f16>>(value.zw) * f16(factor);
   return vec4<u32>(bitcast<vec2<u32>>(low), bitcast<vec2<u32>>(high));
+}
+// By a factor that may exceed f16's range where the product does not.
+fn scaled_twice(value: vec4<u32>, factor: f32) -> vec4<u32> {
+  return scaled(scaled(value, min(factor, 32768.0)), max(factor * 0x1p-15f, 1.0));
 }
 fn largest(value: vec4<f32>) -> f32 {
   return max(max(value.x, value.y), max(value.z, value.w));
@@ -145,8 +146,9 @@ void PackedAttentionWriter::find_largest(const char* count, std::initializer_lis
 
 void PackedAttentionWriter::store_stage(std::uint32_t i) {
   for (std::uint32_t n = 0; n < fetches(); ++n) {
-    line("    room[fetch_put + {2}u] = scaled(next{0}_{1}, scale{0}_{1} * inverse{0});", i, n,
-         stage(i) + n * rows_at_once() * stride());
+    // Queries and keys are brought to the largest of their own scales, which makes factors of at most 1.
+    line("    room[fetch_put + {2}u] = {3}(next{0}_{1}, scale{0}_{1} * inverse{0});", i, n,
+         stage(i) + n * rows_at_once() * stride(), i == 0 ? "scaled" : "scaled_twice");
   }
 }
 
