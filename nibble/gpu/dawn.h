@@ -8,8 +8,11 @@
 
 #include <dawn/webgpu_cpp.h>
 
+#include <algorithm>
+#include <functional>
 #include <map>
 #include <mutex>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -53,6 +56,7 @@ struct BufferState {
   wgpu::Buffer buffer;
   std::uint64_t size = 0;
   std::uint64_t id = 0;
+  std::uint64_t last_submission = 0;  // of the recorders, that has hold of it
   ~BufferState();
 };
 
@@ -64,6 +68,25 @@ struct KernelState {
   wgpu::ComputePipeline pipeline;
   ProfileRow profile;
 };
+
+struct TextHash {
+  using is_transparent = void;
+  std::size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
+};
+
+// Bind groups by their layout and where in which buffers each binding lies. A look-up makes nothing.
+using BindKey = std::span<const std::uint64_t>;
+struct BindKeyHash {
+  using is_transparent = void;
+  std::size_t operator()(BindKey key) const {
+    return std::hash<std::string_view>()({reinterpret_cast<const char*>(key.data()), key.size_bytes()});
+  }
+};
+struct BindKeyEqual {
+  using is_transparent = void;
+  bool operator()(BindKey a, BindKey b) const { return std::ranges::equal(a, b); }
+};
+using BindGroups = std::unordered_map<std::vector<std::uint64_t>, wgpu::BindGroup, BindKeyHash, BindKeyEqual>;
 
 struct DeviceState : std::enable_shared_from_this<DeviceState> {
   // Released in the reverse order: the instance last.
@@ -79,9 +102,11 @@ struct DeviceState : std::enable_shared_from_this<DeviceState> {
   MemoryCount memory;
   std::uint64_t next_buffer_id = 1;
   wgpu::Buffer params_arena;
-  std::map<std::string, KernelState*, std::less<>> kernels_by_key;
+  std::unordered_map<std::string, KernelState*, TextHash, std::equal_to<>> kernels_by_key;
   std::unordered_map<std::string, std::unique_ptr<KernelState>> kernels_by_text;
-  std::map<std::vector<std::uint64_t>, wgpu::BindGroup> bind_groups;
+  std::uint64_t pipelines_made = 0;
+  std::uint64_t next_submission = 1;
+  BindGroups bind_groups;
 
   // Runs `create` inside error scopes and throws what they catch.
   void guarded(std::string_view where, const std::function<void()>& create);

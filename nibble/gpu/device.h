@@ -81,6 +81,9 @@ class Device {
   // Throws what Dawn reported since the last call: DeviceLost, OutOfDeviceMemory or DeviceError.
   void check();
 
+  // Compiled, or taken from the disk, so far.
+  std::uint64_t pipelines_made() const;
+
   MemoryUse memory() const;
   void reset_peak_memory();
   // Sorted by time, longest first; empty without DeviceOptions::profile.

@@ -1,11 +1,11 @@
 #pragma once
 
+#include <charconv>
 #include <concepts>
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <string_view>
-
-#include <fmt/format.h>
 
 namespace nibble::gpu {
 
@@ -14,25 +14,21 @@ namespace nibble::gpu {
 class Prelude {
  public:
   Prelude& enable(std::string_view extension) {
-    enables_ += fmt::format("enable {};\n", extension);
-    return *this;
+    return append(enables_, {"enable ", extension, ";\n"});
   }
   Prelude& alias(std::string_view name, std::string_view type) {
-    text_ += fmt::format("alias {} = {};\n", name, type);
-    return *this;
+    return append(text_, {"alias ", name, " = ", type, ";\n"});
   }
   Prelude& constant(std::string_view name, std::unsigned_integral auto value) {
     if constexpr (std::same_as<decltype(value), bool>) {
-      text_ += fmt::format("const {} = {};\n", name, value);
+      return append(text_, {"const ", name, " = ", value ? "true" : "false", ";\n"});
     } else {
-      text_ += fmt::format("const {} = {}u;\n", name, value);
+      return append(text_, {"const ", name, " = ", Digits(value).view(), "u;\n"});
     }
-    return *this;
   }
   // Written so that it reads back bit for bit.
   Prelude& constant(std::string_view name, float value) {
-    text_ += fmt::format("const {} = f32({:.9g});\n", name, value);
-    return *this;
+    return append(text_, {"const ", name, " = f32(", Digits(value).view(), ");\n"});
   }
   // Any declarations, such as a table.
   Prelude& text(std::string_view declarations) {
@@ -40,8 +36,26 @@ class Prelude {
     return *this;
   }
   std::string str() const { return enables_ + text_; }
+  const std::string& enables() const { return enables_; }
+  const std::string& declarations() const { return text_; }
 
  private:
+  // Preludes are made for each dispatch, so they are put together without a format string. The shortest text that reads back
+  // as the same value.
+  class Digits {
+   public:
+    explicit Digits(auto value) : end_(std::to_chars(text_, text_ + sizeof text_, value).ptr) {}
+    std::string_view view() const { return {text_, end_}; }
+
+   private:
+    char text_[32];
+    char* end_;
+  };
+  Prelude& append(std::string& to, std::initializer_list<std::string_view> parts) {
+    for (const std::string_view part : parts) to += part;
+    return *this;
+  }
+
   std::string enables_;
   std::string text_;
 };

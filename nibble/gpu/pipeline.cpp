@@ -62,6 +62,7 @@ void ready_pipeline(DeviceState& state, KernelState& kernel, std::span<const Bin
     for (const Binding& binding : bindings) kernel.accesses.push_back(binding.access);
     kernel.has_params = params_size > 0;
     compile(state, kernel, params_size);
+    ++state.pipelines_made;
     return;
   }
   const bool same = std::equal(bindings.begin(), bindings.end(), kernel.accesses.begin(), kernel.accesses.end(),

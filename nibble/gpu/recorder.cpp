@@ -5,17 +5,19 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 namespace nibble::gpu {
 namespace {
 
-// Long enough that submitting costs nothing, short enough for the watchdogs of desktop systems.
-constexpr std::size_t dispatches_per_submit = 128;
+// A recorder's first submission is short, so that the GPU starts at once; later ones are long enough that submitting costs
+// nothing and short enough for the watchdogs of desktop systems. What is timed is cut at the length of the query set.
+constexpr std::size_t first_submission = 32, longest_submission = 512, longest_timed_submission = 128;
 constexpr double flops_per_submit = 2e12;
 constexpr std::size_t bind_group_cap = 16384;
-constexpr std::uint32_t timestamp_cap = 2 * dispatches_per_submit;
+constexpr std::uint32_t timestamp_cap = 2 * longest_timed_submission;
 
-std::uint64_t binding_size(const Tensor& tensor) {
+std::uint64_t exact_size(const Tensor& tensor) {
   const std::uint64_t rounded = round_up(std::max<std::uint64_t>(tensor.bytes(), 16), 16);
   return std::min(rounded, tensor.buffer()->size - tensor.offset());
 }
@@ -28,8 +30,11 @@ struct RecorderState {
   wgpu::ComputePassEncoder pass;
   std::vector<std::byte> params;
   std::vector<Buffer> in_use;  // kept until they are submitted, though their last tensor may go before
-  std::size_t dispatches = 0;
+  std::uint64_t submission = device.next_submission++;  // that is being recorded
+  std::size_t dispatches = 0, most_dispatches = device.options.profile ? longest_timed_submission : first_submission;
   double flops = 0;
+  const KernelState* in_pass = nullptr;  // whose pipeline is set
+  std::vector<std::uint64_t> key;        // of the bind group that is looked for
   wgpu::QuerySet queries;
   wgpu::Buffer resolved, mapped;
   std::vector<std::pair<KernelState*, Work>> timed;
@@ -37,8 +42,11 @@ struct RecorderState {
   void open_encoder();
   void open_pass(KernelState& kernel);
   void close_pass();
+  void keep(const Buffer& buffer);
   std::uint32_t put_params(std::span<const std::byte> bytes);
-  wgpu::BindGroup bind_group(KernelState& kernel, std::span<const Binding> bindings, std::size_t params_size);
+  std::uint64_t bound_size(std::span<const Binding> bindings, std::size_t index) const;
+  const wgpu::BindGroup& bind_group(KernelState& kernel, std::span<const Binding> bindings, std::size_t params_size);
+  wgpu::BindGroup make_bind_group(KernelState& kernel, std::span<const Binding> bindings, std::size_t params_size);
   void make_queries();
   void collect_times();
 };
@@ -69,6 +77,11 @@ void RecorderState::close_pass() {
   if (!pass) return;
   pass.End();
   pass = nullptr;
+  in_pass = nullptr;
+}
+
+void RecorderState::keep(const Buffer& buffer) {
+  if (std::exchange(buffer->last_submission, submission) != submission) in_use.push_back(buffer);
 }
 
 std::uint32_t RecorderState::put_params(std::span<const std::byte> bytes) {
@@ -78,15 +91,31 @@ std::uint32_t RecorderState::put_params(std::span<const std::byte> bytes) {
   return static_cast<std::uint32_t>(offset);
 }
 
-wgpu::BindGroup RecorderState::bind_group(KernelState& kernel, std::span<const Binding> bindings, std::size_t params_size) {
-  std::vector<std::uint64_t> key = {reinterpret_cast<std::uint64_t>(kernel.layout.Get())};
-  for (const Binding& binding : bindings) {
-    key.insert(key.end(), {binding.tensor.buffer()->id, binding.tensor.offset(), binding_size(binding.tensor)});
+// A tensor is bound to the end of its buffer, so that batches of different lengths share bind groups; kernels know sizes from
+// their params alone. Where a dispatch has two tensors of one buffer, their ranges must not meet, so these are exact.
+std::uint64_t RecorderState::bound_size(std::span<const Binding> bindings, std::size_t index) const {
+  const Tensor& tensor = bindings[index].tensor;
+  for (std::size_t i = 0; i < bindings.size(); ++i) {
+    if (i != index && bindings[i].tensor.buffer() == tensor.buffer()) return exact_size(tensor);
   }
+  return std::min(tensor.buffer()->size - tensor.offset(), device.info.limits.max_binding / 4 * 4);
+}
+
+const wgpu::BindGroup& RecorderState::bind_group(KernelState& kernel, std::span<const Binding> bindings, std::size_t params_size) {
+  key.clear();
+  key.push_back(reinterpret_cast<std::uint64_t>(kernel.layout.Get()));
+  for (std::size_t i = 0; i < bindings.size(); ++i) {
+    const Tensor& tensor = bindings[i].tensor;
+    key.insert(key.end(), {tensor.buffer()->id, tensor.offset(), bound_size(bindings, i)});
+    keep(tensor.buffer());
+  }
+  const auto known = device.bind_groups.find(BindKey(key));
+  if (known != device.bind_groups.end()) return known->second;
   if (device.bind_groups.size() >= bind_group_cap) device.bind_groups.clear();
-  auto& group = device.bind_groups[key];
-  for (const Binding& binding : bindings) in_use.push_back(binding.tensor.buffer());
-  if (group) return group;
+  return device.bind_groups.emplace(key, make_bind_group(kernel, bindings, params_size)).first->second;
+}
+
+wgpu::BindGroup RecorderState::make_bind_group(KernelState& kernel, std::span<const Binding> bindings, std::size_t params_size) {
   std::vector<wgpu::BindGroupEntry> entries;
   if (params_size) {
     wgpu::BindGroupEntry entry;
@@ -100,15 +129,14 @@ wgpu::BindGroup RecorderState::bind_group(KernelState& kernel, std::span<const B
     entry.binding = static_cast<std::uint32_t>(i + 1);
     entry.buffer = bindings[i].tensor.buffer()->buffer;
     entry.offset = bindings[i].tensor.offset();
-    entry.size = binding_size(bindings[i].tensor);
+    entry.size = bound_size(bindings, i);
     entries.push_back(entry);
   }
   wgpu::BindGroupDescriptor descriptor;
   descriptor.layout = kernel.layout;
   descriptor.entryCount = entries.size();
   descriptor.entries = entries.data();
-  group = device.device.CreateBindGroup(&descriptor);
-  return group;
+  return device.device.CreateBindGroup(&descriptor);
 }
 
 void RecorderState::make_queries() {
@@ -164,15 +192,15 @@ void Recorder::dispatch_bytes(const Kernel& kernel, std::span<const Binding> bin
     check(binding.tensor.offset() % limits.storage_offset_alignment == 0, state.label,
           "A tensor at byte {} was bound; the adapter needs a multiple of {}.", binding.tensor.offset(),
           limits.storage_offset_alignment);
-    check(binding_size(binding.tensor) <= limits.max_binding, state.label,
+    check(exact_size(binding.tensor) <= limits.max_binding, state.label,
           "A tensor of {} bytes was bound; the adapter binds at most {}.", binding.tensor.bytes(), limits.max_binding);
   }
   ready_pipeline(device_.state(), state, bindings, params.size());
   if (round_up(state_->params.size(), 256) + 512 > params_arena_bytes) submit();
 
   state_->open_pass(state);
-  state_->pass.SetPipeline(state.pipeline);
-  const auto group = state_->bind_group(state, bindings, params.size());
+  if (std::exchange(state_->in_pass, &state) != &state) state_->pass.SetPipeline(state.pipeline);
+  const auto& group = state_->bind_group(state, bindings, params.size());
   if (params.empty()) {
     state_->pass.SetBindGroup(0, group);
   } else {
@@ -182,7 +210,7 @@ void Recorder::dispatch_bytes(const Kernel& kernel, std::span<const Binding> bin
   state_->pass.DispatchWorkgroups(grid.x, grid.y, grid.z);
   if (device_.state().options.profile) state_->timed.emplace_back(&state, work);
   state_->flops += work.flops;
-  if (++state_->dispatches >= dispatches_per_submit || state_->flops > flops_per_submit) submit();
+  if (++state_->dispatches >= state_->most_dispatches || state_->flops > flops_per_submit) submit();
 }
 
 void Recorder::copy(const Tensor& from, const Tensor& to) {
@@ -190,14 +218,15 @@ void Recorder::copy(const Tensor& from, const Tensor& to) {
         to.bytes());
   state_->close_pass();
   state_->open_encoder();
-  state_->in_use.insert(state_->in_use.end(), {from.buffer(), to.buffer()});
+  state_->keep(from.buffer());
+  state_->keep(to.buffer());
   state_->encoder.CopyBufferToBuffer(from.buffer()->buffer, from.offset(), to.buffer()->buffer, to.offset(), from.bytes());
 }
 
 void Recorder::clear(const Tensor& tensor) {
   state_->close_pass();
   state_->open_encoder();
-  state_->in_use.push_back(tensor.buffer());
+  state_->keep(tensor.buffer());
   state_->encoder.ClearBuffer(tensor.buffer()->buffer, tensor.offset(), round_up(tensor.bytes(), 4));
 }
 
@@ -218,7 +247,9 @@ void Recorder::submit() {
   state.device.queue.Submit(1, &commands);
   state.params.clear();
   state.in_use.clear();
+  state.submission = state.device.next_submission++;
   state.dispatches = 0;
+  if (!state.device.options.profile) state.most_dispatches = std::min(2 * state.most_dispatches, longest_submission);
   state.flops = 0;
   if (!state.timed.empty()) state.collect_times();
   device_.check();

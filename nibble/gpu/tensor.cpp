@@ -9,6 +9,8 @@
 
 namespace nibble::gpu {
 
+std::string ShapeText::str() const { return fmt::format("({})", fmt::join(std::span(dims.data(), rank), ", ")); }
+
 Tensor::Tensor(Buffer buffer, std::uint64_t offset, DType dtype, std::initializer_list<std::uint32_t> dims)
     : buffer_(std::move(buffer)), offset_(offset), dtype_(dtype), rank_(static_cast<std::uint32_t>(dims.size())) {
   check(rank_ >= 1 && rank_ <= 4, "tensor", "A tensor has 1 to 4 dimensions, not {}.", rank_);
@@ -26,8 +28,10 @@ std::uint64_t Tensor::size() const {
   return count;
 }
 
-std::string Tensor::shape_text() const {
-  return fmt::format("({})", fmt::join(std::span(dims_.data(), rank_), ", "));
+ShapeText Tensor::shape_text() const {
+  ShapeText text{.rank = rank_};
+  std::copy_n(dims_.begin(), rank_, text.dims.begin());
+  return text;
 }
 
 Tensor Tensor::rows(std::uint32_t begin, std::uint32_t end) const {

@@ -8,12 +8,23 @@
 #include <memory>
 #include <string>
 
+#include <fmt/format.h>
+
 namespace nibble::gpu {
 
 struct BufferState;
 
 // A shared handle to device memory; the memory is freed, and the device let go, when the last handle is gone.
 using Buffer = std::shared_ptr<BufferState>;
+
+// The dimensions of a tensor, which format as "(3, 128)". Cheap to make, since every launcher hands it to checks that hold.
+struct ShapeText {
+  std::array<std::uint32_t, 4> dims{};  // zeros beyond the rank
+  std::uint32_t rank = 0;
+
+  bool operator==(const ShapeText&) const = default;
+  std::string str() const;
+};
 
 // A row-major view of a buffer: up to four dimensions, beginning at a byte offset.
 class Tensor {
@@ -29,7 +40,7 @@ class Tensor {
   std::uint32_t dim(std::uint32_t axis) const;
   std::uint64_t size() const;  // elements
   std::uint64_t bytes() const { return size() * size_of(dtype_); }
-  std::string shape_text() const;  // "(3, 128)"
+  ShapeText shape_text() const;
 
   // Rows [begin, end) of the first dimension.
   Tensor rows(std::uint32_t begin, std::uint32_t end) const;
@@ -47,3 +58,11 @@ class Tensor {
 };
 
 }  // namespace nibble::gpu
+
+template <>
+struct fmt::formatter<nibble::gpu::ShapeText> : fmt::formatter<std::string_view> {
+  template <typename Context>
+  auto format(const nibble::gpu::ShapeText& shape, Context& context) const {
+    return fmt::formatter<std::string_view>::format(shape.str(), context);
+  }
+};

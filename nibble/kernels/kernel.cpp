@@ -25,11 +25,18 @@ std::string wgsl_text(std::string_view name) {
 
 gpu::Kernel kernel(gpu::Device& device, std::string_view file, const gpu::Prelude& prelude,
                    std::initializer_list<std::string_view> libs, std::string_view entry) {
-  const std::string head = prelude.str();
-  std::string key = fmt::format("{}:{}\n{}", file, entry, head);
-  for (const auto lib : libs) key += fmt::format("\n{}", lib);
-  return device.kernel(key, fmt::format("{}:{}", file, entry), entry, [&] {
-    std::string text = head;
+  // Looked up for each dispatch.
+  std::string key;
+  key.reserve(512);
+  for (const std::string_view part : {file, std::string_view(":"), entry}) key += part;
+  const std::size_t label_size = key.size();
+  for (const std::string_view part : {std::string_view("\n"), std::string_view(prelude.enables()),
+                                      std::string_view(prelude.declarations())}) {
+    key += part;
+  }
+  for (const auto lib : libs) (key += '\n') += lib;
+  return device.kernel(key, std::string_view(key).substr(0, label_size), entry, [&] {
+    std::string text = prelude.str();
     for (const auto lib : libs) text += wgsl_text(fmt::format("lib/{}", lib));
     return text + wgsl_text(file);
   });

@@ -17,10 +17,13 @@ constexpr std::uint32_t table_words = 8;  // that an invocation of nf4_dequantiz
 
 }  // namespace
 
-std::string nf4_codes_text() {
-  std::string values;
-  for (const float code : nf4_codes) values += fmt::format("{:.9g}, ", code);
-  return fmt::format("const NF4_CODES = array<f32, {}>({});\n", nf4_codes.size(), values);
+const std::string& nf4_codes_text() {
+  static const std::string text = [] {
+    std::string values;
+    for (const float code : nf4_codes) values += fmt::format("{:.9g}, ", code);
+    return fmt::format("const NF4_CODES = array<f32, {}>({});\n", nf4_codes.size(), values);
+  }();
+  return text;
 }
 
 void record(gpu::Recorder& recorder, const DequantizeNf4& op) {

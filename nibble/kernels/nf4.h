@@ -22,6 +22,6 @@ struct DequantizeNf4 {
 void record(gpu::Recorder&, const DequantizeNf4&);
 
 // The code book as the WGSL constant NF4_CODES.
-std::string nf4_codes_text();
+const std::string& nf4_codes_text();
 
 }  // namespace nibble

@@ -57,7 +57,7 @@ TEST(PackRows, AsOperandServesEachPath) {
     gpu::Recorder recorder(test::device());
     const Operand operand = as_operand(recorder, tensor, storage);
     recorder.submit();
-    EXPECT_EQ(operand.data.shape_text(), "(6, 5)");
+    EXPECT_EQ(operand.data.shape_text().str(), "(6, 5)");
     EXPECT_LT(test::relative_error(test::download(operand), x), 0x1p-11);
   }
 }
