@@ -5,20 +5,69 @@
 #include "nibble/kernels/product_tiled.h"
 #include "nibble/kernels/product_vec.h"
 
+#include <algorithm>
+
 namespace nibble {
 namespace {
 
+constexpr std::uint32_t widest_rank = 256;  // r16 of a LoRA tail
+
 template <typename Product>
 void check_product(std::string_view where, const Product& op, std::uint32_t x_columns, std::uint32_t y_columns) {
-  const DType dtype = operand_dtype(op.path);
+  const DType dtype = operand_dtype(op.path), y_dtype = op.y_scale ? DType::f16 : DType::f32;
   const Tensor &x = op.x.data, &w = op.w.data, &y = op.y;
-  check(x.dtype() == dtype && w.dtype() == dtype && y.dtype() == DType::f32, where,
-        "The path takes {} and gives f32, not x of {}, w of {} and y of {}.", name_of(dtype), name_of(x.dtype()),
-        name_of(w.dtype()), name_of(y.dtype()));
+  check(x.dtype() == dtype && w.dtype() == dtype && y.dtype() == y_dtype, where,
+        "The path takes {} and gives {}, not x of {}, w of {} and y of {}.", name_of(dtype), name_of(y_dtype),
+        name_of(x.dtype()), name_of(w.dtype()), name_of(y.dtype()));
   check(x.dim(1) == x_columns && y.dim(1) == y_columns && x.dim(0) == y.dim(0), where,
         "Shapes do not fit: x {}, w {}, y {}.", x.shape_text(), w.shape_text(), y.shape_text());
   const bool scaled = static_cast<bool>(op.x.scale);
   check(scaled == (dtype == DType::f16), where, "x {} row scales; it has them in f16 alone.", scaled ? "has" : "lacks");
+}
+
+// f16 outputs, a base to add to, and LoRA's tail.
+template <typename Product>
+void check_extras(gpu::Recorder& recorder, std::string_view where, const Product& op) {
+  const std::uint32_t outputs = op.w.data.dim(0), inputs = op.w.data.dim(1), rows = op.x.data.dim(0);
+  if (op.y_scale) {
+    check<UsageError>(f16_outputs_fit(recorder.device(), op.path, outputs, inputs), where,
+                      "The path has no f16 outputs for a weight of ({}, {}).", outputs, inputs);
+    check<UsageError>(!op.accumulate && !op.plus, where, "Outputs in f16 are written, not added to others.");
+    check(op.y_scale.dtype() == DType::f32 && op.y_scale.size() == rows, where, "y_scale {} is not f32 of {} rows.",
+          op.y_scale.shape_text(), rows);
+  }
+  if (op.plus) {
+    check<UsageError>(!op.accumulate, where, "y cannot be added both to itself and to another tensor.");
+    check(op.plus.dtype() == DType::f32 && op.plus.rank() == 2 && op.plus.dim(0) == op.y.dim(0) && op.plus.dim(1) == op.y.dim(1),
+          where, "plus {} is not f32 of y's shape {}.", op.plus.shape_text(), op.y.shape_text());
+  }
+}
+
+template <typename Product>
+void check_tail(gpu::Recorder& recorder, std::string_view where, const Product& op) {
+  constexpr bool nt = std::is_same_v<Product, ProductNT>;
+  const std::uint32_t outputs = op.w.data.dim(0), inputs = op.w.data.dim(1);
+  const Tensor &left = op.lora.left, &right = op.lora.right;
+  const auto ends = nt ? std::span<const std::uint32_t>(op.lora.ends) : std::span<const std::uint32_t>();
+  check<UsageError>(op.path == ProductPath::matrix && lora_tail_fits(recorder.device(), outputs, inputs, ends), where,
+                    "The path has no LoRA tail for a weight of ({}, {}) with projections to {}.", outputs, inputs,
+                    fmt::join(op.lora.ends, ", "));
+  check(left.dtype() == DType::f16 && right.dtype() == DType::f16 && left.dim(0) == op.x.data.dim(0), where,
+        "LoRA's left {} and right {} must be f16, left of x's {} rows.", left.shape_text(), right.shape_text(), op.x.data.dim(0));
+  const std::uint32_t rank = nt ? right.dim(1) : right.dim(0), width = left.dim(1);
+  const auto projections = static_cast<std::uint32_t>(std::count_if(ends.begin(), ends.end(), [&](auto e) { return e < outputs; })) + 1;
+  const bool fits = nt ? right.dim(0) == outputs && rank <= widest_rank && width == projections * rank
+                       : right.dim(1) == inputs && rank <= 3 * widest_rank && width == rank;
+  check(fits && rank > 0 && rank % 16 == 0, where,
+        "LoRA's left {} and right {} do not fit a weight {}; ranks are multiples of 16 up to {}.", left.shape_text(),
+        right.shape_text(), op.w.data.shape_text(), widest_rank);
+}
+
+template <typename Product>
+void check_all(gpu::Recorder& recorder, std::string_view where, const Product& op, std::uint32_t x_columns, std::uint32_t y_columns) {
+  check_product(where, op, x_columns, y_columns);
+  check_extras(recorder, where, op);
+  if (op.lora.left || op.lora.right) check_tail(recorder, where, op);
 }
 
 // Where the sizes do not suit the adapter's matrices, f16 vectors do the work.
@@ -30,17 +79,24 @@ bool by_matrices(gpu::Recorder& recorder, const Product& op) {
 // A GPU reads a weight for a few rows faster when neighbours read neighbouring elements.
 bool by_vectors(gpu::Recorder& recorder, const ProductNT& op) {
   return recorder.device().info().type != gpu::AdapterType::software && op.x.data.dim(0) > 0 &&
-         op.x.data.dim(0) <= vec_rows && op.w.data.dim(1) % 8 == 0;
+         op.x.data.dim(0) <= vec_rows && op.w.data.dim(1) % 8 == 0 && !op.y_scale && !op.lora.left;
 }
 
 template <typename Product>
 MatrixProduct matrix_product(const Product& op) {
-  return {.x = op.x, .w = op.w, .y = op.y, .accumulate = op.accumulate};
+  return {.x = op.x, .w = op.w, .y = op.y, .y_scale = op.y_scale, .plus = op.plus, .accumulate = op.accumulate, .lora = op.lora};
+}
+
+// The other kernels add to what y holds.
+template <typename Product>
+bool accumulate_on(gpu::Recorder& recorder, const Product& op) {
+  if (op.plus) recorder.copy(op.plus, op.y);
+  return op.accumulate || op.plus;
 }
 
 template <typename Product>
-TiledProduct tiled_product(const Product& op) {
-  return {.x = op.x, .w = {op.w.data, {}}, .y = op.y, .scale = op.w.scale, .accumulate = op.accumulate};
+TiledProduct tiled_product(gpu::Recorder& recorder, const Product& op) {
+  return {.x = op.x, .w = {op.w.data, {}}, .y = op.y, .scale = op.w.scale, .accumulate = accumulate_on(recorder, op)};
 }
 
 }  // namespace
@@ -63,22 +119,22 @@ ProductPath fastest_path(const gpu::AdapterInfo& info) {
 }
 
 void record(gpu::Recorder& recorder, const ProductNT& op) {
-  check_product("product_nt", op, op.w.data.dim(1), op.w.data.dim(0));
+  check_all(recorder, "product_nt", op, op.w.data.dim(1), op.w.data.dim(0));
   if (by_vectors(recorder, op)) {
-    record(recorder, DenseVec{.x = op.x, .w = op.w, .y = op.y, .accumulate = op.accumulate});
+    record(recorder, DenseVec{.x = op.x, .w = op.w, .y = op.y, .accumulate = accumulate_on(recorder, op)});
   } else if (by_matrices(recorder, op)) {
     record_matrix_nt(recorder, matrix_product(op));
   } else {
-    record_nt(recorder, tiled_product(op));
+    record_nt(recorder, tiled_product(recorder, op));
   }
 }
 
 void record(gpu::Recorder& recorder, const ProductNN& op) {
-  check_product("product_nn", op, op.w.data.dim(0), op.w.data.dim(1));
+  check_all(recorder, "product_nn", op, op.w.data.dim(0), op.w.data.dim(1));
   if (by_matrices(recorder, op)) {
     record_matrix_nn(recorder, matrix_product(op));
   } else {
-    record_nn(recorder, tiled_product(op));
+    record_nn(recorder, tiled_product(recorder, op));
   }
 }
 

@@ -2,6 +2,8 @@
 
 #include "nibble/kernels/operand.h"
 
+#include <span>
+
 namespace nibble {
 
 // Whether the adapter can do products in this way.
@@ -10,6 +12,24 @@ bool supports(const gpu::AdapterInfo&, ProductPath);
 // The path that suits an adapter best: matrix, else f16; f32 on a processor, where it is as fast and exact.
 ProductPath fastest_path(const gpu::AdapterInfo&);
 
+// Whether the adapter has matrices for a weight (N, K): N and K are multiples of 8. Else the matrix path does f16's work.
+bool matrix_fits(const gpu::Device&, std::uint32_t outputs, std::uint32_t inputs);
+
+// Whether products of the path through such a weight can write f16, in both directions.
+bool f16_outputs_fit(const gpu::Device&, ProductPath, std::uint32_t outputs, std::uint32_t inputs);
+
+// Low-rank terms of up to three projections that lie side by side in w, added to the sums of the matrix path in the units of
+// x.data: one more run of the inner dimension. r16 is a multiple of 16, at most 256, R that of all projections.
+// NT: y(m, n) gets sum over j < r16 of left(m, p(n) r16 + j) right(n, j), p(n) the projection of column n;
+// NN: y(m, k) gets sum over i < R of left(m, i) right(i, k).
+struct LoraTail {
+  Tensor left;                           // (M, R) f16; empty: no tail
+  Tensor right;                          // f16: (N, r16) in NT, (R, K) in NN
+  std::array<std::uint32_t, 3> ends{};   // NT: the column where each projection ends; N where there are fewer
+};
+
+// Whether projections that end at these columns suit the kernel's blocks.
+bool lora_tail_fits(const gpu::Device&, std::uint32_t outputs, std::uint32_t inputs, std::span<const std::uint32_t> ends);
 
 // y(M, N) [=|+=] x(M, K) * w(N, K)^T: a frozen linear layer forward. x's row scales and w's scale are undone at the end. Sums
 // are f32, in a fixed order. Any sizes; tensors larger than a binding are taken in slices.
@@ -17,8 +37,11 @@ struct ProductNT {
   ProductPath path;
   Operand x;
   Weight w;
-  Tensor y;  // f32
+  Tensor y;  // f32; or f16, where y_scale is given
   bool accumulate = false;
+  Tensor y_scale = {};  // (M), f32: y gets the sums * 2^-6, y_scale = x.scale * w.scale * 2^6. The matrix path alone
+  Tensor plus = {};     // y = plus + product; f32 of y's shape, another tensor
+  LoraTail lora = {};   // the matrix path alone
 };
 void record(gpu::Recorder&, const ProductNT&);
 
@@ -27,8 +50,11 @@ struct ProductNN {
   ProductPath path;
   Operand x;
   Weight w;
-  Tensor y;  // f32
+  Tensor y;  // as in ProductNT
   bool accumulate = false;
+  Tensor y_scale = {};
+  Tensor plus = {};
+  LoraTail lora = {};
 };
 void record(gpu::Recorder&, const ProductNN&);
 

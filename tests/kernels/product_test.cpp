@@ -288,6 +288,27 @@ TEST_P(Product, TilesOfGpusEqualTheSum) {
   }
 }
 
+TEST_P(Product, PlusIsAddedFromAnotherTensor) {
+  const std::uint32_t m = 19, n = 40, k = 24;
+  const Operand x = test::upload_operand(test::random_values(m * k, 2), m, k, GetParam());
+  const Operand dy = test::upload_operand(test::random_values(m * n, 3), m, n, GetParam());
+  const auto w = make_weight(test::random_values(n * k, 1), n, k, GetParam());
+  const auto a = test::download(x), g = test::download(dy);
+  const auto fives = [&](std::uint32_t columns) { return test::upload(std::vector<float>(m * columns, 5.0f), {m, columns}); };
+  GuardedTensor y(DType::f32, {m, n}), dx(DType::f32, {m, k});
+  test::run(ProductNT{.path = GetParam(), .x = x, .w = w.weight, .y = y.tensor(), .plus = fives(n)});
+  test::run(ProductNN{.path = GetParam(), .x = dy, .w = w.weight, .y = dx.tensor(), .plus = fives(k)});
+  std::vector<double> expected, magnitude;
+  reference(m, n, k, [&](auto i, auto l) { return a[i * k + l]; }, [&](auto l, auto j) { return w.values[j * k + l]; }, 5.0f,
+            expected, magnitude);
+  expect_close(test::download(y.tensor()), expected, magnitude, k);
+  reference(m, k, n, [&](auto i, auto l) { return g[i * n + l]; }, [&](auto l, auto j) { return w.values[l * k + j]; }, 5.0f,
+            expected, magnitude);
+  expect_close(test::download(dx.tensor()), expected, magnitude, n);
+  y.expect_guards_intact();
+  dx.expect_guards_intact();
+}
+
 // Blocks of several subgroups, as GPUs get them, with inner dimensions that do and do not divide into steps.
 TEST(MatrixProduct, SeveralSubgroupsShareABlock) {
   const auto best = default_matrix_tile(test::device().info());
