@@ -60,6 +60,22 @@ struct MadeUpBatch {
   }
 };
 
+// What one of `steps` steps added to the sums of `before`.
+std::vector<gpu::ProfileRow> profile_of_one(std::vector<gpu::ProfileRow> rows, const std::vector<gpu::ProfileRow>& before,
+                                            std::uint32_t steps) {
+  for (gpu::ProfileRow& row : rows) {
+    const auto first = std::find_if(before.begin(), before.end(), [&](const auto& r) { return r.label == row.label; });
+    const gpu::ProfileRow sums = first == before.end() ? gpu::ProfileRow{} : *first;
+    row.count = (row.count - sums.count) / steps;
+    row.seconds = (row.seconds - sums.seconds) / steps;
+    row.bytes = (row.bytes - sums.bytes) / steps;
+    row.flops = (row.flops - sums.flops) / steps;
+  }
+  std::erase_if(rows, [](const gpu::ProfileRow& row) { return row.count == 0; });
+  std::sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.seconds > b.seconds; });
+  return rows;
+}
+
 }  // namespace
 
 StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options) {
@@ -97,10 +113,9 @@ StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options)
   do {
     step();
   } while (seconds_since(warm) < 0.4);
-  std::vector<double> times;
-  for (std::uint32_t i = 0; i < options.steps; ++i) times.push_back(step());
-  std::sort(times.begin(), times.end());
-  result.seconds = times[times.size() / 2];
+  const auto before = device.profile();
+  for (std::uint32_t i = 0; i < options.steps; ++i) result.seconds.push_back(step());
+  result.kernels = profile_of_one(device.profile(), before, options.steps);
   const TokenFlops flops(options.config, options.lora_rank, options.length, head != nullptr);
   result.required_flops = tokens * flops.step();
   result.flops = result.required_flops + (options.gradient_checkpointing ? tokens * flops.again() : 0.0);

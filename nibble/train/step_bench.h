@@ -23,13 +23,14 @@ struct StepBenchOptions {
 };
 
 struct StepBenchResult {
-  double seconds = 0;          // the median step, wall clock
-  double record_seconds = 0;   // of which the CPU recorded and submitted
-  double flops = 0;            // of a step: products forward and backward, what is computed again, attention and adapters
-  double required_flops = 0;   // the same without what is computed again
+  std::vector<double> seconds;  // of each timed step, wall clock
+  double record_seconds = 0;    // of the last, while the CPU recorded and submitted
+  double flops = 0;             // of a step: products forward and backward, what is computed again, attention and adapters
+  double required_flops = 0;    // the same without what is computed again
   std::uint64_t tokens = 0;
   std::uint64_t peak_bytes = 0;
   double loss = 0;
+  std::vector<gpu::ProfileRow> kernels;  // of one timed step, longest first; empty without profiling
 };
 
 StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options);
