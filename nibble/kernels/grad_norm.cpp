@@ -16,10 +16,10 @@ struct Params {
   float max_norm;
 };
 
-gpu::Kernel norm_kernel(gpu::Device& device, std::string_view entry, bool squares) {
+gpu::Kernel norm_kernel(gpu::Device& device, std::string_view entry, bool squares, bool keeps = false) {
   const RowKernel row_kernel(device, 1024);
   gpu::Prelude prelude = row_kernel.prelude(DType::f32);
-  prelude.constant("PARTIALS", partials_of_slice).constant("SQUARES", squares);
+  prelude.constant("PARTIALS", partials_of_slice).constant("SQUARES", squares).constant("KEEPS", keeps);
   return kernel(device, "grad_norm", prelude, {"row_reduce", "block_sum"}, entry);
 }
 
@@ -52,7 +52,8 @@ void record(gpu::Recorder& recorder, const GradNorm& op) {
     }
   }
   const double max_norm = std::isinf(op.max_norm) ? 0.0 : op.max_norm;
-  recorder.dispatch(norm_kernel(device, "finish", false), {gpu::read(op.partials), gpu::write(op.norm_and_factor)},
+  recorder.dispatch(norm_kernel(device, "finish", false, op.keep_nonfinite),
+                    {gpu::read(op.partials), gpu::read_write(op.norm_and_factor)},
                     Params{partials, 0, static_cast<float>(max_norm)}, {});
 }
 

@@ -13,6 +13,7 @@ struct GradNorm {
   Tensor partials;                // (grad_norm_partials) f32, scratch
   Tensor norm_and_factor;         // (2) f32, written (=)
   double max_norm = 0;
+  bool keep_nonfinite = false;  // a norm that was not finite before stays, so that updates after a failed one do nothing
 };
 void record(gpu::Recorder& recorder, const GradNorm& op);
 

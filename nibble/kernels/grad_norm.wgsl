@@ -1,6 +1,7 @@
 // The global norm of gradients and the factor that clips it, in two stages of fixed order.
 // `squares`: workgroup g of PARTIALS writes the sum of squares of its part of x to partials[first_partial + g].
 // `finish`, one workgroup: norm = sqrt(sum of the partials), factor = min(1, max_norm / (norm + 1e-6)), or 1 for max_norm 0.
+// Where KEEPS, a norm that was not finite before stays.
 
 struct Params {
   count: u32,          // elements of x, or partials
@@ -31,7 +32,8 @@ fn squares(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 @compute @workgroup_size(WORKGROUP)
 fn finish(@builtin(local_invocation_index) lane: u32) {
   let norm = sqrt(block_sum(lane, 0u, params.count));
-  if (lane == 0u) {
+  let kept = KEEPS && (bitcast<u32>(norm_and_factor[0]) & 0x7f800000u) == 0x7f800000u;
+  if (lane == 0u && !kept) {
     norm_and_factor[0] = norm;
     norm_and_factor[1] = select(min(1.0, params.max_norm / (norm + 1e-6)), 1.0, params.max_norm == 0.0);
   }

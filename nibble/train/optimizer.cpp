@@ -4,6 +4,9 @@
 #include "nibble/kernels/adamw.h"
 #include "nibble/kernels/grad_norm.h"
 
+#include <array>
+#include <span>
+
 namespace nibble {
 
 AdamWOptions adamw_recipe(std::string_view name) {
@@ -13,7 +16,7 @@ AdamWOptions adamw_recipe(std::string_view name) {
 }
 
 Optimizer::Optimizer(gpu::Device& device, const AdamWOptions& options)
-    : options_(options), norm_and_factor_(device.tensor(DType::f32, {2}, "gradient norm")) {}
+    : device_(&device), options_(options), norm_and_factor_(device.tensor(DType::f32, {2}, "gradient norm")) {}
 
 void Optimizer::record_norm(gpu::Recorder& recorder, const std::vector<gpu::Tensor>& gradients) {
   const std::uint32_t needed = grad_norm_partials(recorder.device(), gradients);
@@ -21,7 +24,12 @@ void Optimizer::record_norm(gpu::Recorder& recorder, const std::vector<gpu::Tens
     partials_ = recorder.device().tensor(DType::f32, {needed}, "gradient norm partials");
   }
   record(recorder, GradNorm{.gradients = gradients, .partials = partials_, .norm_and_factor = norm_and_factor_,
-                            .max_norm = options_.max_grad_norm});
+                            .max_norm = options_.max_grad_norm, .keep_nonfinite = true});
+}
+
+void Optimizer::forgive() {
+  const std::array<float, 2> fresh{};
+  device_->write(norm_and_factor_, std::as_bytes(std::span(fresh)));
 }
 
 AdamWRule Optimizer::rule(double learning_rate, std::uint64_t step) const {

@@ -25,13 +25,16 @@ class Optimizer {
   Optimizer(gpu::Device& device, const AdamWOptions& options);
 
   // Records update number `step`, from 1 on. The gradients stay as they are. An update with a norm that is not finite
-  // changes nothing. A head is updated too, under the norm of all gradients together; TrainedHead::settle() must follow.
+  // changes nothing, nor does any after it until forgive(). A head is updated too, under the norm of all gradients together; TrainedHead::settle() must follow.
   void record_step(gpu::Recorder& recorder, const LoraWeights& weights, double learning_rate, std::uint64_t step,
                    TrainedHead* head = nullptr);
 
   // The same for the adapters of one layer alone, where the gradients of the others are zero.
   void record_layer_step(gpu::Recorder& recorder, const LoraWeights& weights, std::uint32_t layer, double learning_rate,
                          std::uint64_t step);
+
+  // After a norm that was not finite: updates recorded from now on take place again.
+  void forgive();
 
   // (2) f32: the global norm before clipping, and the factor that was applied.
   const gpu::Tensor& norm_and_factor() const { return norm_and_factor_; }
@@ -46,6 +49,7 @@ class Optimizer {
   AdamWRule rule(double learning_rate, std::uint64_t step) const;
   void record_range(gpu::Recorder& recorder, const LoraWeights& weights, const Range& range, std::uint64_t step);
 
+  gpu::Device* device_;
   AdamWOptions options_;
   gpu::Tensor norm_and_factor_, partials_;
 };

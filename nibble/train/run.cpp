@@ -27,6 +27,12 @@ TrainerOptions trainer_options(const RunSetup& setup) {
           .neftune_alpha = setup.options.neftune_alpha, .seed = setup.options.seed};
 }
 
+std::vector<TokenStream> streams_of(const std::vector<data::Batch>& batches) {
+  std::vector<TokenStream> streams;
+  for (const data::Batch& batch : batches) streams.push_back(stream_of(batch));
+  return streams;
+}
+
 Schedule schedule_of(const RunSetup& setup) {
   return {.kind = setup.options.lr_scheduler, .learning_rate = setup.options.learning_rate,
           .warmup_steps = setup.plan.warmup_steps, .total_steps = setup.plan.total_steps,
@@ -59,18 +65,17 @@ TrainResult TrainingRun::run() {
   const bool stopped = early_stop();
   if (stopped) result_.end = TrainEnd::stopped_early;
   if (!stopped) find_reference();
-  if (!stopped && state_.step < state_.total_steps) ahead_ = next_input();
   while (!stopped && state_.step < state_.total_steps) {
-    step(std::exchange(ahead_, {}));
+    step();
     const bool last = state_.step == state_.total_steps;
     // Before saving, so that the last checkpoint knows of it.
-    if (last || due(setup_.plan.eval_every)) evaluate_now();
-    if (due(setup_.plan.save_every)) save_now();
+    if (last || due(setup_.plan.eval_every, state_.step)) evaluate_now();
+    if (due(setup_.plan.save_every, state_.step)) save_now();
     if (early_stop()) {
       result_.end = TrainEnd::stopped_early;
       break;
     }
-    if (!last && setup_.events.stop_requested && setup_.events.stop_requested()) {
+    if (!last && begun_.empty() && stop_requested()) {
       result_.end = TrainEnd::interrupted;
       break;
     }
@@ -85,20 +90,28 @@ TrainResult TrainingRun::run() {
   return result_;
 }
 
-void TrainingRun::step(const StepInput& input) {
-  std::vector<TokenStream> batches;
-  std::uint64_t tokens = 0;
-  for (const data::Batch& batch : input.batches) {
-    batches.push_back(stream_of(batch));
-    tokens += batch.tokens.size();
-  }
-  const double rate = learning_rate(schedule_, state_.step);
-  trainer_.begin_step(batches, rate);
-  if (state_.step + 1 < state_.total_steps) ahead_ = next_input();
+void TrainingRun::begin_step() {
+  const std::uint64_t done = state_.step + begun_.size();  // when it takes place
+  BegunStep begun{.input = ahead_ ? std::move(*ahead_) : next_input(), .learning_rate = learning_rate(schedule_, done)};
+  ahead_.reset();
+  trainer_.begin_step(streams_of(begun.input.batches), begun.learning_rate);
+  begun_.push_back(std::move(begun));
+}
+
+bool TrainingRun::pauses_after(std::uint64_t step) const {
+  return step >= state_.total_steps || due(setup_.plan.eval_every, step) || due(setup_.plan.save_every, step) || stop_requested();
+}
+
+void TrainingRun::step() {
+  if (begun_.empty()) begin_step();
+  if (trainer_.steps_ahead() > 0 && !pauses_after(state_.step + 1)) begin_step();
+  if (!ahead_ && state_.step + begun_.size() < state_.total_steps) ahead_ = next_input();
   const StepResult result = trainer_.end_step();
+  const auto [input, rate] = std::move(begun_.front());
+  begun_.pop_front();
   if (model_state_.step == state_.step) fail_diverged(input, result);
   state_.step = model_state_.step;
-  state_.tokens += tokens;
+  for (const data::Batch& batch : input.batches) state_.tokens += batch.tokens.size();
   state_.cursor = input.cursor;
   state_.epoch = input.epoch;
   report_step(input, result, rate);
@@ -122,6 +135,8 @@ void TrainingRun::report_step(const StepInput& input, const StepResult& result, 
 }
 
 void TrainingRun::fail_diverged(const StepInput& input, const StepResult& result) {
+  // The gradients may be those of the step after it.
+  trainer_.find_gradients(streams_of(input.batches));
   for (const data::Batch& batch : input.batches) {
     gpu::Recorder recorder(setup_.device);
     const DeviceStream stream = trainer_.model().upload(recorder, stream_of(batch));
@@ -151,6 +166,8 @@ std::string TrainingRun::describe_nonfinite_gradient() const {
   const LoraWeights& lora = *model_state_.lora_mirror().on_device();
   return describe_element(lora, first_of(lora.grads));
 }
+
+bool TrainingRun::stop_requested() const { return setup_.events.stop_requested && setup_.events.stop_requested(); }
 
 bool TrainingRun::early_stop() const {
   return setup_.options.early_stopping > 0 && state_.evaluations_without_gain >= setup_.options.early_stopping;

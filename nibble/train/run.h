@@ -37,13 +37,22 @@ class TrainingRun {
     data::Cursor cursor;
     double epoch = 0;
   };
+  struct BegunStep {
+    StepInput input;
+    double learning_rate = 0;
+  };
   StepInput next_input();
-  void step(const StepInput& input);
+  void begin_step();
+  // Ends the oldest step that has begun, after beginning the one that follows it, so that the GPU does not wait for the CPU.
+  void step();
+  // Whether something is to be done between this step and the next that needs the weights as they then are.
+  bool pauses_after(std::uint64_t step) const;
   void report_step(const StepInput& input, const StepResult& result, double learning_rate);
   [[noreturn]] void fail_diverged(const StepInput& input, const StepResult& result);
   // " in the gradient of X", or nothing where all are finite.
   std::string describe_nonfinite_gradient() const;
   bool early_stop() const;
+  bool stop_requested() const;
   // "The last checkpoint is X.", for messages.
   std::string last_checkpoint() const;
   // DPO's reference of all pairs, before the first of them is taken. A resumed run computes the same bytes again.
@@ -53,7 +62,7 @@ class TrainingRun {
   LoraAdapter adapter() const;  // as it is to be saved
   void save_output();
   void save_now();
-  bool due(std::uint64_t every) const { return every > 0 && state_.step % every == 0; }
+  static bool due(std::uint64_t every, std::uint64_t step) { return every > 0 && step % every == 0; }
 
   RunSetup setup_;
   TrainState state_;
@@ -61,7 +70,8 @@ class TrainingRun {
   ModelState model_state_;
   Trainer trainer_;
   MetricsLog metrics_;
-  StepInput ahead_;  // the next step's batches, made while the GPU works
+  std::deque<BegunStep> begun_;     // oldest first, as the trainer's
+  std::optional<StepInput> ahead_;  // the batches of the step that begins next, made while the GPU works
   std::optional<std::uint64_t> saved_step_;
   TrainResult result_;
   std::deque<std::pair<std::chrono::steady_clock::time_point, std::uint64_t>> recent_;  // when, and tokens so far

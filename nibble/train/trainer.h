@@ -1,11 +1,13 @@
 #pragma once
 
+#include "nibble/gpu/readback.h"
 #include "nibble/model/model.h"
 #include "nibble/report/records.h"
 #include "nibble/train/loss.h"
 #include "nibble/train/optimizer.h"
 
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <span>
 #include <string>
@@ -60,10 +62,17 @@ class Trainer {
   // One update from the mean loss over the labels of all batches, or over their pairs, however they were cut. A loss or
   // gradient that is not finite changes nothing and throws Diverged.
   StepResult full_train_step(std::span<const TokenStream> batches, double learning_rate);
-  // The same in two halves, between which the CPU is free. Where the result is not finite nothing was changed and the update is
-  // not counted; nothing is thrown.
+  // The same in two halves, between which the CPU is free. Further updates may begin before the first has ended, as many as
+  // steps_ahead() says: the GPU then goes from one to the next. end_step gives the oldest. Where that is not finite nothing was
+  // changed, the update is not counted, and those begun after it are dropped without having changed anything; nothing is
+  // thrown.
   void begin_step(std::span<const TokenStream> batches, double learning_rate);
   StepResult end_step();
+  std::size_t steps_begun() const { return begun_.size(); }
+  // Updates that may be on their way beside the oldest: none with a head that is trained, which settles after each.
+  std::size_t steps_ahead() const { return state_.trained_head() ? 0 : 1; }
+  // The gradients that the next update would have, and no more.
+  void find_gradients(std::span<const TokenStream> batches);
 
   // One layer over a single sequence: output of `hidden` (T, hidden), the gradients that `d_output`, the loss's gradient at the
   // output, makes, and an update of this layer's adapters alone. Counts as an update.
@@ -83,12 +92,21 @@ class Trainer {
   ModelState& state() { return state_; }
 
  private:
-  void count(std::span<const TokenStream> batches);
+  // An update that has begun: what its sums are divided by, and its statistics on their way.
+  struct Begun {
+    std::uint64_t labels = 0, pairs = 0, chosen_labels = 0;
+    std::optional<gpu::Readback> statistics = {};
+  };
+  Begun count(std::span<const TokenStream> batches) const;
+  void record_gradients(gpu::Recorder& recorder, std::span<const TokenStream> batches, const Begun& counts);
+  StepResult result_of(const Begun& begun, std::span<const float> statistics) const;
   // Losses, statistics and gradients of one of the update's batches.
   Tensor head_gradient() const;  // empty where the head is not trained
-  void record_batch(gpu::Recorder& recorder, const TokenStream& batch, std::size_t index);
-  void record_loss(gpu::Recorder& recorder, const DeviceStream& stream, const TrainingNoise& noise, bool accumulate);
-  void record_pairs(gpu::Recorder& recorder, const DeviceStream& stream, const TrainingNoise& noise, bool accumulate);
+  void record_batch(gpu::Recorder& recorder, const TokenStream& batch, const Begun& counts, std::size_t index);
+  void record_loss(gpu::Recorder& recorder, const DeviceStream& stream, const Begun& counts, const TrainingNoise& noise,
+                   bool accumulate);
+  void record_pairs(gpu::Recorder& recorder, const DeviceStream& stream, const Begun& counts, const TrainingNoise& noise,
+                    bool accumulate);
 
   std::uint32_t rows_of(std::span<const float> values, std::uint32_t columns, std::string_view name) const;
   Tensor upload(std::span<const float> values, std::uint32_t columns, std::string_view name);
@@ -102,8 +120,8 @@ class Trainer {
   // of PreferenceStatistics.
   Tensor stats_;
   Tensor pair_statistics_;  // of a batch, as large as was needed yet
-  // Of the update that has begun:
-  std::uint64_t labels_ = 0, pairs_ = 0, chosen_labels_ = 0;
+  std::deque<Begun> begun_;                 // oldest first
+  std::vector<gpu::Readback> readbacks_;    // free
 };
 
 }  // namespace nibble

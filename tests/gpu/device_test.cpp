@@ -1,5 +1,6 @@
 #include "nibble/base/error.h"
 #include "nibble/gpu/disk_cache.h"
+#include "nibble/gpu/readback.h"
 #include "nibble/gpu/recorder.h"
 
 #include <gtest/gtest.h>
@@ -127,6 +128,51 @@ TEST(Recorder, ManyDispatchesKeepTheirOrder) {
   }
   recorder.submit();
   EXPECT_EQ(device.read<float>(x)[0], 1.0f);
+}
+
+TEST(Readback, TakesWhatWasThereWhenItBegan) {
+  Device device;
+  const std::vector<float> one = {1.0f, 2.0f, 3.0f};
+  const Tensor x = device.tensor<float>(DType::f32, {3}, one, "x");
+  const Tensor y = device.tensor(DType::f32, {3}, "y");
+  Readback first(device, 12), second(device, 12);
+  Recorder recorder(device);
+  scale(recorder, x, y, 2.0f);
+  recorder.submit();
+  first.begin(y);
+  scale(recorder, x, y, 5.0f);
+  recorder.submit();
+  second.begin(y);
+  std::vector<float> values(3);
+  first.finish(std::as_writable_bytes(std::span(values)));
+  EXPECT_EQ(values, (std::vector<float>{2, 4, 6}));
+  second.finish(std::as_writable_bytes(std::span(values)));
+  EXPECT_EQ(values, (std::vector<float>{5, 10, 15}));
+  first.begin(x);
+  EXPECT_THROW(first.begin(x), Error);
+  first.finish(std::as_writable_bytes(std::span(values)));
+  EXPECT_EQ(values, one);
+  EXPECT_THROW(first.finish(std::as_writable_bytes(std::span(values))), Error);
+  EXPECT_THROW(second.begin(device.tensor(DType::f32, {4}, "long")), Error);
+}
+
+// A tensor is bound to the end of its buffer, but not where another of the same buffer is bound beside it.
+TEST(Recorder, TwoPartsOfOneBuffer) {
+  Device device;
+  const std::vector<float> values(128, 3.0f);
+  const Tensor both = device.tensor<float>(DType::f32, {128}, values, "both");
+  Recorder recorder(device);
+  const Tensor other = device.tensor(DType::f32, {32}, "other");
+  const Kernel kernel = device.kernel("scale within", "scale within", "main", [] {
+    std::string text = scale_text;
+    return text.replace(text.find("read>"), 5, "read_write>");
+  });
+  recorder.dispatch(kernel, {read_write(both.part(0, {64})), write(both.part(64, {64}))}, ScaleParams{64, 2.0f}, {1});
+  recorder.dispatch(kernel, {read_write(both.part(64, {32})), write(other)}, ScaleParams{32, 2.0f}, {1});
+  recorder.submit();
+  EXPECT_EQ(device.read<float>(both.part(64, {64})).back(), 6.0f);
+  EXPECT_EQ(device.read<float>(both.part(0, {64})).back(), 3.0f);
+  EXPECT_EQ(device.read<float>(other).back(), 12.0f);
 }
 
 TEST(Errors, TextThatDoesNotCompileIsNamed) {

@@ -49,6 +49,20 @@ TEST(GradNorm, FactorIsThatOfTorch) {
   EXPECT_TRUE(std::isnan(grad_norm({test::upload(std::vector<float>{1, NAN, 2}, {3})}, 1.0).norm));
 }
 
+TEST(GradNorm, ANormThatWasNotFiniteIsKeptOnRequest) {
+  const Tensor good = test::upload(std::vector<float>{3, 4}, {2}), bad = test::upload(std::vector<float>{3, INFINITY}, {2});
+  const Tensor partials = test::device().tensor(DType::f32, {grad_norm_partials(test::device(), {good})}, "partials");
+  const Tensor result = test::device().tensor(DType::f32, {2}, "norm");
+  const auto norm_after = [&](const Tensor& gradients, bool keep) {
+    test::run(GradNorm{.gradients = {gradients}, .partials = partials, .norm_and_factor = result, .keep_nonfinite = keep});
+    return test::download(result)[0];
+  };
+  EXPECT_EQ(norm_after(good, true), 5.0f);
+  EXPECT_FALSE(std::isfinite(norm_after(bad, true)));
+  EXPECT_FALSE(std::isfinite(norm_after(good, true)));
+  EXPECT_EQ(norm_after(good, false), 5.0f);
+}
+
 TEST(GradNorm, MoreThanOneBindingStaysAccurate) {
   const std::uint32_t size = 34'000'003;  // 130 MiB
   std::vector<float> values(size);

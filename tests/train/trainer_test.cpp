@@ -280,5 +280,72 @@ TEST(Trainer, AnUpdateThatIsNotFiniteChangesNothing) {
   EXPECT_EQ(state.lora()[1].up.a, before);
 }
 
+TEST(Trainer, UpdatesOnTheirWayTogetherGiveTheSameBytes) {
+  const Sequence sequences[] = {Sequence(12, 1), Sequence(16, 2), Sequence(9, 3), Sequence(12, 4)};
+  const auto losses_and_adapter = [&](bool together) {
+    ModelState state = load_tiny();
+    TrainerOptions options = small();
+    options.neftune_alpha = 5;
+    Trainer trainer(state, options);
+    std::vector<double> losses;
+    for (const Sequence& sequence : sequences) {
+      const TokenStream streams[] = {sequence.stream()};
+      trainer.begin_step(streams, 1e-3);
+      if (trainer.steps_begun() > (together ? trainer.steps_ahead() : 0)) losses.push_back(trainer.end_step().loss);
+    }
+    while (trainer.steps_begun() > 0) losses.push_back(trainer.end_step().loss);
+    EXPECT_EQ(trainer.current_step(), std::size(sequences));
+    return std::pair(losses, state.lora()[1].up.a);
+  };
+  const auto apart = losses_and_adapter(false);
+  EXPECT_EQ(apart.first.size(), std::size(sequences));
+  EXPECT_EQ(losses_and_adapter(true), apart);
+}
+
+TEST(Trainer, WhatBeganAfterAFailedUpdateIsDropped) {
+  ModelState state = load_tiny();
+  Trainer trainer(state, small());
+  const Sequence sequence(12, 1);
+  const TokenStream streams[] = {sequence.stream()};
+  const float finite = std::exchange(state.edit_lora()[0].q.b[0], std::numeric_limits<float>::infinity());
+  const auto before = state.lora()[1].up;
+  trainer.begin_step(streams, 1e-3);
+  // The second update alone would be finite.
+  gpu::Tensor b = state.lora_mirror().on_device()->slot(0, Projection::q).b;
+  test::device().write(b, std::as_bytes(std::span(&finite, 1)));
+  trainer.begin_step(streams, 1e-3);
+  test::expect_error<UsageError>([&] { trainer.begin_step(streams, 1e-3); }, "2 updates have begun");
+  EXPECT_FALSE(std::isfinite(trainer.end_step().grad_norm));
+  EXPECT_EQ(trainer.steps_begun(), 0u);
+  EXPECT_EQ(trainer.current_step(), 0u);
+  EXPECT_EQ(state.lora()[1].up.a, before.a);
+  EXPECT_EQ(state.lora()[1].up.m_a, before.m_a);
+  // And the trainer goes on.
+  state.edit_lora()[0].q.b[0] = finite;
+  EXPECT_TRUE(std::isfinite(trainer.full_train_step(streams, 1e-3).loss));
+  EXPECT_EQ(trainer.current_step(), 1u);
+  EXPECT_NE(state.lora()[1].up.a, before.a);
+}
+
+// Lengths that no vector divides have kernels of their own, made when the first of them comes.
+TEST(Trainer, NoPipelineIsMadeAfterTheFirstUpdate) {
+  for (const ProductPath path : {ProductPath::f32, ProductPath::f16, ProductPath::matrix}) {
+    if (!supports(test::device().info(), path)) continue;
+    gpu::Device device;
+    ModelState state = ModelState::load(device, test::source_path("models/tiny-qwen3"),
+                                        {.path = path, .adapter = test::source_path("tests/golden/tiny/adapter_nonzero")});
+    Trainer trainer(state, {.model = {.max_tokens = 64, .max_labels = 64}});
+    std::uint64_t made = 0;
+    for (const std::uint32_t tokens : {48u, 48u, 64u}) {
+      const Sequence sequence(tokens, 1);
+      const TokenStream streams[] = {sequence.stream()};
+      trainer.full_train_step(streams, 1e-3);
+      if (made == 0) made = device.pipelines_made();
+      EXPECT_GT(made, 0u);
+      EXPECT_EQ(device.pipelines_made(), made) << tokens << " tokens, path " << static_cast<int>(path);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nibble
