@@ -201,6 +201,45 @@ TEST(MatrixSlices, WeightsLargerThanABindingHaveTheirTailOnce) {
   for (const auto* output : {&y32, &dx}) output->expect_guards_intact();
 }
 
+// Blocks of several subgroups and longer steps, as GPUs have them, give the sums of the default tile: steps of 2 and 4
+// vectors, whose rows are spread over invocations in their own ways, and tails that do and do not divide into steps.
+TEST(MatrixTiles, SeveralSubgroupsAndLongStepsChangeNothing) {
+  const auto best = default_matrix_tile(test::device().info());
+  if (test::must_skip(best.has_value())) GTEST_SKIP() << "The adapter has no matrices.";
+  for (const auto& [step, rank] : {std::pair{2u, 48u}, {4u, 16u}}) {
+    SCOPED_TRACE(fmt::format("steps of {} matrices, rank {}", step, rank));
+    MatrixTile tile = *best;
+    tile.part_m = tile.matrix.m;
+    tile.part_n = tile.matrix.n;
+    tile.block_m = 2 * tile.part_m;
+    tile.block_n = 2 * tile.part_n;
+    tile.block_k = step * tile.matrix.k;
+    tile.band = 8;
+    const std::uint32_t m = 173, n = 552, k = 200;
+    const Case c{m, n, k, Output::f16, rank, {256, 512, n}};
+    const Inputs nt(c, k, n, rank), nn(c, n, 3 * rank, k);
+    const auto expect_same = [&](const auto& record_matrix, const Inputs& in, std::uint32_t columns) {
+      GuardedTensor y(DType::f16, {m, columns}), y_scale(DType::f32, {m});
+      const Tensor plain = test::device().tensor(DType::f16, {m, columns}, "y"), scale = test::device().tensor(DType::f32, {m}, "scale");
+      MatrixProduct product{.x = in.x, .w = in.w, .y = plain, .y_scale = scale, .lora = {in.left, in.right, {256, 512, n}}};
+      gpu::Recorder recorder(test::device());
+      record_matrix(recorder, product);
+      product.y = y.tensor();
+      product.y_scale = y_scale.tensor();
+      product.tile = tile;
+      record_matrix(recorder, product);
+      recorder.submit();
+      // Sums of another order may round to the neighbour in f16.
+      EXPECT_LT(test::relative_error(test::download(y.tensor()), test::download(plain)), 0x1p-11);
+      EXPECT_EQ(test::download(y_scale.tensor()), test::download(scale));
+      y.expect_guards_intact();
+      y_scale.expect_guards_intact();
+    };
+    expect_same([](auto& recorder, const auto& op) { record_matrix_nt(recorder, op); }, nt, n);
+    expect_same([](auto& recorder, const auto& op) { record_matrix_nn(recorder, op); }, nn, k);
+  }
+}
+
 // What cannot be done is refused before it is recorded.
 TEST(MatrixExtrasRefuse, WhatDoesNotFit) {
   if (test::must_skip(matrix_fits(test::device(), 64, 64))) GTEST_SKIP() << "The adapter has no matrices.";
