@@ -236,14 +236,16 @@ void Backward::both(const Columns& op, const Tensor& dh) {
   }
 }
 
+enum class For { these_rows, up_to_these };
+
 Room room_of(const gpu::Device& device, const LoraGroupShape& shape, const std::array<bool, 3>& adapted, bool dropout,
-             std::uint32_t rows) {
+             std::uint32_t rows, For what = For::these_rows) {
   const auto aligned = [](std::uint64_t elements) { return (elements + 63) / 64 * 64; };
   std::uint64_t db = 0, da = 0, dh = 4;
   const auto consider = [&](std::uint64_t& most, const LoraProblem& problem, const std::vector<gpu::RowRange>& slices) {
     for (const auto range : slices) {
       const LoraPlan plan = lora_plan(device, problem, range.end - range.begin);
-      most = std::max(most, aligned(plan.scratch));
+      most = std::max(most, aligned(what == For::these_rows ? plan.scratch : plan.most_scratch));
       dh = std::max(dh, plan.row_sums);
     }
   };
@@ -258,6 +260,8 @@ Room room_of(const gpu::Device& device, const LoraGroupShape& shape, const std::
   Room room{.da = static_cast<std::uint32_t>(fit ? db : 0), .dh = 0};
   room.dh = static_cast<std::uint32_t>(fit ? db + da : std::max(db, da));
   room.size = room.dh + dh;
+  // Fewer rows may still fit side by side.
+  if (!fit && what == For::up_to_these) room.size = std::max(room.size, device.info().limits.max_binding / 4);
   return room;
 }
 
@@ -287,7 +291,7 @@ void record(gpu::Recorder& recorder, const LoraBackwardMatrix& op) {
   const Room room = room_of(device, shape, op.group.adapted, dropout, op.h.dim(0));
   const LoraProblem up = lora_up_problem(shape, op.group.adapted);
   const bool once = detail::lora_reads_once(device, shape);
-  // The hidden values are h * 2^6 * x.scale; their gradients are dh * 2^6 * dy.scale, as b holds the scaling.
+  // The hidden values are h * 2^6 * x.scale; their gradients are dh * 2^6 * dy.scale * weight_scale, as b holds the scaling.
   const Columns db{.problem = lora_with(up, once ? LoraPass::backward : LoraPass::gradients),
                    .x = op.dy,
                    .narrow = op.h,
@@ -306,7 +310,7 @@ void record(gpu::Recorder& recorder, const LoraBackwardMatrix& op) {
                            .targets = op.da,
                            .n_stride = 1,
                            .c_stride = shape.inputs,
-                           .factor = gradient_unit * keep_scale(op.dropout)},
+                           .factor = gradient_unit * op.group.weight_scale * keep_scale(op.dropout)},
                    .dropout = op.dropout};
   Backward backward(recorder, op.group, op.scratch, room);
   if (once) {
@@ -329,7 +333,7 @@ std::uint64_t lora_matrix_scratch(const gpu::Device& device, const LoraGroupShap
   std::uint64_t most = 4;
   const auto consider = [&](const LoraProblem& problem, std::uint32_t columns) {
     for (const auto range : row_slices(device, shape, rows, columns)) {
-      most = std::max(most, lora_plan(device, problem, range.end - range.begin).scratch);
+      most = std::max(most, lora_plan(device, problem, range.end - range.begin).most_scratch);
     }
   };
   for (const bool dropout : {false, true}) {
@@ -338,7 +342,7 @@ std::uint64_t lora_matrix_scratch(const gpu::Device& device, const LoraGroupShap
     for (unsigned some = 1; some < 1u << shape.outputs.size(); ++some) {
       const std::array<bool, 3> adapted{(some & 1) != 0, (some & 2) != 0, (some & 4) != 0};
       if (!detail::lora_reads_once(device, shape)) consider(lora_up_problem(shape, adapted), shape.all_outputs());
-      most = std::max(most, room_of(device, shape, adapted, dropout, rows).size);
+      most = std::max(most, room_of(device, shape, adapted, dropout, rows, For::up_to_these).size);
     }
   }
   return most;

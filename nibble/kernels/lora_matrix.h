@@ -7,9 +7,9 @@
 namespace nibble {
 
 // LoRA's narrow products on matrix units: f16 operands, f32 sums in a fixed order, all projections of a group at once.
-// h and dh (T, R) are f16, in units of x's and dy's rows: the forward product adds h b^T to x.data W^T, the backward dh
-// a to dy.data W. T is any number; K and the outputs are multiples of 8. `scratch` is f32, lora_matrix_scratch
-// elements, and may be shared by all.
+// h and dh (T, R) are f16, in units of x's and dy's rows and of the weight: the forward product adds h b^T to x.data
+// W.data^T, the backward dh a to dy.data W.data. T is any number; K and the outputs are multiples of 8. `scratch` is f32,
+// lora_matrix_scratch elements, and may be shared by all.
 
 // Inverted dropout of x, for each projection by itself.
 struct LoraGroupDropout {
@@ -47,7 +47,7 @@ void record(gpu::Recorder&, const LoraBackwardMatrix&);
 // Whether the adapter has matrices for such a group. Else the kernels of lora.h serve.
 bool lora_matrix_fits(const gpu::Device&, const LoraGroupShape& shape);
 
-// Elements of scratch for T rows.
+// Elements of scratch for up to so many rows.
 std::uint64_t lora_matrix_scratch(const gpu::Device&, const LoraGroupShape& shape, std::uint32_t rows);
 
 }  // namespace nibble

@@ -54,6 +54,10 @@ void plan_rows(LoraPlan& plan, const LoraProblem& problem, std::uint32_t rows, s
   plan.text.whole_steps = std::all_of(problem.ranges.begin(), problem.ranges.end(),
                                       [&](const auto& r) { return (r[1] - r[0]) % step == 0; });
   plan.scratch = std::uint64_t{p.part_size} * p.parts;
+  // Every range rounds its parts up.
+  const std::uint64_t groups_of_part = std::uint64_t{p.blocks} * p.narrow_blocks;
+  plan.most_scratch = (std::max<std::uint64_t>(groups_of_part, busy) + (problem.ranges.size() - 1) * groups_of_part) *
+                      plan.tile.block * plan.text.narrow;
 }
 
 // Parts of the rows of x.
@@ -71,6 +75,7 @@ void plan_columns(LoraPlan& plan, const LoraProblem& problem, std::uint32_t rows
   p.parts = groups(rows, p.length);
   p.powers = p.part_size * p.parts;
   plan.scratch = std::uint64_t{p.powers} + p.parts;
+  plan.most_scratch = (std::uint64_t{p.part_size} + 1) * wanted;
   if (problem.pass != LoraPass::backward) return;
   p.padded_rows = groups(rows, plan.tile.step) * plan.tile.step;
   plan.row_sums = std::uint64_t{p.blocks} * p.padded_rows * plan.text.narrow;

@@ -34,6 +34,7 @@ struct LoraPlan {
   LoraText text;
   LoraParams params{};
   std::uint64_t scratch = 0;   // elements of partial sums
+  std::uint64_t most_scratch = 0;  // for any number of rows up to these: fewer may be cut into more parts
   std::uint64_t row_sums = 0;  // and of those of `up` in `backward`
 
   std::uint64_t workgroups() const { return std::uint64_t{params.narrow_blocks} * params.blocks * params.parts; }

@@ -10,6 +10,7 @@ namespace {
 constexpr std::uint32_t lanes = 256;
 constexpr std::uint64_t binding_alignment = 256;  // bytes
 constexpr float unit = 0x1p6f;                    // of the packed matrices
+constexpr float hidden_unit = 0x1p6f;             // of hidden gradients, in units of rows
 
 // As in the kernel.
 struct Matrix {
@@ -23,11 +24,13 @@ struct Params {
 
 struct UnpackParams {
   std::uint32_t count, rank, first, width;
+  float factor;
 };
 
 struct Item {
   Tensor from, to;
   float factor;
+  bool is_b;
 };
 
 // Where the next tensor begins: bindings begin at multiples of 256 bytes.
@@ -43,7 +46,7 @@ std::uint64_t place_groups(std::span<const LoraGroupMasters> masters, const Tens
                            std::vector<LoraGroup>& groups) {
   std::uint64_t at = 0;
   groups.clear();
-  for (const auto& group : masters) groups.push_back({.shape = group.shape});
+  for (const auto& group : masters) groups.push_back({.shape = group.shape, .weight_scale = group.weight_scale});
   for (auto& group : groups) group.a = take(flat, at, group.shape.width(), group.shape.inputs);
   for (auto& group : groups) group.b = take(flat, at, group.shape.all_outputs(), group.shape.padded_rank());
   return at;
@@ -75,8 +78,8 @@ std::vector<Item> items_of(std::span<const LoraGroupMasters> masters, std::vecto
       const auto& [a, b] = masters[g].projections[i];
       const std::uint32_t end = output + group.shape.outputs[i];
       group.adapted[i] = static_cast<bool>(a);
-      if (a) a_items.push_back({a, group.a.rows(i * rank, i * rank + rank), unit});
-      if (a) b_items.push_back({b, group.b.rows(output, end), unit * scaling});
+      if (a) a_items.push_back({a, group.a.rows(i * rank, i * rank + rank), unit, false});
+      if (a) b_items.push_back({b, group.b.rows(output, end), unit * scaling / group.weight_scale, true});
       output = end;
     }
   }
@@ -105,7 +108,7 @@ LoraPack::Run run_from(const std::vector<Item>& items, std::size_t begin, std::u
   constexpr Span none{UINT64_MAX, 0};
   Span from = none, to = none;
   std::size_t end = begin;
-  for (; end < items.size() && end - begin < 65535 && items[end].factor == items[begin].factor; ++end) {
+  for (; end < items.size() && end - begin < 65535 && items[end].is_b == items[begin].is_b; ++end) {
     const Span next_from = with(from, items[end].from), next_to = with(to, items[end].to);
     if (items[end].from.buffer() != items[begin].from.buffer() || std::max(next_from.bytes(), next_to.bytes()) > most)
       break;
@@ -169,19 +172,19 @@ void record(gpu::Recorder& recorder, const LoraPack& pack) {
 void record(gpu::Recorder& recorder, const LoraUnpack& op) {
   auto& device = recorder.device();
   const LoraGroupShape& shape = op.group.shape;
-  check(op.projection < shape.outputs.size() && op.hidden.dtype() == DType::f16 && op.values.dtype() == DType::f32 &&
-            op.hidden.dim(1) == shape.width() && op.values.dim(1) == shape.rank &&
-            op.values.dim(0) == op.hidden.dim(0) && op.scale.dim(0) == op.hidden.dim(0),
-        "lora", "Shapes do not fit: hidden {}, scales {}, values {} for rank {}.", op.hidden.shape_text(),
+  check(op.projection < shape.outputs.size() && op.dh.dtype() == DType::f16 && op.values.dtype() == DType::f32 &&
+            op.dh.dim(1) == shape.width() && op.values.dim(1) == shape.rank &&
+            op.values.dim(0) == op.dh.dim(0) && op.scale.dim(0) == op.dh.dim(0),
+        "lora", "Shapes do not fit: dh {}, scales {}, values {} for rank {}.", op.dh.shape_text(),
         op.scale.shape_text(), op.values.shape_text(), shape.rank);
   const auto entry = kernel(device, "lora_unpack", gpu::Prelude().enable("f16").constant("LANES", lanes), {"grid"});
   const std::uint32_t rank = shape.rank, width = shape.width();
   for (const auto range :
-       gpu::binding_slices(device, op.hidden.dim(0), {std::uint64_t{width} * 2, std::uint64_t{rank} * 4, 4})) {
+       gpu::binding_slices(device, op.dh.dim(0), {std::uint64_t{width} * 2, std::uint64_t{rank} * 4, 4})) {
     const auto cut = [&](const Tensor& tensor) { return tensor.rows(range.begin, range.end); };
     const std::uint32_t count = (range.end - range.begin) * rank;
-    recorder.dispatch(entry, {gpu::read(cut(op.hidden)), gpu::read(cut(op.scale)), gpu::write(cut(op.values))},
-                      UnpackParams{count, rank, op.projection * shape.padded_rank(), width},
+    recorder.dispatch(entry, {gpu::read(cut(op.dh)), gpu::read(cut(op.scale)), gpu::write(cut(op.values))},
+                      UnpackParams{count, rank, op.projection * shape.padded_rank(), width, hidden_unit * op.group.weight_scale},
                       gpu::linear_grid(device, (std::uint64_t{count} + lanes - 1) / lanes), {.bytes = 6.0 * count});
   }
 }

@@ -24,8 +24,9 @@ struct LoraGroupShape {
 struct LoraGroup {
   LoraGroupShape shape;
   std::array<bool, 3> adapted{};
+  float weight_scale = 1.0f;  // of the frozen weight, in whose units the adapters' share is added to its products
   Tensor a;  // (R, K) f16 = A * 2^6
-  Tensor b;  // (N, r16) f16 = B * scaling * 2^6
+  Tensor b;  // (N, r16) f16 = B * scaling * 2^6 / weight_scale
 };
 
 // What optimisers change: A (r, K) and B (outputs, r), f32, parts of one buffer; empty where there is no adapter.
@@ -36,6 +37,7 @@ struct LoraMasters {
 struct LoraGroupMasters {
   LoraGroupShape shape;
   std::vector<LoraMasters> projections;
+  float weight_scale = 1.0f;
 };
 
 // Writes all groups of a model from their masters, in as few dispatches as bindings allow: two, but for huge adapters.
@@ -53,13 +55,13 @@ struct LoraPack {
 LoraPack make_lora_pack(gpu::Device& device, std::span<const LoraGroupMasters> masters, float scaling);
 void record(gpu::Recorder&, const LoraPack&);
 
-// values (T, r) = the hidden values or their gradients of one projection in f32, from h or dh (T, R) in units of rows
-// with these scales (lora_matrix.h): what LoraDownBackwardInput takes where there is dropout.
+// values (T, r) = the gradients of one projection's hidden values in f32, from dh (T, R) of lora_matrix.h: what
+// LoraDownBackwardInput takes where there is dropout.
 struct LoraUnpack {
   const LoraGroup& group;
   std::uint32_t projection = 0;
-  Tensor hidden;
-  Tensor scale;  // (T) of x or dy
+  Tensor dh;
+  Tensor scale;  // (T) of dy
   Tensor values;
 };
 void record(gpu::Recorder&, const LoraUnpack&);

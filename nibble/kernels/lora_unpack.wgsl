@@ -1,4 +1,4 @@
-// values[t, c] = hidden[t, first + c] * scale[t] * 2^6 in f32, for the `rank` columns of one projection. One invocation
+// values[t, c] = hidden[t, first + c] * scale[t] * factor in f32, for the `rank` columns of one projection. One invocation
 // does one element.
 
 struct Params {
@@ -6,6 +6,7 @@ struct Params {
   rank: u32,
   first: u32,
   width: u32,  // of hidden
+  factor: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -21,5 +22,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     return;
   }
   let row = at / params.rank;
-  values[at] = f32(hidden[row * params.width + params.first + at % params.rank]) * scale[row] * 64.0;
+  values[at] = f32(hidden[row * params.width + params.first + at % params.rank]) * scale[row] * params.factor;
 }

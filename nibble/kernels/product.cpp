@@ -10,7 +10,6 @@
 namespace nibble {
 namespace {
 
-constexpr std::uint32_t widest_rank = 256;  // r16 of a LoRA tail
 
 template <typename Product>
 void check_product(std::string_view where, const Product& op, std::uint32_t x_columns, std::uint32_t y_columns) {
@@ -56,11 +55,11 @@ void check_tail(gpu::Recorder& recorder, std::string_view where, const Product& 
         "LoRA's left {} and right {} must be f16, left of x's {} rows.", left.shape_text(), right.shape_text(), op.x.data.dim(0));
   const std::uint32_t rank = nt ? right.dim(1) : right.dim(0), width = left.dim(1);
   const auto projections = static_cast<std::uint32_t>(std::count_if(ends.begin(), ends.end(), [&](auto e) { return e < outputs; })) + 1;
-  const bool fits = nt ? right.dim(0) == outputs && rank <= widest_rank && width == projections * rank
-                       : right.dim(1) == inputs && rank <= 3 * widest_rank && width == rank;
+  const bool fits = nt ? right.dim(0) == outputs && rank <= most_tail_rank && width == projections * rank
+                       : right.dim(1) == inputs && rank <= 3 * most_tail_rank && width == rank;
   check(fits && rank > 0 && rank % 16 == 0, where,
         "LoRA's left {} and right {} do not fit a weight {}; ranks are multiples of 16 up to {}.", left.shape_text(),
-        right.shape_text(), op.w.data.shape_text(), widest_rank);
+        right.shape_text(), op.w.data.shape_text(), most_tail_rank);
 }
 
 template <typename Product>

@@ -18,8 +18,11 @@ bool matrix_fits(const gpu::Device&, std::uint32_t outputs, std::uint32_t inputs
 // Whether products of the path through such a weight can write f16, in both directions.
 bool f16_outputs_fit(const gpu::Device&, ProductPath, std::uint32_t outputs, std::uint32_t inputs);
 
+inline constexpr std::uint32_t most_tail_rank = 256;
+
 // Low-rank terms of up to three projections that lie side by side in w, added to the sums of the matrix path in the units of
-// x.data: one more run of the inner dimension. r16 is a multiple of 16, at most 256, R that of all projections.
+// x.data and w.data: one more run of the inner dimension. r16 is a multiple of 16, at most most_tail_rank, R that of all
+// projections.
 // NT: y(m, n) gets sum over j < r16 of left(m, p(n) r16 + j) right(n, j), p(n) the projection of column n;
 // NN: y(m, k) gets sum over i < R of left(m, i) right(i, k).
 struct LoraTail {

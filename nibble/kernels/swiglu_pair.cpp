@@ -9,11 +9,13 @@ namespace {
 constexpr std::uint32_t width = 8;  // values of an invocation
 
 struct Params {
-  std::uint32_t vectors, row_vectors;  // of h in all, and of one row
+  std::uint32_t rows, row_vectors;  // of h
 };
 
-gpu::Kernel pair_kernel(gpu::Device& device, std::string_view entry) {
-  return kernel(device, "swiglu_pair", gpu::Prelude().enable("f16"), {"grid", "eight_f16"}, entry);
+gpu::Kernel pair_kernel(gpu::Device& device, std::string_view entry, std::uint32_t columns) {
+  // A lane takes twice what those of other row kernels take.
+  const gpu::Prelude prelude = RowKernel(device, columns / 2).prelude(DType::f16);
+  return kernel(device, "swiglu_pair", prelude, {"grid", "row_reduce", "row_scale", "eight_f16"}, entry);
 }
 
 std::uint32_t check_shapes(std::string_view where, const Operand& wide, std::string_view wide_name, const Operand& narrow,
@@ -26,22 +28,18 @@ std::uint32_t check_shapes(std::string_view where, const Operand& wide, std::str
   return columns;
 }
 
-gpu::Grid grid_of(const gpu::Device& device, const Params& params) {
-  return gpu::linear_grid(device, (params.vectors + 255) / 256);
-}
-
 }  // namespace
 
 void record(gpu::Recorder& recorder, const SwiGluPair& op) {
   auto& device = recorder.device();
   const std::uint32_t columns = check_shapes("swiglu", op.gate_up, "gate_up", op.h, "h");
-  const auto forward = pair_kernel(device, "forward");
+  const auto forward = pair_kernel(device, "forward", columns);
   for (const auto slice : gpu::binding_slices(device, op.h.data.dim(0), {data_row_bytes(op.gate_up), sizeof(float)})) {
     const Operand gate_up = operand_rows(op.gate_up, slice), h = operand_rows(op.h, slice);
     const std::uint32_t rows = slice.end - slice.begin;
-    const Params params{.vectors = rows * (columns / width), .row_vectors = columns / width};
+    const Params params{.rows = rows, .row_vectors = columns / width};
     recorder.dispatch(forward, {gpu::read(gate_up.data), gpu::read(gate_up.scale), gpu::write(h.data), gpu::write(h.scale)},
-                      params, grid_of(device, params), {.bytes = 6.0 * rows * columns, .flops = 5.0 * rows * columns});
+                      params, gpu::linear_grid(device, rows), {.bytes = 6.0 * rows * columns, .flops = 5.0 * rows * columns});
   }
 }
 
@@ -49,16 +47,16 @@ void record(gpu::Recorder& recorder, const SwiGluPairBackward& op) {
   auto& device = recorder.device();
   const std::uint32_t columns = check_shapes("swiglu backward", op.gate_up, "gate_up", op.dh, "dh");
   check_shapes("swiglu backward", op.d_gate_up, "d_gate_up", op.dh, "dh");
-  const auto backward = pair_kernel(device, "backward");
+  const auto backward = pair_kernel(device, "backward", columns);
   for (const auto slice : gpu::binding_slices(device, op.dh.data.dim(0), {data_row_bytes(op.gate_up), sizeof(float)})) {
     const Operand gate_up = operand_rows(op.gate_up, slice), dh = operand_rows(op.dh, slice);
     const Operand d_gate_up = operand_rows(op.d_gate_up, slice);
     const std::uint32_t rows = slice.end - slice.begin;
-    const Params params{.vectors = rows * (columns / width), .row_vectors = columns / width};
+    const Params params{.rows = rows, .row_vectors = columns / width};
     recorder.dispatch(backward,
                       {gpu::read(gate_up.data), gpu::read(gate_up.scale), gpu::write(d_gate_up.data),
                        gpu::write(d_gate_up.scale), gpu::read(dh.data), gpu::read(dh.scale)},
-                      params, grid_of(device, params), {.bytes = 10.0 * rows * columns, .flops = 10.0 * rows * columns});
+                      params, gpu::linear_grid(device, rows), {.bytes = 10.0 * rows * columns, .flops = 10.0 * rows * columns});
   }
 }
 

@@ -4,9 +4,8 @@
 
 namespace nibble {
 
-// SwiGLU (swiglu.h has the formulas) of the joint product of gate and up, whose rows hold both: all operands are f16. One
-// pass, with no look at a row's largest value: what f16 values times f16 values can reach gives the scales, powers of two
-// that leave at least 2^-12 of a typical row's largest above the smallest normal number. I is a multiple of 8. Writes `=`.
+// SwiGLU (swiglu.h has the formulas) of the joint product of gate and up, whose rows hold both: all operands are f16, with
+// the scale that suits the largest of a row (operand.h). I is a multiple of 8. Writes `=`.
 struct SwiGluPair {
   Operand gate_up;  // (T, 2 I)
   Operand h;        // (T, I)

@@ -1,61 +1,60 @@
-// SwiGLU of rows that hold gate, then up, both f16 with one scale a row, an invocation eight values.
+// SwiGLU of rows that hold gate, then up, both f16 with one scale a row; a workgroup a row, a lane eight values at a time.
 // Forward:  h = silu(gate) * up, silu(g) = g * s(g), s(g) = 1 / (1 + exp(-g)).
 // Backward: d_gate = dh * up * s * (1 + gate * (1 - s)), d_up = dh * gate * s.
-// In units of the inputs' scales a value of h is below 2^16 * 2^16, and one of the gradients below 1.1 * 2^32: divided by
-// HEADROOM they stay in f16's range, whatever the rows hold.
+// Everything is computed twice, for the row's largest and to be stored; the second reading comes from the cache.
 
 struct Params {
-  vectors: u32,      // of h in all
-  row_vectors: u32,  // and of one row
+  rows: u32,
+  row_vectors: u32,  // of h, of eight values
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> gate_up: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> scale: array<f32>;
 
-const HEADROOM = 131072.0;           // 2^17
-const GRADIENT_HEADROOM = 262144.0;  // 2^18
-
-struct Place {
-  row: u32,
-  column: u32,  // a vector of h
-  exists: bool,
-}
-
-fn place_of(group: vec3<u32>, groups: vec3<u32>, invocation: u32) -> Place {
-  let vector = linear_workgroup(group, groups) * 256u + invocation;
-  let row = vector / params.row_vectors;
-  return Place(row, vector - row * params.row_vectors, vector < params.vectors);
-}
-
 // exp(-g) would overflow for g below -88; there s(g) is 0 to within 1e-38.
 fn sigmoid(g: vec4<f32>) -> vec4<f32> {
   return vec4<f32>(1.0) / (vec4<f32>(1.0) + exp(-max(g, vec4<f32>(-87.0))));
 }
 
+fn largest_of(values: Eight) -> u32 {
+  let magnitudes = max(bitcast<vec4<u32>>(values.low) & vec4<u32>(MAGNITUDE), bitcast<vec4<u32>>(values.high) & vec4<u32>(MAGNITUDE));
+  return max(max(magnitudes.x, magnitudes.y), max(magnitudes.z, magnitudes.w));
+}
+
+fn times(values: Eight, factor: f32) -> Eight {
+  return Eight(values.low * factor, values.high * factor);
+}
+
 @group(0) @binding(3) var<storage, read_write> h: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read_write> h_scale: array<f32>;
 
-// `gate` and `up` are in units of `unit`; so is one factor of the result, and the other in units of unit * HEADROOM.
-fn product(gate: vec4<f32>, up: vec4<f32>, unit: f32) -> vec4<f32> {
-  return gate * sigmoid(gate * unit) * (up * (1.0 / HEADROOM));
+// Of the vector `at` of gate, in real units.
+fn product(at: u32, unit: f32) -> Eight {
+  let gate = times(eight_of(gate_up[at]), unit);
+  let up = times(eight_of(gate_up[at + params.row_vectors]), unit);
+  return Eight(gate.low * sigmoid(gate.low) * up.low, gate.high * sigmoid(gate.high) * up.high);
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WORKGROUP)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-           @builtin(local_invocation_index) invocation: u32) {
-  let at = place_of(group, groups, invocation);
-  if (!at.exists) {
+           @builtin(local_invocation_index) lane: u32) {
+  let row = linear_workgroup(group, groups);
+  if (row >= params.rows) {
     return;
   }
-  let unit = scale[at.row];
-  let first = 2u * at.row * params.row_vectors + at.column;
-  let gate = eight_of(gate_up[first]);
-  let up = eight_of(gate_up[first + params.row_vectors]);
-  h[at.row * params.row_vectors + at.column] =
-      bits_of(Eight(product(gate.low, up.low, unit), product(gate.high, up.high, unit)));
-  if (at.column == 0u) {
-    h_scale[at.row] = unit * unit * HEADROOM;
+  let unit = scale[row];
+  let first = 2u * row * params.row_vectors;
+  var largest = 0u;
+  for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
+    largest = max(largest, largest_of(product(first + i, unit)));
+  }
+  let to = row_scale(row_max(lane, largest));
+  if (lane == 0u) {
+    h_scale[row] = to.down;
+  }
+  for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
+    h[row * params.row_vectors + i] = bits_of(times(product(first + i, unit), to.up));
   }
 }
 
@@ -65,33 +64,52 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
 @group(0) @binding(6) var<storage, read> dh_scale: array<f32>;
 
 struct Slopes {
+  gate: Eight,
+  up: Eight,
+}
+
+struct FourSlopes {
   gate: vec4<f32>,
   up: vec4<f32>,
 }
 
-fn slopes(gate: vec4<f32>, up: vec4<f32>, d: vec4<f32>, unit: f32) -> Slopes {
-  let s = sigmoid(gate * unit);
-  let along = d * (1.0 / GRADIENT_HEADROOM) * s;
-  return Slopes(along * up * (vec4<f32>(1.0) + gate * unit * (vec4<f32>(1.0) - s)), along * gate);
+fn four_slopes(gate: vec4<f32>, up: vec4<f32>, d: vec4<f32>) -> FourSlopes {
+  let s = sigmoid(gate);
+  return FourSlopes(d * up * (s * (vec4<f32>(1.0) + gate * (vec4<f32>(1.0) - s))), d * (gate * s));
 }
 
-@compute @workgroup_size(256)
+// Of the vector `i` of a row.
+fn slopes(row: u32, i: u32) -> Slopes {
+  let first = 2u * row * params.row_vectors + i;
+  let unit = scale[row];
+  let gate = times(eight_of(gate_up[first]), unit);
+  let up = times(eight_of(gate_up[first + params.row_vectors]), unit);
+  let d = times(eight_of(dh[row * params.row_vectors + i]), dh_scale[row]);
+  let low = four_slopes(gate.low, up.low, d.low);
+  let high = four_slopes(gate.high, up.high, d.high);
+  return Slopes(Eight(low.gate, high.gate), Eight(low.up, high.up));
+}
+
+@compute @workgroup_size(WORKGROUP)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-            @builtin(local_invocation_index) invocation: u32) {
-  let at = place_of(group, groups, invocation);
-  if (!at.exists) {
+            @builtin(local_invocation_index) lane: u32) {
+  let row = linear_workgroup(group, groups);
+  if (row >= params.rows) {
     return;
   }
-  let unit = scale[at.row];
-  let first = 2u * at.row * params.row_vectors + at.column;
-  let gate = eight_of(gate_up[first]);
-  let up = eight_of(gate_up[first + params.row_vectors]);
-  let d = eight_of(dh[at.row * params.row_vectors + at.column]);
-  let low = slopes(gate.low, up.low, d.low, unit);
-  let high = slopes(gate.high, up.high, d.high, unit);
-  d_gate_up[first] = bits_of(Eight(low.gate, high.gate));
-  d_gate_up[first + params.row_vectors] = bits_of(Eight(low.up, high.up));
-  if (at.column == 0u) {
-    d_scale[at.row] = unit * dh_scale[at.row] * GRADIENT_HEADROOM;
+  var largest = 0u;
+  for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
+    let slope = slopes(row, i);
+    largest = max(largest, max(largest_of(slope.gate), largest_of(slope.up)));
+  }
+  let to = row_scale(row_max(lane, largest));
+  if (lane == 0u) {
+    d_scale[row] = to.down;
+  }
+  for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
+    let slope = slopes(row, i);
+    let first = 2u * row * params.row_vectors + i;
+    d_gate_up[first] = bits_of(times(slope.gate, to.up));
+    d_gate_up[first + params.row_vectors] = bits_of(times(slope.up, to.up));
   }
 }

@@ -70,6 +70,27 @@ TEST(SwiGluPair, EqualsTheReference) {
   }
 }
 
+// Rows that are tiny, or whose largest value is far above the others, fill f16's range: what is stored does not fade.
+TEST(SwiGluPair, RowsFillTheRange) {
+  if (test::must_skip(test::device().info().f16)) GTEST_SKIP();
+  constexpr std::uint32_t rows = 4, columns = 64;
+  Made gate_up = make(rows, 2 * columns, 3, 0.01f, 0), dh = make(rows, columns, 4, 0.01f, -20);
+  const Operand h = make_operand(test::device(), ProductPath::f16, rows, columns, "h");
+  const Operand d = make_operand(test::device(), ProductPath::f16, rows, 2 * columns, "d");
+  test::run(SwiGluPair{.gate_up = gate_up.operand, .h = h});
+  test::run(SwiGluPairBackward{.dh = dh.operand, .gate_up = gate_up.operand, .d_gate_up = d});
+  for (const Operand& written : {h, d}) {
+    const auto data = test::download(written.data);
+    const std::size_t width = data.size() / rows;
+    for (std::uint32_t row = 0; row < rows; ++row) {
+      float largest = 0;
+      for (std::size_t i = row * width; i < (row + 1) * width; ++i) largest = std::max(largest, std::fabs(data[i]));
+      EXPECT_GE(largest, 0x1p13f) << "row " << row;
+      EXPECT_LE(largest, 0x1p14f) << "row " << row;
+    }
+  }
+}
+
 // The largest f16 values in all inputs leave every result finite.
 TEST(SwiGluPair, NeverOverflows) {
   if (test::must_skip(test::device().info().f16)) GTEST_SKIP();
