@@ -5,10 +5,9 @@
 namespace nibble {
 namespace {
 
-// Each adapted projection of each batch has a stream of random numbers of its own.
 Dropout dropout_at(const LoraDropout& dropout, LinearSite site) {
   return {.probability = dropout.probability, .seed = dropout.seed,
-          .stream = site.layer * 7 + static_cast<std::uint32_t>(site.projection)};
+          .stream = dropout_stream(site.layer, site.projection)};
 }
 
 const LoraSlot* slot_at(const LinearContext& context, LinearSite site) {

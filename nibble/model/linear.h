@@ -13,6 +13,11 @@ struct LoraDropout {
   std::uint32_t seed = 0;  // of this batch
 };
 
+// Each adapted projection of each batch has a stream of random numbers of its own.
+inline std::uint32_t dropout_stream(std::uint32_t layer, Projection projection) {
+  return layer * static_cast<std::uint32_t>(all_projections.size()) + static_cast<std::uint32_t>(projection);
+}
+
 // What the projections of all layers share.
 struct LinearContext {
   ProductPath path;

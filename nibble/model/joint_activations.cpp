@@ -1,0 +1,139 @@
+#include "nibble/model/joint_activations.h"
+
+#include "nibble/kernels/lora_matrix.h"
+
+#include <algorithm>
+
+namespace nibble {
+namespace {
+
+using Dims = std::initializer_list<std::uint32_t>;
+
+// One description of every tensor serves making, viewing and counting: make(tensor, dtype, dims), called for each with the
+// shape that it has for so many tokens.
+template <typename Make>
+void operand(Operand& o, std::uint32_t rows, std::uint32_t columns, const Make& make) {
+  make(o.data, DType::f16, Dims{rows, columns});
+  make(o.scale, DType::f32, Dims{rows});
+}
+
+std::uint32_t query_columns(const ModelConfig& config) { return config.num_heads * config.head_dim; }
+
+template <typename Make>
+void visit(JointActivations& a, const ModelConfig& config, std::uint32_t tokens, std::uint32_t rank, const Make& make) {
+  operand(a.qkv, tokens, joint_dims(config, Joint::qkv).out, make);
+  operand(a.attention, tokens, query_columns(config), make);
+  make(a.log_sum_exp, DType::f32, Dims{config.num_heads, tokens});
+  make(a.middle, DType::f32, Dims{tokens, config.hidden_size});
+  operand(a.gate_up, tokens, 2 * config.intermediate_size, make);
+  if (rank == 0) return;
+  for (const Joint joint : all_joints) {
+    make(a.lora_h[static_cast<std::size_t>(joint)], DType::f16, Dims{tokens, joint_lora_shape(config, joint, rank).width()});
+  }
+}
+
+template <typename Make>
+void visit(JointRoom& r, const ModelConfig& config, const LayersOptions& options, std::uint32_t tokens, const Make& make) {
+  const std::uint32_t hidden = config.hidden_size, intermediate = config.intermediate_size;
+  const std::uint32_t narrow = std::max(intermediate, query_columns(config));
+  operand(r.attention_in, tokens, hidden, make);
+  operand(r.mlp_in, tokens, hidden, make);
+  make(r.attention_in_inv_rms, DType::f32, Dims{tokens});
+  make(r.mlp_in_inv_rms, DType::f32, Dims{tokens});
+  operand(r.hidden, tokens, intermediate, make);
+  if (!options.trainable) return;
+  operand(r.dy, tokens, hidden, make);
+  operand(r.d_narrow, tokens, narrow, make);
+  operand(r.d_wide, tokens, std::max(2 * intermediate, joint_dims(config, Joint::qkv).out), make);
+  make(r.d_normed, DType::f32, Dims{tokens, hidden});
+  if (options.rank == 0) return;
+  make(r.lora_dh, DType::f16, Dims{tokens, joint_lora_shape(config, Joint::qkv, options.rank).width()});
+  if (!options.lora_dropout) return;
+  make(r.d_inputs, DType::f32, Dims{tokens, narrow});
+  make(r.lora_dh_values, DType::f32, Dims{tokens, options.rank});
+}
+
+struct View {
+  void operator()(Tensor& t, DType, Dims dims) const { t = t.view(dims); }
+};
+
+struct Allocate {
+  gpu::Device& device;
+  std::string_view label;
+  void operator()(Tensor& t, DType dtype, Dims dims) const { t = device.tensor(dtype, dims, label); }
+};
+
+struct Count {
+  std::uint64_t& bytes;
+  void operator()(Tensor&, DType dtype, Dims dims) const {
+    std::uint64_t size = size_of(dtype);
+    for (const std::uint32_t dim : dims) size *= dim;
+    bytes += size;
+  }
+};
+
+QkvAttentionShape attention_shape(const ModelConfig& config, const LayersOptions& options) {
+  return {.tokens = options.max_tokens, .heads = config.num_heads, .key_heads = config.num_kv_heads,
+          .head_dim = config.head_dim, .path = ProductPath::matrix, .backward = options.trainable};
+}
+
+std::uint32_t lora_scratch_size(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
+  if (options.rank == 0) return 0;
+  std::uint64_t most = 0;
+  for (const Joint joint : all_joints) {
+    most = std::max(most, lora_matrix_scratch(device, joint_lora_shape(config, joint, options.rank), options.max_tokens));
+  }
+  return static_cast<std::uint32_t>(most);
+}
+
+}  // namespace
+
+JointActivations make_joint_activations(gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
+  JointActivations result;
+  visit(result, config, options.max_tokens, options.rank, Allocate{device, "activation"});
+  return result;
+}
+
+JointActivations first_tokens(const JointActivations& activations, const ModelConfig& config, const LayersOptions& options,
+                              std::uint32_t tokens) {
+  JointActivations result = activations;
+  visit(result, config, tokens, options.rank, View{});
+  return result;
+}
+
+JointRoom make_joint_room(gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
+  JointRoom result;
+  visit(result, config, options, options.max_tokens, Allocate{device, "scratch"});
+  result.attention = make_qkv_attention_room(device, attention_shape(config, options));
+  if (const std::uint32_t size = lora_scratch_size(device, config, options)) {
+    result.lora_scratch = device.tensor(DType::f32, {size}, "LoRA scratch");
+  }
+  return result;
+}
+
+JointRoom first_tokens(const JointRoom& room, const ModelConfig& config, const LayersOptions& options, std::uint32_t tokens) {
+  JointRoom result = room;
+  visit(result, config, options, tokens, View{});
+  return result;
+}
+
+Operand narrowed(const Operand& operand, std::uint32_t columns) {
+  return {.data = operand.data.view({operand.data.dim(0), columns}), .scale = operand.scale};
+}
+
+std::uint64_t joint_activation_bytes(const ModelConfig& config, const LayersOptions& options) {
+  std::uint64_t bytes = 0;
+  JointActivations unused;
+  visit(unused, config, options.max_tokens, options.rank, Count{bytes});
+  return bytes;
+}
+
+std::uint64_t joint_room_bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
+  std::uint64_t bytes = qkv_attention_room_bytes(device, attention_shape(config, options)) +
+                        std::uint64_t{sizeof(float)} * lora_scratch_size(device, config, options);
+  JointRoom unused;
+  visit(unused, config, options, options.max_tokens, Count{bytes});
+  return bytes;
+}
+
+}  // namespace nibble

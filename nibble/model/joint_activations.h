@@ -1,0 +1,56 @@
+#pragma once
+
+#include "nibble/kernels/qkv_attention.h"
+#include "nibble/model/joint_lora.h"
+#include "nibble/model/layers.h"
+
+#include <array>
+
+namespace nibble {
+
+// What the forward pass of a layer leaves for its backward pass: T tokens, C hidden, H and Hk heads of D, I intermediate, R
+// the padded ranks of a joint weight's adapters. Operands are f16.
+struct JointActivations {
+  Operand qkv;                     // (T, (H + 2 Hk) * D)
+  Operand attention;               // (T, H * D)
+  Tensor log_sum_exp;              // (H, T)
+  Tensor middle;                   // (T, C) the residual stream between attention and MLP
+  Operand gate_up;                 // (T, 2 I)
+  std::array<Tensor, 4> lora_h{};  // (T, R) f16 by Joint
+};
+
+// Room that the passes of all layers share.
+struct JointRoom {
+  // What is cheaper to compute again than to keep.
+  Operand attention_in, mlp_in;                       // (T, C) normed
+  Tensor attention_in_inv_rms, mlp_in_inv_rms;        // (T)
+  Operand hidden;                                     // (T, I) silu(gate) * up
+  QkvAttentionRoom attention;
+  Tensor lora_scratch;
+  // Of the backward pass.
+  Operand dy;                      // (T, C) the residual stream's gradient
+  Operand d_narrow;                // (T, I) gradient of `hidden`, then (T, H * D) of `attention`
+  Operand d_wide;                  // (T, 2 I) gradient of `gate_up`, then (T, (H + 2 Hk) * D) of `qkv`
+  Tensor d_normed;                 // (T, C)
+  Tensor lora_dh;                  // (T, the largest R) f16
+  // With dropout of the adapters' inputs, whose gradients do not go through matrix units.
+  Tensor d_inputs;                 // (T, the larger of I and H * D)
+  Tensor lora_dh_values;           // (T, rank)
+};
+
+JointActivations make_joint_activations(gpu::Device& device, const ModelConfig& config, const LayersOptions& options);
+JointRoom make_joint_room(gpu::Device& device, const ModelConfig& config, const LayersOptions& options);
+
+// Views of the first `tokens` tokens; config and options are those of making.
+JointActivations first_tokens(const JointActivations& activations, const ModelConfig& config, const LayersOptions& options,
+                              std::uint32_t tokens);
+JointRoom first_tokens(const JointRoom& room, const ModelConfig& config, const LayersOptions& options, std::uint32_t tokens);
+
+// The first `columns` columns' worth of an operand's memory, as an operand of so many columns.
+Operand narrowed(const Operand& operand, std::uint32_t columns);
+
+// Bytes that the functions above take.
+std::uint64_t joint_activation_bytes(const ModelConfig& config, const LayersOptions& options);
+std::uint64_t joint_room_bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options);
+
+}  // namespace nibble

@@ -1,0 +1,237 @@
+#include "nibble/model/joint_layers.h"
+
+#include "nibble/base/error.h"
+#include "nibble/kernels/lora.h"
+#include "nibble/kernels/pack_rows.h"
+#include "nibble/kernels/product.h"
+#include "nibble/kernels/rms_norm.h"
+#include "nibble/kernels/swiglu_pair.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace nibble {
+
+struct JointLayers::At {
+  const LayerPass& pass;
+  std::uint32_t layer;
+  gpu::Recorder& rec;
+  const LayerWeights& weights;
+  JointActivations kept;
+  JointRoom room;
+
+  std::uint32_t tokens() const { return pass.stream.tokens; }
+  const Tensor& lora_h(Joint joint) const { return kept.lora_h[static_cast<std::size_t>(joint)]; }
+};
+
+namespace {
+
+std::uint32_t sets_of(const ModelConfig& config, const LayersOptions& options) {
+  return options.keeps_all ? config.num_layers : 1;
+}
+
+}  // namespace
+
+bool JointLayers::fits(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
+  if (options.path != ProductPath::matrix) return false;
+  return std::all_of(all_joints.begin(), all_joints.end(), [&](Joint joint) {
+    const auto [out, in] = joint_dims(config, joint);
+    const auto ends = joint_ends(config, joint);
+    const LoraGroupShape lora = joint_lora_shape(config, joint, options.rank);
+    return f16_outputs_fit(device, options.path, out, in) && lora_tail_fits(device, out, in, ends) &&
+           (options.rank == 0 || (lora.padded_rank() <= most_tail_rank && lora_matrix_fits(device, lora)));
+  });
+}
+
+LayersBytes JointLayers::bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
+  std::uint64_t adapters = 0;
+  for (const Joint joint : all_joints) {
+    const LoraGroupShape lora = joint_lora_shape(config, joint, options.rank);
+    if (options.rank > 0) adapters += std::uint64_t{lora.width()} * lora.inputs + std::uint64_t{lora.all_outputs()} * lora.padded_rank();
+  }
+  return {.decoded_weights = FrozenWeights::decoded_bytes(config, options.path, options.residency),
+          .activations = sets_of(config, options) * joint_activation_bytes(config, options),
+          .scratch = joint_room_bytes(device, config, options) + 2 * adapters * config.num_layers};
+}
+
+JointLayers::JointLayers(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
+                         const LayersOptions& options)
+    : config_(config), weights_(weights), options_(options), frozen_(device, weights, config, options.residency) {
+  if (lora) {
+    lora_.emplace(device, config_, frozen_, *lora);
+    lora_scaling_ = lora->scaling;
+  }
+  for (std::uint32_t i = 0; i < sets_of(config_, options_); ++i) {
+    activations_.push_back(make_joint_activations(device, config_, options_));
+  }
+  room_ = make_joint_room(device, config_, options_);
+}
+
+void JointLayers::begin(const LayerPass& pass) {
+  holds_ = {};
+  if (pass.lora) lora_->pack(pass.recorder);
+}
+
+JointLayers::At JointLayers::at(const LayerPass& pass, std::uint32_t layer) const {
+  const std::uint32_t tokens = pass.stream.tokens;
+  return {.pass = pass,
+          .layer = layer,
+          .rec = pass.recorder,
+          .weights = weights_.layers[layer],
+          .kept = first_tokens(activations_[layer % activations_.size()], config_, options_, tokens),
+          .room = first_tokens(room_, config_, options_, tokens)};
+}
+
+Tensor JointLayers::middle(std::uint32_t layer, std::uint32_t tokens) const {
+  return activations_[layer % activations_.size()].middle.rows(0, tokens);
+}
+
+const LoraGroup* JointLayers::adapters(const LayerPass& pass, std::uint32_t layer, Joint joint) const {
+  return pass.lora ? lora_->group(layer, joint) : nullptr;
+}
+
+// Each adapted projection of each batch has a stream of random numbers of its own.
+LoraGroupDropout JointLayers::dropout(const LayerPass& pass, std::uint32_t layer, Joint joint) const {
+  LoraGroupDropout dropout{.probability = pass.dropout.probability, .seed = pass.dropout.seed};
+  std::size_t i = 0;
+  for (const Projection p : members_of(joint)) dropout.streams[i++] = dropout_stream(layer, p);
+  return dropout;
+}
+
+const Operand& JointLayers::attention_in(const At& at, const Tensor& input) {
+  if (std::exchange(holds_.attention_in, at.layer) != at.layer) {
+    record(at.rec, RmsNorm{.x = input, .weight = at.weights.input_norm, .rows = {}, .y = at.room.attention_in,
+                           .inv_rms = at.room.attention_in_inv_rms, .eps = config_.rms_norm_eps});
+  }
+  return at.room.attention_in;
+}
+
+const Operand& JointLayers::mlp_in(const At& at) {
+  if (std::exchange(holds_.mlp_in, at.layer) != at.layer) {
+    record(at.rec, RmsNorm{.x = at.kept.middle, .weight = at.weights.post_attention_norm, .rows = {}, .y = at.room.mlp_in,
+                           .inv_rms = at.room.mlp_in_inv_rms, .eps = config_.rms_norm_eps});
+  }
+  return at.room.mlp_in;
+}
+
+const Operand& JointLayers::hidden(const At& at) {
+  if (std::exchange(holds_.hidden, at.layer) != at.layer) {
+    record(at.rec, SwiGluPair{.gate_up = at.kept.gate_up, .h = at.room.hidden});
+  }
+  return at.room.hidden;
+}
+
+QkvAttention JointLayers::attention(const At& at) const {
+  const DeviceStream& stream = at.pass.stream;
+  return {.qkv = at.kept.qkv, .heads = config_.num_heads, .key_heads = config_.num_kv_heads, .q_norm = at.weights.q_norm,
+          .k_norm = at.weights.k_norm, .position = stream.position, .table = at.pass.rope, .eps = config_.rms_norm_eps,
+          .key_begin = stream.segment_begin, .key_end = stream.key_end, .pairs = stream.pairs, .o = at.kept.attention,
+          .lse = at.kept.log_sum_exp, .room = at.room.attention};
+}
+
+// y = x W^T + the adapters' share, in f16 where y has a scale, else on top of `plus`.
+void JointLayers::project(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus) {
+  ProductNT product{.path = ProductPath::matrix, .x = x, .w = frozen_.weight(at.rec, at.layer, joint), .y = y.data,
+                    .y_scale = y.scale, .plus = plus};
+  if (const LoraGroup* group = adapters(at.pass, at.layer, joint)) {
+    record(at.rec, LoraDownMatrix{.group = *group, .x = x.data, .h = at.lora_h(joint), .scratch = at.room.lora_scratch,
+                                  .dropout = dropout(at.pass, at.layer, joint)});
+    product.lora = {.left = at.lora_h(joint), .right = group->b, .ends = joint_ends(config_, joint)};
+  }
+  record(at.rec, product);
+}
+
+void JointLayers::forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) {
+  holds_ = {};
+  const At at = this->at(pass, layer);
+  project(at, Joint::qkv, attention_in(at, input), at.kept.qkv);
+  record(at.rec, attention(at));
+  project(at, Joint::o, at.kept.attention, {.data = at.kept.middle, .scale = {}}, input);
+  mlp(at, output);
+}
+
+void JointLayers::mlp_forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) {
+  holds_ = {};
+  const At at = this->at(pass, layer);
+  at.rec.copy(input, at.kept.middle);
+  mlp(at, output);
+}
+
+void JointLayers::mlp(const At& at, const Tensor& output) {
+  project(at, Joint::gate_up, mlp_in(at), at.kept.gate_up);
+  project(at, Joint::down, hidden(at), {.data = output, .scale = {}}, at.kept.middle);
+}
+
+// Adds to the gradients of the adapters, and writes dx = dy W + the adapters' share, in f16 where it has a scale; without
+// data of dx the adapters alone.
+void JointLayers::gradients(const At& at, Joint joint, const Operand& x, const Operand& dy, const Operand& dx) {
+  const LoraGroup* group = adapters(at.pass, at.layer, joint);
+  Tensor dh;
+  if (group) {
+    dh = at.room.lora_dh.view({at.tokens(), group->shape.width()});
+    const auto [da, db] = lora_->gradients(at.layer, joint);
+    record(at.rec, LoraBackwardMatrix{.group = *group, .x = x, .dy = dy, .h = at.lora_h(joint), .dh = dh, .da = da, .db = db,
+                                      .scaling = lora_scaling_, .scratch = at.room.lora_scratch,
+                                      .dropout = dropout(at.pass, at.layer, joint)});
+  }
+  if (!dx.data) return;
+  if (group && at.pass.dropout.probability > 0) return dropped_input_gradient(at, joint, dy, dx);
+  ProductNN product{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint), .y = dx.data,
+                    .y_scale = dx.scale};
+  if (group) product.lora = {.left = dh, .right = group->a};
+  record(at.rec, product);
+}
+
+// Dropout's mask lies between the adapters' share and the sum.
+void JointLayers::dropped_input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx) {
+  const LoraGroup& group = *lora_->group(at.layer, joint);
+  const Tensor sum = dx.scale ? at.room.d_inputs.view({at.tokens(), dx.data.dim(1)}) : dx.data;
+  record(at.rec, ProductNN{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint), .y = sum});
+  const LoraGroupDropout dropped = dropout(at.pass, at.layer, joint);
+  std::uint32_t i = 0;
+  for (const Projection p : members_of(joint)) {
+    const LoraSlot& slot = at.pass.lora->slot(at.layer, p);
+    if (slot.used()) {
+      record(at.rec, LoraUnpack{.group = group, .projection = i, .dh = at.room.lora_dh.view({at.tokens(), group.shape.width()}),
+                                .scale = dy.scale, .values = at.room.lora_dh_values});
+      record(at.rec, LoraDownBackwardInput{.dh = at.room.lora_dh_values, .a = slot.a, .dx = sum,
+                                           .dropout = {.probability = dropped.probability, .seed = dropped.seed,
+                                                       .stream = dropped.streams[i]}});
+    }
+    ++i;
+  }
+  if (dx.scale) record(at.rec, PackRows{.x = sum, .y = dx});
+}
+
+void JointLayers::mlp_backward(const LayerPass& pass, std::uint32_t layer, const Tensor& dx) {
+  mlp_gradients(at(pass, layer), dx);
+}
+
+void JointLayers::mlp_gradients(const At& at, const Tensor& dx) {
+  const Operand d_hidden = narrowed(at.room.d_narrow, config_.intermediate_size);
+  const Operand d_gate_up = narrowed(at.room.d_wide, 2 * config_.intermediate_size);
+  record(at.rec, PackRows{.x = dx, .y = at.room.dy});
+  gradients(at, Joint::down, hidden(at), at.room.dy, d_hidden);
+  record(at.rec, SwiGluPairBackward{.dh = d_hidden, .gate_up = at.kept.gate_up, .d_gate_up = d_gate_up});
+  gradients(at, Joint::gate_up, mlp_in(at), d_gate_up, {.data = at.room.d_normed, .scale = {}});
+  record(at.rec, RmsNormBackward{.dy = at.room.d_normed, .x = at.kept.middle, .weight = at.weights.post_attention_norm,
+                                 .inv_rms = at.room.mlp_in_inv_rms, .rows = {}, .dx = dx});
+}
+
+void JointLayers::backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,
+                           bool input_gradient) {
+  const At at = this->at(pass, layer);
+  mlp_gradients(at, dx);
+  const Operand d_attention = narrowed(at.room.d_narrow, at.kept.attention.data.dim(1));
+  const Operand d_qkv = narrowed(at.room.d_wide, at.kept.qkv.data.dim(1));
+  record(at.rec, PackRows{.x = dx, .y = at.room.dy});
+  gradients(at, Joint::o, at.kept.attention, at.room.dy, d_attention);
+  record(at.rec, QkvAttentionBackward{.forward = attention(at), .query_end = pass.stream.segment_end, .d_o = d_attention,
+                                      .d_qkv = d_qkv});
+  gradients(at, Joint::qkv, attention_in(at, input), d_qkv, {.data = input_gradient ? at.room.d_normed : Tensor{}, .scale = {}});
+  if (!input_gradient) return;
+  record(at.rec, RmsNormBackward{.dy = at.room.d_normed, .x = input, .weight = at.weights.input_norm,
+                                 .inv_rms = at.room.attention_in_inv_rms, .rows = {}, .dx = dx});
+}
+
+}  // namespace nibble

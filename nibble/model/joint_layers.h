@@ -1,0 +1,65 @@
+#pragma once
+
+#include "nibble/kernels/lora_matrix.h"
+#include "nibble/model/joint_activations.h"
+#include "nibble/model/layers.h"
+
+#include <optional>
+#include <vector>
+
+namespace nibble {
+
+// For adapters with matrix units: projections that share an input are one product, their adapters a few more steps of it, and
+// what lies between kernels is f16 with row scales. The residual stream and its gradient stay f32.
+class JointLayers : public Layers {
+ public:
+  JointLayers(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
+              const LayersOptions& options);
+
+  // Whether the kernels have room for such sizes. Else PlainLayers serve.
+  static bool fits(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options);
+  static LayersBytes bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options);
+
+  void begin(const LayerPass& pass) override;
+  void forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) override;
+  void backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,
+                bool input_gradient) override;
+  void mlp_forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) override;
+  void mlp_backward(const LayerPass& pass, std::uint32_t layer, const Tensor& dx) override;
+  Tensor middle(std::uint32_t layer, std::uint32_t tokens) const override;
+
+ private:
+  // A layer within a pass, with views of what its tokens take.
+  struct At;
+  // The layers that what is made again was last made for.
+  struct Holds {
+    std::optional<std::uint32_t> attention_in, mlp_in, hidden;
+  };
+
+  At at(const LayerPass& pass, std::uint32_t layer) const;
+  const LoraGroup* adapters(const LayerPass& pass, std::uint32_t layer, Joint joint) const;
+  LoraGroupDropout dropout(const LayerPass& pass, std::uint32_t layer, Joint joint) const;
+
+  const Operand& attention_in(const At& at, const Tensor& input);
+  const Operand& mlp_in(const At& at);
+  const Operand& hidden(const At& at);
+  QkvAttention attention(const At& at) const;
+
+  void project(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus = {});
+  void gradients(const At& at, Joint joint, const Operand& x, const Operand& dy, const Operand& dx);
+  void dropped_input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx);
+  void mlp(const At& at, const Tensor& output);
+  void mlp_gradients(const At& at, const Tensor& dx);
+
+  ModelConfig config_;
+  const DeviceWeights& weights_;
+  LayersOptions options_;
+  JointWeights frozen_;
+  std::optional<JointLora> lora_;
+  float lora_scaling_ = 1.0f;
+  std::vector<JointActivations> activations_;  // of each layer, or one for all
+  JointRoom room_;
+  Holds holds_;
+};
+
+}  // namespace nibble

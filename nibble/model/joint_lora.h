@@ -1,0 +1,35 @@
+#pragma once
+
+#include "nibble/kernels/lora_pack.h"
+#include "nibble/model/joint_weights.h"
+#include "nibble/weights/lora_weights.h"
+
+#include <array>
+#include <vector>
+
+namespace nibble {
+
+LoraGroupShape joint_lora_shape(const ModelConfig& config, Joint joint, std::uint32_t rank);
+
+// The adapters of all layers as matrix units read them, by joint weights.
+class JointLora {
+ public:
+  // `lora` must stay; its buffers are read whenever `pack` is recorded.
+  JointLora(gpu::Device& device, const ModelConfig& config, const JointWeights& weights, const LoraWeights& lora);
+
+  void pack(gpu::Recorder& recorder) const { record(recorder, pack_); }
+  // Null where none of its projections has an adapter.
+  const LoraGroup* group(std::uint32_t layer, Joint joint) const;
+
+  // What the backward pass adds to: of each member that has an adapter.
+  struct Gradients {
+    std::array<Tensor, 3> a, b;
+  };
+  Gradients gradients(std::uint32_t layer, Joint joint) const;
+
+ private:
+  const LoraWeights& lora_;
+  LoraPack pack_;  // four groups a layer
+};
+
+}  // namespace nibble

@@ -1,0 +1,199 @@
+#include "nibble/model/joint_layers.h"
+
+#include "nibble/model/model.h"
+#include "tests/support/files.h"
+#include "tests/support/gpu_test.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace nibble {
+namespace {
+
+// Two segments; every token but the last of each has a label.
+struct Batch {
+  std::vector<std::uint32_t> tokens, position, begin, end, label_rows, labels;
+
+  explicit Batch(std::uint32_t count) {
+    const std::uint32_t first = count / 3;
+    for (std::uint32_t i = 0; i < count; ++i) {
+      const std::uint32_t from = i < first ? 0 : first, to = i < first ? first : count;
+      tokens.push_back((i * 2654435761u >> 7) % 4000);
+      position.push_back(i - from);
+      begin.push_back(from);
+      end.push_back(to);
+      if (i + 1 < to) label_rows.push_back(i);
+    }
+    for (const std::uint32_t row : label_rows) labels.push_back(tokens[row + 1]);
+  }
+  TokenStream stream() const {
+    return {.tokens = tokens, .position = position, .segment_begin = begin, .segment_end = end, .label_rows = label_rows,
+            .labels = labels};
+  }
+};
+
+struct Setting {
+  ProductPath path;
+  LoraConfig lora;
+  ModelOptions model = {};
+  float dropout = 0;
+};
+
+constexpr std::uint32_t most_tokens = 60;
+
+// Adapters whose B is not zero, so that everything counts.
+ModelState tiny_state(const Setting& setting) {
+  ModelState state = ModelState::load(test::device(), test::source_path("models/tiny-qwen3"),
+                                      {.path = setting.path, .lora = setting.lora});
+  std::uint64_t seed = 1;
+  for (LoraLayer& layer : state.edit_lora()) {
+    for (const Projection p : setting.lora.target_modules) {
+      auto& b = layer.at(p).b;
+      b = test::random_values(b.size(), ++seed, 0.05f);
+    }
+  }
+  return state;
+}
+
+struct Result {
+  std::vector<float> losses, gradients;
+};
+
+Result gradients_of(const Setting& setting, const Batch& batch) {
+  auto& device = test::device();
+  const ModelState state = tiny_state(setting);
+  ModelOptions options = setting.model;
+  options.max_tokens = options.max_labels = most_tokens;
+  options.lora_dropout = setting.dropout > 0;
+  Model model(state, options);
+  const LoraWeights& lora = *state.lora_mirror().train();
+  Result result;
+  {
+    gpu::Recorder recorder(device);
+    const DeviceStream stream = model.upload(recorder, batch.stream());
+    recorder.clear(lora.grads);
+    const Head::Loss loss = model.loss_and_gradients(recorder, stream, {.factor = 1.0f / static_cast<float>(batch.labels.size())},
+                                                     {.dropout = {.probability = setting.dropout, .seed = 5}});
+    recorder.submit();
+    result.losses = device.read<float>(loss.loss);
+  }
+  result.gradients = device.read<float>(lora.grads);
+  return result;
+}
+
+bool has_matrices() { return !test::must_skip(supports(test::device().info(), ProductPath::matrix)); }
+
+// f16 operands and outputs round to 2^-11, some twenty times on the way through a layer.
+void expect_near_f32(Setting setting) {
+  const Batch batch(most_tokens - 7);
+  setting.path = ProductPath::matrix;
+  const Result joint = gradients_of(setting, batch);
+  setting.path = ProductPath::f32;
+  const Result exact = gradients_of(setting, batch);
+  EXPECT_LT(test::relative_error(joint.losses, exact.losses), 1e-3);
+  EXPECT_LT(test::relative_error(joint.gradients, exact.gradients), 1e-2);
+}
+
+LoraConfig targets(std::vector<Projection> projections, std::uint32_t rank = 8) {
+  return {.rank = rank, .lora_alpha = 16, .target_modules = std::move(projections)};
+}
+
+LoraConfig all_targets(std::uint32_t rank = 8) { return targets({all_projections.begin(), all_projections.end()}, rank); }
+
+LayersOptions options_of(const LoraConfig& lora) {
+  return {.path = ProductPath::matrix, .max_tokens = most_tokens, .rank = lora.rank};
+}
+
+bool fits(const LoraConfig& lora) {
+  const ModelConfig config = read_model_config(test::source_path("models/tiny-qwen3"));
+  return JointLayers::fits(test::device(), config, options_of(lora));
+}
+
+TEST(JointLayers, AreTheLayersInF32) {
+  if (!has_matrices()) GTEST_SKIP();
+  ASSERT_TRUE(fits(all_targets()));
+  expect_near_f32({.path = {}, .lora = all_targets()});
+}
+
+// Dropout's masks are the same on every path.
+TEST(JointLayers, DropTheSameInputs) {
+  if (!has_matrices()) GTEST_SKIP();
+  expect_near_f32({.path = {}, .lora = all_targets(), .dropout = 0.4f});
+}
+
+TEST(JointLayers, LeaveOutProjectionsWithoutAdapters) {
+  if (!has_matrices()) GTEST_SKIP();
+  expect_near_f32({.path = {}, .lora = targets({Projection::q, Projection::v, Projection::up})});
+  expect_near_f32({.path = {}, .lora = targets({Projection::o, Projection::down}), .dropout = 0.2f});
+}
+
+// Ranks beyond what products take along go through the other layers.
+TEST(JointLayers, LeaveWideRanksToPlainLayers) {
+  if (!has_matrices()) GTEST_SKIP();
+  EXPECT_TRUE(fits(all_targets(256)));
+  EXPECT_FALSE(fits(all_targets(264)));
+  expect_near_f32({.path = {}, .lora = all_targets(264)});
+}
+
+// What is kept, what is made again and where weights are decoded are the same numbers.
+TEST(JointLayers, AreTheSameBitsHoweverMemoryIsUsed) {
+  if (!has_matrices()) GTEST_SKIP();
+  const Batch batch(most_tokens);
+  Setting setting{.path = ProductPath::matrix, .lora = all_targets(), .dropout = 0.3f};
+  const Result kept = gradients_of(setting, batch);
+  setting.model.gradient_checkpointing = true;
+  const Result again = gradients_of(setting, batch);
+  EXPECT_EQ(kept.losses, again.losses);
+  EXPECT_EQ(kept.gradients, again.gradients);
+  setting.model.residency = Residency::cached;
+  EXPECT_EQ(gradients_of(setting, batch).gradients, kept.gradients);
+}
+
+// With the adapters switched off, and on again.
+TEST(JointLayers, KnowTheBaseAlone) {
+  if (!has_matrices()) GTEST_SKIP();
+  auto& device = test::device();
+  const Batch batch(most_tokens);
+  std::array<std::vector<float>, 3> losses[2];
+  for (const ProductPath path : {ProductPath::matrix, ProductPath::f32}) {
+    const ModelState state = tiny_state({.path = path, .lora = all_targets()});
+    Model model(state, {.max_tokens = most_tokens, .max_labels = most_tokens, .trainable = false});
+    gpu::Recorder recorder(device);
+    const DeviceStream stream = model.upload(recorder, batch.stream());
+    auto& of_path = losses[path == ProductPath::f32];
+    const auto read = [&](const Head::Loss& loss) {
+      recorder.submit();
+      return device.read<float>(loss.loss);
+    };
+    of_path[0] = read(model.loss(recorder, stream));
+    of_path[1] = read(model.base_loss(recorder, stream));
+    of_path[2] = read(model.loss(recorder, stream));
+  }
+  EXPECT_EQ(losses[0][0], losses[0][2]);
+  EXPECT_GT(test::relative_error(losses[0][0], losses[0][1]), 1e-2);
+  for (std::size_t i = 0; i < 2; ++i) EXPECT_LT(test::relative_error(losses[0][i], losses[1][i]), 1e-3);
+}
+
+// Tensors are rounded up to 256 bytes on the device.
+TEST(JointLayers, TakeThePlannedBytes) {
+  if (!has_matrices()) GTEST_SKIP();
+  auto& device = test::device();
+  for (const bool dropout : {false, true}) {
+    for (const bool keeps_all : {false, true}) {
+      const Setting setting{.path = ProductPath::matrix, .lora = all_targets(16)};
+      const ModelState state = tiny_state(setting);
+      LayersOptions options = options_of(setting.lora);
+      options.keeps_all = keeps_all;
+      options.lora_dropout = dropout;
+      const LoraWeights* lora = state.lora_mirror().on_device();
+      const std::uint64_t before = device.memory().current;
+      const auto layers = make_layers(device, state.config(), state.weights(), lora, options);
+      const LayersBytes planned = layers_bytes(device, state.config(), options);
+      const std::uint64_t sum = planned.activations + planned.decoded_weights + planned.scratch;
+      EXPECT_NEAR(static_cast<double>(device.memory().current - before), static_cast<double>(sum), 0.02 * static_cast<double>(sum));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble
