@@ -1,7 +1,6 @@
 #include "nibble/kernels/attention.h"
 
 #include "nibble/base/error.h"
-#include "nibble/kernels/attention_matrix.h"
 
 #include <algorithm>
 #include <bit>
@@ -23,7 +22,6 @@ struct Shape {
   double pairs;
 
   std::uint32_t group() const { return heads / key_heads; }
-  detail::AttentionShape whole() const { return {heads, key_heads, tokens, head_dim, pairs}; }
   std::uint64_t token_bytes() const { return std::uint64_t{heads} * head_dim * 4; }
   // Of `products` products of queries and keys, `tensors` of the queries' size moved once.
   gpu::Work work(double products, double tensors) const {
@@ -132,7 +130,6 @@ Plan plan_of(const gpu::Device& device, std::uint32_t head_dim, std::optional<At
     case AttentionVariant::tiles: return tiles_plan(head_dim, 64);
     case AttentionVariant::small_tiles: return tiles_plan(head_dim, 32);
     case AttentionVariant::decode: return decode_plan(head_dim);
-    case AttentionVariant::matrix: break;
   }
   fail(where, "An unknown variant was asked for.");
 }
@@ -179,9 +176,6 @@ void record(gpu::Recorder& recorder, const Attention& op) {
   check_rows(shape, "key_begin", op.key_begin, shape.tokens);
   check_rows(shape, "key_end", op.key_end, shape.tokens);
   const bool few_queries = shape.tokens <= most_decode_queries && !op.variant;
-  if (!few_queries && detail::attention_matrix_serves(device, op.room, shape.whole(), shape.capacity, op.variant)) {
-    return detail::record_matrix(recorder, op, shape.whole());
-  }
   const Plan plan = plan_of(device, shape.head_dim, op.variant, few_queries);
   const auto entry = plan.entry(device, "forward");
   for_slices(device, shape, [&](const Slice& slice) {
@@ -198,9 +192,6 @@ void record(gpu::Recorder& recorder, const AttentionBackward& op) {
   gpu::Device& device = recorder.device();
   const Shape shape = shape_of(op.q, op.k, op.v, op.pairs);
   check_backward(shape, op);
-  if (detail::attention_matrix_serves(device, op.room, shape.whole(), shape.capacity, op.variant)) {
-    return detail::record_matrix(recorder, op, shape.whole());
-  }
   record_delta(recorder, shape, op);
   check(op.variant != AttentionVariant::decode, where, "The decode variant has no backward.");
   const Plan plan = plan_of(device, shape.head_dim, op.variant, false);

@@ -12,23 +12,7 @@ enum class AttentionVariant {
   tiles,        // workgroups share tiles of 64 rows and columns: for GPUs
   small_tiles,  // of 32: for GPUs with little workgroup memory
   decode,       // a workgroup a (query, head): for few queries; forward only
-  matrix,       // matrix units, f16 operands: where there is room for them (AttentionRoom)
 };
-
-// Memory in which `matrix` packs its operands; passes of layers that follow one another share it.
-struct AttentionRoom {
-  Tensor operands;  // f16 forms of q, k, v and d_o
-  Tensor numbers;   // f32 scales of their rows, and what else a query has
-  Tensor parts;     // partial sums of the gradients of k and v
-};
-
-// For at most `tokens` tokens. Empty, of 0 bytes, where the adapter's matrices do not suit, a head has neither 64 nor 128
-// values, or a tensor would exceed a binding.
-struct AttentionRoomSize {
-  std::uint32_t tokens, heads, key_heads, head_dim;
-};
-AttentionRoom make_attention_room(gpu::Device& device, const AttentionRoomSize& size);
-std::uint64_t attention_room_bytes(const gpu::Device& device, const AttentionRoomSize& size);
 
 // Causal attention with grouped heads and running softmax; no matrix of scores in memory. Query head h reads key head
 // h / (H / Hk), and query i the keys j of [key_begin[i], key_end[i]):
@@ -42,7 +26,6 @@ struct Attention {
   Tensor o;                   // (Tq, H * D)
   Tensor lse;                 // (H, Tq)
   std::uint64_t pairs = 0;    // sum of key_end - key_begin, for the profile; 0: of one segment
-  AttentionRoom room = {};    // where it is not empty, and keys and queries are the same tokens, `matrix` serves
   std::optional<AttentionVariant> variant;  // for tests; empty: by the adapter
 };
 void record(gpu::Recorder& recorder, const Attention& op);
@@ -62,7 +45,6 @@ struct AttentionBackward {
   Tensor dq;                             // (H, T, D)
   Tensor dk, dv;                         // (Hk, capacity, D); rows from T on stay as they are
   std::uint64_t pairs = 0;
-  AttentionRoom room = {};
   std::optional<AttentionVariant> variant;
 };
 void record(gpu::Recorder& recorder, const AttentionBackward& op);

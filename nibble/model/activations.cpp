@@ -81,16 +81,6 @@ std::uint64_t lora_scratch_size(const gpu::Device& device, const ActivationShape
   return most;
 }
 
-// Software adapters are faster without matrix units.
-bool has_attention_room(const gpu::Device& device, ProductPath path) {
-  return path == ProductPath::matrix && device.info().type != gpu::AdapterType::software;
-}
-
-AttentionRoomSize attention_room_size(const ActivationShape& shape) {
-  const Widths w(*shape.config);
-  return {.tokens = shape.tokens, .heads = w.heads, .key_heads = w.kv_heads, .head_dim = w.head_dim};
-}
-
 struct Allocate {
   gpu::Device& device;
   ProductPath path;
@@ -160,9 +150,6 @@ Scratch make_scratch(gpu::Device& device, const ActivationShape& shape, bool tra
   if (trainable && partial_sums > 0) {
     result.lora_scratch = device.tensor(DType::f32, {static_cast<std::uint32_t>(partial_sums)}, "LoRA scratch");
   }
-  if (has_attention_room(device, shape.path)) {
-    result.attention_room = make_attention_room(device, attention_room_size(shape));
-  }
   return result;
 }
 
@@ -182,7 +169,6 @@ std::uint64_t layer_activation_bytes(const ActivationShape& shape) {
 
 std::uint64_t scratch_bytes(const gpu::Device& device, const ActivationShape& shape, bool trainable) {
   std::uint64_t bytes = trainable ? 4 * lora_scratch_size(device, shape) : 0;
-  if (has_attention_room(device, shape.path)) bytes += attention_room_bytes(device, attention_room_size(shape));
   Scratch unused;
   visit(unused, Widths(*shape.config), shape.tokens, shape.rank, trainable, Count{shape.path, bytes});
   return bytes;

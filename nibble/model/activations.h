@@ -1,6 +1,6 @@
 #pragma once
 
-#include "nibble/kernels/attention.h"
+#include "nibble/kernels/operand.h"
 #include "nibble/weights/config.h"
 
 #include <array>
@@ -51,7 +51,6 @@ struct Scratch {
   Operand dq_packed, dk_packed, dv_packed;
   Tensor lora_dh;                             // (T, r)
   Tensor lora_scratch;                        // partial sums of the adapters' gradients
-  AttentionRoom attention_room;               // of attention on matrix units; empty where there is none
 };
 
 // `trainable`: also the room of the backward pass.

@@ -33,8 +33,7 @@ class LayerBackward {
     record(rec_, AttentionBackward{.q = a_.q_heads, .k = a_.k_heads, .v = a_.v_heads, .key_begin = stream.segment_begin,
                                    .key_end = stream.key_end, .query_end = stream.segment_end, .o = a_.attention,
                                    .d_o = s_.d_attention, .lse = a_.log_sum_exp, .delta = s_.attention_delta,
-                                   .dq = s_.dq_heads, .dk = s_.dk_heads, .dv = s_.dv_heads, .pairs = stream.pairs,
-                                   .room = s_.attention_room});
+                                   .dq = s_.dq_heads, .dk = s_.dk_heads, .dv = s_.dv_heads, .pairs = stream.pairs});
     record(rec_, FromHeads{.dy = s_.dv_heads, .dx = s_.dv});
     record(rec_, QkNormRopeBackward{.dy = s_.dk_heads, .x = {a_.k}, .weight = weights.k_norm, .position = stream.position,
                                     .table = context_.rope, .inv_rms = a_.k_inv_rms, .dx = s_.dk});

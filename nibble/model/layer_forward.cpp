@@ -29,8 +29,7 @@ void attention_forward(const LayerContext& context, std::uint32_t layer, const T
                          .row_offset = context.first_key});
   record(rec, ToHeads{.x = {scratch.v}, .y = a.v_heads, .row_offset = context.first_key});
   record(rec, Attention{.q = a.q_heads, .k = a.k_heads, .v = a.v_heads, .key_begin = context.stream.segment_begin,
-                        .key_end = context.stream.key_end, .o = a.attention, .lse = a.log_sum_exp, .pairs = context.stream.pairs,
-                        .room = scratch.attention_room});
+                        .key_end = context.stream.key_end, .o = a.attention, .lse = a.log_sum_exp, .pairs = context.stream.pairs});
   as_operand(rec, a.attention, a.attention_packed);
   rec.copy(input, a.middle);
   project(Projection::o, a.attention_packed, a.middle, true);

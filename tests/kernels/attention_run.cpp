@@ -26,19 +26,8 @@ AttentionBackward backward_of(const Attention& forward, const AttentionCase& sha
           .dq = outputs.dq,
           .dk = outputs.dk,
           .dv = outputs.dv,
-          .room = forward.room,
           .variant = forward.variant};
 }
-
-namespace {
-
-AttentionRoom room_for(const AttentionCase& shape, AttentionVariant variant) {
-  if (variant != AttentionVariant::matrix) return {};
-  return make_attention_room(device(), {.tokens = shape.tokens(), .heads = shape.heads,
-                                                             .key_heads = shape.key_heads, .head_dim = shape.head_dim});
-}
-
-}  // namespace
 
 AttentionOutputs run(const AttentionCase& shape, const AttentionInputs& inputs, AttentionVariant variant) {
   const std::uint32_t tokens = shape.tokens(), heads = shape.heads, key_heads = shape.key_heads, dim = shape.head_dim;
@@ -53,7 +42,6 @@ AttentionOutputs run(const AttentionCase& shape, const AttentionInputs& inputs, 
                           .key_end = upload_u32(shape.key_end()),
                           .o = o.tensor(),
                           .lse = lse.tensor(),
-                          .room = room_for(shape, variant),
                           .variant = variant};
   const auto backward = backward_of(forward, shape, upload(inputs.d_o, {tokens, heads * dim}),
                                     {delta.tensor(), dq.tensor(), dk.tensor(), dv.tensor()});
