@@ -1,12 +1,33 @@
 #include "nibble/io/json.h"
 #include "tests/cli/run_program.h"
 
+#include <stdlib.h>
+
 namespace nibble {
 namespace {
 
 using test::run_nibble;
 
 const std::string tiny_model = test::source_path("models/tiny-qwen3");
+
+// While it lives, programs take kernels from a folder in which one text is changed.
+class ChangedKernel {
+ public:
+  ChangedKernel(const std::string& file, const std::string& from, const std::string& to) {
+    std::filesystem::copy(test::source_path("nibble/kernels"), folder_.path(), std::filesystem::copy_options::recursive);
+    std::string text = test::slurp(folder_ / file);
+    const auto at = text.find(from);
+    EXPECT_NE(at, text.npos) << from;
+    folder_.write(file, text.replace(at, from.size(), to));
+    ::setenv("NIBBLE_WGSL_DIR", folder_.path().c_str(), 1);
+  }
+  ChangedKernel(const ChangedKernel&) = delete;
+  ChangedKernel& operator=(const ChangedKernel&) = delete;
+  ~ChangedKernel() { ::unsetenv("NIBBLE_WGSL_DIR"); }
+
+ private:
+  test::TemporaryFolder folder_;
+};
 
 TEST(BenchStep, WritesTheTableAsJson) {
   const test::TemporaryFolder folder;
@@ -56,6 +77,64 @@ TEST(BenchStep, RefusesAnUnknownShape) {
   const auto result = run_nibble({"bench", "step", "--gpu", "0", "--shape", "qwen3-5b"});
   EXPECT_EQ(result.code, 2) << result.err;
   EXPECT_NE(result.err.find("qwen3-4b"), std::string::npos) << result.err;
+}
+
+test::ProgramResult bench_attention(const std::string& compute) {
+  return run_nibble({"bench", "attention", "--gpu", "0", "--model", tiny_model, "--batch", "1", "3", "--length", "70", "--repeats",
+                     "1", "--compute", compute, "--peak-tflops", "2", "--peak-gbs", "20", "--profile", "--json", "-"});
+}
+
+TEST(BenchAttention, ComparesThenTimesBothPasses) {
+  const auto result = bench_attention("f32");
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.err.find("3 x 70"), std::string::npos) << result.err;
+  const Json report = parse_json(result.out, "output");
+  EXPECT_EQ(report["benchmark"], "attention");
+  ASSERT_EQ(report["rows"].size(), 2u);
+  const Json& row = report["rows"][1];
+  EXPECT_EQ(row["shape"], "3x70");
+  EXPECT_EQ(row["correct"], true);
+  EXPECT_LT(row["errors"]["sampled"], 1e-5);
+  EXPECT_GT(row["errors"]["sampled"], 0) << "the host's sums cannot be the device's";
+  // 6 heads of 64, half of the square of 70 and its diagonal, three segments.
+  const double pair_flops = 3.0 * 70 * 71 / 2 * 6 * 64;
+  for (const auto& [pass, products] : {std::pair("forward", 4.0), std::pair("backward", 10.0)}) {
+    const Json& of = row[pass];
+    EXPECT_NEAR(of["tflops"].get<double>() * 1e12 * of["seconds"]["median"].get<double>(), products * pair_flops, 1) << pass;
+    EXPECT_GT(of["share_of_peak"], 0) << pass;
+  }
+  EXPECT_GT(row["kernels"].size(), 3u);
+  for (const Json& kernel : row["kernels"]) EXPECT_EQ(kernel["calls"], 1);
+}
+
+TEST(BenchAttention, ComparesMatrixUnitsWithF32) {
+  const auto result = bench_attention("matrix");
+  if (result.code == 2) GTEST_SKIP() << result.err;
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json row = parse_json(result.out, "output")["rows"][1];
+  EXPECT_EQ(row["by"], "matrix units");
+  for (const char* error : {"o", "d_qkv", "sampled"}) {
+    EXPECT_GT(row["errors"][error], 1e-5) << error;
+    EXPECT_LT(row["errors"][error], 0x1p-10) << error;
+  }
+}
+
+TEST(BenchAttention, SaysWhereResultsAreWrong) {
+  const ChangedKernel changed("qk_norm_rope.wgsl", "pair.high * turn.cosine + pair.low * turn.sine",
+                              "pair.high * turn.cosine - pair.low * turn.sine");
+  for (const char* compute : {"f32", "matrix"}) {
+    const auto result = bench_attention(compute);
+    if (result.code == 2) continue;  // no matrices
+    EXPECT_EQ(result.code, 3) << compute << result.err;
+    EXPECT_NE(result.err.find("WRONG"), std::string::npos) << compute << result.err;
+    EXPECT_EQ(parse_json(result.out, "output")["rows"][0]["correct"], false) << compute;
+  }
+}
+
+TEST(BenchAttention, RefusesMoreTokensThanItCanHold) {
+  const auto result = run_nibble({"bench", "attention", "--gpu", "0", "--batch", "65536", "--length", "65536"});
+  EXPECT_EQ(result.code, 2) << result.err;
+  EXPECT_NE(result.err.find("tokens are measured"), std::string::npos) << result.err;
 }
 
 }  // namespace
