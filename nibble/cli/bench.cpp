@@ -188,6 +188,7 @@ void add_bench(CLI::App& app, Action& action) {
   verb->require_subcommand(1);
   add_bench_step(*verb, action);
   add_bench_attention(*verb, action);
+  add_bench_generate(*verb, action);
 }
 
 }  // namespace nibble::cli

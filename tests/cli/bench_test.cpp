@@ -137,5 +137,42 @@ TEST(BenchAttention, RefusesMoreTokensThanItCanHold) {
   EXPECT_NE(result.err.find("tokens are measured"), std::string::npos) << result.err;
 }
 
+TEST(BenchGenerate, ComparesThenTimesPromptAndTokens) {
+  const auto result = run_nibble({"bench", "generate", "--gpu", "0", "--model", tiny_model, "--prompt-length", "5", "40",
+                                  "--new-tokens", "3", "--lora-rank", "4", "--repeats", "2", "--compute", "f32", "--peak-gbs",
+                                  "20", "--json", "-"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json report = parse_json(result.out, "output");
+  EXPECT_EQ(report["benchmark"], "generate");
+  ASSERT_EQ(report["rows"].size(), 2u);
+  const Json& row = report["rows"][1];
+  EXPECT_EQ(row["prompt_length"], 40);
+  EXPECT_LT(row["error"], row["allowed"]);
+  const double prompt = row["prompt"]["seconds"]["median"], token = row["token"]["seconds"]["median"];
+  EXPECT_DOUBLE_EQ(row["prompt"]["tokens_per_second"], 40 / prompt);
+  EXPECT_DOUBLE_EQ(row["token"]["tokens_per_second"], 1 / token);
+  EXPECT_EQ(row["token"]["seconds"]["repeats"], 2);
+  // Of the tiny model's four layers: codes and scales, adapters of rank 4, keys and values; and the head in f32.
+  const double weights = 2 * 384 * 256 + 2 * 128 * 256 + 3 * 768 * 256, ranks = 2 * (384 + 256) + 2 * (128 + 256) + 3 * (768 + 256);
+  const double bytes = 4 * (weights * 4.5 / 8 + 4 * 4 * ranks + 2 * 4 * 2 * 64 * (40 + 2)) + 4.0 * 4096 * 256;
+  EXPECT_DOUBLE_EQ(row["token"]["bytes"], bytes);
+  EXPECT_DOUBLE_EQ(row["token"]["share_of_peak"], bytes / 20e9 / token);
+}
+
+TEST(BenchGenerate, SaysWhereLogitsAreWrong) {
+  const ChangedKernel changed("attention_decode.wgsl", "exp(score - largest)", "exp(0.9 * (score - largest))");
+  const auto result = run_nibble({"bench", "generate", "--gpu", "0", "--model", tiny_model, "--prompt-length", "40", "--new-tokens",
+                                  "3", "--repeats", "1"});
+  EXPECT_EQ(result.code, 3) << result.err;
+  EXPECT_NE(result.out.find("WRONG"), std::string::npos) << result.out;
+}
+
+TEST(BenchGenerate, RefusesMoreTokensThanTheModelHasPositions) {
+  const auto result = run_nibble({"bench", "generate", "--gpu", "0", "--model", tiny_model, "--prompt-length", "1000",
+                                  "--new-tokens", "25"});
+  EXPECT_EQ(result.code, 2) << result.err;
+  EXPECT_NE(result.err.find("1024 positions"), std::string::npos) << result.err;
+}
+
 }  // namespace
 }  // namespace nibble
