@@ -189,6 +189,7 @@ void add_bench(CLI::App& app, Action& action) {
   add_bench_step(*verb, action);
   add_bench_attention(*verb, action);
   add_bench_generate(*verb, action);
+  add_bench_load(*verb, action);
 }
 
 }  // namespace nibble::cli

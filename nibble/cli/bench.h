@@ -17,6 +17,7 @@ namespace nibble::cli {
 void add_bench_step(CLI::App& bench, Action& action);
 void add_bench_attention(CLI::App& bench, Action& action);
 void add_bench_generate(CLI::App& bench, Action& action);
+void add_bench_load(CLI::App& bench, Action& action);
 
 // What a card can do at most, a second; 0 where it is not known.
 struct Peaks {
