@@ -49,13 +49,14 @@ def join(reports):
             notes.append(f"{name}: left out, {report['left_out']}.")
             continue
         device = report.get("device")
-        devices.setdefault(device["name"] if isinstance(device, dict) else device, []).append(name)
+        if device:
+            devices.setdefault(device["name"] if isinstance(device, dict) else device, []).append(name)
         for row in rows:
             cells.setdefault((row["batch"], row["length"]), {})[column] = row
     if len(devices) > 1:
         notes.append("Measured on different devices, so not to be compared: "
                      + "; ".join(f"{device} ({', '.join(sorted(set(names)))})" for device, names in sorted(devices.items())) + ".")
-    return cells, notes, sorted(device for device in devices if device)
+    return cells, notes, sorted(devices)
 
 
 def rate(row):
