@@ -150,28 +150,27 @@ class LoadBench {
  private:
   std::FILE* out() const { return report_.table(); }
 
-  // Checked once, then timed.
+  // Checked once, then timed, each time on a new device: what a device gives back it may keep until it has other work.
   bool load() {
-    gpu::Device device = flags_.bench.device.open();
-    const ProductPath path = flags_.bench.device.path(device.info());
-    report_.begin(device, path);
     const Checkpoint checkpoint(model_);
-    LoadTimes times;
-    const auto load_once = [&] {
-      const auto begin = Clock::now();
-      DeviceWeights weights = load_weights(device, checkpoint, config_, {.dense_dtype = operand_dtype(path), .times = &times});
-      device.wait("load");
-      return std::pair(seconds_since(begin), std::move(weights));
-    };
     LoadCheck check;
-    {
-      const auto [seconds, weights] = load_once();
-      row_["first_seconds"] = seconds;
-      check = check_loaded(device, checkpoint, weights);
-    }
+    LoadTimes times;
     std::vector<double> seconds;
-    times = {};
-    for (std::uint32_t i = 0; i < flags_.repeats; ++i) seconds.push_back(load_once().first);
+    for (std::uint32_t i = 0; i <= flags_.repeats; ++i) {
+      gpu::Device device = flags_.bench.device.open();
+      const ProductPath path = flags_.bench.device.path(device.info());
+      report_.begin(device, path);
+      LoadTimes* const timed = i > 0 ? &times : nullptr;
+      const auto begin = Clock::now();
+      const DeviceWeights weights =
+          load_weights(device, checkpoint, config_, {.dense_dtype = operand_dtype(path), .times = timed});
+      device.wait("load");
+      if (timed) {
+        seconds.push_back(seconds_since(begin));
+      } else {
+        check = check_loaded(device, checkpoint, weights);
+      }
+    }
     put_load(spread_of(std::move(seconds)), static_cast<double>(checkpoint.total_bytes()), times);
     put_check(check);
     print_load(check);
