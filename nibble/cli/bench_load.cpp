@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <system_error>
 #include <thread>
@@ -29,24 +30,45 @@ struct LoadFlags {
   std::string folder;
 };
 
-// A new folder, removed at the end with all that was put there.
+// A new folder, removed with all that was put there, also where the program is killed: a process of its own does it as soon as
+// the other end of a pipe is gone. To be made before there are threads.
 class ScratchFolder {
  public:
   explicit ScratchFolder(const fs::path& parent) {
     std::string pattern = (parent / "nibble-bench-XXXXXX").string();
     if (!::mkdtemp(pattern.data())) fail_with_errno(parent, "make a folder here");
     path_ = pattern;
+    int ends[2] = {-1, -1};
+    if (::pipe(ends) == 0) remover_ = ::fork();
+    if (remover_ == 0) remove_at_the_end_of(ends);
+    alive_ = FileDescriptor(ends[1]);
+    if (ends[0] >= 0) ::close(ends[0]);
   }
   ScratchFolder(const ScratchFolder&) = delete;
   ScratchFolder& operator=(const ScratchFolder&) = delete;
   ~ScratchFolder() {
+    alive_.close();
+    if (remover_ > 0) ::waitpid(remover_, nullptr, 0);
     std::error_code ignored;
-    fs::remove_all(path_, ignored);
+    fs::remove_all(path_, ignored);  // where there was no process for it
   }
   const fs::path& path() const { return path_; }
 
  private:
+  [[noreturn]] void remove_at_the_end_of(const int (&ends)[2]) const {
+    ::setsid();  // keys that interrupt the program are not for this one
+    ::close(ends[1]);
+    char nothing = 0;
+    while (::read(ends[0], &nothing, 1) < 0 && errno == EINTR) {
+    }
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+    ::_exit(0);
+  }
+
   fs::path path_;
+  pid_t remover_ = -1;
+  FileDescriptor alive_;
 };
 
 // Drivers keep compiled kernels of their own, which would hide what making them costs; these are told to keep them here.

@@ -3,6 +3,9 @@
 
 #include <stdlib.h>
 
+#include <chrono>
+#include <thread>
+
 namespace nibble {
 namespace {
 
@@ -192,6 +195,21 @@ TEST(BenchLoad, ChecksThenTimesAModelFolder) {
     EXPECT_GE(row[start]["to_first_step_seconds"], row[start]["first_step_seconds"]) << start;
   }
   EXPECT_EQ(row["cold"]["loss"], row["cached"]["loss"]);
+}
+
+TEST(BenchLoad, LeavesNothingWhereItIsKilled) {
+  const test::TemporaryFolder folder;
+  test::RunningProgram program(NIBBLE_PROGRAM, {"bench", "load", "--gpu", "0", "--model", tiny_model, "--folder", folder.path()});
+  const auto wait_until = [&](bool empty) {
+    for (int i = 0; i < 2000 && std::filesystem::is_empty(folder.path()) != empty; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    EXPECT_EQ(std::filesystem::is_empty(folder.path()), empty);
+  };
+  wait_until(false);
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_EQ(program.wait_after(SIGKILL).signal, SIGKILL);
+  wait_until(true);
 }
 
 TEST(BenchLoad, RefusesAnAdapterThatIsNotThereBeforeItWrites) {
