@@ -100,6 +100,52 @@ void put_rates(Json& row, const Spread& seconds, double flops, double bytes, con
   row["share_of_peak"] = positive_or_null(peaks.seconds(flops, bytes) / seconds.median);
 }
 
+Json print_kernels(std::FILE* out, std::span<const gpu::ProfileRow> rows, const Peaks& peaks) {
+  Json kernels = Json::array();
+  if (rows.empty()) return kernels;
+  gpu::ProfileRow all;
+  for (const auto& row : rows) all.seconds += row.seconds;
+  fmt::print(out, "{:<34} {:>7} {:>9} {:>6} {:>8} {:>8} {:>9} {:>6}\n", "kernel", "calls", "ms", "%", "GB/s", "TFLOP/s",
+             "bound ms", "of it");
+  const auto print = [&](std::string_view label, const gpu::ProfileRow& row, double bound) {
+    fmt::print(out, "{:<34} {:>7} {:>9.3f} {:>6.1f} {:>8.0f} {:>8.2f} {:>9} {:>6}\n", label, row.count, row.seconds * 1e3,
+               100 * row.seconds / all.seconds, row.bytes / row.seconds * 1e-9, row.flops / row.seconds * 1e-12,
+               bound > 0 ? fmt::format("{:.3f}", bound * 1e3) : "?",
+               bound > 0 ? fmt::format("{:.0f}%", 100 * bound / row.seconds) : "?");
+  };
+  double all_bound = 0;
+  for (const auto& row : rows) {
+    const double bound = peaks.seconds(row.flops, row.bytes);
+    print(row.label, row, bound);
+    kernels.push_back({{"kernel", row.label},
+                       {"calls", row.count},
+                       {"seconds", row.seconds},
+                       {"share", row.seconds / all.seconds},
+                       {"gbs", row.bytes / row.seconds * 1e-9},
+                       {"tflops", row.flops / row.seconds * 1e-12},
+                       {"bound_seconds", bound > 0 ? Json(bound) : Json()}});
+    all.count += row.count;
+    all.bytes += row.bytes;
+    all.flops += row.flops;
+    all_bound += bound;
+  }
+  print("all", all, all_bound);
+  return kernels;
+}
+
+std::vector<gpu::ProfileRow> profile_of_each(std::vector<gpu::ProfileRow> rows, std::span<const gpu::ProfileRow> before) {
+  for (gpu::ProfileRow& row : rows) {
+    const auto first = std::find_if(before.begin(), before.end(), [&](const auto& r) { return r.label == row.label; });
+    const gpu::ProfileRow sums = first == before.end() ? gpu::ProfileRow{} : *first;
+    const auto calls = static_cast<double>(row.count - sums.count);
+    row = {.label = row.label, .count = row.count > sums.count ? 1u : 0u, .seconds = (row.seconds - sums.seconds) / calls,
+           .bytes = (row.bytes - sums.bytes) / calls, .flops = (row.flops - sums.flops) / calls};
+  }
+  std::erase_if(rows, [](const gpu::ProfileRow& row) { return row.count == 0; });
+  std::sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.seconds > b.seconds; });
+  return rows;
+}
+
 BenchReport::BenchReport(std::string benchmark, const BenchFlags& flags, Json settings) : flags_(flags) {
   head_ = {{"tool", "nibble"},
            {"version", NIBBLE_VERSION},
@@ -141,6 +187,9 @@ void add_bench(CLI::App& app, Action& action) {
   CLI::App* verb = app.add_subcommand("bench", "Measures this GPU.");
   verb->require_subcommand(1);
   add_bench_step(*verb, action);
+  add_bench_attention(*verb, action);
+  add_bench_generate(*verb, action);
+  add_bench_load(*verb, action);
 }
 
 }  // namespace nibble::cli

@@ -7,6 +7,7 @@
 #include "nibble/weights/config.h"
 
 #include <cstdio>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,9 @@ namespace nibble::cli {
 
 // The measurements of `nibble bench`, each in a file of its own; they share what stands below.
 void add_bench_step(CLI::App& bench, Action& action);
+void add_bench_attention(CLI::App& bench, Action& action);
+void add_bench_generate(CLI::App& bench, Action& action);
+void add_bench_load(CLI::App& bench, Action& action);
 
 // What a card can do at most, a second; 0 where it is not known.
 struct Peaks {
@@ -58,6 +62,12 @@ Spread measure(gpu::Device& device, std::uint32_t repeats, const std::function<v
 // Keys of a row: seconds {median, min, max, repeats}, tflops, gbs, and share_of_peak where a peak is known: the least time
 // that the work could take over the time that it took.
 void put_rates(Json& row, const Spread& seconds, double flops, double bytes, const Peaks& peaks);
+
+// The table by kernel of --profile, with the least time that the card's peaks leave each, and its rows as JSON.
+Json print_kernels(std::FILE* out, std::span<const gpu::ProfileRow> rows, const Peaks& peaks);
+
+// One dispatch of each kernel that ran since `before`: the mean, longest first.
+std::vector<gpu::ProfileRow> profile_of_each(std::vector<gpu::ProfileRow> rows, std::span<const gpu::ProfileRow> before);
 
 // The results of one measurement: a table for the reader, and rows in JSON with what is needed to compare them later.
 class BenchReport {

@@ -43,42 +43,6 @@ void print_row(std::FILE* out, const StepFlags& flags, const StepBenchResult& r,
   std::fflush(out);
 }
 
-// What each kernel did in one of the timed steps, and the least time that the card's peaks leave it.
-Json kernels_of(const StepBenchResult& r, const Peaks& peaks, std::FILE* out) {
-  double total = 0;
-  for (const auto& row : r.kernels) total += row.seconds;
-  Json kernels = Json::array();
-  if (r.kernels.empty()) return kernels;
-  fmt::print(out, "{:<34} {:>7} {:>9} {:>6} {:>8} {:>8} {:>9} {:>6}\n", "kernel", "a step", "ms", "%", "GB/s", "TFLOP/s",
-             "bound ms", "of it");
-  const auto print = [&](std::string_view label, const gpu::ProfileRow& row, double bound) {
-    fmt::print(out, "{:<34} {:>7} {:>9.3f} {:>6.1f} {:>8.0f} {:>8.2f} {:>9} {:>6}\n", label, row.count, row.seconds * 1e3,
-               100 * row.seconds / total, row.bytes / row.seconds * 1e-9, row.flops / row.seconds * 1e-12,
-               bound > 0 ? fmt::format("{:.3f}", bound * 1e3) : "?",
-               bound > 0 ? fmt::format("{:.0f}%", 100 * bound / row.seconds) : "?");
-  };
-  gpu::ProfileRow all;
-  double all_bound = 0;
-  for (const auto& row : r.kernels) {
-    const double bound = peaks.seconds(row.flops, row.bytes);
-    print(row.label, row, bound);
-    kernels.push_back({{"kernel", row.label},
-                       {"calls", row.count},
-                       {"seconds", row.seconds},
-                       {"share", row.seconds / total},
-                       {"gbs", row.bytes / row.seconds * 1e-9},
-                       {"tflops", row.flops / row.seconds * 1e-12},
-                       {"bound_seconds", bound > 0 ? Json(bound) : Json()}});
-    all.count += row.count;
-    all.seconds += row.seconds;
-    all.bytes += row.bytes;
-    all.flops += row.flops;
-    all_bound += bound;
-  }
-  print("all", all, all_bound);
-  return kernels;
-}
-
 int run(StepFlags flags) {
   flags.step.config = flags.shape.config();
   flags.step.residency = flags.cached ? Residency::cached : Residency::resident;
@@ -108,7 +72,7 @@ int run(StepFlags flags) {
                 {"required_flops", r.required_flops},
                 {"memory_bytes", r.peak_bytes},
                 {"loss", r.loss},
-                {"kernels", kernels_of(r, peaks, report.table())}};
+                {"kernels", print_kernels(report.table(), r.kernels, peaks)}};
     put_rates(row, seconds, r.flops, 0, peaks);
     report.add(std::move(row));
   }

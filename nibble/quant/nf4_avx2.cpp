@@ -87,6 +87,16 @@ template <DType dtype>
 
 }  // namespace
 
+[[gnu::target("avx2,f16c")]] std::size_t halves_avx2(const float* values, std::size_t count, float factor, std::uint16_t* out) {
+  const __m256 factors = _mm256_set1_ps(factor);
+  const std::size_t whole = count / 8 * 8;
+  for (std::size_t i = 0; i < whole; i += 8) {
+    const __m128i halves = _mm256_cvtps_ph(_mm256_mul_ps(_mm256_loadu_ps(values + i), factors), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), halves);
+  }
+  return whole;
+}
+
 bool nf4_encode_avx2(DType dtype, const Nf4Blocks& task) {
   if (dtype == DType::f32) return encode<DType::f32>(task);
   return dtype == DType::f16 ? encode<DType::f16>(task) : encode<DType::bf16>(task);

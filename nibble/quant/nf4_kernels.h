@@ -30,6 +30,9 @@ bool nf4_encode_avx512(DType dtype, const Nf4Blocks& task);
 // By the given one, which this processor has.
 bool nf4_encode(DType dtype, const Nf4Blocks& task, Simd simd);
 
+// The first of `count` values times `factor` as f16, in whole groups of eight; returns how many.
+std::size_t halves_avx2(const float* values, std::size_t count, float factor, std::uint16_t* out);
+
 // A block of any number of values, for the end of a tensor.
 bool nf4_encode_short_block(DType dtype, const std::byte* source, std::size_t count, std::uint8_t* packed,
                             float* absmax, NibbleOrder order);

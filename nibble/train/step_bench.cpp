@@ -76,6 +76,55 @@ std::vector<gpu::ProfileRow> profile_of_one(std::vector<gpu::ProfileRow> rows, c
   return rows;
 }
 
+// A model and what one step needs beside it.
+class Stepper {
+ public:
+  Stepper(ModelState& state, const StepBenchOptions& options)
+      : device_(state.device()),
+        state_(state),
+        model_(state, {.residency = options.residency, .gradient_checkpointing = options.gradient_checkpointing,
+                       .max_tokens = options.tokens(), .max_labels = options.tokens(), .head_chunk = options.head_chunk}),
+        lora_(*state.lora_mirror().train()),
+        optimizer_(device_, {}),
+        batch_(options) {}
+
+  // Seconds of a step and, in `record_seconds`, while the CPU recorded and submitted.
+  double step() {
+    const auto start = Clock::now();
+    TrainedHead* head = state_.trained_head();
+    gpu::Recorder recorder(device_);
+    const DeviceStream stream = model_.upload(recorder, batch_.stream());
+    recorder.clear(lora_.grads);
+    if (head) recorder.clear(head->gradient());
+    losses_ = model_.loss_and_gradients(recorder, stream, {.factor = 1.0f / static_cast<float>(batch_.labels.size())}, {},
+                                        head ? head->gradient() : Tensor{}).loss;
+    optimizer_.record_step(recorder, lora_, 1e-4, ++done_, head);
+    recorder.submit();
+    record_seconds = seconds_since(start);
+    device_.read<float>(optimizer_.norm_and_factor());
+    if (head) head->settle();
+    return seconds_since(start);
+  }
+
+  double mean_loss() {
+    double sum = 0;
+    for (const float loss : device_.read<float>(losses_)) sum += loss;
+    return sum / static_cast<double>(batch_.labels.size());
+  }
+
+  double record_seconds = 0;
+
+ private:
+  gpu::Device& device_;
+  ModelState& state_;
+  Model model_;
+  const LoraWeights& lora_;
+  Optimizer optimizer_;
+  MadeUpBatch batch_;
+  std::uint64_t done_ = 0;
+  Tensor losses_;
+};
+
 }  // namespace
 
 StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options) {
@@ -83,45 +132,32 @@ StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options)
       device, options.config,
       {.path = options.path, .lora = LoraConfig{.rank = options.lora_rank, .lora_alpha = 2.0 * options.lora_rank}});
   if (options.head) state.train_head(*options.head);
-  TrainedHead* head = state.trained_head();
-  const std::uint32_t tokens = options.batch * options.length;
-  Model model(state, {.residency = options.residency, .gradient_checkpointing = options.gradient_checkpointing,
-                      .max_tokens = tokens, .max_labels = tokens, .head_chunk = options.head_chunk});
-  const LoraWeights& lora = *state.lora_mirror().train();
-  Optimizer optimizer(device, {});
-  const MadeUpBatch batch(options);
-
-  StepBenchResult result{.tokens = tokens};
-  std::uint64_t done = 0;
-  Tensor losses;
-  const auto step = [&] {
-    const auto start = Clock::now();
-    gpu::Recorder recorder(device);
-    const DeviceStream stream = model.upload(recorder, batch.stream());
-    recorder.clear(lora.grads);
-    if (head) recorder.clear(head->gradient());
-    losses = model.loss_and_gradients(recorder, stream, {.factor = 1.0f / static_cast<float>(batch.labels.size())}, {},
-                                      head ? head->gradient() : Tensor{}).loss;
-    optimizer.record_step(recorder, lora, 1e-4, ++done, head);
-    recorder.submit();
-    result.record_seconds = seconds_since(start);
-    device.read<float>(optimizer.norm_and_factor());
-    if (head) head->settle();
-    return seconds_since(start);
-  };
+  Stepper stepper(state, options);
+  StepBenchResult result{.tokens = options.tokens()};
   const auto warm = Clock::now();
   do {
-    step();
+    stepper.step();
   } while (seconds_since(warm) < 0.4);
   const auto before = device.profile();
-  for (std::uint32_t i = 0; i < options.steps; ++i) result.seconds.push_back(step());
+  for (std::uint32_t i = 0; i < options.steps; ++i) result.seconds.push_back(stepper.step());
+  result.record_seconds = stepper.record_seconds;
   result.kernels = profile_of_one(device.profile(), before, options.steps);
-  const TokenFlops flops(options.config, options.lora_rank, options.length, head != nullptr);
-  result.required_flops = tokens * flops.step();
-  result.flops = result.required_flops + (options.gradient_checkpointing ? tokens * flops.again() : 0.0);
+  const TokenFlops flops(options.config, options.lora_rank, options.length, options.head.has_value());
+  result.required_flops = options.tokens() * flops.step();
+  result.flops = result.required_flops + (options.gradient_checkpointing ? options.tokens() * flops.again() : 0.0);
   result.peak_bytes = device.memory().peak;
-  for (const float loss : device.read<float>(losses)) result.loss += loss;
-  result.loss /= static_cast<double>(batch.labels.size());
+  result.loss = stepper.mean_loss();
+  return result;
+}
+
+FirstSteps first_steps(ModelState& state, const StepBenchOptions& options) {
+  const auto start = Clock::now();
+  const std::uint64_t made = state.device().pipelines_made();
+  Stepper stepper(state, options);
+  stepper.step();
+  FirstSteps result{.first_seconds = seconds_since(start), .pipelines = state.device().pipelines_made() - made};
+  result.next_seconds = std::min(stepper.step(), stepper.step());
+  result.loss = stepper.mean_loss();
   return result;
 }
 

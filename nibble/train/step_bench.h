@@ -20,6 +20,8 @@ struct StepBenchOptions {
   std::uint32_t head_chunk = 0;
   std::optional<TrainedHeadOptions> head = {};  // trains the head too
   std::uint32_t steps = 3;                // timed, after one and at least 0.4 s of warming
+
+  std::uint32_t tokens() const { return batch * length; }
 };
 
 struct StepBenchResult {
@@ -34,5 +36,14 @@ struct StepBenchResult {
 };
 
 StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options);
+
+// The first steps of a state with adapters. Pipelines are made in the first of three.
+struct FirstSteps {
+  double first_seconds = 0;  // from the weights on, what the model needs beside them included
+  double next_seconds = 0;   // the faster of the others
+  std::uint64_t pipelines = 0;  // made, or taken from the disk
+  double loss = 0;              // of the last
+};
+FirstSteps first_steps(ModelState& state, const StepBenchOptions& options);
 
 }  // namespace nibble

@@ -3,17 +3,23 @@
 #include "nibble/base/error.h"
 #include "nibble/base/half.h"
 #include "nibble/base/rng.h"
+#include "nibble/quant/halves.h"
 #include "nibble/quant/nf4.h"
 #include "nibble/quant/parallel.h"
 #include "nibble/weights/checkpoint_check.h"
 #include "nibble/weights/read_nf4.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cmath>
+#include <bit>
+#include <chrono>
+#include <mutex>
 
 namespace nibble {
 namespace {
+
+constexpr std::size_t least_values_a_thread = std::size_t{1} << 16;
+
+std::uint32_t bits_of(float value) { return std::bit_cast<std::uint32_t>(value); }
 
 // Reports the part of the checkpoint's bytes that has been taken.
 class Meter {
@@ -34,17 +40,64 @@ gpu::Tensor load_vector(gpu::Device& device, const Checkpoint& checkpoint, const
   return device.tensor<float>(DType::f32, {static_cast<std::uint32_t>(values.size())}, values, name);
 }
 
-Nf4Matrix load_nf4(gpu::Device& device, const Checkpoint& checkpoint, const std::string& name, ProjectionDims dims) {
-  const std::uint64_t count = std::uint64_t{dims.out} * dims.in;
-  check<DataError>(count % nf4_block == 0, name, "A matrix of {} x {} is no whole number of NF4 blocks of {}.",
-                   dims.out, dims.in, nf4_block);
-  std::vector<std::uint8_t> packed(nf4_packed_bytes(count));
-  std::vector<float> absmax(nf4_blocks(count));
-  read_as_nf4(checkpoint.at(name), packed, absmax);
-  Nf4Matrix result{.out = dims.out, .in = dims.in, .largest = *std::max_element(absmax.begin(), absmax.end())};
-  result.packed = device.tensor<std::uint8_t>(DType::u32, {static_cast<std::uint32_t>(packed.size() / 4)}, packed, name);
-  result.absmax = device.tensor<float>(DType::f32, {static_cast<std::uint32_t>(absmax.size())}, absmax, name);
+Nf4Matrix upload_nf4(gpu::Device& device, const Nf4Values& values, const std::string& name, ProjectionDims dims) {
+  Nf4Matrix result{.out = dims.out, .in = dims.in, .largest = *std::max_element(values.absmax.begin(), values.absmax.end())};
+  result.packed = device.tensor<std::uint8_t>(DType::u32, {static_cast<std::uint32_t>(values.packed.size() / 4)}, values.packed, name);
+  result.absmax = device.tensor<float>(DType::f32, {static_cast<std::uint32_t>(values.absmax.size())}, values.absmax, name);
   return result;
+}
+
+// Every layer's, in the order of loading.
+std::vector<Checkpoint::Entry> projections_of(const Checkpoint& checkpoint, const ModelConfig& config) {
+  std::vector<Checkpoint::Entry> entries;
+  for (std::uint32_t layer = 0; layer < config.num_layers; ++layer) {
+    for (const Projection p : all_projections) {
+      const std::string name = projection_tensor_name(layer, p);
+      const auto [out, in] = projection_dims(config, p);
+      check<DataError>(std::uint64_t{out} * in % nf4_block == 0, name,
+                       "A matrix of {} x {} is no whole number of NF4 blocks of {}.", out, in, nf4_block);
+      entries.push_back(checkpoint.at(name));
+    }
+  }
+  return entries;
+}
+
+// As many as keep host memory below the largest tensor, with a quarter of it left for pieces that are being read.
+std::size_t nf4_buffers(const Checkpoint& checkpoint, std::span<const Checkpoint::Entry> projections) {
+  constexpr std::size_t most = 8;  // more are never filled
+  std::uint64_t largest = 0, largest_nf4 = 1;
+  for (const auto& [name, entry] : checkpoint.tensors()) largest = std::max(largest, entry.tensor->bytes);
+  for (const auto& entry : projections) {
+    const std::size_t count = entry.tensor->numel();
+    largest_nf4 = std::max<std::uint64_t>(largest_nf4, nf4_packed_bytes(count) + 4 * nf4_blocks(count));
+  }
+  return std::clamp<std::uint64_t>(largest / 4 * 3 / largest_nf4, 1, most);
+}
+
+// Seconds until it ends, added to `sum`.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& sum) : sum_(sum) {}
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+  ~Stopwatch() { sum_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count(); }
+
+ private:
+  double& sum_;
+  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+};
+
+// The largest magnitude.
+float largest_of(std::span<const float> values) {
+  std::mutex mutex;
+  std::uint32_t largest = 0;  // magnitudes compare as integers do
+  parallel_ranges(values.size(), least_values_a_thread, 0, [&](std::size_t begin, std::size_t end) {
+    std::uint32_t own = 0;
+    for (const float value : values.subspan(begin, end - begin)) own = std::max(own, bits_of(value) & 0x7fffffffu);
+    const std::lock_guard lock(mutex);
+    largest = std::max(largest, own);
+  });
+  return std::bit_cast<float>(largest);
 }
 
 // Fills a tensor by repeating one block of random words, each passed through `shape`.
@@ -57,8 +110,6 @@ void fill_random(gpu::Device& device, const gpu::Tensor& tensor, const std::func
     device.write(tensor, std::as_bytes(std::span(block)).first(size), first);
   }
 }
-
-std::uint32_t bits_of(float value) { return std::bit_cast<std::uint32_t>(value); }
 
 gpu::Tensor ones(gpu::Device& device, std::uint32_t size) {
   return device.tensor<float>(DType::f32, {size}, std::vector<float>(size, 1.0f), "norm");
@@ -86,15 +137,15 @@ DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType 
     return result;
   }
   float largest = 0;
-  source.read([&](std::span<const float> values, std::uint64_t) {
-    for (const float value : values) largest = std::max(largest, std::fabs(value));
-  });
+  source.read([&](std::span<const float> values, std::uint64_t) { largest = std::max(largest, largest_of(values)); });
   const float factor = top_of_f16(largest);
   result.scale = 1.0f / factor;
   std::vector<std::uint16_t> halves;
   source.read([&](std::span<const float> values, std::uint64_t first) {
     halves.resize(values.size());
-    std::transform(values.begin(), values.end(), halves.begin(), [factor](float value) { return f32_to_f16(value * factor); });
+    parallel_ranges(values.size(), least_values_a_thread, 0, [&](std::size_t begin, std::size_t end) {
+      to_f16(values.subspan(begin, end - begin), factor, std::span(halves).subspan(begin, end - begin));
+    });
     device.write(result.data, std::as_bytes(std::span(halves)), first * 2);
   });
   return result;
@@ -104,18 +155,25 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
                            const LoadOptions& options) {
   check_checkpoint(checkpoint, config);
   Meter meter(options.progress, checkpoint.total_bytes());
+  LoadTimes unused, &times = options.times ? *options.times : unused;
   DeviceWeights weights;
-  const std::string embedding(embedding_tensor_name), head(head_tensor_name);
-  weights.embedding = upload_dense(device, source_of(checkpoint.at(embedding)), options.dense_dtype, embedding);
-  meter.add(checkpoint.at(embedding).tensor->bytes);
+  const auto dense = [&](std::string_view name) {
+    const Stopwatch watch(times.dense);
+    const Checkpoint::Entry& entry = checkpoint.at(name);
+    DenseMatrix matrix = upload_dense(device, source_of(entry), options.dense_dtype, name);
+    meter.add(entry.tensor->bytes);
+    return matrix;
+  };
+  weights.embedding = dense(embedding_tensor_name);
   if (config.tie_word_embeddings) {
     weights.base_head = weights.embedding;
   } else if (options.head) {
-    weights.base_head = upload_dense(device, source_of(checkpoint.at(head)), options.dense_dtype, head);
-    meter.add(checkpoint.at(head).tensor->bytes);
+    weights.base_head = dense(head_tensor_name);
   }
   if (options.head) weights.head = weights.base_head;
   weights.final_norm = load_vector(device, checkpoint, std::string(final_norm_tensor_name));
+  const auto projections = projections_of(checkpoint, config);
+  Nf4Reader reader(projections, {.buffers = nf4_buffers(checkpoint, projections)});
   for (std::uint32_t i = 0; i < config.num_layers; ++i) {
     LayerWeights& layer = weights.layers.emplace_back();
     layer.input_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::input));
@@ -124,10 +182,16 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
     layer.k_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::k));
     for (const Projection p : all_projections) {
       const std::string name = projection_tensor_name(i, p);
-      layer.projections[static_cast<std::size_t>(p)] = load_nf4(device, checkpoint, name, projection_dims(config, p));
+      const Nf4Values values = reader.next();
+      {
+        const Stopwatch watch(times.upload);
+        layer.projections[static_cast<std::size_t>(p)] = upload_nf4(device, values, name, projection_dims(config, p));
+      }
       meter.add(checkpoint.at(name).tensor->bytes);
     }
   }
+  times.read += reader.times().read;
+  times.quantize += reader.times().quantize;
   if (options.progress) options.progress(1.0);
   return weights;
 }

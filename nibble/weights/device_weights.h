@@ -46,11 +46,19 @@ struct DeviceWeights {
   std::vector<LayerWeights> layers;
 };
 
+// Where the time of loading went: seconds summed over the threads that did it.
+struct LoadTimes {
+  double read = 0, quantize = 0;  // of the projections
+  double dense = 0;               // embedding and head: reading, converting and uploading
+  double upload = 0;              // of the projections, on the thread that has the device
+};
+
 struct LoadOptions {
   DType dense_dtype = DType::f32;  // of embedding and head: f32 or f16
   bool head = true;                // false leaves out a head that is not tied, and `head` empty
   // Called now and then with the part of the checkpoint's bytes that is done, from 0 to 1.
   std::function<void(double)> progress;
+  LoadTimes* times = nullptr;  // filled where it is given
 };
 
 // Reads, quantises and uploads. Host memory in use stays below the largest single tensor. Throws DataError that names file

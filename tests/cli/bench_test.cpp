@@ -1,12 +1,36 @@
 #include "nibble/io/json.h"
 #include "tests/cli/run_program.h"
 
+#include <stdlib.h>
+
+#include <chrono>
+#include <thread>
+
 namespace nibble {
 namespace {
 
 using test::run_nibble;
 
 const std::string tiny_model = test::source_path("models/tiny-qwen3");
+
+// While it lives, programs take kernels from a folder in which one text is changed.
+class ChangedKernel {
+ public:
+  ChangedKernel(const std::string& file, const std::string& from, const std::string& to) {
+    std::filesystem::copy(test::source_path("nibble/kernels"), folder_.path(), std::filesystem::copy_options::recursive);
+    std::string text = test::slurp(folder_ / file);
+    const auto at = text.find(from);
+    EXPECT_NE(at, text.npos) << from;
+    folder_.write(file, text.replace(at, from.size(), to));
+    ::setenv("NIBBLE_WGSL_DIR", folder_.path().c_str(), 1);
+  }
+  ChangedKernel(const ChangedKernel&) = delete;
+  ChangedKernel& operator=(const ChangedKernel&) = delete;
+  ~ChangedKernel() { ::unsetenv("NIBBLE_WGSL_DIR"); }
+
+ private:
+  test::TemporaryFolder folder_;
+};
 
 TEST(BenchStep, WritesTheTableAsJson) {
   const test::TemporaryFolder folder;
@@ -56,6 +80,144 @@ TEST(BenchStep, RefusesAnUnknownShape) {
   const auto result = run_nibble({"bench", "step", "--gpu", "0", "--shape", "qwen3-5b"});
   EXPECT_EQ(result.code, 2) << result.err;
   EXPECT_NE(result.err.find("qwen3-4b"), std::string::npos) << result.err;
+}
+
+test::ProgramResult bench_attention(const std::string& compute) {
+  return run_nibble({"bench", "attention", "--gpu", "0", "--model", tiny_model, "--batch", "1", "3", "--length", "70", "--repeats",
+                     "1", "--compute", compute, "--peak-tflops", "2", "--peak-gbs", "20", "--profile", "--json", "-"});
+}
+
+TEST(BenchAttention, ComparesThenTimesBothPasses) {
+  const auto result = bench_attention("f32");
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.err.find("3 x 70"), std::string::npos) << result.err;
+  const Json report = parse_json(result.out, "output");
+  EXPECT_EQ(report["benchmark"], "attention");
+  ASSERT_EQ(report["rows"].size(), 2u);
+  const Json& row = report["rows"][1];
+  EXPECT_EQ(row["shape"], "3x70");
+  EXPECT_EQ(row["correct"], true);
+  EXPECT_LT(row["errors"]["sampled"], 1e-5);
+  EXPECT_GT(row["errors"]["sampled"], 0) << "the host's sums cannot be the device's";
+  // 6 heads of 64, half of the square of 70 and its diagonal, three segments.
+  const double pair_flops = 3.0 * 70 * 71 / 2 * 6 * 64;
+  for (const auto& [pass, products] : {std::pair("forward", 4.0), std::pair("backward", 10.0)}) {
+    const Json& of = row[pass];
+    EXPECT_NEAR(of["tflops"].get<double>() * 1e12 * of["seconds"]["median"].get<double>(), products * pair_flops, 1) << pass;
+    EXPECT_GT(of["share_of_peak"], 0) << pass;
+  }
+  EXPECT_GT(row["kernels"].size(), 3u);
+  for (const Json& kernel : row["kernels"]) EXPECT_EQ(kernel["calls"], 1);
+}
+
+TEST(BenchAttention, ComparesMatrixUnitsWithF32) {
+  const auto result = bench_attention("matrix");
+  if (result.code == 2) GTEST_SKIP() << result.err;
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json row = parse_json(result.out, "output")["rows"][1];
+  EXPECT_EQ(row["by"], "matrix units");
+  for (const char* error : {"o", "d_qkv", "sampled"}) {
+    EXPECT_GT(row["errors"][error], 1e-5) << error;
+    EXPECT_LT(row["errors"][error], 0x1p-10) << error;
+  }
+}
+
+TEST(BenchAttention, SaysWhereResultsAreWrong) {
+  const ChangedKernel changed("qk_norm_rope.wgsl", "pair.high * turn.cosine + pair.low * turn.sine",
+                              "pair.high * turn.cosine - pair.low * turn.sine");
+  for (const char* compute : {"f32", "matrix"}) {
+    const auto result = bench_attention(compute);
+    if (result.code == 2) continue;  // no matrices
+    EXPECT_EQ(result.code, 3) << compute << result.err;
+    EXPECT_NE(result.err.find("WRONG"), std::string::npos) << compute << result.err;
+    EXPECT_EQ(parse_json(result.out, "output")["rows"][0]["correct"], false) << compute;
+  }
+}
+
+TEST(BenchAttention, RefusesMoreTokensThanItCanHold) {
+  const auto result = run_nibble({"bench", "attention", "--gpu", "0", "--batch", "65536", "--length", "65536"});
+  EXPECT_EQ(result.code, 2) << result.err;
+  EXPECT_NE(result.err.find("tokens are measured"), std::string::npos) << result.err;
+}
+
+TEST(BenchGenerate, ComparesThenTimesPromptAndTokens) {
+  const auto result = run_nibble({"bench", "generate", "--gpu", "0", "--model", tiny_model, "--prompt-length", "5", "40",
+                                  "--new-tokens", "3", "--lora-rank", "4", "--repeats", "2", "--compute", "f32", "--peak-gbs",
+                                  "20", "--json", "-"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json report = parse_json(result.out, "output");
+  EXPECT_EQ(report["benchmark"], "generate");
+  ASSERT_EQ(report["rows"].size(), 2u);
+  const Json& row = report["rows"][1];
+  EXPECT_EQ(row["prompt_length"], 40);
+  EXPECT_LT(row["error"], row["allowed"]);
+  const double prompt = row["prompt"]["seconds"]["median"], token = row["token"]["seconds"]["median"];
+  EXPECT_DOUBLE_EQ(row["prompt"]["tokens_per_second"], 40 / prompt);
+  EXPECT_DOUBLE_EQ(row["token"]["tokens_per_second"], 1 / token);
+  EXPECT_EQ(row["token"]["seconds"]["repeats"], 2);
+  // Of the tiny model's four layers: codes and scales, adapters of rank 4, keys and values; and the head in f32.
+  const double weights = 2 * 384 * 256 + 2 * 128 * 256 + 3 * 768 * 256, ranks = 2 * (384 + 256) + 2 * (128 + 256) + 3 * (768 + 256);
+  const double bytes = 4 * (weights * 4.5 / 8 + 4 * 4 * ranks + 2 * 4 * 2 * 64 * (40 + 2)) + 4.0 * 4096 * 256;
+  EXPECT_DOUBLE_EQ(row["token"]["bytes"], bytes);
+  EXPECT_DOUBLE_EQ(row["token"]["share_of_peak"], bytes / 20e9 / token);
+}
+
+TEST(BenchGenerate, SaysWhereLogitsAreWrong) {
+  const ChangedKernel changed("attention_decode.wgsl", "exp(score - largest)", "exp(0.9 * (score - largest))");
+  const auto result = run_nibble({"bench", "generate", "--gpu", "0", "--model", tiny_model, "--prompt-length", "40", "--new-tokens",
+                                  "3", "--repeats", "1"});
+  EXPECT_EQ(result.code, 3) << result.err;
+  EXPECT_NE(result.out.find("WRONG"), std::string::npos) << result.out;
+}
+
+TEST(BenchGenerate, RefusesMoreTokensThanTheModelHasPositions) {
+  const auto result = run_nibble({"bench", "generate", "--gpu", "0", "--model", tiny_model, "--prompt-length", "1000",
+                                  "--new-tokens", "25"});
+  EXPECT_EQ(result.code, 2) << result.err;
+  EXPECT_NE(result.err.find("1024 positions"), std::string::npos) << result.err;
+}
+
+TEST(BenchLoad, ChecksThenTimesAModelFolder) {
+  const test::TemporaryFolder folder;
+  const auto result = run_nibble({"bench", "load", "--gpu", "0", "--model", tiny_model, "--folder", folder.path(), "--length", "8",
+                                  "--lora-rank", "2", "--repeats", "2", "--json", "-"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
+  const Json row = parse_json(result.out, "output")["rows"][0];
+  EXPECT_EQ(row["correct"], true);
+  EXPECT_EQ(row["checked"]["nf4_blocks"], 4 * 7 * 3 * 64);
+  EXPECT_EQ(row["checked"]["values"], 3 * 4 * 256);
+  const double seconds = row["seconds"]["median"];
+  EXPECT_NEAR(row["gbs"].get<double>() * 1e9 * seconds, row["bytes"].get<double>(), 1);
+  for (const char* part : {"read", "quantize", "dense", "upload"}) EXPECT_GT(row["thread_seconds"][part], 0) << part;
+  for (const char* start : {"cold", "cached"}) {
+    EXPECT_GT(row[start]["pipelines"], 10) << start;
+    EXPECT_GE(row[start]["to_first_step_seconds"], row[start]["first_step_seconds"]) << start;
+  }
+  EXPECT_EQ(row["cold"]["loss"], row["cached"]["loss"]);
+}
+
+TEST(BenchLoad, LeavesNothingWhereItIsKilled) {
+  const test::TemporaryFolder folder;
+  test::RunningProgram program(NIBBLE_PROGRAM, {"bench", "load", "--gpu", "0", "--model", tiny_model, "--folder", folder.path()});
+  const auto wait_until = [&](bool empty) {
+    for (int i = 0; i < 2000 && std::filesystem::is_empty(folder.path()) != empty; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    EXPECT_EQ(std::filesystem::is_empty(folder.path()), empty);
+  };
+  wait_until(false);
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_EQ(program.wait_after(SIGKILL).signal, SIGKILL);
+  wait_until(true);
+}
+
+TEST(BenchLoad, RefusesAnAdapterThatIsNotThereBeforeItWrites) {
+  const test::TemporaryFolder folder;
+  const auto result = run_nibble({"bench", "load", "--gpu", "no such", "--folder", folder.path()});
+  EXPECT_EQ(result.code, 2) << result.err;
+  EXPECT_NE(result.err.find("No adapter fits"), std::string::npos) << result.err;
+  EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
 }
 
 }  // namespace

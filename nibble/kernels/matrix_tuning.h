@@ -1,0 +1,59 @@
+#pragma once
+
+#include "nibble/gpu/device.h"
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+namespace nibble {
+
+// What one workgroup computes: block_m x block_n of the result in steps of block_k of the inner dimension, by subgroups of
+// part_m x part_n each.
+struct MatrixTile {
+  gpu::MatrixConfig matrix;
+  std::uint32_t subgroup;  // invocations
+  std::uint32_t block_m, block_n, block_k, part_m, part_n;
+  std::uint32_t band = 4;  // block rows that blocks go down side by side, sharing operands in the cache
+  bool direct = false;     // the weight lies in tiles (Weight::tile) and is loaded from there, not staged
+
+  std::uint32_t subgroups() const { return block_m / part_m * (block_n / part_n); }
+  std::uint32_t invocations() const { return subgroups() * subgroup; }
+};
+
+// The staged tile that suits an adapter in general; empty where it has no matrices that suit.
+std::optional<MatrixTile> default_matrix_tile(const gpu::AdapterInfo&);
+
+// The direct one, for weights in tiles of its matrices' edge; likewise.
+std::optional<MatrixTile> direct_matrix_tile(const gpu::AdapterInfo&);
+
+enum class MatrixLayout { nt, nn };  // of ProductNT and ProductNN
+
+struct MatrixShape {
+  MatrixLayout layout;
+  std::uint32_t rows, columns, inner;  // of y, and of the sums
+};
+
+// How a product is done: with which tile, and the inner dimension in how many splits, so that few blocks fill the adapter.
+struct MatrixPlan {
+  MatrixTile tile;
+  std::uint32_t splits = 1;
+};
+
+// What was found fastest on an adapter (`nibble bench matmul --sweep --save`); attached to the device, empty at first.
+struct MatrixTuning {
+  struct Product {
+    MatrixShape shape;
+    MatrixPlan plan;
+  };
+  std::vector<Product> products;
+  bool tiled_weights = false;  // products went faster over weights in tiles, by plans with direct tiles
+};
+inline MatrixTuning& matrix_tuning(const gpu::Device& device) { return device.attached<MatrixTuning>(); }
+
+// `tiled` is whether the weight lies in tiles; `ends` are columns that no block may cross, as far as parts allow. The tile is
+// that of the most similar shape that was tuned, or the adapter's own. Splits are tuned for very similar shapes, else estimated.
+MatrixPlan matrix_plan(const gpu::Device& device, const MatrixShape& shape, bool tiled, std::span<const std::uint32_t> ends = {});
+
+}  // namespace nibble

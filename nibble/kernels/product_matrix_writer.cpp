@@ -1,0 +1,218 @@
+#include "nibble/kernels/product_matrix_writer.h"
+
+#include "nibble/base/error.h"
+
+#include <algorithm>
+
+namespace nibble::detail {
+
+MatrixWriter::MatrixWriter(const MatrixTile& tile, const MatrixText& text)
+    : t_(tile), what_(text), nt_(text.layout == MatrixLayout::nt) {
+  check_stage(stage_x());
+}
+
+void MatrixWriter::check_stage(const Stage& stage) const {
+  check(vectors(stage) * t_.invocations() == stage.rows * stage.columns && t_.invocations() % stage.columns == 0,
+        "product_matrix", "{} invocations do not divide {} rows of {} vectors.", t_.invocations(), stage.rows, stage.columns);
+}
+
+// Eight lanes that store at once would hit the same banks in two adjacent rows of 4 vectors (four rows of 2): they take rows
+// four (two) further down.
+std::string MatrixWriter::first_row(const Stage& stage) const {
+  if (stage.columns == 4 && t_.invocations() % 32 == 0) return "index / 32u * 8u + index / 8u % 4u + index / 4u % 2u * 4u";
+  if (stage.columns == 2 && t_.invocations() % 16 == 0) return "index / 16u * 8u + index / 8u % 2u + index / 2u % 4u * 2u";
+  return fmt::format("index / {}u", stage.columns);
+}
+
+std::uint32_t MatrixWriter::strips() const {
+  std::uint32_t strips = matrices_m();
+  while (strips > 1 && (matrices_m() % strips != 0 || strips * strip_size() * t_.subgroups() > tiles_size())) --strips;
+  return strips;
+}
+
+// The element of y, of `sums`.
+std::string_view MatrixWriter::result() const {
+  switch (what_.output) {
+    case MatrixOutput::write: return "params.scale * x_scale[row] * sums";
+    case MatrixOutput::accumulate: return "y[at] + params.scale * x_scale[row] * sums";
+    case MatrixOutput::plus: return "base[at] + params.scale * x_scale[row] * sums";
+    case MatrixOutput::f16: return "vec4<f16>(sums * 0.015625)";
+    case MatrixOutput::partial: return "sums";
+  }
+  return {};
+}
+
+std::string MatrixWriter::text() {
+  declarations();
+  line("@compute @workgroup_size({})", t_.invocations());
+  line("fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,");
+  line("        @builtin(local_invocation_index) index: u32, @builtin(subgroup_id) subgroup: u32,");
+  line("        @builtin(subgroup_invocation_id) lane: u32) {{");
+  place_block();
+  place_x();
+  place_w();
+  for_matrices([&](auto i, auto j) { line("  var c{}_{}: Result;", i, j); });
+  steps();
+  if (what_.tail_step) tail();
+  finish();
+  line("}}");
+  return text_;
+}
+
+void MatrixWriter::declarations() {
+  line("enable f16;\nenable subgroups;\nenable chromium_experimental_subgroup_matrix;");
+  line("struct Params {{ rows: u32, columns: u32, inner: u32, x_stride: u32, x_first: u32, y_stride: u32, y_first: u32, one: u32,");
+  line("  tail_inner: u32, left_stride: u32, first_end: u32, second_end: u32, split_steps: u32, splits: u32, band: u32, scale: f32 }}");
+  line("@group(0) @binding(0) var<uniform> params: Params;");
+  line("@group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;");
+  line("@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;");
+  line("@group(0) @binding(3) var<storage, read_write> y: array<vec4<{}>>;", what_.output == MatrixOutput::f16 ? "f16" : "f32");
+  line("@group(0) @binding(4) var<storage, read> x_scale: array<f32>;");
+  std::uint32_t next = 5;
+  if (what_.output == MatrixOutput::plus) line("@group(0) @binding({}) var<storage, read> base: array<vec4<f32>>;", next++);
+  if (what_.output == MatrixOutput::f16) line("@group(0) @binding({}) var<storage, read_write> y_scale: array<f32>;", next++);
+  if (what_.tail_step) {
+    line("@group(0) @binding({}) var<storage, read> left: array<vec4<u32>>;", next);
+    line("@group(0) @binding({}) var<storage, read> right: array<vec4<u32>>;", next + 1);
+  }
+  const std::uint32_t results = strips() * strip_size() * t_.subgroups();
+  line("var<workgroup> tiles: array<vec4<u32>, {}>;", std::max(tiles_size(), results));
+  line("alias Left = subgroup_matrix_left<f16, {}, {}>;", t_.matrix.k, t_.matrix.m);
+  line("alias Right = subgroup_matrix_right<f16, {}, {}>;", t_.matrix.n, t_.matrix.k);
+  line("alias Result = subgroup_matrix_result<f32, {}, {}>;", t_.matrix.n, t_.matrix.m);
+}
+
+// Where block and part lie. Blocks go down bands of block rows, so that those at work together share much of x and w in the
+// cache. Splits of the inner dimension follow each other.
+void MatrixWriter::place_block() {
+  line("  let blocks_m = (params.rows + {}u) / {}u;", t_.block_m - 1, t_.block_m);
+  line("  let blocks_n = (params.columns + {}u) / {}u;", t_.block_n - 1, t_.block_n);
+  line("  let number = group.y * groups.x + group.x;");
+  line("  let blocks = blocks_m * blocks_n;");
+  line("  let steps = (params.inner + {}u) / {}u;", t_.block_k - 1, t_.block_k);
+  if (what_.output == MatrixOutput::partial) {
+    line("  let split = number / blocks;");
+    line("  let id = number - split * blocks;");
+    line("  if (split >= params.splits) {{\n    return;\n  }}");
+    line("  let first_step = split * params.split_steps;");
+    line("  let end_step = min(first_step + params.split_steps, steps);");
+  } else {
+    line("  let id = number;");
+    line("  if (id >= blocks) {{\n    return;\n  }}");
+    line("  let first_step = 0u;\n  let end_step = steps;");
+  }
+  line("  let band = id / (params.band * blocks_n);");
+  line("  let in_band = id % (params.band * blocks_n);");
+  line("  let band_rows = min(params.band, blocks_m - band * params.band);");
+  line("  let block_row = (band * params.band + in_band % band_rows) * {}u;", t_.block_m);
+  line("  let block_column = in_band / band_rows * {}u;", t_.block_n);
+  line("  let part_row = subgroup % {0}u * {1}u;", t_.block_m / t_.part_m, t_.part_m);
+  line("  let part_column = subgroup / {0}u * {1}u;", t_.block_m / t_.part_m, t_.part_n);
+}
+
+void MatrixWriter::place_x() {
+  const Stage sx = stage_x();
+  line("  let x_length = params.x_stride / 8u;");
+  line("  let x_row = {};\n  let x_column = index % {}u;", first_row(sx), sx.columns);
+  line("  let x_skip = params.x_first / 8u + x_column + first_step * {}u;", sx.columns);
+  line("  var x_at = (block_row + x_row) * x_length + x_skip;");
+  line("  var x_last = (params.rows - 1u) * x_length + x_skip;");
+  line("  let x_down = {}u * x_length;", rows_at_once(sx));
+  line("  let x_put = x_row * {}u + x_column;", sx.stride());
+  if (!what_.whole_steps) {
+    line("  let x_end = params.rows * x_length - 1u;");
+    line("  var x_left = i32(params.inner / 8u) - i32(x_column + first_step * {}u);", sx.columns);
+  }
+  for (std::uint32_t i = 0; i < vectors(sx); ++i) line("  var x{}: vec4<u32>;", i);
+}
+
+std::string MatrixWriter::fetch_x() const {
+  std::string text;
+  auto out = std::back_inserter(text);
+  for (std::uint32_t i = 0; i < vectors(stage_x()); ++i) {
+    if (what_.whole_steps) {
+      fmt::format_to(out, "x{0} = x[min(x_at + {0}u * x_down, x_last)]; ", i);
+    } else {
+      fmt::format_to(out, "x{0} = select(vec4<u32>(), x[min(min(x_at + {0}u * x_down, x_last), x_end)], x_left > 0); ", i);
+    }
+  }
+  fmt::format_to(out, "x_at += {0}u; x_last += {0}u; ", stage_x().columns);
+  if (!what_.whole_steps) fmt::format_to(out, "x_left -= {}; ", stage_x().columns);
+  return text;
+}
+
+void MatrixWriter::store_x() {
+  for (std::uint32_t i = 0; i < vectors(stage_x()); ++i) {
+    line("    tiles[x_put + {}u] = x{};", i * rows_at_once(stage_x()) * stage_x().stride(), i);
+  }
+}
+
+void MatrixWriter::steps() {
+  const std::string fetch = fetch_x() + fetch_w();
+  line("  {}", fetch);
+  line("  for (var step = first_step; step < end_step; step += params.one) {{");
+  store_x();
+  store_w();
+  line("    workgroupBarrier();");
+  line("    if (step + 1u < end_step) {{\n      {}\n    }}", fetch);
+  multiply();
+  line("    workgroupBarrier();");
+  line("  }}");
+}
+
+// Columns of a tile beyond the tail's end are zero in x's, any finite value in w's. The first split takes it along.
+void MatrixWriter::tail() {
+  const Stage sx = stage_x();
+  line("  let left_length = params.left_stride / 8u;\n  let tail_length = params.tail_inner / 8u;");
+  if (nt_) {
+    line("  let column = params.y_first + block_column;");
+    line("  let left_from = (u32(column >= params.first_end) + u32(column >= params.second_end)) * tail_length;");
+  }
+  line("  for (var first = 0u; first < {}; first += {}u * params.one) {{",
+       what_.output == MatrixOutput::partial ? "select(0u, tail_length, split == 0u)" : "tail_length", what_.tail_step / lane);
+  line("    let at = first + x_column;\n    let left_at = min(at, tail_length - 1u){};", nt_ ? " + left_from" : "");
+  for (std::uint32_t i = 0; i < vectors(sx); ++i) {
+    const std::uint32_t row = i * rows_at_once(sx);
+    line("    tiles[x_put + {}u] = select(vec4<u32>(), left[min(block_row + x_row + {}u, params.rows - 1u) * left_length + left_at], "
+         "at < tail_length);", row * sx.stride(), row);
+  }
+  tail_step();
+  line("    workgroupBarrier();");
+  multiply_tail();
+  line("    workgroupBarrier();\n  }}");
+}
+
+// An f16 output has 2^-6 of the sums, which its row's scale makes up for: exact powers of two.
+void MatrixWriter::finish() {
+  const std::uint32_t vectors_n = t_.part_n / 4, rows = strips() * token_edge();
+  line("  let own = subgroup * {}u;", strips() * strip_size());
+  line("  let y_length = params.y_stride / 4u;");
+  for (std::uint32_t first = 0; first < matrices_m(); first += strips()) {
+    for (std::uint32_t i = 0; i < strips(); ++i) {
+      for (std::uint32_t j = 0; j < matrices_n(); ++j) {
+        line("  subgroupMatrixStore<{}>(&tiles, own + {}u, c{}_{}, {}u);", result_layout(),
+             i * strip_size() + j * output_edge() / 4, first + i, j, result_stride());
+      }
+    }
+    line("  workgroupBarrier();");
+    line("  for (var i = lane; i < {}u; i += {}u) {{", rows * vectors_n, t_.subgroup);
+    line("    let row = block_row + part_row + {}u + i / {}u;", first * token_edge(), vectors_n);
+    line("    let column = block_column / 4u + part_column / 4u + i % {}u;", vectors_n);
+    line("    if (row < params.rows && column < params.columns / 4u) {{");
+    line("      let sums = bitcast<vec4<f32>>(tiles[own + i / {0}u * {1}u + i % {0}u]);", vectors_n, result_stride());
+    if (what_.output == MatrixOutput::partial) {
+      line("      let at = (split * params.rows + row) * (params.columns / 4u) + column;");
+    } else {
+      line("      let at = row * y_length + params.y_first / 4u + column;");
+    }
+    line("      y[at] = {};", result());
+    line("    }}\n  }}");
+    if (first + strips() < matrices_m()) line("  workgroupBarrier();");
+  }
+  if (what_.output != MatrixOutput::f16) return;
+  line("  if (block_column == 0u) {{\n    for (var i = index; i < min({}u, params.rows - block_row); i += {}u) {{", t_.block_m,
+       t_.invocations());
+  line("      y_scale[block_row + i] = x_scale[block_row + i] * params.scale * 64.0;\n    }}\n  }}");
+}
+
+}  // namespace nibble::detail

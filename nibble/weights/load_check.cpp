@@ -1,0 +1,79 @@
+#include "nibble/weights/load_check.h"
+
+#include "nibble/base/half.h"
+#include "nibble/quant/nf4.h"
+
+#include <algorithm>
+
+namespace nibble {
+namespace {
+
+constexpr std::uint64_t parts = 3;  // of a matrix, from its beginning to its end
+
+// Where the i-th of the parts begins, each `part` long.
+std::uint64_t part_begin(std::uint64_t i, std::uint64_t part, std::uint64_t all) { return (all - part) * i / (parts - 1); }
+
+std::vector<std::byte> bytes_of_values(const Checkpoint::Entry& entry, std::uint64_t first, std::uint64_t count) {
+  const std::uint64_t width = size_of(*entry.tensor->dtype);
+  std::vector<std::byte> bytes(count * width);
+  entry.file->read(*entry.tensor, first * width, bytes);
+  return bytes;
+}
+
+void check_nf4(gpu::Device& device, const Checkpoint::Entry& entry, const Nf4Matrix& matrix, LoadCheck& result) {
+  const std::uint64_t blocks = matrix.absmax.size(), part = std::min<std::uint64_t>(64, blocks);
+  const auto count = static_cast<std::uint32_t>(part);
+  for (std::uint64_t i = 0; i < parts; ++i) {
+    const std::uint64_t first = part_begin(i, part, blocks);
+    std::vector<std::uint8_t> packed(part * nf4_block / 2);
+    std::vector<float> absmax(part);
+    nf4_quantize(*entry.tensor->dtype, bytes_of_values(entry, first * nf4_block, part * nf4_block), packed, absmax,
+                 {.threads = 1, .simd = Simd::scalar, .name = entry.tensor->name});
+    const auto got = device.read<std::uint8_t>(matrix.packed.part(first * nf4_block / 8, {count * std::uint32_t{nf4_block} / 8}));
+    const auto got_absmax = device.read<float>(matrix.absmax.part(first, {count}));
+    for (std::uint64_t block = 0; block < part; ++block) {
+      const auto begin = static_cast<std::ptrdiff_t>(block * nf4_block / 2);
+      const bool same = std::equal(packed.begin() + begin, packed.begin() + begin + nf4_block / 2, got.begin() + begin) &&
+                        std::bit_cast<std::uint32_t>(absmax[block]) == std::bit_cast<std::uint32_t>(got_absmax[block]);
+      result.wrong_blocks += same ? 0 : 1;
+    }
+    result.blocks += part;
+  }
+}
+
+void check_dense(gpu::Device& device, const Checkpoint::Entry& entry, const DenseMatrix& matrix, LoadCheck& result) {
+  const std::uint64_t columns = matrix.data.dim(1), rows = matrix.data.dim(0), part = std::min<std::uint64_t>(4, rows);
+  for (std::uint64_t i = 0; i < parts; ++i) {
+    const std::uint64_t first = part_begin(i, part, rows);
+    std::vector<float> values(part * columns);
+    convert_to_f32(*entry.tensor->dtype, bytes_of_values(entry, first * columns, values.size()), values);
+    const gpu::Tensor of = matrix.data.rows(static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(first + part));
+    const bool halves = matrix.data.dtype() == DType::f16;
+    const auto half_bits = halves ? device.read<std::uint16_t>(of) : std::vector<std::uint16_t>();
+    const auto floats = halves ? std::vector<float>() : device.read<float>(of);
+    for (std::size_t e = 0; e < values.size(); ++e) {
+      const bool same = halves ? half_bits[e] == f32_to_f16(values[e] / matrix.scale) : floats[e] == values[e];
+      result.wrong_values += same ? 0 : 1;
+    }
+    result.values += values.size();
+  }
+}
+
+}  // namespace
+
+LoadCheck check_loaded(gpu::Device& device, const Checkpoint& checkpoint, const DeviceWeights& weights) {
+  LoadCheck result;
+  const auto dense = [&](std::string_view name, const DenseMatrix& matrix) {
+    if (matrix.data && checkpoint.has(name)) check_dense(device, checkpoint.at(name), matrix, result);
+  };
+  dense(embedding_tensor_name, weights.embedding);
+  if (weights.head.data.buffer() != weights.embedding.data.buffer()) dense(head_tensor_name, weights.head);
+  for (std::uint32_t layer = 0; layer < weights.layers.size(); ++layer) {
+    for (const Projection p : all_projections) {
+      check_nf4(device, checkpoint.at(projection_tensor_name(layer, p)), weights.layers[layer].projection(p), result);
+    }
+  }
+  return result;
+}
+
+}  // namespace nibble
