@@ -133,7 +133,7 @@ void TrainFlags::add_run(CLI::App& verb) {
       ->check(CLI::IsMember({"auto", "on", "off"}))->capture_default_str();
   group->add_option("--residency", residency_, "resident: weights stay NF4 in memory; cached: decoded once and kept")
       ->check(CLI::IsMember({"resident", "cached"}))->capture_default_str();
-  group->add_option("--head-chunk", options.head_chunk, "Rows of logits at a time; 0: about 128 MiB of them")->capture_default_str();
+  group->add_option("--head-chunk", options.head_chunk, "Rows of logits at a time; 0: 128 to 320 MiB of them, by the memory")->capture_default_str();
   group->add_flag("--dry-run", options.dry_run, "Show the plan and stop");
 }
 

@@ -107,6 +107,7 @@ struct DeviceState : std::enable_shared_from_this<DeviceState> {
   std::uint64_t pipelines_made = 0;
   std::uint64_t next_submission = 1;
   BindGroups bind_groups;
+  std::unordered_map<std::type_index, std::shared_ptr<void>> attachments;
 
   // Runs `create` inside error scopes and throws what they catch.
   void guarded(std::string_view where, const std::function<void()>& create);

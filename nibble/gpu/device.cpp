@@ -287,6 +287,8 @@ void Device::check() {
 
 MemoryUse Device::memory() const { return {state_->memory.current, state_->memory.peak}; }
 
+std::shared_ptr<void>& Device::attachment(std::type_index type) const { return state_->attachments[type]; }
+
 std::uint64_t Device::pipelines_made() const { return state_->pipelines_made; }
 
 void Device::reset_peak_memory() { state_->memory.peak = state_->memory.current; }

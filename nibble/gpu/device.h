@@ -13,6 +13,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <typeindex>
 #include <vector>
 
 namespace nibble::gpu {
@@ -91,7 +92,17 @@ class Device {
 
   DeviceState& state() { return *state_; }
 
+  // What a library above keeps for the device: one object a type, made when it is first asked for.
+  template <typename T>
+  T& attached() const {
+    std::shared_ptr<void>& object = attachment(typeid(T));
+    if (!object) object = std::make_shared<T>();
+    return *static_cast<T*>(object.get());
+  }
+
  private:
+  std::shared_ptr<void>& attachment(std::type_index type) const;
+
   std::shared_ptr<DeviceState> state_;
 };
 

@@ -13,7 +13,29 @@ struct Params {
   float factor;
 };
 
+struct TileParams {
+  std::uint32_t row_words, row_groups;
+  float factor;
+};
+
 constexpr std::uint32_t table_words = 8;  // that an invocation of nf4_dequantize_table.wgsl decodes
+
+void record_tiles(gpu::Recorder& recorder, const DequantizeNf4& op) {
+  auto& device = recorder.device();
+  const Tensor& out = op.out.data;
+  const std::uint32_t rows = out.dim(0), columns = out.dim(1), tile = op.out.tile;
+  check(out.dtype() == DType::f16 && tile % 8 == 0 && rows % tile == 0 && columns % tile == 0, "nf4",
+        "A weight {} of {} has no tiles of {}.", out.shape_text(), name_of(out.dtype()), tile);
+  gpu::Prelude prelude;
+  prelude.enable("f16").constant("TILE", tile).constant("TURNED", op.out.turned).text(nf4_codes_text());
+  const auto entry = kernel(device, "nf4_dequantize_tiles", prelude, {"grid", "nf4"});
+  const TileParams params{.row_words = columns / 8, .row_groups = rows / 8, .factor = 1.0f / op.out.scale};
+  const std::uint64_t invocations = std::uint64_t{params.row_words} * params.row_groups;
+  const Tensor packed(op.w.packed.buffer(), op.w.packed.offset(), DType::u32, {rows, columns / 8});
+  recorder.dispatch(entry, {gpu::read(packed), gpu::read(op.w.absmax), gpu::write(out)}, params,
+                    gpu::linear_grid(device, (invocations + 255) / 256),
+                    {.bytes = static_cast<double>(out.bytes() + packed.bytes() + op.w.absmax.bytes())});
+}
 
 }  // namespace
 
@@ -35,6 +57,7 @@ void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
   check(op.w.packed.bytes() * 2 == elements && op.w.absmax.size() * nf4_block == elements, "nf4",
         "{} packed bytes and {} block maxima do not make a weight {}.", op.w.packed.bytes(), op.w.absmax.size(),
         out.shape_text());
+  if (op.out.tile > 0) return record_tiles(recorder, op);
   const auto type = op.tiles_for.value_or(device.info().type);
   const bool by_table = out.dtype() == DType::f16 && type != gpu::AdapterType::software;
   const std::uint32_t group_words = by_table ? 256 * table_words : 64;

@@ -13,7 +13,8 @@ struct Nf4 {
   Tensor absmax;  // f32 (out * in / 64)
 };
 
-// out.data(N, K) = value / out.scale, exact in f32 (with scale 1) and rounded to nearest in f16.
+// out.data(N, K) = value / out.scale, exact in f32 (with scale 1) and rounded to nearest in f16, in rows or in tiles, which
+// must fit into a binding.
 struct DequantizeNf4 {
   Nf4 w;
   Weight out;

@@ -26,6 +26,10 @@ struct Operand {
 struct Weight {
   Tensor data;
   float scale = 1.0f;  // value = data * scale
+  // For the matrix path alone: data is f16 in square tiles of `tile` x `tile` elements, each contiguous, one after the other
+  // along a row of tiles; both dimensions are multiples of it. 0: row-major.
+  std::uint32_t tile = 0;
+  bool turned = false;  // they are tiles of the transpose (in, out), for products that run over `out`
 };
 
 // An operand of `rows` x `columns` for the path.

@@ -83,7 +83,8 @@ bool by_vectors(gpu::Recorder& recorder, const ProductNT& op) {
 
 template <typename Product>
 MatrixProduct matrix_product(const Product& op) {
-  return {.x = op.x, .w = op.w, .y = op.y, .y_scale = op.y_scale, .plus = op.plus, .accumulate = op.accumulate, .lora = op.lora};
+  return {.x = op.x, .w = op.w, .y = op.y, .y_scale = op.y_scale, .plus = op.plus, .accumulate = op.accumulate, .lora = op.lora,
+          .scratch = op.scratch};
 }
 
 // The other kernels add to what y holds.
@@ -135,6 +136,21 @@ void record(gpu::Recorder& recorder, const ProductNN& op) {
   } else {
     record_nn(recorder, tiled_product(recorder, op));
   }
+}
+
+std::uint64_t product_scratch(const gpu::Device& device, ProductPath path, std::uint32_t rows, std::uint32_t outputs, std::uint32_t inputs,
+                              bool tiled) {
+  if (path != ProductPath::matrix || !matrix_fits(device, outputs, inputs)) return 0;
+  std::uint64_t most = 0;
+  // Fewer rows may be split more; plans change with blocks of rows.
+  for (std::uint32_t some = std::min(rows, 64u); ; some = std::min(rows, some + 64)) {
+    for (const MatrixShape& shape : {MatrixShape{MatrixLayout::nt, some, outputs, inputs}, {MatrixLayout::nn, some, inputs, outputs}}) {
+      const std::uint32_t splits = matrix_plan(device, shape, tiled).splits;
+      if (splits > 1) most = std::max(most, std::uint64_t{splits} * some * shape.columns);
+    }
+    if (some == rows) break;
+  }
+  return std::min<std::uint64_t>(most, device.info().limits.max_binding / sizeof(float) - 4);
 }
 
 void record(gpu::Recorder& recorder, const ProductTN& op) {

@@ -45,6 +45,7 @@ struct ProductNT {
   Tensor y_scale = {};  // (M), f32: y gets the sums * 2^-6, y_scale = x.scale * w.scale * 2^6. The matrix path alone
   Tensor plus = {};     // y = plus + product; f32 of y's shape, another tensor
   LoraTail lora = {};   // the matrix path alone
+  Tensor scratch = {};  // f32, product_scratch elements, with which few blocks may split the inner dimension; may be shared
 };
 void record(gpu::Recorder&, const ProductNT&);
 
@@ -58,8 +59,12 @@ struct ProductNN {
   Tensor y_scale = {};
   Tensor plus = {};
   LoraTail lora = {};
+  Tensor scratch = {};
 };
 void record(gpu::Recorder&, const ProductNN&);
+
+// For both products of up to so many rows through a weight (N, K), in tiles or not; 0 where nothing would be split.
+std::uint64_t product_scratch(const gpu::Device&, ProductPath, std::uint32_t rows, std::uint32_t outputs, std::uint32_t inputs, bool tiled);
 
 // y(N, K) += x(M, N)^T * w(M, K), in f32 arithmetic: the gradient of a trained weight. Sums run over rows in a fixed order.
 struct ProductTN {

@@ -1,13 +1,14 @@
 #include "nibble/kernels/product_matrix.h"
 
 #include "nibble/base/error.h"
+#include "nibble/kernels/kernel.h"
 
 #include <algorithm>
+#include <array>
 
 namespace nibble {
 namespace {
 
-using detail::MatrixLayout;
 using detail::MatrixOutput;
 using detail::MatrixText;
 
@@ -16,27 +17,23 @@ struct Params {
   std::uint32_t rows, columns, inner, x_stride, x_first, y_stride, y_first;
   std::uint32_t one = 1;
   std::uint32_t tail_inner = 0, left_stride = 0, first_end = 0, second_end = 0;
+  std::uint32_t split_steps = 0, splits = 1, band = 1;
+  float scale;
+};
+
+// That of product_splits.wgsl.
+struct SplitParams {
+  std::uint32_t rows, vectors, splits, y_vectors, y_first;
   float scale;
 };
 
 constexpr std::uint32_t vector_elements = 8;  // f16 of the 16 bytes that operands are read in
 
-// The widest matrices of the adapter whose edges divide those of our blocks.
-std::optional<gpu::MatrixConfig> choose_matrix(const gpu::AdapterInfo& info) {
-  std::optional<gpu::MatrixConfig> best;
-  const auto volume = [](const gpu::MatrixConfig& c) { return c.m * c.n * c.k; };
-  for (const auto& config : info.matrix_configs) {
-    const bool fits = config.m % 8 == 0 && config.n % 8 == 0 && config.k % 8 == 0 && std::max({config.m, config.n, config.k}) <= 32;
-    if (fits && (!best || volume(config) > volume(*best))) best = config;
-  }
-  return best;
-}
-
 gpu::Kernel matrix_kernel(gpu::Device& device, const MatrixTile& tile, const MatrixText& text) {
   const char* name = text.layout == MatrixLayout::nt ? "product_matrix:nt" : "product_matrix:nn";
   const auto key = fmt::format("{} {} {} {} {}x{}x{} {}x{} {}x{}x{} {} {}", name, static_cast<int>(text.output), text.whole_steps,
                                text.tail_step, tile.block_m, tile.block_n, tile.block_k, tile.part_m, tile.part_n, tile.matrix.m,
-                               tile.matrix.n, tile.matrix.k, tile.subgroup, tile.band);
+                               tile.matrix.n, tile.matrix.k, tile.subgroup, tile.direct);
   return device.kernel(key, name, "main", [&] { return detail::matrix_text(tile, text); });
 }
 
@@ -46,6 +43,8 @@ struct Slice {
   Tensor w, y, y_scale, plus, left, right;
   MatrixOutput output;
 };
+
+std::uint32_t quotient_up(std::uint32_t count, std::uint32_t size) { return (count + size - 1) / size; }
 
 void record_blocks(gpu::Recorder& recorder, const MatrixTile& tile, MatrixLayout layout, const Slice& s, const Params& params) {
   std::vector<gpu::Binding> bindings{gpu::read(s.x.data), gpu::read(s.w), gpu::read_write(s.y), gpu::read(s.x.scale)};
@@ -58,13 +57,44 @@ void record_blocks(gpu::Recorder& recorder, const MatrixTile& tile, MatrixLayout
     text.tail_step = std::min(tile.block_k, params.tail_inner);
   }
   const auto kernel = matrix_kernel(recorder.device(), tile, text);
-  const auto blocks = [](std::uint32_t count, std::uint32_t block) { return std::uint64_t{(count + block - 1) / block}; };
-  const auto grid = gpu::linear_grid(recorder.device(), blocks(params.rows, tile.block_m) * blocks(params.columns, tile.block_n));
+  const auto grid = gpu::linear_grid(recorder.device(), std::uint64_t{quotient_up(params.rows, tile.block_m)} *
+                                                            quotient_up(params.columns, tile.block_n) * params.splits);
   const double elements = static_cast<double>(params.rows) * params.columns;
   recorder.dispatch_bytes(kernel, bindings, std::as_bytes(std::span(&params, 1)), grid,
                           {.bytes = static_cast<double>(s.x.data.bytes() + s.w.bytes()) +
-                                    elements * static_cast<double>(size_of(s.y.dtype())),
+                                    elements * params.splits * static_cast<double>(size_of(s.y.dtype())),
                            .flops = 2.0 * elements * (params.inner + params.tail_inner)});
+}
+
+// The second pass of a split product.
+void record_sums(gpu::Recorder& recorder, const Slice& s, const Tensor& partial, const Params& p) {
+  constexpr std::array entries{"write", "accumulate", "plus", "rows_in_f16"};
+  const SplitParams params{p.rows, p.columns / 4, p.splits, p.y_stride / 4, p.y_first / 4, p.scale};
+  std::vector<gpu::Binding> bindings{gpu::read(partial), gpu::read(s.x.scale), gpu::read_write(s.y)};
+  if (s.output == MatrixOutput::plus) bindings.push_back(gpu::read(s.plus));
+  if (s.output == MatrixOutput::f16) bindings.push_back(gpu::write(s.y_scale));
+  const auto prelude = gpu::Prelude().enable("f16").alias("Y", name_of(s.y.dtype()));
+  const std::uint64_t vectors = std::uint64_t{params.rows} * params.vectors;
+  recorder.dispatch_bytes(kernel(recorder.device(), "product_splits", prelude, {"grid"}, entries.at(static_cast<std::size_t>(s.output))),
+                          bindings, std::as_bytes(std::span(&params, 1)), gpu::linear_grid(recorder.device(), (vectors + 255) / 256),
+                          {.bytes = static_cast<double>(vectors) * (16.0 * p.splits + 4.0 * static_cast<double>(size_of(s.y.dtype())))});
+}
+
+// One dispatch, or two where the inner dimension is split and there is room for the partial sums.
+void record_slice(gpu::Recorder& recorder, const MatrixPlan& plan, MatrixLayout layout, const Slice& s, Params params,
+                  const Tensor& scratch) {
+  params.band = plan.tile.band;
+  const std::uint64_t sums = std::uint64_t{params.rows} * params.columns, room = scratch ? scratch.size() / std::max<std::uint64_t>(sums, 1) : 0;
+  const auto wanted = static_cast<std::uint32_t>(std::min<std::uint64_t>(plan.splits, room));
+  const std::uint32_t steps = quotient_up(params.inner, plan.tile.block_k);
+  if (wanted <= 1 || steps <= 1) return record_blocks(recorder, plan.tile, layout, s, params);
+  params.split_steps = quotient_up(steps, wanted);
+  params.splits = quotient_up(steps, params.split_steps);
+  Slice partial = s;
+  partial.output = MatrixOutput::partial;
+  partial.y = scratch.part(0, {params.splits, params.rows, params.columns});
+  record_blocks(recorder, plan.tile, layout, partial, params);
+  record_sums(recorder, s, partial.y, params);
 }
 
 MatrixOutput output_of(const MatrixProduct& op) {
@@ -97,20 +127,6 @@ std::vector<gpu::RowRange> row_slices(const gpu::Device& device, const MatrixPro
 
 }  // namespace
 
-// 128 x 128 by four subgroups is the fastest on an H100, with the longest steps that workgroup memory holds. The software
-// adapter takes seconds to compile more than a few matrices.
-std::optional<MatrixTile> default_matrix_tile(const gpu::AdapterInfo& info) {
-  const auto matrix = choose_matrix(info);
-  if (!matrix || info.subgroup_min_size != info.subgroup_max_size) return std::nullopt;
-  const std::uint32_t subgroup = info.subgroup_max_size;
-  if (info.type == gpu::AdapterType::software) return MatrixTile{*matrix, subgroup, 32, 16, 8, 32, 16};
-  MatrixTile tile{*matrix, subgroup, 128, 128, 64, 64, 64};
-  const auto bytes = [&] { return (tile.block_m + tile.block_n) * (tile.block_k + vector_elements) * 2; };
-  while (tile.block_k > matrix->k && bytes() > info.limits.workgroup_storage) tile.block_k /= 2;
-  const bool fits = bytes() <= info.limits.workgroup_storage && tile.invocations() <= info.limits.workgroup_invocations;
-  return fits ? std::optional(tile) : std::nullopt;
-}
-
 bool matrix_fits(const gpu::Device& device, std::uint32_t outputs, std::uint32_t inputs) {
   return outputs % vector_elements == 0 && inputs % vector_elements == 0 && default_matrix_tile(device.info()).has_value();
 }
@@ -128,29 +144,46 @@ bool lora_tail_fits(const gpu::Device& device, std::uint32_t outputs, std::uint3
          std::all_of(ends.begin(), ends.end(), [&](std::uint32_t end) { return end > 0 && (end % block == 0 || end == outputs); });
 }
 
+namespace {
+
+MatrixPlan plan_of(gpu::Recorder& recorder, const MatrixProduct& op, const MatrixShape& shape, std::span<const std::uint32_t> ends = {}) {
+  MatrixPlan plan = matrix_plan(recorder.device(), shape, op.w.tile > 0, ends);
+  if (op.tile) plan.tile = *op.tile;
+  if (op.splits) plan.splits = *op.splits;
+  check(plan.tile.direct == (op.w.tile > 0) && (!plan.tile.direct || op.w.tile == plan.tile.matrix.m), "product_matrix",
+        "A weight in tiles of {} came to a kernel for tiles of {}.", op.w.tile, plan.tile.direct ? plan.tile.matrix.m : 0);
+  check(op.w.tile == 0 || op.w.turned == (shape.layout == MatrixLayout::nn), "product_matrix",
+        "Tiles must be those of the transpose for NN, and of the weight for NT.");
+  return plan;
+}
+
+}  // namespace
+
 void record_matrix_nt(gpu::Recorder& recorder, const MatrixProduct& op) {
   auto& device = recorder.device();
   const std::uint32_t inputs = op.x.data.dim(1), outputs = op.w.data.dim(0);
-  const MatrixTile tile = op.tile ? *op.tile : default_matrix_tile(device.info()).value();
   const std::uint64_t right_bytes = op.lora.right ? row_bytes(op.lora.right) : row_bytes(op.w.data);
+  const auto ends = op.lora.right ? std::span<const std::uint32_t>(op.lora.ends) : std::span<const std::uint32_t>();
   for (const auto range : row_slices(device, op)) {
     Slice part = slice_of(op, range);
-    for (const auto columns : gpu::binding_slices(device, outputs, {row_bytes(op.w.data), right_bytes}, tile.block_n)) {
+    const MatrixPlan plan = plan_of(recorder, op, {MatrixLayout::nt, range.end - range.begin, outputs, inputs}, ends);
+    for (const auto columns : gpu::binding_slices(device, outputs, {row_bytes(op.w.data), right_bytes}, plan.tile.block_n)) {
       part.w = rows_of(op.w.data, columns);
       part.right = rows_of(op.lora.right, columns);
-      record_blocks(recorder, tile, MatrixLayout::nt, part,
-                    {.rows = range.end - range.begin,
-                     .columns = columns.end - columns.begin,
-                     .inner = inputs,
-                     .x_stride = inputs,
-                     .x_first = 0,
-                     .y_stride = outputs,
-                     .y_first = columns.begin,
-                     .tail_inner = op.lora.right ? op.lora.right.dim(1) : 0,
-                     .left_stride = op.lora.left ? op.lora.left.dim(1) : 0,
-                     .first_end = op.lora.ends[0],
-                     .second_end = op.lora.ends[1],
-                     .scale = op.w.scale});
+      record_slice(recorder, plan, MatrixLayout::nt, part,
+                   {.rows = range.end - range.begin,
+                    .columns = columns.end - columns.begin,
+                    .inner = inputs,
+                    .x_stride = inputs,
+                    .x_first = 0,
+                    .y_stride = outputs,
+                    .y_first = columns.begin,
+                    .tail_inner = op.lora.right ? op.lora.right.dim(1) : 0,
+                    .left_stride = op.lora.left ? op.lora.left.dim(1) : 0,
+                    .first_end = op.lora.ends[0],
+                    .second_end = op.lora.ends[1],
+                    .scale = op.w.scale},
+                   op.scratch);
     }
   }
 }
@@ -158,27 +191,30 @@ void record_matrix_nt(gpu::Recorder& recorder, const MatrixProduct& op) {
 void record_matrix_nn(gpu::Recorder& recorder, const MatrixProduct& op) {
   auto& device = recorder.device();
   const std::uint32_t outputs = op.x.data.dim(1), inputs = op.w.data.dim(1);
-  const MatrixTile tile = op.tile ? *op.tile : default_matrix_tile(device.info()).value();
   for (const auto range : row_slices(device, op)) {
     Slice part = slice_of(op, range);
-    for (const auto inner : gpu::binding_slices(device, outputs, {row_bytes(op.w.data)}, vector_elements)) {
+    const auto all_inner = gpu::binding_slices(device, outputs, {row_bytes(op.w.data)}, vector_elements);
+    check(op.w.tile == 0 || all_inner.size() == 1, "product_matrix", "A weight {} in tiles exceeds a binding.", op.w.data.shape_text());
+    for (const auto inner : all_inner) {
       part.w = rows_of(op.w.data, inner);
       part.right = inner.begin == 0 ? op.lora.right : Tensor{};
       if (inner.begin > 0) {
         part.output = MatrixOutput::accumulate;
         part.left = {};
       }
-      record_blocks(recorder, tile, MatrixLayout::nn, part,
-                    {.rows = range.end - range.begin,
-                     .columns = inputs,
-                     .inner = inner.end - inner.begin,
-                     .x_stride = outputs,
-                     .x_first = inner.begin,
-                     .y_stride = inputs,
-                     .y_first = 0,
-                     .tail_inner = part.right ? part.right.dim(0) : 0,
-                     .left_stride = part.right ? part.right.dim(0) : 0,
-                     .scale = op.w.scale});
+      const MatrixPlan plan = plan_of(recorder, op, {MatrixLayout::nn, range.end - range.begin, inputs, inner.end - inner.begin});
+      record_slice(recorder, plan, MatrixLayout::nn, part,
+                   {.rows = range.end - range.begin,
+                    .columns = inputs,
+                    .inner = inner.end - inner.begin,
+                    .x_stride = outputs,
+                    .x_first = inner.begin,
+                    .y_stride = inputs,
+                    .y_first = 0,
+                    .tail_inner = part.right ? part.right.dim(0) : 0,
+                    .left_stride = part.right ? part.right.dim(0) : 0,
+                    .scale = op.w.scale},
+                   op.scratch);
     }
   }
 }

@@ -16,6 +16,14 @@ enum class Residency {
   cached,    // decoded once and kept
 };
 
+// As products and gathering read it.
+inline Weight weight_of(const DenseMatrix& matrix) {
+  Weight weight;
+  weight.data = matrix.data;
+  weight.scale = matrix.scale;
+  return weight;
+}
+
 // Decodes NF4 projections for products.
 class FrozenWeights {
  public:

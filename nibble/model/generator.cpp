@@ -82,7 +82,7 @@ std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& con
   };
   const std::uint64_t keys = 8ull * config.num_layers * config.num_kv_heads * key_capacity(config, options) * config.head_dim;
   return FrozenWeights::decoded_bytes(config, options.path, Residency::resident) +
-         Head::bytes(config, head_options(options.path)) + keys + pass(options.path, piece) +
+         Head::bytes(device, config, head_options(options.path)) + keys + pass(options.path, piece) +
          (straight_from_nf4(config) ? pass(ProductPath::f32, few) : 0) +
          std::uint64_t{std::max(piece, few)} * (8ull * config.hidden_size + 16) +
          4ull * capacity_of(config, options) * config.head_dim;
@@ -130,7 +130,7 @@ Tensor Generator::run_layers(gpu::Recorder& recorder, const Pass& pass, const De
   const LayerContext context{.recorder = recorder, .config = config_, .weights = weights_, .linear = pass.linear,
                              .stream = stream, .rope = rope_, .first_key = seen()};
   record(recorder, Embedding{.tokens = stream.token_ids,
-                             .table = {.data = weights_.embedding.data, .scale = weights_.embedding.scale},
+                             .table = weight_of(weights_.embedding),
                              .x = residual_[0].rows(0, stream.tokens)});
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
     activations.k_heads = keys_[layer].k;

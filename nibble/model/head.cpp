@@ -5,23 +5,38 @@
 #include "nibble/kernels/product.h"
 #include "nibble/kernels/rms_norm.h"
 #include "nibble/kernels/row_kernel.h"
+#include "nibble/model/frozen_weights.h"
 
 #include <algorithm>
 
 namespace nibble {
 
-std::uint32_t Head::default_chunk_rows(const gpu::Limits& limits, std::uint32_t vocab_size) {
-  const std::uint64_t bytes = std::min<std::uint64_t>(std::uint64_t{128} << 20, limits.max_binding);
-  const std::uint64_t rows = bytes / (std::uint64_t{vocab_size} * 4);
-  return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(rows / 64 * 64, 64, 4096));
+std::uint32_t Head::default_chunk_rows(const gpu::AdapterInfo& info, std::uint32_t vocab_size) {
+  constexpr std::uint64_t least = std::uint64_t{128} << 20, most = std::uint64_t{320} << 20;
+  const std::uint64_t bytes = std::min(std::clamp(info.memory_bytes / 64, least, most), info.limits.max_binding);
+  const std::uint64_t rows = bytes / (std::uint64_t{vocab_size} * 4), multiple = rows >= 128 ? 128 : 64;
+  return static_cast<std::uint32_t>(std::clamp<std::uint64_t>(rows / multiple * multiple, 64, 4096));
 }
 
+// Chunks begin where bindings may begin: 64 values of 4 bytes.
+HeadOptions Head::settled(const gpu::AdapterInfo& info, const ModelConfig& config, HeadOptions options) {
+  if (options.chunk_rows == 0) options.chunk_rows = default_chunk_rows(info, config.vocab_size);
+  options.chunk_rows = std::min((options.chunk_rows + 63) / 64 * 64, std::max(1u, options.max_labels));
+  return options;
+}
+
+namespace {
+
+std::uint32_t product_scratch_size(const gpu::Device& device, const ModelConfig& config, const HeadOptions& options) {
+  return static_cast<std::uint32_t>(
+      product_scratch(device, options.path, options.chunk_rows, config.vocab_size, config.hidden_size, false));
+}
+
+}  // namespace
+
 Head::Head(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const HeadOptions& options)
-    : config_(config), weights_(weights), options_(options) {
-  if (options_.chunk_rows == 0) options_.chunk_rows = default_chunk_rows(device.info().limits, config.vocab_size);
+    : config_(config), weights_(weights), options_(settled(device.info(), config, options)) {
   const std::uint32_t labels = std::max(1u, options_.max_labels);
-  // Chunks begin where bindings may begin: 64 values of 4 bytes.
-  options_.chunk_rows = std::min((options_.chunk_rows + 63) / 64 * 64, labels);
   const std::uint32_t chunk = options_.chunk_rows, hidden = config.hidden_size, vocab = config.vocab_size;
   normed_ = make_operand(device, options_.path, labels, hidden, "head.normed");
   inv_rms_ = device.tensor(DType::f32, {labels}, "head.inv_rms");
@@ -33,14 +48,18 @@ Head::Head(gpu::Device& device, const ModelConfig& config, const DeviceWeights& 
   d_normed_ = device.tensor(DType::f32, {labels, hidden}, "head.d_normed");
   d_logits_ = options_.path == ProductPath::f32 ? Operand{.data = logits_}
                                                 : make_operand(device, options_.path, chunk, vocab, "head.d_logits");
+  if (const std::uint32_t size = product_scratch_size(device, config, options_)) {
+    product_scratch_ = device.tensor(DType::f32, {size}, "head.partial products");
+  }
 }
 
-std::uint64_t Head::bytes(const ModelConfig& config, const HeadOptions& options) {
+std::uint64_t Head::bytes(const gpu::Device& device, const ModelConfig& config, HeadOptions options) {
+  options = settled(device.info(), config, options);
   const std::uint64_t labels = options.max_labels, chunk = options.chunk_rows, hidden = config.hidden_size,
                       vocab = config.vocab_size, operand = size_of(operand_dtype(options.path));
   std::uint64_t bytes = labels * (hidden * operand + 16) + chunk * vocab * 4;
   if (options.trainable) {
-    bytes += labels * (hidden * 4 + 4);
+    bytes += labels * (hidden * 4 + 4) + sizeof(float) * product_scratch_size(device, config, options);
     if (options.path != ProductPath::f32) bytes += chunk * (vocab * operand + 4);
   }
   return bytes;
@@ -61,10 +80,7 @@ void Head::use_base(bool use) {
   uses_base_ = use;
 }
 
-Weight Head::weight() const {
-  const DenseMatrix& matrix = uses_base_ ? weights_.base_head : weights_.head;
-  return {.data = matrix.data, .scale = matrix.scale};
-}
+Weight Head::weight() const { return weight_of(uses_base_ ? weights_.base_head : weights_.head); }
 
 void Head::normalise(gpu::Recorder& recorder, const Tensor& x, const Tensor& rows, std::uint32_t count) {
   check(count <= inv_rms_.dim(0), "head", "{} labelled rows came; room was made for {}.", count, inv_rms_.dim(0));
@@ -102,7 +118,8 @@ void Head::gradients(gpu::Recorder& recorder, const DeviceStream& stream, const 
                                   .d_logits = d_logits, .factor = loss.preference ? 1.0f : loss.factor,
                                   .weights = loss.preference ? label_weights_.rows(begin, end) : Tensor{},
                                   .focal_gamma = loss.preference ? 0.0f : loss.focal_gamma});
-    record(recorder, ProductNN{.path = options_.path, .x = d_logits, .w = weight(), .y = d_normed_.rows(begin, end)});
+    record(recorder, ProductNN{.path = options_.path, .x = d_logits, .w = weight(), .y = d_normed_.rows(begin, end),
+                               .scratch = product_scratch_});
     if (d_head) {
       record(recorder, ProductTN{.x = d_logits, .w = operand_rows(normed_, {begin, end}), .y = d_head, .scratch = head_scratch_});
     }

@@ -12,7 +12,7 @@ namespace nibble {
 struct HeadOptions {
   ProductPath path = ProductPath::f32;
   std::uint32_t max_labels = 0;
-  std::uint32_t chunk_rows = 0;  // rows whose logits exist at a time, rounded up to 64; 0 chooses about 128 MiB of them
+  std::uint32_t chunk_rows = 0;  // rows whose logits exist at a time, rounded up to 64; 0: as many as suit the device
   bool trainable = true;         // room for gradients
 };
 
@@ -50,8 +50,11 @@ class Head {
   void use_base(bool use);
 
   std::uint32_t chunk_rows() const { return options_.chunk_rows; }
-  static std::uint32_t default_chunk_rows(const gpu::Limits& limits, std::uint32_t vocab_size);
-  static std::uint64_t bytes(const ModelConfig& config, const HeadOptions& options);
+  // With chunk_rows chosen and rounded.
+  static HeadOptions settled(const gpu::AdapterInfo& info, const ModelConfig& config, HeadOptions options);
+  // Logits of 128 MiB, or of a 64th of the device's memory up to 320 MiB.
+  static std::uint32_t default_chunk_rows(const gpu::AdapterInfo& info, std::uint32_t vocab_size);
+  static std::uint64_t bytes(const gpu::Device& device, const ModelConfig& config, HeadOptions options);
 
  private:
   Weight weight() const;
@@ -74,7 +77,8 @@ class Head {
   Operand d_logits_;       // (chunk, vocab); in f32 the logits' own buffer
   Tensor loss_, correct_;  // (R)
   Tensor label_weights_;   // (R) what losses of pairs multiply the labels' gradients by
-  Tensor head_scratch_;    // partial sums of the head's gradient, made when it is first asked for
+  Tensor product_scratch_;  // partial sums of products; empty where there are none
+  Tensor head_scratch_;     // partial sums of the head's gradient, made when it is first asked for
 };
 
 }  // namespace nibble

@@ -1,6 +1,7 @@
 #include "nibble/model/joint_activations.h"
 
 #include "nibble/kernels/lora_matrix.h"
+#include "nibble/kernels/product.h"
 
 #include <algorithm>
 
@@ -86,6 +87,15 @@ std::uint32_t lora_scratch_size(const gpu::Device& device, const ModelConfig& co
   return static_cast<std::uint32_t>(most);
 }
 
+std::uint32_t product_scratch_size(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
+  std::uint64_t most = 0;
+  for (const Joint joint : all_joints) {
+    const auto [out, in] = joint_dims(config, joint);
+    most = std::max(most, product_scratch(device, ProductPath::matrix, options.max_tokens, out, in, joint_weight_tile(device, config, options.residency) > 0));
+  }
+  return static_cast<std::uint32_t>(most);
+}
+
 }  // namespace
 
 JointActivations make_joint_activations(gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
@@ -107,6 +117,9 @@ JointRoom make_joint_room(gpu::Device& device, const ModelConfig& config, const 
   result.attention = make_qkv_attention_room(device, attention_shape(config, options));
   if (const std::uint32_t size = lora_scratch_size(device, config, options)) {
     result.lora_scratch = device.tensor(DType::f32, {size}, "LoRA scratch");
+  }
+  if (const std::uint32_t size = product_scratch_size(device, config, options)) {
+    result.product_scratch = device.tensor(DType::f32, {size}, "partial products");
   }
   return result;
 }
@@ -130,7 +143,8 @@ std::uint64_t joint_activation_bytes(const ModelConfig& config, const LayersOpti
 
 std::uint64_t joint_room_bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
   std::uint64_t bytes = qkv_attention_room_bytes(device, attention_shape(config, options)) +
-                        std::uint64_t{sizeof(float)} * lora_scratch_size(device, config, options);
+                        sizeof(float) * (std::uint64_t{lora_scratch_size(device, config, options)} +
+                                         product_scratch_size(device, config, options));
   JointRoom unused;
   visit(unused, config, options, options.max_tokens, Count{bytes});
   return bytes;

@@ -27,6 +27,7 @@ struct JointRoom {
   Operand hidden;                                     // (T, I) silu(gate) * up
   QkvAttentionRoom attention;
   Tensor lora_scratch;
+  Tensor product_scratch;                             // of products that are split; empty where none is
   // Of the backward pass.
   Operand dy;                      // (T, C) the residual stream's gradient
   Operand d_narrow;                // (T, I) gradient of `hidden`, then (T, H * D) of `attention`

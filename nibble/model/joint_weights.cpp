@@ -1,41 +1,25 @@
 #include "nibble/model/joint_weights.h"
 
+#include "nibble/weights/nf4_room.h"
+
 #include <algorithm>
 #include <cmath>
 
 namespace nibble {
 
-std::span<const Projection> members_of(Joint joint) {
-  const std::span all(all_projections);
-  switch (joint) {
-    case Joint::qkv: return all.subspan(0, 3);
-    case Joint::o: return all.subspan(3, 1);
-    case Joint::gate_up: return all.subspan(4, 2);
-    case Joint::down: return all.subspan(6, 1);
-  }
-  return {};
-}
-
-ProjectionDims joint_dims(const ModelConfig& config, Joint joint) {
-  ProjectionDims joint_dims;
-  for (const Projection p : members_of(joint)) {
-    const ProjectionDims dims = projection_dims(config, p);
-    joint_dims = {.out = joint_dims.out + dims.out, .in = dims.in};
-  }
-  return joint_dims;
-}
-
-std::array<std::uint32_t, 3> joint_ends(const ModelConfig& config, Joint joint) {
-  std::array<std::uint32_t, 3> ends{};
-  ends.fill(joint_dims(config, joint).out);
-  std::uint32_t end = 0;
-  std::size_t i = 0;
-  for (const Projection p : members_of(joint)) ends[i++] = end += projection_dims(config, p).out;
-  return ends;
+std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& config, Residency residency) {
+  const auto direct = direct_matrix_tile(device.info());
+  if (!direct || !matrix_tuning(device).tiled_weights || residency == Residency::cached) return 0;
+  const std::uint32_t tile = direct->matrix.m;
+  const bool fits = std::all_of(all_joints.begin(), all_joints.end(), [&](Joint joint) {
+    const auto [out, in] = joint_dims(config, joint);
+    return out % tile == 0 && in % tile == 0 && joins_in_nf4(config, joint);
+  });
+  return fits ? tile : 0;
 }
 
 JointWeights::JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config, Residency residency)
-    : weights_(weights), residency_(residency) {
+    : weights_(weights), residency_(residency), tile_(joint_weight_tile(device, config, residency)) {
   slots_.resize(residency == Residency::cached ? weights.layers.size() : 1);
   for (auto& row : slots_) {
     for (const Joint joint : all_joints) {
@@ -45,26 +29,38 @@ JointWeights::JointWeights(gpu::Device& device, const DeviceWeights& weights, co
   }
 }
 
+std::span<const Nf4Matrix> JointWeights::matrices(std::uint32_t layer, Joint joint) const {
+  const auto members = members_of(joint);
+  return std::span(weights_.layers[layer].projections).subspan(static_cast<std::size_t>(members.front()), members.size());
+}
+
 float JointWeights::scale(std::uint32_t layer, Joint joint) const {
   float largest = 0;
-  for (const Projection p : members_of(joint)) largest = std::max(largest, weights_.layers[layer].projection(p).largest);
+  for (const Nf4Matrix& matrix : matrices(layer, joint)) largest = std::max(largest, matrix.largest);
   int exponent = 0;
   if (std::isfinite(largest)) std::frexp(largest, &exponent);
   return std::ldexp(1.0f, exponent);
 }
 
-Weight JointWeights::weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint) {
+Weight JointWeights::weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout) {
   Slot& slot = slots_[residency_ == Residency::cached ? layer : 0][static_cast<std::size_t>(joint)];
-  const Weight whole{.data = slot.data, .scale = scale(layer, joint)};
-  if (slot.layer == layer) return whole;
-  std::uint32_t row = 0;
-  for (const Projection p : members_of(joint)) {
-    const Nf4Matrix& matrix = weights_.layers[layer].projection(p);
-    record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax},
-                                   .out = {.data = slot.data.rows(row, row + matrix.out), .scale = whole.scale}});
-    row += matrix.out;
+  const Weight whole{.data = slot.data, .scale = scale(layer, joint), .tile = tile_,
+                     .turned = tile_ > 0 && layout == MatrixLayout::nn};
+  if (slot.layer == layer && slot.turned == whole.turned) return whole;
+  const auto decode = [&](const Nf4Matrix& matrix, const Weight& out) {
+    record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax}, .out = out});
+  };
+  if (const auto joined = joined_nf4(matrices(layer, joint))) {
+    decode(*joined, whole);
+  } else {
+    std::uint32_t row = 0;
+    for (const Nf4Matrix& matrix : matrices(layer, joint)) {
+      decode(matrix, {.data = slot.data.rows(row, row + matrix.out), .scale = whole.scale});
+      row += matrix.out;
+    }
   }
   slot.layer = layer;
+  slot.turned = whole.turned;
   return whole;
 }
 

@@ -1,8 +1,10 @@
 #pragma once
 
+#include "nibble/kernels/matrix_tuning.h"
 #include "nibble/kernels/operand.h"
 #include "nibble/model/frozen_weights.h"
 #include "nibble/weights/device_weights.h"
+#include "nibble/weights/joint.h"
 
 #include <array>
 #include <span>
@@ -10,23 +12,17 @@
 
 namespace nibble {
 
-// Projections that share an input are one weight, their rows one below the other.
-enum class Joint : std::uint8_t { qkv, o, gate_up, down };
-
-inline constexpr std::array<Joint, 4> all_joints{Joint::qkv, Joint::o, Joint::gate_up, Joint::down};
-
-std::span<const Projection> members_of(Joint joint);
-ProjectionDims joint_dims(const ModelConfig& config, Joint joint);
-// The output column where each member ends, and the last one again where there are fewer than three.
-std::array<std::uint32_t, 3> joint_ends(const ModelConfig& config, Joint joint);
+// Side of the tiles that weights are decoded into: where the device was found faster so and all sizes allow it. 0: rows, as
+// always where they are cached, since forward and backward products want other tiles.
+std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& config, Residency residency);
 
 // Decodes NF4 projections to f16, joint.
 class JointWeights {
  public:
   JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config, Residency residency);
 
-  // Valid until the same joint of another layer is asked for.
-  Weight weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint);
+  // For products of this layout. Valid until the same joint of another layer, or for the other layout, is asked for.
+  Weight weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout);
 
   // The power of two that brings the largest magnitude to [1/2, 1): with rows of operands below 2^14, products then stay within
   // f16 as their rows are stored (product.h), unless thousands of terms of the largest magnitude have one sign.
@@ -36,10 +32,14 @@ class JointWeights {
   struct Slot {
     Tensor data;                       // (out, in) f16
     std::uint32_t layer = UINT32_MAX;  // what it holds
+    bool turned = false;
   };
+
+  std::span<const Nf4Matrix> matrices(std::uint32_t layer, Joint joint) const;
 
   const DeviceWeights& weights_;
   Residency residency_;
+  std::uint32_t tile_;
   std::vector<std::array<Slot, 4>> slots_;  // one row for all layers, or a row a layer
 };
 

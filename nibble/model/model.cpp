@@ -49,9 +49,7 @@ std::uint64_t frozen_bytes(const ModelConfig& config, ProductPath path, bool has
 MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options,
                        const LoraConfig& lora, const std::optional<TrainedHeadOptions>& trained_head) {
   const LayersBytes layers = layers_bytes(device, config, layers_options(options, lora.rank));
-  HeadOptions head = head_options(options);
-  if (head.chunk_rows == 0) head.chunk_rows = Head::default_chunk_rows(device.info().limits, config.vocab_size);
-  head.chunk_rows = std::min((head.chunk_rows + 63) / 64 * 64, std::max(1u, head.max_labels));
+  const HeadOptions head = Head::settled(device.info(), config, head_options(options));
   const std::uint64_t stream_bytes = 4ull * options.max_tokens * config.hidden_size;
   LoraConfig matrices = lora;
   matrices.saves_head = false;
@@ -63,7 +61,7 @@ MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, con
           .adapters = trainable_params(config, matrices) * 4 * (options.trainable ? 4 : 1),
           .activations = residual_count(config, options) * stream_bytes + layers.activations,
           .scratch = layers.scratch + (options.trainable ? stream_bytes : 0),
-          .head = Head::bytes(config, head),
+          .head = Head::bytes(device, config, head),
           .trained_head = trained.device + partial_sums * sizeof(float),
           .host_head = trained.host};
 }
@@ -99,7 +97,7 @@ LayerPass Model::pass(gpu::Recorder& recorder, const DeviceStream& stream, const
 
 void Model::embed(gpu::Recorder& recorder, const DeviceStream& stream) {
   record(recorder, Embedding{.tokens = stream.token_ids,
-                             .table = {.data = weights_.embedding.data, .scale = weights_.embedding.scale},
+                             .table = weight_of(weights_.embedding),
                              .x = residual_[0].rows(0, stream.tokens)});
 }
 

@@ -7,6 +7,7 @@
 #include "nibble/quant/nf4.h"
 #include "nibble/quant/parallel.h"
 #include "nibble/weights/checkpoint_check.h"
+#include "nibble/weights/nf4_room.h"
 #include "nibble/weights/read_nf4.h"
 
 #include <algorithm>
@@ -40,11 +41,10 @@ gpu::Tensor load_vector(gpu::Device& device, const Checkpoint& checkpoint, const
   return device.tensor<float>(DType::f32, {static_cast<std::uint32_t>(values.size())}, values, name);
 }
 
-Nf4Matrix upload_nf4(gpu::Device& device, const Nf4Values& values, const std::string& name, ProjectionDims dims) {
-  Nf4Matrix result{.out = dims.out, .in = dims.in, .largest = *std::max_element(values.absmax.begin(), values.absmax.end())};
-  result.packed = device.tensor<std::uint8_t>(DType::u32, {static_cast<std::uint32_t>(values.packed.size() / 4)}, values.packed, name);
-  result.absmax = device.tensor<float>(DType::f32, {static_cast<std::uint32_t>(values.absmax.size())}, values.absmax, name);
-  return result;
+void upload_nf4(gpu::Device& device, const Nf4Values& values, Nf4Matrix& to) {
+  to.largest = *std::max_element(values.absmax.begin(), values.absmax.end());
+  device.write(to.packed, std::as_bytes(std::span(values.packed)));
+  device.write(to.absmax, std::as_bytes(std::span(values.absmax)));
 }
 
 // Every layer's, in the order of loading.
@@ -180,14 +180,14 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
     layer.post_attention_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::post_attention));
     layer.q_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::q));
     layer.k_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::k));
+    make_nf4_room(device, config, layer);
     for (const Projection p : all_projections) {
-      const std::string name = projection_tensor_name(i, p);
       const Nf4Values values = reader.next();
       {
         const Stopwatch watch(times.upload);
-        layer.projections[static_cast<std::size_t>(p)] = upload_nf4(device, values, name, projection_dims(config, p));
+        upload_nf4(device, values, layer.projections[static_cast<std::size_t>(p)]);
       }
-      meter.add(checkpoint.at(name).tensor->bytes);
+      meter.add(checkpoint.at(projection_tensor_name(i, p)).tensor->bytes);
     }
   }
   times.read += reader.times().read;
@@ -213,12 +213,9 @@ DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, DT
     layer.post_attention_norm = ones(device, config.hidden_size);
     layer.q_norm = ones(device, config.head_dim);
     layer.k_norm = ones(device, config.head_dim);
-    for (const Projection p : all_projections) {
-      const auto [out, in] = projection_dims(config, p);
-      const auto count = static_cast<std::uint32_t>(std::uint64_t{out} * in / 8);
-      Nf4Matrix& matrix = layer.projections[static_cast<std::size_t>(p)];
-      matrix = {.packed = device.tensor(DType::u32, {count}, "made up"),
-                .absmax = device.tensor(DType::f32, {count / 8}, "made up"), .out = out, .in = in, .largest = 0.06f};
+    make_nf4_room(device, config, layer);
+    for (Nf4Matrix& matrix : layer.projections) {
+      matrix.largest = 0.06f;
       fill_random(device, matrix.packed, [](std::uint32_t word) { return word; });
       fill_random(device, matrix.absmax, [](std::uint32_t word) {
         return bits_of(0.04f + 0.02f * static_cast<float>(word >> 16) * 0x1p-16f);

@@ -67,6 +67,27 @@ TEST(Nf4, RoundsToNearestInF16) {
   }
 }
 
+TEST(Nf4, DequantizesIntoTiles) {
+  if (test::must_skip(test::device().info().f16)) GTEST_SKIP() << "The adapter has no f16.";
+  const std::uint32_t rows = 48, columns = 208;
+  const auto nf4 = make_nf4(rows, columns);
+  auto values = nf4.values, turned = values;
+  for (float& value : values) value = f16_to_f32(f32_to_f16(value));
+  for (std::size_t i = 0; i < values.size(); ++i) turned[i % columns * rows + i / columns] = values[i];
+  for (const std::uint32_t tile : {8u, 16u}) {
+    GuardedTensor out(DType::f16, {rows, columns});
+    test::run(DequantizeNf4{nf4.w, {.data = out.tensor(), .tile = tile}});
+    EXPECT_EQ(test::download(out.tensor()), test::in_tiles(values, columns, tile));
+    test::run(DequantizeNf4{nf4.w, {.data = out.tensor(), .tile = tile, .turned = true}});
+    EXPECT_EQ(test::download(out.tensor()), test::in_tiles(turned, rows, tile));
+    out.expect_guards_intact();
+  }
+  const auto uneven = make_nf4(24, 64);
+  gpu::Recorder recorder(test::device());
+  const Tensor out = test::device().tensor(DType::f16, {24, 64}, "out");
+  EXPECT_THROW(record(recorder, DequantizeNf4{uneven.w, {.data = out, .tile = 16}}), Error);
+}
+
 TEST(Nf4, VectorsTimesTheWeightEqualTheSum) {
   for (const std::uint32_t m : {1u, 3u, 8u}) {
     for (const auto& [n, k] : {std::pair{8u, 8u}, {2u, 96u}, {35u, 192u}, {130u, 1024u}}) {

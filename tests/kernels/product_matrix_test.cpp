@@ -201,42 +201,108 @@ TEST(MatrixSlices, WeightsLargerThanABindingHaveTheirTailOnce) {
   for (const auto* output : {&y32, &dx}) output->expect_guards_intact();
 }
 
-// Blocks of several subgroups and longer steps, as GPUs have them, give the sums of the default tile: steps of 2 and 4
-// vectors, whose rows are spread over invocations in their own ways, and tails that do and do not divide into steps.
-TEST(MatrixTiles, SeveralSubgroupsAndLongStepsChangeNothing) {
-  const auto best = default_matrix_tile(test::device().info());
-  if (test::must_skip(best.has_value())) GTEST_SKIP() << "The adapter has no matrices.";
+// Other ways to do a product give the sums of the default one: `change` makes them of a product and the weight's values.
+void expect_same_sums(std::uint32_t rank, const std::function<void(MatrixProduct&, std::span<const float>)>& change) {
+  const std::uint32_t m = 173, n = 576, k = 208;
+  const Case c{m, n, k, Output::f16, rank, {256, 512, n}};
+  const Inputs nt(c, k, n, rank), nn(c, n, 3 * rank, k);
+  for (const Output output : {Output::write, Output::accumulate, Output::plus, Output::f16}) {
+    const auto expect_same = [&](const auto& record_matrix, const Inputs& in, std::uint32_t columns) {
+      const DType dtype = output == Output::f16 ? DType::f16 : DType::f32;
+      const auto before = test::random_values(std::size_t{m} * columns, 9, 100.0f);
+      MatrixProduct product{.x = in.x, .w = in.w, .accumulate = output == Output::accumulate,
+                            .lora = {in.left, in.right, {256, 512, n}}};
+      if (output == Output::plus) product.plus = test::upload(before, {m, columns});
+      GuardedTensor y(dtype, {m, columns}), y_scale(DType::f32, {m});
+      const Tensor plain = test::device().tensor(dtype, {m, columns}, "y"), scale = test::device().tensor(DType::f32, {m}, "scale");
+      const auto run = [&](const Tensor& result, const Tensor& result_scale) {
+        if (product.accumulate) test::device().write(result, std::as_bytes(std::span(before)));
+        product.y = result;
+        if (output == Output::f16) product.y_scale = result_scale;
+        gpu::Recorder recorder(test::device());
+        record_matrix(recorder, product);
+        recorder.submit();
+      };
+      run(plain, scale);
+      change(product, test::download(in.w.data));
+      run(y.tensor(), y_scale.tensor());
+      // Sums of another order may round to the neighbour in f16.
+      EXPECT_LT(test::relative_error(test::download(y.tensor()), test::download(plain)), dtype == DType::f16 ? 0x1p-11 : 0x1p-18);
+      if (output == Output::f16) {
+        EXPECT_EQ(test::download(y_scale.tensor()), test::download(scale));
+      }
+      y.expect_guards_intact();
+      y_scale.expect_guards_intact();
+    };
+    SCOPED_TRACE(fmt::format("rank {} output {}", rank, static_cast<int>(output)));
+    expect_same([](auto& recorder, const auto& op) { record_matrix_nt(recorder, op); }, nt, n);
+    expect_same([](auto& recorder, const auto& op) { record_matrix_nn(recorder, op); }, nn, k);
+  }
+}
+
+class MatrixWays : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (test::must_skip(matrix_fits(test::device(), 64, 64))) GTEST_SKIP() << "The adapter has no matrices.";
+  }
+};
+
+// Blocks of several subgroups and longer steps, as GPUs have them: steps of 2 and 4 vectors, whose rows are spread over
+// invocations in their own ways, and tails that do and do not divide into steps.
+TEST_F(MatrixWays, SeveralSubgroupsAndLongSteps) {
   for (const auto& [step, rank] : {std::pair{2u, 48u}, {4u, 16u}}) {
-    SCOPED_TRACE(fmt::format("steps of {} matrices, rank {}", step, rank));
-    MatrixTile tile = *best;
+    MatrixTile tile = default_matrix_tile(test::device().info()).value();
     tile.part_m = tile.matrix.m;
     tile.part_n = tile.matrix.n;
     tile.block_m = 2 * tile.part_m;
     tile.block_n = 2 * tile.part_n;
     tile.block_k = step * tile.matrix.k;
     tile.band = 8;
-    const std::uint32_t m = 173, n = 552, k = 200;
-    const Case c{m, n, k, Output::f16, rank, {256, 512, n}};
-    const Inputs nt(c, k, n, rank), nn(c, n, 3 * rank, k);
-    const auto expect_same = [&](const auto& record_matrix, const Inputs& in, std::uint32_t columns) {
-      GuardedTensor y(DType::f16, {m, columns}), y_scale(DType::f32, {m});
-      const Tensor plain = test::device().tensor(DType::f16, {m, columns}, "y"), scale = test::device().tensor(DType::f32, {m}, "scale");
-      MatrixProduct product{.x = in.x, .w = in.w, .y = plain, .y_scale = scale, .lora = {in.left, in.right, {256, 512, n}}};
-      gpu::Recorder recorder(test::device());
-      record_matrix(recorder, product);
-      product.y = y.tensor();
-      product.y_scale = y_scale.tensor();
-      product.tile = tile;
-      record_matrix(recorder, product);
-      recorder.submit();
-      // Sums of another order may round to the neighbour in f16.
-      EXPECT_LT(test::relative_error(test::download(y.tensor()), test::download(plain)), 0x1p-11);
-      EXPECT_EQ(test::download(y_scale.tensor()), test::download(scale));
-      y.expect_guards_intact();
-      y_scale.expect_guards_intact();
-    };
-    expect_same([](auto& recorder, const auto& op) { record_matrix_nt(recorder, op); }, nt, n);
-    expect_same([](auto& recorder, const auto& op) { record_matrix_nn(recorder, op); }, nn, k);
+    expect_same_sums(rank, [&](MatrixProduct& product, auto) { product.tile = tile; });
+  }
+}
+
+// For NN, where x has a column for each row of w, the tiles of the transpose.
+MatrixProduct with_tiled_weight(MatrixProduct product, std::span<const float> w) {
+  const std::uint32_t edge = direct_matrix_tile(test::device().info()).value().matrix.m;
+  const std::uint32_t rows = product.w.data.dim(0), columns = product.w.data.dim(1);
+  std::vector<float> values(w.begin(), w.end());
+  product.w.turned = product.x.data.dim(1) == rows;
+  if (product.w.turned) {
+    for (std::size_t i = 0; i < w.size(); ++i) values[i % columns * rows + i / columns] = w[i];
+  }
+  product.w.data = test::upload(test::in_tiles(values, product.w.turned ? rows : columns, edge), {rows, columns}, DType::f16);
+  product.w.tile = edge;
+  return product;
+}
+
+TEST_F(MatrixWays, WeightsReadWhereTheirTilesLie) {
+  expect_same_sums(16, [&](MatrixProduct& product, std::span<const float> w) { product = with_tiled_weight(product, w); });
+}
+
+TEST_F(MatrixWays, WeightsReadWhereTheirTilesLieByWideBlocks) {
+  MatrixTile tile = direct_matrix_tile(test::device().info()).value();
+  tile.part_m = 2 * tile.matrix.n;
+  tile.part_n = tile.matrix.m;
+  tile.block_m = 2 * tile.part_m;
+  tile.block_n = 2 * tile.part_n;
+  tile.block_k = 4 * tile.matrix.k;
+  expect_same_sums(48, [&](MatrixProduct& product, std::span<const float> w) {
+    product = with_tiled_weight(product, w);
+    product.tile = tile;
+  });
+}
+
+TEST_F(MatrixWays, SplitInnerDimensions) {
+  const Tensor scratch = test::device().tensor(DType::f32, {5 * 173 * 576}, "scratch");
+  for (const std::uint32_t splits : {2u, 5u}) {
+    for (const bool tiled : {false, true}) {
+      expect_same_sums(16, [&](MatrixProduct& product, std::span<const float> w) {
+        if (tiled) product = with_tiled_weight(product, w);
+        product.scratch = scratch;
+        product.splits = splits;
+      });
+    }
   }
 }
 

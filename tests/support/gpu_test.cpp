@@ -124,6 +124,18 @@ void GuardedTensor::expect_guards_intact() const {
       << "a word after the output was overwritten";
 }
 
+std::vector<float> in_tiles(std::span<const float> values, std::uint32_t columns, std::uint32_t tile) {
+  std::vector<float> result;
+  for (std::size_t row = 0; row < values.size() / columns; row += tile) {
+    for (std::size_t column = 0; column < columns; column += tile) {
+      for (std::size_t i = 0; i < std::size_t{tile} * tile; ++i) {
+        result.push_back(values[(row + i / tile) * columns + column + i % tile]);
+      }
+    }
+  }
+  return result;
+}
+
 double relative_error(std::span<const float> a, std::span<const float> b) {
   EXPECT_EQ(a.size(), b.size());
   double difference = 0, norm = 0;

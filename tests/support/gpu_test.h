@@ -56,6 +56,9 @@ class GuardedTensor {
   std::uint64_t before_ = 0, after_ = 0;  // bytes
 };
 
+// A row-major matrix with so many columns as a tiled weight stores it (Weight::tile).
+std::vector<float> in_tiles(std::span<const float> values, std::uint32_t columns, std::uint32_t tile);
+
 // ||a - b|| / ||b||; NaN counts as infinite.
 double relative_error(std::span<const float> a, std::span<const float> b);
 double cosine(std::span<const float> a, std::span<const float> b);
