@@ -57,6 +57,9 @@ void BenchFlags::add_to(CLI::App& verb) {
       ->check(CLI::PositiveNumber);
   verb.add_option("--peak-gbs", peak_gbs, "The card's memory bandwidth in GB/s, where nibble does not know it")
       ->check(CLI::PositiveNumber);
+  verb.add_option("--toggle", device.toggles,
+                  "Toggle of Dawn, by Dawn's name, over nibble's own; \"no NAME\" turns one off. May be given several times")
+      ->allow_extra_args(false);
   device.add_to(verb, DeviceFlags::AdapterOption::names_gpu);
 }
 
@@ -187,6 +190,7 @@ void add_bench(CLI::App& app, Action& action) {
   CLI::App* verb = app.add_subcommand("bench", "Measures this GPU.");
   verb->require_subcommand(1);
   add_bench_step(*verb, action);
+  add_bench_matmul(*verb, action);
   add_bench_attention(*verb, action);
   add_bench_generate(*verb, action);
   add_bench_load(*verb, action);

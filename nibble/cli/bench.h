@@ -15,6 +15,7 @@ namespace nibble::cli {
 
 // The measurements of `nibble bench`, each in a file of its own; they share what stands below.
 void add_bench_step(CLI::App& bench, Action& action);
+void add_bench_matmul(CLI::App& bench, Action& action);
 void add_bench_attention(CLI::App& bench, Action& action);
 void add_bench_generate(CLI::App& bench, Action& action);
 void add_bench_load(CLI::App& bench, Action& action);

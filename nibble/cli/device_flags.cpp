@@ -1,7 +1,9 @@
 #include "nibble/cli/device_flags.h"
 
 #include "nibble/base/error.h"
+#include "nibble/gpu/disk_cache.h"
 #include "nibble/kernels/product.h"
+#include "nibble/model/tuning_file.h"
 
 #include <fmt/format.h>
 
@@ -17,7 +19,11 @@ void DeviceFlags::add_to(CLI::App& verb, AdapterOption adapter_option) {
   verb.add_flag("--profile", profile, "Time every kernel and print a table at the end");
 }
 
-gpu::Device DeviceFlags::open() const { return gpu::Device({.adapter = gpu, .profile = profile}); }
+gpu::Device DeviceFlags::open() const {
+  gpu::Device device({.adapter = gpu, .profile = profile, .toggles = toggles});
+  load_matrix_tuning(device, gpu::default_cache_dir());
+  return device;
+}
 
 ProductPath DeviceFlags::path(const gpu::AdapterInfo& info) const {
   if (compute == "auto") return fastest_path(info);

@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 
 #include <string>
+#include <vector>
 
 namespace nibble::cli {
 
@@ -15,6 +16,7 @@ struct DeviceFlags {
   std::string gpu;
   std::string compute = "auto";
   bool profile = false;
+  std::vector<std::string> toggles;  // gpu::DeviceOptions::toggles
 
   // `--gpu` chooses the adapter of the GPU; a verb whose `--adapter` is no LoRA adapter takes that name for it too.
   enum class AdapterOption { names_gpu, names_lora };

@@ -67,6 +67,19 @@ void store_cached(std::size_t key_size, const std::uint8_t* key, std::size_t val
                                         std::as_bytes(std::span(value, value_size)));
 }
 
+// Ours and those of the options, "no " before what is off; of two about one toggle the later counts.
+std::vector<std::string> toggles_of(const DeviceOptions& options) {
+  std::vector<std::string> all;
+  for (const char* toggle : enabled_toggles) all.emplace_back(toggle);
+  for (const char* toggle : disabled_toggles) all.push_back(fmt::format("no {}", toggle));
+  const auto name_of = [](std::string_view toggle) { return toggle.starts_with("no ") ? toggle.substr(3) : toggle; };
+  for (const std::string& toggle : options.toggles) {
+    std::erase_if(all, [&](const std::string& other) { return name_of(other) == name_of(toggle); });
+    all.push_back(toggle);
+  }
+  return all;
+}
+
 void open_device(DeviceState& state) {
   const auto features = wanted_features(state.adapter);
   wgpu::Limits limits;
@@ -80,10 +93,18 @@ void open_device(DeviceState& state) {
   cache.dawnStoreCacheDataCallbackInfo.userdata1 = state.disk_cache.get();
   wgpu::DawnTogglesDescriptor toggles;
   toggles.nextInChain = reinterpret_cast<wgpu::ChainedStruct*>(&cache.chain);
-  toggles.enabledToggleCount = std::size(enabled_toggles);
-  toggles.enabledToggles = enabled_toggles;
-  toggles.disabledToggleCount = std::size(disabled_toggles);
-  toggles.disabledToggles = disabled_toggles;
+  std::vector<const char*> on, off;
+  for (const std::string& toggle : state.toggles) {
+    if (toggle.starts_with("no ")) {
+      off.push_back(toggle.c_str() + 3);
+    } else {
+      on.push_back(toggle.c_str());
+    }
+  }
+  toggles.enabledToggleCount = on.size();
+  toggles.enabledToggles = on.data();
+  toggles.disabledToggleCount = off.size();
+  toggles.disabledToggles = off.data();
 
   wgpu::DeviceDescriptor descriptor;
   descriptor.nextInChain = &toggles;
@@ -189,9 +210,8 @@ Device::Device(const DeviceOptions& options) : state_(std::make_shared<DeviceSta
   state.disk_cache = std::make_unique<DiskCache>(
       options.cache_dir ? *options.cache_dir
                         : (default_cache_dir().empty() ? std::filesystem::path() : default_cache_dir() / "pipelines"));
+  state.toggles = toggles_of(options);
   open_device(state);
-  for (const char* toggle : enabled_toggles) state.toggles.emplace_back(toggle);
-  for (const char* toggle : disabled_toggles) state.toggles.push_back(fmt::format("no {}", toggle));
 
   wgpu::BufferDescriptor descriptor;
   descriptor.label = "params";

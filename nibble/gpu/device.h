@@ -22,6 +22,8 @@ struct DeviceOptions {
   std::string adapter;  // an index of list_adapters() or a part of a name; empty takes the best
   bool profile = false;                                      // time every dispatch
   std::optional<std::filesystem::path> cache_dir;            // compiled pipelines; empty path: none kept
+  // Toggles of Dawn over nibble's own, to measure with: a name turns one on, "no " before it off. Dawn ignores unknown ones.
+  std::vector<std::string> toggles = {};
   // Longest wait for what was submitted; empty: ten minutes, or a day on a processor, where a step may take hours.
   std::optional<std::chrono::seconds> wait_limit;
 };

@@ -116,6 +116,30 @@ std::optional<MatrixTile> direct_matrix_tile(const gpu::AdapterInfo& info) {
   return tile;
 }
 
+bool suits(const gpu::AdapterInfo& info, const MatrixTile& tile) {
+  const gpu::MatrixConfig& matrix = tile.matrix;
+  const auto& configs = info.matrix_configs;
+  if (std::find(configs.begin(), configs.end(), matrix) == configs.end() || tile.subgroup != info.subgroup_max_size) return false;
+  const std::uint32_t token_edge = tile.direct ? matrix.n : matrix.m, output_edge = tile.direct ? matrix.m : matrix.n;
+  const auto divides = [](std::uint32_t part, std::uint32_t whole) { return part > 0 && whole % part == 0; };
+  if (tile.band == 0 || !divides(tile.part_m, tile.block_m) || !divides(tile.part_n, tile.block_n) || !divides(token_edge, tile.part_m) ||
+      !divides(output_edge, tile.part_n) || !divides(matrix.k, tile.block_k) || (tile.direct && matrix.m != matrix.k)) {
+    return false;
+  }
+  // Rows of staged tiles, and their vectors; what stages a tile must divide evenly.
+  const auto stages = [&](std::uint32_t rows, std::uint32_t columns) {
+    return divides(vector_elements, columns) && divides(columns / vector_elements, tile.invocations()) &&
+           divides(tile.invocations(), rows * (columns / vector_elements));
+  };
+  const std::uint64_t x_bytes = 2ull * tile.block_m * (tile.block_k + vector_elements);
+  const std::uint64_t w_bytes = 2ull * std::max(tile.block_n * (tile.block_k + vector_elements), tile.block_k * (tile.block_n + vector_elements));
+  const bool staged = stages(tile.block_m, tile.block_k) &&
+                      (tile.direct || (stages(tile.block_n, tile.block_k) && stages(tile.block_k, tile.block_n)));
+  const std::uint64_t result_bytes = 16ull * tile.subgroups() * token_edge * (tile.part_n / 4 + 1);
+  return staged && tile.invocations() <= info.limits.workgroup_invocations &&
+         std::max(x_bytes + (tile.direct ? 0 : w_bytes), result_bytes) <= info.limits.workgroup_storage;
+}
+
 MatrixPlan matrix_plan(const gpu::Device& device, const MatrixShape& shape, bool tiled, std::span<const std::uint32_t> ends) {
   const gpu::AdapterInfo& info = device.info();
   const std::uint32_t at_once = blocks_at_once(info);

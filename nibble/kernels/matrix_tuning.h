@@ -28,6 +28,9 @@ std::optional<MatrixTile> default_matrix_tile(const gpu::AdapterInfo&);
 // The direct one, for weights in tiles of its matrices' edge; likewise.
 std::optional<MatrixTile> direct_matrix_tile(const gpu::AdapterInfo&);
 
+// Whether a kernel can be written for it: the adapter has the matrices, and memory and invocations for the blocks.
+bool suits(const gpu::AdapterInfo&, const MatrixTile& tile);
+
 enum class MatrixLayout { nt, nn };  // of ProductNT and ProductNN
 
 struct MatrixShape {

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 
@@ -31,6 +32,86 @@ class ChangedKernel {
  private:
   test::TemporaryFolder folder_;
 };
+
+// While it lives, programs keep their caches in a folder of their own.
+class OwnCache {
+ public:
+  OwnCache() { ::setenv("XDG_CACHE_HOME", folder_.path().c_str(), 1); }
+  OwnCache(const OwnCache&) = delete;
+  OwnCache& operator=(const OwnCache&) = delete;
+  ~OwnCache() { ::unsetenv("XDG_CACHE_HOME"); }
+
+ private:
+  test::TemporaryFolder folder_;
+};
+
+TEST(BenchMatmul, VerifiesAndTimesEachProduct) {
+  const auto result = run_nibble({"bench", "matmul", "--gpu", "0", "--model", tiny_model, "--rows", "9", "--products", "o", "head",
+                                  "--repeats", "1", "--compute", "f32", "--json", "-", "--peak-tflops", "2"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json report = parse_json(result.out, "output");
+  ASSERT_EQ(report["rows"].size(), 4u);
+  for (const Json& row : report["rows"]) {
+    EXPECT_TRUE(row["correct"].get<bool>()) << row;
+    EXPECT_GT(row["error"], 0.0) << row;
+    EXPECT_GT(row["tflops"], 0.0) << row;
+    EXPECT_TRUE(row["plan"].is_null()) << row;
+  }
+  EXPECT_EQ(report["rows"][1]["layout"], "nn");
+  EXPECT_EQ(report["rows"][1]["columns"], 384);
+}
+
+TEST(BenchMatmul, KeepsWhatASweepFinds) {
+  const OwnCache cache;
+  const std::vector<std::string> sweep{"bench", "matmul", "--gpu", "0", "--model", tiny_model, "--rows", "9", "--products", "o",
+                                       "--layouts", "nn", "--repeats", "1", "--compute", "matrix", "--sweep", "--save", "--json", "-"};
+  const auto result = run_nibble(sweep);
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json report = parse_json(result.out, "output");
+  ASSERT_GT(report["rows"].size(), 5u);
+  bool direct = false, split = false;
+  for (const Json& row : report["rows"]) {
+    EXPECT_TRUE(row["correct"].get<bool>()) << row;
+    direct = direct || row["direct"];
+    split = split || row["splits"] > 1;
+  }
+  EXPECT_TRUE(direct && split);
+  EXPECT_NE(result.err.find("matrix-tuning.json"), std::string::npos) << result.err;
+  // Later commands go by the winner of its kind.
+  const auto later = run_nibble({"bench", "matmul", "--gpu", "0", "--model", tiny_model, "--rows", "9", "--products", "o", "--layouts",
+                                 "nn", "--repeats", "1", "--compute", "matrix", "--json", "-"});
+  ASSERT_EQ(later.code, 0) << later.err;
+  const Json row = parse_json(later.out, "output")["rows"][0];
+  const Json* fastest = nullptr;
+  for (const Json& tried : report["rows"]) {
+    if (tried["direct"] != row["direct"]) continue;
+    if (!fastest || tried["seconds"]["median"] < (*fastest)["seconds"]["median"]) fastest = &tried;
+  }
+  ASSERT_NE(fastest, nullptr);
+  EXPECT_EQ(row["plan"], (*fastest)["plan"]);
+  const ChangedKernel broken("product_splits.wgsl", "sums += part", "sums -= part");
+  const auto wrong = run_nibble(sweep);
+  EXPECT_EQ(wrong.code, 3) << wrong.err;
+  EXPECT_NE(wrong.err.find("WRONG"), std::string::npos) << wrong.err;
+}
+
+TEST(BenchMatmul, TakesTogglesOfDawn) {
+  const auto result = run_nibble({"bench", "matmul", "--gpu", "0", "--model", tiny_model, "--rows", "9", "--products", "o",
+                                  "--layouts", "nt", "--repeats", "1", "--compute", "f32", "--json", "-", "--toggle",
+                                  "no disable_robustness", "--toggle", "skip_validation"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const auto toggles = parse_json(result.out, "output")["device"]["toggles"].get<std::vector<std::string>>();
+  const auto has = [&](std::string_view name) { return std::find(toggles.begin(), toggles.end(), name) != toggles.end(); };
+  EXPECT_TRUE(has("no disable_robustness") && has("skip_validation") && has("no timestamp_quantization"));
+  EXPECT_FALSE(has("disable_robustness"));
+}
+
+TEST(BenchMatmul, SweepsMatricesAlone) {
+  const auto f32 = run_nibble({"bench", "matmul", "--gpu", "0", "--model", tiny_model, "--compute", "f32", "--sweep"});
+  EXPECT_EQ(f32.code, 2) << f32.err;
+  EXPECT_NE(f32.err.find("subgroup matrices"), std::string::npos) << f32.err;
+  EXPECT_EQ(run_nibble({"bench", "matmul", "--gpu", "0", "--model", tiny_model, "--save"}).code, 2);
+}
 
 TEST(BenchStep, WritesTheTableAsJson) {
   const test::TemporaryFolder folder;

@@ -1,0 +1,115 @@
+#include "nibble/model/tuning_file.h"
+
+#include "nibble/base/error.h"
+#include "nibble/base/log.h"
+#include "nibble/io/json.h"
+#include "tests/support/files.h"
+#include "tests/support/gpu_test.h"
+
+namespace nibble {
+namespace {
+
+class TuningFile : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (test::must_skip(direct_matrix_tile(test::device().info()).has_value())) GTEST_SKIP() << "The adapter has no matrices.";
+    tuning().products = {{{MatrixLayout::nn, 100, 200, 300}, {direct_matrix_tile(test::device().info()).value(), 3}}};
+    tuning().tiled_weights = true;
+    save_matrix_tuning(test::device(), folder_.path());
+    tuning() = {};
+  }
+  void TearDown() override { tuning() = {}; }
+
+  static MatrixTuning& tuning() { return matrix_tuning(test::device()); }
+  std::string file() const { return folder_ / std::string(tuning_file_name); }
+  Json read() const { return read_json_file(file()); }
+  void write(const Json& json) { folder_.write(std::string(tuning_file_name), write_json(json)); }
+
+  test::TemporaryFolder folder_;
+};
+
+TEST_F(TuningFile, GivesBackWhatWasKept) {
+  load_matrix_tuning(test::device(), folder_.path());
+  EXPECT_TRUE(tuning().tiled_weights);
+  ASSERT_EQ(tuning().products.size(), 1u);
+  const auto& [shape, plan] = tuning().products[0];
+  EXPECT_EQ(shape.layout, MatrixLayout::nn);
+  EXPECT_EQ(shape.rows, 100u);
+  EXPECT_EQ(shape.columns, 200u);
+  EXPECT_EQ(shape.inner, 300u);
+  EXPECT_EQ(plan.splits, 3u);
+  EXPECT_TRUE(plan.tile.direct);
+  const MatrixTile own = direct_matrix_tile(test::device().info()).value();
+  EXPECT_EQ(plan.tile.block_n, own.block_n);
+  // A similar shape goes by it, a very different one by the adapter's own tile.
+  EXPECT_EQ(matrix_plan(test::device(), {MatrixLayout::nn, 100, 200, 310}, true).splits, 3u);
+  EXPECT_EQ(matrix_plan(test::device(), {MatrixLayout::nn, 100, 200, 310}, false).tile.direct, false);
+  EXPECT_EQ(matrix_plan(test::device(), {MatrixLayout::nt, 100, 200, 310}, true).splits, 1u);
+}
+
+TEST_F(TuningFile, LeavesOthersAlone) {
+  Json json = read();
+  json["Another (1.0)"] = {{"tiled_weights", false}, {"products", Json::array()}};
+  const Json mine = json.begin().value();
+  write(json);
+  save_matrix_tuning(test::device(), folder_.path());
+  EXPECT_EQ(read().size(), 2u);
+  EXPECT_TRUE(read().contains("Another (1.0)"));
+  json = Json::object();
+  json["Another (1.0)"] = mine;
+  write(json);
+  load_matrix_tuning(test::device(), folder_.path());
+  EXPECT_TRUE(tuning().products.empty());
+}
+
+TEST_F(TuningFile, IgnoresWhatIsDamagedOrDoesNotSuit) {
+  int warnings = 0;
+  set_log_hook([&](LogLevel level, std::string_view message) {
+    warnings += level == LogLevel::warning && message.find("--sweep") != message.npos;
+  });
+  Json unsuitable = read();
+  unsuitable.begin().value()["products"][0]["block"] = {4096, 4096, 4096};
+  write(unsuitable);
+  load_matrix_tuning(test::device(), folder_.path());
+  EXPECT_TRUE(tuning().products.empty());
+  EXPECT_EQ(warnings, 0);
+  Json wrong = read();
+  wrong.begin().value()["products"][0]["block"] = "large";
+  write(wrong);
+  load_matrix_tuning(test::device(), folder_.path());
+  folder_.write(std::string(tuning_file_name), "{\"cut");
+  load_matrix_tuning(test::device(), folder_.path());
+  set_log_hook({});
+  EXPECT_EQ(warnings, 2);
+  save_matrix_tuning(test::device(), folder_.path());
+  EXPECT_EQ(read().size(), 1u);
+}
+
+TEST_F(TuningFile, WithoutAFolderThereIsNothing) {
+  load_matrix_tuning(test::device(), {});
+  EXPECT_TRUE(tuning().products.empty());
+  EXPECT_THROW(save_matrix_tuning(test::device(), {}), UsageError);
+}
+
+TEST(MatrixPlans, SuitTheirTiles) {
+  const gpu::AdapterInfo& info = test::device().info();
+  const auto own = default_matrix_tile(info);
+  if (test::must_skip(own.has_value())) GTEST_SKIP() << "The adapter has no matrices.";
+  EXPECT_TRUE(suits(info, *own));
+  EXPECT_TRUE(suits(info, direct_matrix_tile(info).value()));
+  MatrixTile tile = *own;
+  tile.matrix.k *= 3;
+  EXPECT_FALSE(suits(info, tile));
+  tile = *own;
+  tile.block_k *= 1024;
+  EXPECT_FALSE(suits(info, tile));
+  tile = *own;
+  tile.part_n += 1;
+  EXPECT_FALSE(suits(info, tile));
+  tile = *own;
+  tile.band = 0;
+  EXPECT_FALSE(suits(info, tile));
+}
+
+}  // namespace
+}  // namespace nibble
