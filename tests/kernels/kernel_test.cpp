@@ -24,7 +24,7 @@ TEST(Operand, UploadedRowsAreScaledToTheTopOfTheRange) {
   const auto back = test::download(operand);
   EXPECT_NEAR(back[0], 1e6f, 1e6f * 0x1p-11f);
   EXPECT_NEAR(back[2], 1e-9f, 1e-9f * 0x1p-11f);
-  EXPECT_EQ(test::download(operand.scale)[2], 1.0f);
+  EXPECT_EQ(test::download(operand.scale)[2], 0.0f);
 }
 
 }  // namespace
