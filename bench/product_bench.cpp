@@ -9,7 +9,6 @@
 #include "nibble/kernels/lora.h"
 #include "nibble/kernels/nf4.h"
 #include "nibble/kernels/product.h"
-#include "nibble/kernels/product_vec.h"
 
 #include <cmath>
 #include <cstdio>
@@ -147,9 +146,6 @@ void run_row(gpu::Device& device, DType dtype, const Shape& s) {
   const Weight weight{.data = device.tensor(dtype, {s.n, s.k}, "w")};
   const ProductPath path = dtype == DType::f16 ? ProductPath::f16 : ProductPath::f32;
   row("row", name_of(dtype).data(), static_cast<double>(weight.data.bytes()), ProductNT{path, operand_of(device, x), weight, y});
-  const Nf4 nf4{device.tensor(DType::u32, {s.n * s.k / 8}, "packed"), device.tensor(DType::f32, {s.n * s.k / nf4_block}, "absmax")};
-  const Matrix exact = make_matrix(device, 1, s.k, DType::f32, 1);
-  row("row", "nf4", 0.5625 * s.n * s.k, Nf4Vec{.x = exact.tensor, .w = nf4, .y = y});
 }
 
 std::vector<Shape> shapes_of(const gpu::Device& device, int argc, char** argv) {

@@ -1,7 +1,6 @@
 #include "nibble/kernels/product_vec.h"
 
 #include "nibble/base/error.h"
-#include "nibble/base/nf4_table.h"
 
 #include <bit>
 
@@ -57,25 +56,6 @@ void record(gpu::Recorder& recorder, const DenseVec& op) {
     recorder.dispatch_bytes(kernel, bindings, std::as_bytes(std::span<const Params, 1>(&params, 1)), grid_of(device, params),
                             {.bytes = static_cast<double>(part.bytes()), .flops = 2.0 * x.dim(0) * static_cast<double>(part.size())});
   }
-}
-
-void record(gpu::Recorder& recorder, const Nf4Vec& op) {
-  auto& device = recorder.device();
-  const std::uint32_t outputs = op.y.dim(1), inputs = op.x.dim(1);
-  const std::uint64_t elements = std::uint64_t{outputs} * inputs;
-  check_shapes(op.x, op.y, inputs);
-  check(op.x.dtype() == DType::f32 && elements % nf4_block == 0 && op.w.packed.bytes() * 2 == elements &&
-            op.w.absmax.size() * nf4_block == elements,
-        "nf4", "{} packed bytes and {} block maxima do not make a weight ({}, {}).", op.w.packed.bytes(), op.w.absmax.size(),
-        outputs, inputs);
-  const auto kernel = nibble::kernel(device, "product_vec",
-                                     make_prelude(device, op.x, op.x.dim(0), op.accumulate).text(nf4_codes_text()),
-                                     {"grid", "nf4", "eight_nf4", "x_scale_one"});
-  const Params params{.rows = op.x.dim(0), .outputs = outputs, .inputs = inputs, .stride = outputs, .first = 0, .scale = 1.0f};
-  recorder.dispatch(kernel, {gpu::read(op.x), gpu::read_write(op.y), gpu::read(op.w.packed), gpu::read(op.w.absmax)}, params,
-                    grid_of(device, params),
-                    {.bytes = static_cast<double>(op.w.packed.bytes() + op.w.absmax.bytes()),
-                     .flops = 2.0 * op.x.dim(0) * static_cast<double>(elements)});
 }
 
 }  // namespace nibble

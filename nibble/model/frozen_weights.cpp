@@ -19,9 +19,9 @@ FrozenWeights::FrozenWeights(gpu::Device& device, const DeviceWeights& weights, 
 Weight FrozenWeights::projection(gpu::Recorder& recorder, std::uint32_t layer, Projection p) {
   Slot& slot = slots_[residency_ == Residency::cached ? layer : 0][static_cast<std::size_t>(p)];
   if (slot.layer != layer) {
-    const float largest = weights_.layers[layer].projection(p).largest;
-    if (slot.weight.data.dtype() == DType::f16) slot.weight.scale = 1.0f / top_of_f16(largest);
-    record(recorder, DequantizeNf4{.w = nf4(layer, p), .out = slot.weight});
+    const Nf4Matrix& matrix = weights_.layers[layer].projection(p);
+    if (slot.weight.data.dtype() == DType::f16) slot.weight.scale = 1.0f / top_of_f16(matrix.largest);
+    record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax}, .out = slot.weight});
     slot.layer = layer;
   }
   return slot.weight;
@@ -29,11 +29,6 @@ Weight FrozenWeights::projection(gpu::Recorder& recorder, std::uint32_t layer, P
 
 Tensor FrozenWeights::transposed(std::uint32_t layer, Projection p) const {
   return path_ == ProductPath::f32 ? weights_.layers[layer].cached(p) : Tensor{};
-}
-
-Nf4 FrozenWeights::nf4(std::uint32_t layer, Projection p) const {
-  const Nf4Matrix& matrix = weights_.layers[layer].projection(p);
-  return {.packed = matrix.packed, .absmax = matrix.absmax};
 }
 
 std::uint64_t FrozenWeights::decoded_bytes(const ModelConfig& config, ProductPath path, Residency residency) {

@@ -35,9 +35,6 @@ class FrozenWeights {
   // Its transposed copy (in, out), which f32 products read instead; empty where the state has none or the path is another.
   Tensor transposed(std::uint32_t layer, Projection p) const;
 
-  // The projection as it is kept.
-  Nf4 nf4(std::uint32_t layer, Projection p) const;
-
   // Bytes of the decoded copies under a residency.
   static std::uint64_t decoded_bytes(const ModelConfig& config, ProductPath path, Residency residency);
 

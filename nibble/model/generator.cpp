@@ -27,12 +27,6 @@ std::uint32_t key_capacity(const ModelConfig& config, const GeneratorOptions& op
   return (capacity_of(config, options) + key_rows - 1) / key_rows * key_rows;
 }
 
-// Whether the products of a few rows can be done straight from NF4.
-bool straight_from_nf4(const ModelConfig& config) {
-  return std::all_of(all_projections.begin(), all_projections.end(),
-                     [&](Projection p) { return projection_dims(config, p).in % 8 == 0; });
-}
-
 HeadOptions head_options(ProductPath path) {
   return {.path = path, .max_labels = 1, .chunk_rows = 1, .trainable = false};
 }
@@ -51,12 +45,12 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& options)
       capacity_(capacity_of(config_, options)),
       frozen_(device_, weights_, state.path(), Residency::resident),
       head_(device_, config_, weights_, head_options(state.path())) {
-  pieces_ = make_pass(state.path(), piece_of(config_, options));
-  if (straight_from_nf4(config_)) {
-    steps_ = make_pass(ProductPath::f32, std::min(vec_rows, capacity_));
-    steps_.linear.straight = true;
+  pieces_ = make_pieces(state.path(), piece_of(config_, options));
+  if (DecodeLayers::fits(config_)) {
+    most_steps_ = std::min(vec_rows, capacity_);
+    steps_.emplace(device_, config_, weights_, pieces_.linear.lora ? pieces_.linear.lora->rank : 0, most_steps_);
   }
-  const std::uint32_t most = std::max(pieces_.most_tokens, steps_.most_tokens), rows = key_capacity(config_, options);
+  const std::uint32_t most = std::max(pieces_.most_tokens, most_steps_), rows = key_capacity(config_, options);
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
     const auto make = [&](std::string_view label) {
       return device_.tensor(DType::f32, {config_.num_kv_heads, rows, config_.head_dim}, label);
@@ -76,19 +70,16 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& options)
 std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options,
                                std::uint32_t rank) {
   const std::uint32_t piece = piece_of(config, options), few = std::min(vec_rows, capacity_of(config, options));
-  const auto pass = [&](ProductPath path, std::uint32_t tokens) {
-    const ActivationShape shape = shape_of(config, path, tokens, rank);
-    return layer_activation_bytes(shape) + scratch_bytes(device, shape, false);
-  };
+  const ActivationShape shape = shape_of(config, options.path, piece, rank);
   const std::uint64_t keys = 8ull * config.num_layers * config.num_kv_heads * key_capacity(config, options) * config.head_dim;
   return FrozenWeights::decoded_bytes(config, options.path, Residency::resident) +
-         Head::bytes(device, config, head_options(options.path)) + keys + pass(options.path, piece) +
-         (straight_from_nf4(config) ? pass(ProductPath::f32, few) : 0) +
+         Head::bytes(device, config, head_options(options.path)) + keys + layer_activation_bytes(shape) +
+         scratch_bytes(device, shape, false) + (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, few) : 0) +
          std::uint64_t{std::max(piece, few)} * (8ull * config.hidden_size + 16) +
          4ull * capacity_of(config, options) * config.head_dim;
 }
 
-Generator::Pass Generator::make_pass(ProductPath path, std::uint32_t most_tokens) {
+Generator::Pieces Generator::make_pieces(ProductPath path, std::uint32_t most_tokens) {
   const LoraWeights* lora = adapters_ ? adapters_->on_device() : nullptr;
   const ActivationShape shape = shape_of(config_, path, most_tokens, lora ? lora->rank : 0);
   return {.linear = {.path = path, .frozen = &frozen_, .lora = lora, .dropout = {}},
@@ -101,7 +92,7 @@ void Generator::use_adapter(bool use) {
   const LoraWeights* wanted = use && adapters_ ? adapters_->on_device() : nullptr;
   if (wanted == pieces_.linear.lora) return;
   head_.use_base(!use);
-  pieces_.linear.lora = steps_.linear.lora = wanted;
+  pieces_.linear.lora = wanted;
   seen_.clear();
 }
 
@@ -124,19 +115,23 @@ DeviceStream Generator::upload(std::span<const std::uint32_t> piece) {
   return stream;
 }
 
-Tensor Generator::run_layers(gpu::Recorder& recorder, const Pass& pass, const DeviceStream& stream) {
-  const Scratch scratch = first_tokens(pass.scratch, config_, stream.tokens);
-  LayerActivations activations = first_tokens(pass.activations, config_, stream.tokens);
-  const LayerContext context{.recorder = recorder, .config = config_, .weights = weights_, .linear = pass.linear,
+Tensor Generator::run_layers(gpu::Recorder& recorder, const DeviceStream& stream, bool few) {
+  const Scratch scratch = first_tokens(pieces_.scratch, config_, few ? 1 : stream.tokens);
+  LayerActivations activations = first_tokens(pieces_.activations, config_, few ? 1 : stream.tokens);
+  const LayerContext context{.recorder = recorder, .config = config_, .weights = weights_, .linear = pieces_.linear,
                              .stream = stream, .rope = rope_, .first_key = seen()};
   record(recorder, Embedding{.tokens = stream.token_ids,
                              .table = weight_of(weights_.embedding),
                              .x = residual_[0].rows(0, stream.tokens)});
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
+    const Tensor input = residual_[layer % 2].rows(0, stream.tokens), output = residual_[(layer + 1) % 2].rows(0, stream.tokens);
+    if (few) {
+      steps_->forward({recorder, stream, rope_, pieces_.linear.lora, seen()}, layer, input, output, keys_[layer].k, keys_[layer].v);
+      continue;
+    }
     activations.k_heads = keys_[layer].k;
     activations.v_heads = keys_[layer].v;
-    layer_forward(context, layer, residual_[layer % 2].rows(0, stream.tokens), activations, scratch,
-                  residual_[(layer + 1) % 2].rows(0, stream.tokens));
+    layer_forward(context, layer, input, activations, scratch, output);
   }
   return residual_[config_.num_layers % 2].rows(0, stream.tokens);
 }
@@ -159,11 +154,11 @@ std::span<const float> Generator::logits(std::span<const std::uint32_t> tokens) 
   Tensor logits;
   while (seen_.size() < tokens.size()) {
     const std::size_t left = tokens.size() - seen_.size();
-    const Pass& pass = left <= steps_.most_tokens ? steps_ : pieces_;
-    const auto piece = tokens.subspan(seen_.size(), std::min<std::size_t>(left, pass.most_tokens));
+    const bool few = left <= most_steps_;
+    const auto piece = tokens.subspan(seen_.size(), std::min<std::size_t>(left, few ? most_steps_ : pieces_.most_tokens));
     const DeviceStream stream = upload(piece);
     gpu::Recorder recorder(device_);
-    const Tensor x = run_layers(recorder, pass, stream);
+    const Tensor x = run_layers(recorder, stream, few);
     if (piece.size() == left) {
       const std::uint32_t last = stream.tokens - 1;
       device_.write(last_row_, std::as_bytes(std::span(&last, 1)));

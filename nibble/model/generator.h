@@ -1,9 +1,11 @@
 #pragma once
 
+#include "nibble/model/decode_layers.h"
 #include "nibble/model/head.h"
 #include "nibble/model/layer.h"
 #include "nibble/model/model_state.h"
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -43,7 +45,7 @@ class Generator {
 
  private:
   // Room for pieces of some number of tokens, and how their products are done.
-  struct Pass {
+  struct Pieces {
     LinearContext linear;
     std::uint32_t most_tokens = 0;
     LayerActivations activations;
@@ -53,9 +55,10 @@ class Generator {
     Tensor k, v;  // (Hk, capacity, D)
   };
 
-  Pass make_pass(ProductPath path, std::uint32_t most_tokens);
+  Pieces make_pieces(ProductPath path, std::uint32_t most_tokens);
   DeviceStream upload(std::span<const std::uint32_t> piece);
-  Tensor run_layers(gpu::Recorder& recorder, const Pass& pass, const DeviceStream& stream);
+  // Through `steps_` where it is no more than they take.
+  Tensor run_layers(gpu::Recorder& recorder, const DeviceStream& stream, bool few);
 
   gpu::Device& device_;
   ModelConfig config_;
@@ -65,7 +68,9 @@ class Generator {
   std::uint32_t capacity_;
   FrozenWeights frozen_;
   Head head_;
-  Pass pieces_, steps_;       // of a prompt; of a few tokens. The latter has no room where they cannot come straight from NF4
+  Pieces pieces_;                       // of a prompt
+  std::optional<DecodeLayers> steps_;   // of a few tokens; empty where sizes do not allow it, and pieces serve
+  std::uint32_t most_steps_ = 0;
   std::vector<Keys> keys_;    // by layer
   DeviceStream stream_room_;
   Tensor rope_;

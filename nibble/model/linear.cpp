@@ -1,7 +1,5 @@
 #include "nibble/model/linear.h"
 
-#include "nibble/kernels/product_vec.h"
-
 namespace nibble {
 namespace {
 
@@ -18,11 +16,6 @@ const LoraSlot* slot_at(const LinearContext& context, LinearSite site) {
 
 // y = x W^T
 void record_base(gpu::Recorder& recorder, const LinearContext& context, const LinearForward& op) {
-  if (context.straight) {
-    record(recorder, Nf4Vec{.x = op.x.data, .w = context.frozen->nf4(op.site.layer, op.site.projection), .y = op.y,
-                            .accumulate = op.accumulate});
-    return;
-  }
   const auto [layer, projection] = op.site;
   if (const Tensor w = context.frozen->transposed(layer, projection)) {
     record(recorder, ProductNN{.path = context.path, .x = op.x, .w = {w}, .y = op.y, .accumulate = op.accumulate});

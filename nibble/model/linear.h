@@ -24,7 +24,6 @@ struct LinearContext {
   FrozenWeights* frozen;
   const LoraWeights* lora;  // null: the base alone
   LoraDropout dropout;      // probability 0 outside training
-  bool straight = false;    // forward straight from NF4, for vec_rows rows at most, whose operands are f32
 };
 
 struct LinearSite {

@@ -1,0 +1,166 @@
+#include "nibble/kernels/nf4_vec.h"
+
+#include "nibble/base/error.h"
+#include "nibble/base/nf4_table.h"
+#include "nibble/kernels/product_vec.h"
+#include "nibble/kernels/row_kernel.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace nibble {
+namespace {
+
+constexpr std::string_view where = "nf4_vec";
+
+struct Params {
+  std::uint32_t rows, outputs, inputs, rank = 0, first_end = 0, second_end = 0, adapted = 0;
+  float eps = 0, scaling = 1;
+  std::uint32_t hidden = 0;
+};
+
+// Invocations that share pairs of outputs, and of these groups in a workgroup.
+struct Spread {
+  std::uint32_t pairs, lanes, groups;
+  bool table;
+
+  explicit Spread(gpu::AdapterType type) {
+    const bool software = type == gpu::AdapterType::software;
+    pairs = software ? 2 : 1, lanes = software ? 8 : 32, groups = software ? 1 : 8, table = !software;
+  }
+  gpu::Grid grid(const gpu::Device& device, std::uint32_t all_pairs) const {
+    return gpu::linear_grid(device, (all_pairs + pairs * groups - 1) / (pairs * groups));
+  }
+};
+
+struct Variant {
+  bool norm = false, plus = false, swiglu = false, lora = false;
+};
+
+gpu::Kernel vec_kernel(gpu::Device& device, const Spread& spread, std::uint32_t rows, const Variant& variant, std::string_view entry) {
+  gpu::Prelude prelude;
+  prelude.constant("ROWS_M", std::bit_ceil(rows)).constant("PAIRS", spread.pairs).constant("LANES", spread.lanes).constant("GROUPS", spread.groups);
+  prelude.constant("NORM", variant.norm).constant("PLUS", variant.plus).constant("SWIGLU", variant.swiglu);
+  prelude.constant("LORA", variant.lora).constant("COPIES", 32u).text(nf4_codes_text());
+  return kernel(device, "nf4_vec", prelude, {"grid", "nf4", spread.table ? "vec_codes_table" : "vec_codes_select"}, entry);
+}
+
+void check_input(const VecInput& input) {
+  const std::uint32_t rows = input.x.dim(0), inputs = input.x.dim(1);
+  check(rows >= 1 && rows <= vec_rows && inputs > 0 && inputs % nf4_block == 0, where,
+        "{} rows of {} values came; 1 to {} rows of a multiple of {} are possible.", rows, inputs, vec_rows, nf4_block);
+  expect_shape(input.x, DType::f32, {rows, inputs}, where, "x");
+  if (input.weight) expect_shape(input.weight, DType::f32, {inputs}, where, "the norm's weight");
+}
+
+void check_weight(const Nf4& w, std::uint64_t elements) {
+  check(w.packed.bytes() * 2 == elements && w.absmax.size() * nf4_block == elements, where,
+        "{} packed bytes and {} block maxima do not make a weight of {} elements.", w.packed.bytes(), w.absmax.size(), elements);
+}
+
+std::uint32_t projections_of(const VecLora& lora, std::uint32_t outputs) {
+  return 1 + static_cast<std::uint32_t>(lora.ends[0] < outputs) + static_cast<std::uint32_t>(lora.ends[1] < outputs);
+}
+
+// Adds to `params` what the adapters are; the matrices that take the bindings' places, where they are missing any of the others.
+std::array<Tensor, 3> set_lora(Params& params, const VecLora& lora, std::uint32_t outputs) {
+  params.rank = lora.rank, params.scaling = lora.scaling, params.first_end = lora.ends[0], params.second_end = lora.ends[1];
+  std::array<Tensor, 3> b = lora.b;
+  Tensor some;
+  std::uint32_t begin = 0;
+  for (std::size_t i = 0; i < 3; ++i) {
+    const std::uint32_t end = lora.ends[i];
+    check(begin <= end && end <= outputs, where, "Projections end at {}, {} and {} of {} outputs.", lora.ends[0], lora.ends[1],
+          lora.ends[2], outputs);
+    if (b[i]) {
+      expect_shape(b[i], DType::f32, {end - begin, lora.rank}, where, "b");
+      params.adapted |= 1u << i;
+      some = b[i];
+    }
+    begin = end;
+  }
+  check(static_cast<bool>(some), where, "Hidden values came without an adapter.");
+  for (Tensor& matrix : b) {
+    if (!matrix) matrix = some;
+  }
+  params.hidden = projections_of(lora, outputs) * lora.rank;
+  expect_shape(lora.h, DType::f32, {params.rows, params.hidden}, where, "h");
+  return b;
+}
+
+// `outputs` are those of y, `rows` those of the weight.
+struct Job {
+  const VecInput& input;
+  const Nf4& w;
+  const Tensor &y, &plus;
+  const VecLora& lora;
+  std::uint32_t outputs, rows;
+  bool swiglu;
+  std::optional<gpu::AdapterType> kernel_for;
+};
+
+void record_job(gpu::Recorder& recorder, const Job& job) {
+  auto& device = recorder.device();
+  check_input(job.input);
+  const std::uint32_t rows = job.input.x.dim(0), inputs = job.input.x.dim(1);
+  check_weight(job.w, std::uint64_t{job.rows} * inputs);
+  expect_shape(job.y, DType::f32, {rows, job.outputs}, where, "y");
+  if (job.plus) expect_shape(job.plus, DType::f32, {rows, job.outputs}, where, "plus");
+  Params params{.rows = rows, .outputs = job.outputs, .inputs = inputs, .eps = job.input.eps};
+  const Variant variant{.norm = static_cast<bool>(job.input.weight), .plus = static_cast<bool>(job.plus), .swiglu = job.swiglu,
+                        .lora = static_cast<bool>(job.lora.h)};
+  // What a variant does without has another tensor in its place, unread.
+  const Tensor& x = job.input.x;
+  std::array<Tensor, 3> b{x, x, x};
+  if (variant.lora) b = set_lora(params, job.lora, job.rows);
+  const Spread spread(job.kernel_for.value_or(device.info().type));
+  const std::uint32_t pairs = job.swiglu ? job.outputs : (job.outputs + 1) / 2;
+  const Tensor packed(job.w.packed.buffer(), job.w.packed.offset(), DType::u32, {static_cast<std::uint32_t>(job.w.packed.bytes() / 4)});
+  recorder.dispatch(vec_kernel(device, spread, rows, variant, "main"),
+                    {gpu::read(x), gpu::read(variant.norm ? job.input.weight : x), gpu::write(job.y), gpu::read(packed),
+                     gpu::read(job.w.absmax), gpu::read(variant.plus ? job.plus : x), gpu::read(variant.lora ? job.lora.h : x),
+                     gpu::read(b[0]), gpu::read(b[1]), gpu::read(b[2])},
+                    params, spread.grid(device, pairs),
+                    {.bytes = static_cast<double>(packed.bytes() + job.w.absmax.bytes()), .flops = 2.0 * rows * job.rows * inputs});
+}
+
+}  // namespace
+
+void record(gpu::Recorder& recorder, const Nf4Vec& op) {
+  const std::uint32_t outputs = op.y.dim(1);
+  record_job(recorder, {.input = op.input, .w = op.w, .y = op.y, .plus = op.plus, .lora = op.lora, .outputs = outputs,
+                        .rows = outputs, .swiglu = false, .kernel_for = op.kernel_for});
+}
+
+void record(gpu::Recorder& recorder, const Nf4VecSwiGlu& op) {
+  const std::uint32_t outputs = op.y.dim(1);
+  record_job(recorder, {.input = op.input, .w = op.w, .y = op.y, .plus = {}, .lora = op.lora, .outputs = outputs,
+                        .rows = 2 * outputs, .swiglu = true, .kernel_for = op.kernel_for});
+}
+
+void record(gpu::Recorder& recorder, const LoraVec& op) {
+  auto& device = recorder.device();
+  check_input(op.input);
+  const std::uint32_t rows = op.input.x.dim(0), inputs = op.input.x.dim(1);
+  const auto some = std::find_if(op.a.begin(), op.a.end(), [](const Tensor& a) { return static_cast<bool>(a); });
+  check(some != op.a.end(), where, "There is no adapter to compute hidden values of.");
+  std::array<Tensor, 3> a = op.a;
+  for (Tensor& matrix : a) {
+    if (!matrix) matrix = *some;
+    expect_shape(matrix, DType::f32, {op.rank, inputs}, where, "a");
+  }
+  const std::uint32_t columns = op.projections * op.rank;
+  check(op.projections >= 1 && op.projections <= 3, where, "{} projections came; 1 to 3 are possible.", op.projections);
+  expect_shape(op.h, DType::f32, {rows, columns}, where, "h");
+  const Spread spread(device.info().type);
+  const Variant variant{.norm = static_cast<bool>(op.input.weight)};
+  const Tensor& x = op.input.x;
+  recorder.dispatch(vec_kernel(device, spread, rows, variant, "lora"),
+                    {gpu::read(x), gpu::read(variant.norm ? op.input.weight : x), gpu::write(op.h), gpu::read(a[0]), gpu::read(a[1]),
+                     gpu::read(a[2])},
+                    Params{.rows = rows, .outputs = columns, .inputs = inputs, .rank = op.rank, .eps = op.input.eps},
+                    spread.grid(device, (columns + 1) / 2),
+                    {.bytes = 4.0 * columns * inputs, .flops = 2.0 * rows * columns * inputs});
+}
+
+}  // namespace nibble
