@@ -311,6 +311,21 @@ TEST_F(MatrixWays, FewRowsOfAWeightInTiles) {
   EXPECT_THROW(record(recorder, DenseVec{.x = x, .w = tiled.w, .y = y}), Error);
 }
 
+// A block has the tail of one projection.
+TEST_F(MatrixWays, BlocksAcrossTheEndOfAProjectionAreRefused) {
+  const Case c{40, 256, 64, Output::write, 16, {128, 256}};
+  const Inputs in(c, c.k, c.n, c.rank);
+  MatrixTile tile = default_matrix_tile(test::device().info()).value();
+  MatrixProduct product{.x = in.x, .w = in.w, .y = test::device().tensor(DType::f32, {c.m, c.n}, "y"),
+                        .lora = {in.left, in.right, {128, 256, 256}}, .tile = tile};
+  gpu::Recorder recorder(test::device());
+  record_matrix_nt(recorder, product);
+  product.lora.ends[0] = 128 + tile.part_n / 2;
+  EXPECT_THROW(record_matrix_nt(recorder, product), Error);
+  product.tile = {};
+  EXPECT_THROW(record_matrix_nt(recorder, product), Error);
+}
+
 TEST_F(MatrixWays, SplitInnerDimensions) {
   const Tensor scratch = test::device().tensor(DType::f32, {5 * 173 * 576}, "scratch");
   for (const std::uint32_t splits : {2u, 5u}) {
