@@ -1,6 +1,7 @@
 // nf4_dequantize.wgsl into tiles (operand.h, Weight::tile): f16 = codes[nibble] * absmax * factor of a weight (rows, columns), or,
 // TURNED, of its transpose. A table in workgroup memory gives the two codes of a byte. An invocation decodes eight rows of
-// eight columns, neighbours neighbouring columns, and writes sixteen bytes at a time.
+// eight columns and writes sixteen bytes at a time, two neighbours the 32 bytes that GPUs write memory by: neighbours
+// have neighbouring columns, but turned, every two have the rows of one tile.
 struct Params {
   row_words: u32,  // columns / 8
   row_groups: u32,  // rows / 8
@@ -29,9 +30,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         @builtin(local_invocation_index) lane: u32) {
   pairs[lane] = nf4_codes4(lane).xy;
   workgroupBarrier();
-  let i = linear_workgroup(group, groups) * 256u + lane;
-  let rows = i / params.row_words;
-  let word = i - rows * params.row_words;
+  const side_by_side = select(1u, 2u, TURNED && TILE % 16u == 0u);
+  let number = linear_workgroup(group, groups) * 256u + lane;
+  let i = number / side_by_side;
+  let word = i % params.row_words;
+  let rows = i / params.row_words * side_by_side + number % side_by_side;
   if (rows >= params.row_groups) {
     return;
   }

@@ -78,7 +78,7 @@ bool by_matrices(gpu::Recorder& recorder, const Product& op) {
 // A GPU reads a weight for a few rows faster when neighbours read neighbouring elements.
 bool by_vectors(gpu::Recorder& recorder, const ProductNT& op) {
   return recorder.device().info().type != gpu::AdapterType::software && op.x.data.dim(0) > 0 &&
-         op.x.data.dim(0) <= vec_rows && op.w.data.dim(1) % 8 == 0 && !op.y_scale && !op.lora.left;
+         op.x.data.dim(0) <= vec_rows && op.w.data.dim(1) % 8 == 0 && op.w.tile == 0 && !op.y_scale && !op.lora.left;
 }
 
 template <typename Product>
@@ -96,6 +96,7 @@ bool accumulate_on(gpu::Recorder& recorder, const Product& op) {
 
 template <typename Product>
 TiledProduct tiled_product(gpu::Recorder& recorder, const Product& op) {
+  check(op.w.tile == 0, "product", "The weight {} lies in tiles, which matrix units alone read.", op.w.data.shape_text());
   return {.x = op.x, .w = {op.w.data, {}}, .y = op.y, .scale = op.w.scale, .accumulate = accumulate_on(recorder, op)};
 }
 

@@ -154,6 +154,10 @@ MatrixPlan plan_of(gpu::Recorder& recorder, const MatrixProduct& op, const Matri
         "A weight in tiles of {} came to a kernel for tiles of {}.", op.w.tile, plan.tile.direct ? plan.tile.matrix.m : 0);
   check(op.w.tile == 0 || op.w.turned == (shape.layout == MatrixLayout::nn), "product_matrix",
         "Tiles must be those of the transpose for NN, and of the weight for NT.");
+  for (const std::uint32_t end : ends) {
+    check(end % plan.tile.block_n == 0 || end == shape.columns, "product_matrix",
+          "A projection ends at column {} of {}, within a block of {}.", end, shape.columns, plan.tile.block_n);
+  }
   return plan;
 }
 

@@ -43,6 +43,7 @@ void record(gpu::Recorder& recorder, const DenseVec& op) {
   const Tensor &x = op.x.data, &w = op.w.data;
   const std::uint32_t outputs = w.dim(0), inputs = w.dim(1);
   check_shapes(x, op.y, inputs);
+  check(op.w.tile == 0, "product_vec", "The weight {} lies in tiles, which matrix units alone read.", w.shape_text());
   auto prelude = make_prelude(device, x, x.dim(0), op.accumulate);
   prelude.alias("ElementW", name_of(w.dtype())).constant("SCALE_BINDING", 4u);
   const auto kernel = nibble::kernel(device, "product_vec", prelude,

@@ -3,6 +3,7 @@
 #include "nibble/train/trainer.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 // The parts of an update on arrays of the host.
@@ -54,6 +55,7 @@ LayerResult Trainer::layer_train_step(std::uint32_t layer, std::span<const float
   recorder.submit();
   LayerResult result{.output = state_.device().read<float>(output), .d_input = state_.device().read<float>(dx),
                      .grad_norm = state_.device().read<float>(optimizer_.norm_and_factor())[0]};
+  if (!std::isfinite(result.grad_norm)) optimizer_.forgive();
   ++state_.step;
   return result;
 }

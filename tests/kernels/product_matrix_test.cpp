@@ -1,5 +1,6 @@
 #include "nibble/base/error.h"
 #include "nibble/kernels/product_matrix.h"
+#include "nibble/kernels/product_vec.h"
 #include "tests/support/gpu_test.h"
 
 #include <cmath>
@@ -291,6 +292,38 @@ TEST_F(MatrixWays, WeightsReadWhereTheirTilesLieByWideBlocks) {
     product = with_tiled_weight(product, w);
     product.tile = tile;
   });
+}
+
+// Few rows go by vectors on a GPU, which know no tiles: neither they nor other paths may read the weight as rows.
+TEST_F(MatrixWays, FewRowsOfAWeightInTiles) {
+  const std::uint32_t m = 3, n = 64, k = 96;
+  const auto values = test::random_values(std::size_t{n} * k, 2);
+  const Operand x = test::upload_operand(test::random_values(m * k, 1), m, k, ProductPath::matrix);
+  const Weight rows{test::upload(values, {n, k}, DType::f16), 0.25f};
+  MatrixProduct tiled{.x = x, .w = rows};
+  tiled = with_tiled_weight(tiled, values);
+  const Tensor expected = test::device().tensor(DType::f32, {m, n}, "y"), y = test::device().tensor(DType::f32, {m, n}, "y");
+  test::run(ProductNT{.path = ProductPath::matrix, .x = x, .w = rows, .y = expected});
+  test::run(ProductNT{.path = ProductPath::matrix, .x = x, .w = tiled.w, .y = y});
+  EXPECT_LT(test::relative_error(test::download(y), test::download(expected)), 0x1p-18);
+  gpu::Recorder recorder(test::device());
+  EXPECT_THROW(record(recorder, ProductNT{.path = ProductPath::f16, .x = x, .w = tiled.w, .y = y}), Error);
+  EXPECT_THROW(record(recorder, DenseVec{.x = x, .w = tiled.w, .y = y}), Error);
+}
+
+// A block has the tail of one projection.
+TEST_F(MatrixWays, BlocksAcrossTheEndOfAProjectionAreRefused) {
+  const Case c{40, 256, 64, Output::write, 16, {128, 256}};
+  const Inputs in(c, c.k, c.n, c.rank);
+  MatrixTile tile = default_matrix_tile(test::device().info()).value();
+  MatrixProduct product{.x = in.x, .w = in.w, .y = test::device().tensor(DType::f32, {c.m, c.n}, "y"),
+                        .lora = {in.left, in.right, {128, 256, 256}}, .tile = tile};
+  gpu::Recorder recorder(test::device());
+  record_matrix_nt(recorder, product);
+  product.lora.ends[0] = 128 + tile.part_n / 2;
+  EXPECT_THROW(record_matrix_nt(recorder, product), Error);
+  product.tile = {};
+  EXPECT_THROW(record_matrix_nt(recorder, product), Error);
 }
 
 TEST_F(MatrixWays, SplitInnerDimensions) {

@@ -6,6 +6,7 @@
 #include "tests/train/reference_layer.h"
 
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 namespace nibble {
@@ -150,6 +151,19 @@ TEST(TrainerParts, LayerTrainStepIsTheReferencesLayer) {
   EXPECT_EQ(trainer.current_step(), 1u);
   EXPECT_EQ(state.lora()[layer + 1].q.a, others.q.a) << "only this layer's adapters were updated";
   EXPECT_EQ(state.lora()[layer + 1].q.m_a, others.q.m_a);
+}
+
+TEST(TrainerParts, ALayersStepThatIsNotFiniteLeavesLaterOnesAlone) {
+  ModelState state = load_tiny();
+  Trainer trainer(state, small());
+  const Data data(state);
+  std::vector<float> broken = data.d_output;
+  broken[5] = std::numeric_limits<float>::infinity();
+  const auto before = state.lora()[layer].q.a;
+  EXPECT_FALSE(std::isfinite(trainer.layer_train_step(layer, data.hidden, broken, 1e-3).grad_norm));
+  EXPECT_EQ(state.lora()[layer].q.a, before);
+  EXPECT_TRUE(std::isfinite(trainer.layer_train_step(layer, data.hidden, data.d_output, 1e-3).grad_norm));
+  EXPECT_NE(state.lora()[layer].q.a, before);
 }
 
 TEST(TrainerParts, ArraysOfAnotherSizeAreRefused) {
