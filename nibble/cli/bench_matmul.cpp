@@ -113,8 +113,8 @@ std::vector<Candidate> further_candidates(const Measured& measured) {
         plan.splits = splits;
         if (known.insert(describe(plan)).second) result.push_back({.plan = plan});
       };
-      for (const std::uint32_t band : {1u, 2u, 8u, 16u}) add(band, 1);
-      for (const std::uint32_t splits : {2u, 3u, 4u, 6u, 8u}) add(4, splits);
+      for (const std::uint32_t band : {1u, 2u, 4u, 8u, 16u, 32u, 64u}) add(band, 1);
+      for (const std::uint32_t splits : {2u, 3u, 4u, 6u, 8u}) add(order[i]->plan->tile.band, splits);
     }
   }
   return result;

@@ -50,16 +50,16 @@ std::optional<gpu::MatrixConfig> choose_matrix(const gpu::AdapterInfo& info) {
 
 std::uint32_t quotient_up(std::uint32_t count, std::uint32_t size) { return (count + size - 1) / size; }
 
-// Time in units of a step of all blocks that run at once. A last wave that is not full takes at least three quarters of a full
-// one, as fewer blocks are each somewhat faster. Partial sums are written and read once at a rate of 5 MB a step, which is
-// that of an H100; other cards have much the same proportion of products to bandwidth.
+// Time in units of 64 of the inner dimension of all blocks that run at once. A last wave that is not full takes at least three
+// quarters of a full one, as fewer blocks are each somewhat faster. Partial sums are written and read once at a rate of 5 MB a
+// unit, which is that of an H100; other cards have much the same proportion of products to bandwidth.
 double cost(const MatrixShape& shape, const MatrixTile& tile, std::uint32_t at_once, std::uint32_t splits) {
   const std::uint32_t blocks = quotient_up(shape.rows, tile.block_m) * quotient_up(shape.columns, tile.block_n) * splits;
   const std::uint32_t steps = quotient_up(quotient_up(shape.inner, tile.block_k), splits);
   const double rest = static_cast<double>(blocks % at_once) / at_once;
   const double waves = blocks / at_once + (rest > 0 ? std::max(0.75, rest) : 0.0);
   const double sums = splits > 1 ? 1.5 + 8.0 * splits * shape.rows * shape.columns / 5e6 : 0.0;
-  return waves * steps + sums;
+  return waves * steps * tile.block_k / 64.0 + sums;
 }
 
 // How many doublings lie between two shapes, over all their sides.
@@ -109,9 +109,11 @@ std::optional<MatrixTile> direct_matrix_tile(const gpu::AdapterInfo& info) {
     tile->block_m = tile->part_m = 16;
     tile->block_n = tile->part_n = 32;
   } else {
+    // Of blocks of 64 rows 16 make bands as high as 4 of 256.
     tile->block_m = tile->part_m = 64;
     tile->block_n = 256;
     tile->block_k = 128;
+    tile->band = 16;
   }
   return tile;
 }

@@ -34,7 +34,7 @@ AttentionTile tile_of(const gpu::AdapterInfo& info, AttentionPass pass, const Pa
     tile.unroll = tile.own_in_registers = false;
     return tile;
   }
-  const bool many = of.head_dim() == 128 && std::uint64_t{of.tokens()} * of.heads >= 65536;
+  const bool many = of.head_dim() == 128 && std::uint64_t{of.plan_tokens ? of.plan_tokens : of.tokens()} * of.heads >= 65536;
   tile.rows = pass == AttentionPass::forward && many && info.limits.workgroup_invocations >= 512 ? 128 : key_rows;
   tile.subgroups = tile.rows / 8, tile.scores_across = 2;
   return tile;
@@ -119,8 +119,7 @@ bool packed_attention_fits(const gpu::Device& device, const PackedAttentionShape
   if (std::max({matrix.m, matrix.n, matrix.k}) > 16 || !wide || !room) return false;
   const std::uint64_t query_row = std::uint64_t{shape.heads} * shape.head_dim * 4;
   const std::uint64_t key_row = std::uint64_t{shape.key_heads} * shape.head_dim * 8 * packed_attention_parts(shape);
-  return shape.tokens * std::max(query_row + 4 * std::uint64_t{shape.key_heads} * shape.head_dim, key_row) <=
-         info.limits.max_binding;
+  return shape.tokens * std::max(query_row, key_row) <= info.limits.max_binding;
 }
 
 std::uint32_t packed_attention_parts(const PackedAttentionShape& shape) {

@@ -17,6 +17,7 @@ struct PackedHeads {
   std::uint32_t heads, key_heads;
   Tensor key_begin, key_end;  // (T), u32: the segment's begin and i + 1; neither falls from one token to the next
   std::uint64_t pairs = 0;    // sum of key_end - key_begin, for the profile; 0: of one segment
+  std::uint32_t plan_tokens = 0;  // of the largest stream, so that each takes the same kernels; 0: of this one
 
   std::uint32_t tokens() const { return qk.data.dim(0); }
   std::uint32_t head_dim() const { return qk.data.dim(1) / (heads + key_heads); }

@@ -84,7 +84,7 @@ bool by_vectors(gpu::Recorder& recorder, const ProductNT& op) {
 template <typename Product>
 MatrixProduct matrix_product(const Product& op) {
   return {.x = op.x, .w = op.w, .y = op.y, .y_scale = op.y_scale, .plus = op.plus, .accumulate = op.accumulate, .lora = op.lora,
-          .scratch = op.scratch};
+          .scratch = op.scratch, .plan_rows = op.plan_rows};
 }
 
 // The other kernels add to what y holds.
@@ -143,13 +143,9 @@ std::uint64_t product_scratch(const gpu::Device& device, ProductPath path, std::
                               bool tiled) {
   if (path != ProductPath::matrix || !matrix_fits(device, outputs, inputs)) return 0;
   std::uint64_t most = 0;
-  // Fewer rows may be split more; plans change with blocks of rows.
-  for (std::uint32_t some = std::min(rows, 64u); ; some = std::min(rows, some + 64)) {
-    for (const MatrixShape& shape : {MatrixShape{MatrixLayout::nt, some, outputs, inputs}, {MatrixLayout::nn, some, inputs, outputs}}) {
-      const std::uint32_t splits = matrix_plan(device, shape, tiled).splits;
-      if (splits > 1) most = std::max(most, std::uint64_t{splits} * some * shape.columns);
-    }
-    if (some == rows) break;
+  for (const MatrixShape& shape : {MatrixShape{MatrixLayout::nt, rows, outputs, inputs}, {MatrixLayout::nn, rows, inputs, outputs}}) {
+    const std::uint32_t splits = matrix_plan(device, shape, tiled).splits;
+    if (splits > 1) most = std::max(most, std::uint64_t{splits} * rows * shape.columns);
   }
   return std::min<std::uint64_t>(most, device.info().limits.max_binding / sizeof(float) - 4);
 }

@@ -46,6 +46,8 @@ struct ProductNT {
   Tensor plus = {};     // y = plus + product; f32 of y's shape, another tensor
   LoraTail lora = {};   // the matrix path alone
   Tensor scratch = {};  // f32, product_scratch elements, with which few blocks may split the inner dimension; may be shared
+  // Planned as for so many rows, those of the largest batch, so that each batch takes the same kernels; 0: for x's own.
+  std::uint32_t plan_rows = 0;
 };
 void record(gpu::Recorder&, const ProductNT&);
 
@@ -60,10 +62,12 @@ struct ProductNN {
   Tensor plus = {};
   LoraTail lora = {};
   Tensor scratch = {};
+  std::uint32_t plan_rows = 0;
 };
 void record(gpu::Recorder&, const ProductNN&);
 
-// For both products of up to so many rows through a weight (N, K), in tiles or not; 0 where nothing would be split.
+// For both products through a weight (N, K), in tiles or not, of up to so many rows that are planned for; 0 where nothing would
+// be split.
 std::uint64_t product_scratch(const gpu::Device&, ProductPath, std::uint32_t rows, std::uint32_t outputs, std::uint32_t inputs, bool tiled);
 
 // y(N, K) += x(M, N)^T * w(M, K), in f32 arithmetic: the gradient of a trained weight. Sums run over rows in a fixed order.

@@ -139,7 +139,8 @@ bool f16_outputs_fit(const gpu::Device& device, ProductPath path, std::uint32_t 
 
 bool lora_tail_fits(const gpu::Device& device, std::uint32_t outputs, std::uint32_t inputs, std::span<const std::uint32_t> ends) {
   if (!matrix_fits(device, outputs, inputs)) return false;
-  const std::uint32_t block = default_matrix_tile(device.info())->block_n;
+  // Blocks shrink to their parts.
+  const std::uint32_t block = default_matrix_tile(device.info())->part_n;
   return std::is_sorted(ends.begin(), ends.end()) && (ends.empty() || ends.back() == outputs) &&
          std::all_of(ends.begin(), ends.end(), [&](std::uint32_t end) { return end > 0 && (end % block == 0 || end == outputs); });
 }
@@ -147,7 +148,9 @@ bool lora_tail_fits(const gpu::Device& device, std::uint32_t outputs, std::uint3
 namespace {
 
 MatrixPlan plan_of(gpu::Recorder& recorder, const MatrixProduct& op, const MatrixShape& shape, std::span<const std::uint32_t> ends = {}) {
-  MatrixPlan plan = matrix_plan(recorder.device(), shape, op.w.tile > 0, ends);
+  MatrixShape planned = shape;
+  if (op.plan_rows > 0) planned.rows = op.plan_rows;
+  MatrixPlan plan = matrix_plan(recorder.device(), planned, op.w.tile > 0, ends);
   if (op.tile) plan.tile = *op.tile;
   if (op.splits) plan.splits = *op.splits;
   check(plan.tile.direct == (op.w.tile > 0) && (!plan.tile.direct || op.w.tile == plan.tile.matrix.m), "product_matrix",

@@ -17,6 +17,7 @@ struct MatrixProduct {
   bool accumulate = false;
   LoraTail lora = {};
   Tensor scratch = {};
+  std::uint32_t plan_rows = 0;
   std::optional<MatrixTile> tile = {};         // by the adapter and the shape where empty
   std::optional<std::uint32_t> splits = {};    // of the inner dimension; likewise
 };

@@ -90,7 +90,8 @@ void Head::normalise(gpu::Recorder& recorder, const Tensor& x, const Tensor& row
 
 Tensor Head::chunk_logits(gpu::Recorder& recorder, std::uint32_t begin, std::uint32_t end) {
   const Tensor logits = logits_.rows(0, end - begin);
-  record(recorder, ProductNT{.path = options_.path, .x = operand_rows(normed_, {begin, end}), .w = weight(), .y = logits});
+  record(recorder, ProductNT{.path = options_.path, .x = operand_rows(normed_, {begin, end}), .w = weight(), .y = logits,
+                             .plan_rows = options_.chunk_rows});
   return logits;
 }
 
@@ -119,7 +120,7 @@ void Head::gradients(gpu::Recorder& recorder, const DeviceStream& stream, const 
                                   .weights = loss.preference ? label_weights_.rows(begin, end) : Tensor{},
                                   .focal_gamma = loss.preference ? 0.0f : loss.focal_gamma});
     record(recorder, ProductNN{.path = options_.path, .x = d_logits, .w = weight(), .y = d_normed_.rows(begin, end),
-                               .scratch = product_scratch_});
+                               .scratch = product_scratch_, .plan_rows = options_.chunk_rows});
     if (d_head) {
       record(recorder, ProductTN{.x = d_logits, .w = operand_rows(normed_, {begin, end}), .y = d_head, .scratch = head_scratch_});
     }

@@ -132,7 +132,7 @@ QkvAttention JointLayers::attention(const At& at) const {
 // y = x W^T + the adapters' share, in f16 where y has a scale, else on top of `plus`.
 void JointLayers::project(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus) {
   ProductNT product{.path = ProductPath::matrix, .x = x, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nt), .y = y.data,
-                    .y_scale = y.scale, .plus = plus, .scratch = at.room.product_scratch};
+                    .y_scale = y.scale, .plus = plus, .scratch = at.room.product_scratch, .plan_rows = options_.max_tokens};
   if (const LoraGroup* group = adapters(at.pass, at.layer, joint)) {
     record(at.rec, LoraDownMatrix{.group = *group, .x = x.data, .h = at.lora_h(joint), .scratch = at.room.lora_scratch,
                                   .dropout = dropout(at.pass, at.layer, joint)});
@@ -177,7 +177,8 @@ void JointLayers::gradients(const At& at, Joint joint, const Operand& x, const O
   if (!dx.data) return;
   if (group && at.pass.dropout.probability > 0) return dropped_input_gradient(at, joint, dy, dx);
   ProductNN product{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nn),
-                    .y = dx.data, .y_scale = dx.scale, .scratch = at.room.product_scratch};
+                    .y = dx.data, .y_scale = dx.scale, .scratch = at.room.product_scratch,
+                    .plan_rows = options_.max_tokens};
   if (group) product.lora = {.left = dh, .right = group->a};
   record(at.rec, product);
 }
@@ -187,7 +188,7 @@ void JointLayers::dropped_input_gradient(const At& at, Joint joint, const Operan
   const LoraGroup& group = *lora_->group(at.layer, joint);
   const Tensor sum = dx.scale ? at.room.d_inputs.view({at.tokens(), dx.data.dim(1)}) : dx.data;
   record(at.rec, ProductNN{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nn),
-                           .y = sum, .scratch = at.room.product_scratch});
+                           .y = sum, .scratch = at.room.product_scratch, .plan_rows = options_.max_tokens});
   const LoraGroupDropout dropped = dropout(at.pass, at.layer, joint);
   std::uint32_t i = 0;
   for (const Projection p : members_of(joint)) {

@@ -170,6 +170,29 @@ TEST(JointLayers, AreTheLayersHoweverProductsAreTuned) {
   matrix_tuning(device) = {};
 }
 
+// Batches of other sizes find every pipeline made, on each path.
+TEST(JointLayers, MakeAllPipelinesInTheFirstStep) {
+  auto& device = test::device();
+  for (const ProductPath path : test::product_paths()) {
+    const ModelState state = tiny_state({.path = path, .lora = all_targets()});
+    Model model(state, {.max_tokens = most_tokens, .max_labels = most_tokens});
+    const LoraWeights& lora = *state.lora_mirror().train();
+    std::uint64_t pipelines = 0;
+    for (const std::uint32_t tokens : {most_tokens, 41u, 17u, 59u}) {
+      const Batch batch(tokens);
+      gpu::Recorder recorder(device);
+      const DeviceStream stream = model.upload(recorder, batch.stream());
+      recorder.clear(lora.grads);
+      model.loss_and_gradients(recorder, stream, {});
+      recorder.submit();
+      if (pipelines > 0) {
+        EXPECT_EQ(device.pipelines_made(), pipelines) << test::name_of(path) << " " << tokens;
+      }
+      pipelines = device.pipelines_made();
+    }
+  }
+}
+
 // With the adapters switched off, and on again.
 TEST(JointLayers, KnowTheBaseAlone) {
   if (!has_matrices()) GTEST_SKIP();
