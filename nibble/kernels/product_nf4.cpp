@@ -19,10 +19,11 @@ constexpr std::uint32_t lanes = 8, tile_n = 8, most_tile_m = 16, tile_columns = 
 
 std::uint64_t row_bytes(const Tensor& tensor) { return std::uint64_t{tensor.dim(1)} * sizeof(float); }
 
-void check_shapes(std::string_view where, const gpu::Device& device, const Nf4Product& op, std::uint32_t outputs, std::uint32_t inputs) {
+void check_shapes(std::string_view where, const gpu::Device& device, const Nf4Product& op, std::uint32_t outputs,
+                  std::uint32_t inputs) {
   const std::uint64_t elements = std::uint64_t{outputs} * inputs;
-  check(op.x.dtype() == DType::f32 && op.y.dtype() == DType::f32 && op.x.dim(0) == op.y.dim(0) && op.w.packed.bytes() * 2 == elements &&
-            op.w.absmax.size() * nf4_block == elements && nf4_product_fits(device, outputs, inputs),
+  check(op.x.dtype() == DType::f32 && op.y.dtype() == DType::f32 && op.x.dim(0) == op.y.dim(0) &&
+            op.w.packed.bytes() * 2 == elements && op.w.absmax.size() * nf4_block == elements && nf4_product_fits(device, outputs, inputs),
         where, "Shapes do not fit: x {}, y {}, a weight ({}, {}) of {} packed bytes and {} block maxima.", op.x.shape_text(),
         op.y.shape_text(), outputs, inputs, op.w.packed.bytes(), op.w.absmax.size());
 }
@@ -54,7 +55,8 @@ void record_product(gpu::Recorder& recorder, const Nf4Product& op, bool turned) 
     // Without a term something has to be bound.
     const Tensor left = op.left ? op.left.rows(range.begin, range.end) : op.w.absmax, right = op.left ? op.right : op.w.absmax;
     recorder.dispatch(kernel,
-                      {gpu::read(x), gpu::read(op.w.packed), gpu::read(op.w.absmax), gpu::read_write(y), gpu::read(left), gpu::read(right)},
+                      {gpu::read(x), gpu::read(op.w.packed), gpu::read(op.w.absmax), gpu::read_write(y), gpu::read(left),
+                       gpu::read(right)},
                       params, {(width + tile_columns - 1) / tile_columns, (params.rows + tile_m - 1) / tile_m},
                       {.bytes = static_cast<double>(x.bytes() + y.bytes() + op.w.packed.bytes() + op.w.absmax.bytes()),
                        .flops = 2.0 * (inner + rank) * static_cast<double>(y.size())});

@@ -17,7 +17,7 @@ const LoraSlot* slot_at(const LinearContext& context, LinearSite site) {
   return slot.used() ? &slot : nullptr;
 }
 
-// Whether products of the site read NF4 as they go, which a processor does faster than decoding, and than reading what was decoded.
+// Whether products of the site read NF4 as they go. A processor does that faster than it reads decoded values.
 bool reads_nf4(gpu::Recorder& recorder, const LinearContext& context, LinearSite site) {
   if (context.path != ProductPath::f32 || context.frozen->transposed(site.layer, site.projection)) return false;
   const auto [outputs, inputs] = context.frozen->dims(site.layer, site.projection);

@@ -36,7 +36,8 @@ struct Shape {
 };
 
 // Rows fewer than a tile, beyond one, and many; columns that end within a tile and on its edge; sums of one word and many.
-const Shape shapes[] = {{1, 8, 64, 0}, {3, 72, 64, 4}, {16, 128, 256, 8}, {37, 200, 192, 12}, {130, 64, 448, 16}, {9, 24, 128, 0}};
+const Shape shapes[] = {{1, 8, 64, 0}, {3, 72, 64, 4}, {16, 128, 256, 8},
+                        {37, 200, 192, 12}, {130, 64, 448, 16}, {9, 24, 128, 0}};
 
 void fill(const Tensor& tensor, float value) {
   const std::vector<float> values(tensor.size(), value);
@@ -45,8 +46,8 @@ void fill(const Tensor& tensor, float value) {
 
 // Expects y(M, columns) of x(M, L) and w(column of y, l), and a low-rank term of left(M, R) and right(column of y, r).
 template <typename W, typename R>
-void expect_product(const std::vector<float>& y, const Shape& s, std::uint32_t columns, std::uint32_t inner, const std::vector<float>& x,
-                    W w, const std::vector<float>& left, R right, float scaling, float initial) {
+void expect_product(const std::vector<float>& y, const Shape& s, std::uint32_t columns, std::uint32_t inner,
+                    const std::vector<float>& x, W w, const std::vector<float>& left, R right, float scaling, float initial) {
   for (std::uint32_t i = 0; i < s.m; ++i) {
     for (std::uint32_t j = 0; j < columns; ++j) {
       double sum = initial, magnitude = std::fabs(initial);
@@ -82,7 +83,8 @@ TEST_P(ProductNf4, NTEqualsTheSum) {
     gpu::Recorder recorder(test::device());
     record_nt(recorder, op);
     recorder.submit();
-    expect_product(test::download(y.tensor()), s, s.n, s.k, x, [&](auto j, auto l) { return w.values[std::size_t{j} * s.k + l]; }, left,
+    expect_product(test::download(y.tensor()), s, s.n, s.k, x,
+                   [&](auto j, auto l) { return w.values[std::size_t{j} * s.k + l]; }, left,
                    [&](auto j, auto r) { return right[std::size_t{j} * s.rank + r]; }, 0.75f, GetParam() ? 3.0f : 0.0f);
     y.expect_guards_intact();
   }
@@ -101,7 +103,8 @@ TEST_P(ProductNf4, NNEqualsTheSum) {
     gpu::Recorder recorder(test::device());
     record_nn(recorder, op);
     recorder.submit();
-    expect_product(test::download(y.tensor()), s, s.k, s.n, x, [&](auto j, auto l) { return w.values[std::size_t{l} * s.k + j]; }, left,
+    expect_product(test::download(y.tensor()), s, s.k, s.n, x,
+                   [&](auto j, auto l) { return w.values[std::size_t{l} * s.k + j]; }, left,
                    [&](auto j, auto r) { return right[std::size_t{r} * s.k + j]; }, 0.75f, GetParam() ? 3.0f : 0.0f);
     y.expect_guards_intact();
   }
