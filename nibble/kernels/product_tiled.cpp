@@ -19,9 +19,10 @@ struct Params {
 
 // How a kernel spreads its work; each kind is a file of its own, which says what the numbers mean.
 struct Tile {
-  enum class Kind { plain, staged, narrow };
+  enum class Kind { plain, staged, narrow, lanes };
   Kind kind = Kind::plain;
   std::uint32_t lanes_k = 1, lanes_n = 8, lanes_m = 8, tile_n = 4, tile_m = 4, width = 1, step = 2;
+  bool turned = false;  // of `lanes`: NN
   std::uint32_t columns() const { return lanes_n * tile_n * width; }
   std::uint32_t rows() const { return (kind == Kind::narrow ? 1 : lanes_m) * tile_m; }
 };
@@ -71,6 +72,19 @@ Tile make_tile(gpu::AdapterType adapter, const Size& size) {
   return tile;
 }
 
+// Large tiles make up for the software adapter's loads of w. The arithmetic's share grows with the rows, which only cost text.
+Tile make_lanes_tile(const Size& size) {
+  Tile tile{.kind = Tile::Kind::lanes, .lanes_m = 1, .tile_n = 4, .tile_m = 32, .step = 8, .turned = size.vectors};
+  while (tile.tile_n > 1 && size.columns <= tile.columns() / 2) tile.tile_n /= 2;
+  while (tile.tile_m > 1 && size.rows <= tile.rows() / 2) tile.tile_m /= 2;
+  return tile;
+}
+
+bool suits_lanes(const Size& size, const TiledProduct& op) {
+  const bool drops_result = size.vectors && op.dropout.probability > 0;
+  return op.x.data.dtype() == DType::f32 && op.w.data.dtype() == DType::f32 && !op.x.scale && size.inner % 8 == 0 && !drops_result;
+}
+
 // 256 invocations to whom a result of a LoRA's rank falls. More than 8 rows of sums each were no faster.
 Tile make_narrow_tile(const Size& size) {
   const std::uint32_t lanes_n = std::bit_ceil(groups(size.columns, 4));
@@ -93,7 +107,7 @@ Tile make_short_tile(const Size& size) {
 Tile choose_tile(gpu::AdapterType adapter, const Size& size, const TiledProduct& op) {
   const std::uint32_t in_vectors = size.vectors ? size.columns : size.inner;
   const bool drops = op.dropout.probability > 0;
-  if (adapter == gpu::AdapterType::software) return make_tile(adapter, size);
+  if (adapter == gpu::AdapterType::software) return suits_lanes(size, op) ? make_lanes_tile(size) : make_tile(adapter, size);
   if (size.columns <= narrow_columns && size.inner >= narrow_inner) {
     const bool fits = !size.vectors || (!drops && size.columns % 4 == 0 && size.inner % 4 == 0);
     if (fits) return make_narrow_tile(size);
@@ -107,6 +121,7 @@ Tile choose_tile(gpu::AdapterType adapter, const Size& size, const TiledProduct&
 }
 
 std::string file_of(std::string_view product, const Tile& tile) {
+  if (tile.kind == Tile::Kind::lanes) return "product_lanes";
   constexpr std::string_view suffixes[] = {"", "_staged", "_narrow"};
   return fmt::format("{}{}", product, suffixes[static_cast<std::size_t>(tile.kind)]);
 }
@@ -121,6 +136,7 @@ gpu::Kernel tiled_kernel(gpu::Device& device, std::string_view file, const Tiled
   prelude.constant("LANES_K", tile.lanes_k).constant("LANES_N", tile.lanes_n).constant("LANES_M", tile.lanes_m);
   prelude.constant("TILE_N", tile.tile_n).constant("TILE_M", tile.tile_m);
   prelude.constant("STEP", tile.step).constant("ACCUMULATE", accumulate).constant("WIDE_X", wide_x);
+  prelude.constant("TURNED", tile.turned);
   prelude.constant("SCALE_BINDING", 4u).constant("W_SCALE_BINDING", op.x.scale ? 5u : 4u);
   const bool drops = op.dropout.probability > 0;
   return kernel(device, file, prelude,
@@ -220,7 +236,7 @@ void record_nn(gpu::Recorder& recorder, const TiledProduct& op) {
       params.first = slice.begin;
       params.outputs = slice.end - slice.begin;
       const auto kernel =
-          tiled_kernel(device, file, op, tile, tile.width, op.accumulate || slice.begin > 0);
+          tiled_kernel(device, file, op, tile, tile.turned ? 4 : tile.width, op.accumulate || slice.begin > 0);
       const Tensor w = op.w.data.rows(slice.begin, slice.end);
       dispatch(recorder, kernel, x, {w, {}}, y, params,
                {groups(inputs, tile.columns()), groups(params.rows, tile.rows())}, work_of(x.data, w, y, params.outputs));

@@ -31,6 +31,16 @@ Tensor FrozenWeights::transposed(std::uint32_t layer, Projection p) const {
   return path_ == ProductPath::f32 ? weights_.layers[layer].cached(p) : Tensor{};
 }
 
+std::pair<std::uint32_t, std::uint32_t> FrozenWeights::dims(std::uint32_t layer, Projection p) const {
+  const Nf4Matrix& matrix = weights_.layers[layer].projection(p);
+  return {matrix.out, matrix.in};
+}
+
+Nf4 FrozenWeights::nf4(std::uint32_t layer, Projection p) const {
+  const Nf4Matrix& matrix = weights_.layers[layer].projection(p);
+  return {.packed = matrix.packed, .absmax = matrix.absmax};
+}
+
 std::uint64_t FrozenWeights::decoded_bytes(const ModelConfig& config, ProductPath path, Residency residency) {
   std::uint64_t elements = 0;
   for (const Projection p : all_projections) {

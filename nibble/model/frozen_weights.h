@@ -6,6 +6,7 @@
 
 #include <array>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace nibble {
@@ -34,6 +35,12 @@ class FrozenWeights {
 
   // Its transposed copy (in, out), which f32 products read instead; empty where the state has none or the path is another.
   Tensor transposed(std::uint32_t layer, Projection p) const;
+
+  // (out, in)
+  std::pair<std::uint32_t, std::uint32_t> dims(std::uint32_t layer, Projection p) const;
+
+  // The projection as it is kept.
+  Nf4 nf4(std::uint32_t layer, Projection p) const;
 
   // Bytes of the decoded copies under a residency.
   static std::uint64_t decoded_bytes(const ModelConfig& config, ProductPath path, Residency residency);
