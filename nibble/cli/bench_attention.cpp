@@ -1,4 +1,5 @@
 #include "nibble/base/error.h"
+#include "nibble/base/relative_error.h"
 #include "nibble/cli/bench.h"
 #include "nibble/kernels/pack_rows.h"
 #include "nibble/kernels/packed_attention.h"
@@ -119,15 +120,6 @@ QkvAttentionBackward in_f32(gpu::Device& device, const Sizes& s, const QkvAttent
   plain.d_o = unpacked(device, layer.d_o);
   plain.d_qkv = make_operand(device, ProductPath::f32, s.tokens(), s.row(), "bench");
   return plain;
-}
-
-double relative_error(std::span<const float> values, std::span<const float> expected) {
-  double error = 0, norm = 0;
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    error += std::pow(double{values[i]} - double{expected[i]}, 2);
-    norm += std::pow(double{expected[i]}, 2);
-  }
-  return std::sqrt(error / norm);
 }
 
 // A head of a token: normed, and rotated by the position.

@@ -82,15 +82,18 @@ void time_all(gpu::Device& device, MatmulBench& bench, std::vector<Candidate>& c
 
 // The adapter's own plans, with weights in rows and in tiles, and, for a sweep, other tiles.
 std::vector<Candidate> first_candidates(gpu::Device& device, const MatmulFlags& flags, const MatmulProblem& problem,
-                                        const MatrixShape& shape, ProductPath path) {
+                                        const MatmulBench& bench, ProductPath path) {
+  const MatrixShape& shape = bench.shape();
   if (path != ProductPath::matrix) return {Candidate{}};
   const bool direct = direct_matrix_tile(device.info()) && problem.joint && shape.columns % 16 == 0 && shape.inner % 16 == 0;
   const bool tiled = direct && matrix_tuning(device).tiled_weights;
-  std::vector<Candidate> candidates{{.plan = matrix_plan(device, shape, tiled)}};
+  std::vector<Candidate> candidates{{.plan = bench.own_plan(tiled)}};
   if (!flags.sweep) return candidates;
   for (const bool in_tiles : {false, true}) {
     if (in_tiles && !direct) continue;
-    for (const MatrixTile& tile : candidate_tiles(device.info(), in_tiles)) candidates.push_back({.plan = MatrixPlan{tile, 1}});
+    for (const MatrixTile& tile : candidate_tiles(device.info(), in_tiles)) {
+      if (bench.allows(tile)) candidates.push_back({.plan = MatrixPlan{tile, 1}});
+    }
   }
   return candidates;
 }
@@ -133,7 +136,7 @@ Measured measure_problem(gpu::Device& device, const MatmulFlags& flags, const Ma
   const ModelConfig config = flags.shape.config();
   MatmulBench bench(device, config, path, problem);
   Measured measured{.problem = problem, .shape = bench.shape(), .flops = bench.flops(), .bytes = bench.bytes()};
-  measured.candidates = first_candidates(device, flags, problem, bench.shape(), path);
+  measured.candidates = first_candidates(device, flags, problem, bench, path);
   verify(bench, measured.candidates);
   if (!measured.candidates.front().correct) return measured;
   time_all(device, bench, measured.candidates, flags.repeats);

@@ -1,6 +1,7 @@
 #include "nibble/model/generator_bench.h"
 
 #include "nibble/base/error.h"
+#include "nibble/base/relative_error.h"
 #include "nibble/base/rng.h"
 
 #include <algorithm>
@@ -31,15 +32,6 @@ ModelState make_state(gpu::Device& device, const GeneratorBenchOptions& options)
   ModelState state = ModelState::made_up(device, options.config, of);
   if (options.lora_rank) make_up_adapters(state);
   return state;
-}
-
-double relative_error(std::span<const float> values, std::span<const float> expected) {
-  double error = 0, norm = 0;
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    error += std::pow(double{values[i]} - double{expected[i]}, 2);
-    norm += std::pow(double{expected[i]}, 2);
-  }
-  return std::sqrt(error / norm);
 }
 
 class Bench {

@@ -3,6 +3,7 @@
 #include "nibble/base/error.h"
 #include "nibble/base/half.h"
 #include "nibble/base/nf4_table.h"
+#include "nibble/base/relative_error.h"
 #include "nibble/base/rng.h"
 #include "nibble/kernels/nf4.h"
 #include "nibble/kernels/pack_rows.h"
@@ -37,15 +38,6 @@ std::vector<std::uint32_t> some_of(std::uint32_t count, std::uint32_t samples) {
 void fill(gpu::Device& device, const Tensor& tensor, std::uint32_t seed, float deviation = 1.0f) {
   gpu::Recorder recorder(device);
   record(recorder, RandomFill{.x = tensor, .seed = seed, .deviation = deviation});
-}
-
-double relative_error(std::span<const float> got, std::span<const double> expected) {
-  double error = 0, norm = 0;
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    error += std::pow(double{got[i]} - expected[i], 2);
-    norm += std::pow(expected[i], 2);
-  }
-  return std::sqrt(error / norm);
 }
 
 }  // namespace
@@ -159,6 +151,18 @@ void MatmulBench::find_sums() {
   }
 }
 
+std::span<const std::uint32_t> MatmulBench::ends() const {
+  if (!lora_.left || problem_.layout == MatrixLayout::nn) return {};
+  return lora_.ends;
+}
+
+MatrixPlan MatmulBench::own_plan(bool tiled) const { return matrix_plan(device_, shape_, tiled, ends()); }
+
+bool MatmulBench::allows(const MatrixTile& tile) const {
+  const auto all = ends();
+  return std::all_of(all.begin(), all.end(), [&](std::uint32_t end) { return end % tile.block_n == 0 || end == shape_.columns; });
+}
+
 void MatmulBench::record(gpu::Recorder& recorder, const MatrixPlan* plan) {
   const bool nt = problem_.layout == MatrixLayout::nt;
   if (!plan) {
@@ -201,8 +205,7 @@ double MatmulBench::difference(const MatrixPlan& plan) {
   run(&plan);
   double worst = 0;
   for (std::size_t i = 0; i < host_.rows.size(); ++i) {
-    const std::vector<double> expected(reference_[i].begin(), reference_[i].end());
-    const double error = relative_error(row_of_result(host_.rows[i]), expected);
+    const double error = relative_error(row_of_result(host_.rows[i]), reference_[i]);
     worst = std::isnan(error) ? error : std::max(worst, error);
     if (std::isnan(worst)) break;
   }

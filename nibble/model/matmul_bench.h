@@ -29,6 +29,10 @@ class MatmulBench {
   // Weight, input and result moved once.
   double bytes() const;
 
+  // What a layer would take, with the weight in rows or in tiles.
+  MatrixPlan own_plan(bool tiled) const;
+  // Whether no block of the tile crosses a projection's end, which would mix up adapters.
+  bool allows(const MatrixTile& tile) const;
   // Plans come from matrix_plan or candidates; other paths have none. With a direct tile the weight in tiles is read.
   void record(gpu::Recorder& recorder, const MatrixPlan* plan);
 
@@ -46,6 +50,7 @@ class MatmulBench {
     std::vector<double> sums;  // of each row, at its columns
   };
 
+  std::span<const std::uint32_t> ends() const;  // that no block may cross
   void make_weight(gpu::Device& device, std::uint32_t outputs, std::uint32_t inputs);
   void make_adapters(gpu::Device& device, const ModelConfig& config);
   void make_result(gpu::Device& device);
