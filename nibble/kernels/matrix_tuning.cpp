@@ -115,7 +115,7 @@ std::optional<MatrixTile> direct_matrix_tile(const gpu::AdapterInfo& info) {
     tile->block_k = 128;
     tile->band = 16;
   }
-  return tile;
+  return suits(info, *tile) ? tile : std::nullopt;
 }
 
 bool suits(const gpu::AdapterInfo& info, const MatrixTile& tile) {

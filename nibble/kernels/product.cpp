@@ -10,7 +10,6 @@
 namespace nibble {
 namespace {
 
-
 template <typename Product>
 void check_product(std::string_view where, const Product& op, std::uint32_t x_columns, std::uint32_t y_columns) {
   const DType dtype = operand_dtype(op.path), y_dtype = op.y_scale ? DType::f16 : DType::f32;

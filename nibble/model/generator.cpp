@@ -116,24 +116,25 @@ DeviceStream Generator::upload(std::span<const std::uint32_t> piece) {
 }
 
 Tensor Generator::run_layers(gpu::Recorder& recorder, const DeviceStream& stream, bool few) {
-  const Scratch scratch = first_tokens(pieces_.scratch, config_, few ? 1 : stream.tokens);
-  LayerActivations activations = first_tokens(pieces_.activations, config_, few ? 1 : stream.tokens);
+  const auto residual = [&](std::uint32_t layer) { return residual_[layer % 2].rows(0, stream.tokens); };
+  record(recorder, Embedding{.tokens = stream.token_ids, .table = weight_of(weights_.embedding), .x = residual(0)});
+  if (few) {
+    const DecodeLayers::Pass pass{recorder, stream, rope_, pieces_.linear.lora, seen()};
+    for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
+      steps_->forward(pass, layer, residual(layer), residual(layer + 1), keys_[layer].k, keys_[layer].v);
+    }
+    return residual(config_.num_layers);
+  }
+  const Scratch scratch = first_tokens(pieces_.scratch, config_, stream.tokens);
+  LayerActivations activations = first_tokens(pieces_.activations, config_, stream.tokens);
   const LayerContext context{.recorder = recorder, .config = config_, .weights = weights_, .linear = pieces_.linear,
                              .stream = stream, .rope = rope_, .first_key = seen()};
-  record(recorder, Embedding{.tokens = stream.token_ids,
-                             .table = weight_of(weights_.embedding),
-                             .x = residual_[0].rows(0, stream.tokens)});
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
-    const Tensor input = residual_[layer % 2].rows(0, stream.tokens), output = residual_[(layer + 1) % 2].rows(0, stream.tokens);
-    if (few) {
-      steps_->forward({recorder, stream, rope_, pieces_.linear.lora, seen()}, layer, input, output, keys_[layer].k, keys_[layer].v);
-      continue;
-    }
     activations.k_heads = keys_[layer].k;
     activations.v_heads = keys_[layer].v;
-    layer_forward(context, layer, input, activations, scratch, output);
+    layer_forward(context, layer, residual(layer), activations, scratch, residual(layer + 1));
   }
-  return residual_[config_.num_layers % 2].rows(0, stream.tokens);
+  return residual(config_.num_layers);
 }
 
 std::span<const float> Generator::logits(std::span<const std::uint32_t> tokens) {

@@ -57,8 +57,7 @@ class Generator {
 
   Pieces make_pieces(ProductPath path, std::uint32_t most_tokens);
   DeviceStream upload(std::span<const std::uint32_t> piece);
-  // Through `steps_` where it is no more than they take.
-  Tensor run_layers(gpu::Recorder& recorder, const DeviceStream& stream, bool few);
+  Tensor run_layers(gpu::Recorder& recorder, const DeviceStream& stream, bool few);  // few: through `steps_`
 
   gpu::Device& device_;
   ModelConfig config_;

@@ -25,7 +25,7 @@ class JointWeights {
   Weight weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout);
 
   // The power of two that brings the largest magnitude to [1/2, 1): with rows of operands below 2^14, products then stay within
-  // f16 as their rows are stored (product.h), unless thousands of terms of the largest magnitude have one sign.
+  // f16 as their rows are stored (product.h), unless hundreds of terms of the largest magnitudes have one sign.
   float scale(std::uint32_t layer, Joint joint) const;
 
  private:
