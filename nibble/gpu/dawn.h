@@ -65,7 +65,7 @@ struct KernelState {
   std::vector<Access> accesses;  // of the first dispatch; fixed from then on
   bool has_params = false;
   wgpu::BindGroupLayout layout;
-  wgpu::ComputePipeline pipeline;
+  wgpu::ComputePipeline pipeline;  // once it is compiled
   ProfileRow profile;
 };
 
@@ -89,6 +89,11 @@ struct BindKeyEqual {
 using BindGroups = std::unordered_map<std::vector<std::uint64_t>, wgpu::BindGroup, BindKeyHash, BindKeyEqual>;
 
 struct DeviceState : std::enable_shared_from_this<DeviceState> {
+  // What is still being compiled refers to the kernels.
+  ~DeviceState() {
+    for (const auto& entry : compiling) instance.WaitAny(entry.second, UINT64_MAX);
+  }
+
   // Released in the reverse order: the instance last.
   wgpu::Instance instance;
   wgpu::Adapter adapter;
@@ -105,6 +110,7 @@ struct DeviceState : std::enable_shared_from_this<DeviceState> {
   std::unordered_map<std::string, KernelState*, TextHash, std::equal_to<>> kernels_by_key;
   std::unordered_map<std::string, std::unique_ptr<KernelState>> kernels_by_text;
   std::uint64_t pipelines_made = 0;
+  std::vector<std::pair<KernelState*, wgpu::Future>> compiling;  // on threads of Dawn's, oldest first
   std::uint64_t next_submission = 1;
   BindGroups bind_groups;
   std::unordered_map<std::type_index, std::shared_ptr<void>> attachments;
@@ -114,10 +120,16 @@ struct DeviceState : std::enable_shared_from_this<DeviceState> {
   void wait(wgpu::Future future, std::string_view what);
 };
 
-// Compiles the pipeline of a kernel for the given accesses, or checks that they are those it was compiled for.
-void ready_pipeline(DeviceState& state, KernelState& kernel, std::span<const Binding> bindings, std::size_t params_size);
+// Begins to compile the pipeline of a kernel for the given accesses, or checks that they are those it was compiled for. Errors
+// of the text are thrown here, those of the compiler when the pipeline is waited for.
+void begin_pipeline(DeviceState& state, KernelState& kernel, std::span<const Binding> bindings, std::size_t params_size);
 
-constexpr std::uint64_t params_arena_bytes = 256 << 10;
+// Whether all pipelines that were begun are there. Does not wait.
+bool pipelines_ready(DeviceState& state);
+void wait_for_pipelines(DeviceState& state);
+
+// Uniforms of what one recorder collects: enough for a few layers, so that their kernels are compiled side by side.
+constexpr std::uint64_t params_arena_bytes = 1 << 20;
 
 inline std::uint64_t round_up(std::uint64_t value, std::uint64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;

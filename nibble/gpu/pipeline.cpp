@@ -2,6 +2,7 @@
 #include "nibble/gpu/dawn.h"
 
 #include <algorithm>
+#include <thread>
 
 namespace nibble::gpu {
 namespace {
@@ -32,10 +33,11 @@ wgpu::BindGroupLayout make_layout(DeviceState& state, std::span<const Access> ac
   return state.device.CreateBindGroupLayout(&descriptor);
 }
 
-void compile(DeviceState& state, KernelState& kernel, std::size_t params_size) {
+void begin_compiling(DeviceState& state, KernelState& kernel, std::size_t params_size) {
+  wgpu::PipelineLayoutDescriptor layout;
+  wgpu::ComputePipelineDescriptor descriptor;
   state.guarded(kernel.label, [&] {
     kernel.layout = make_layout(state, kernel.accesses, params_size);
-    wgpu::PipelineLayoutDescriptor layout;
     layout.bindGroupLayoutCount = 1;
     layout.bindGroupLayouts = &kernel.layout;
 
@@ -45,29 +47,59 @@ void compile(DeviceState& state, KernelState& kernel, std::size_t params_size) {
     module.nextInChain = &source;
     module.label = std::string_view(kernel.label);
 
-    wgpu::ComputePipelineDescriptor descriptor;
     descriptor.label = std::string_view(kernel.label);
     descriptor.layout = state.device.CreatePipelineLayout(&layout);
     descriptor.compute.module = state.device.CreateShaderModule(&module);
     descriptor.compute.entryPoint = std::string_view(kernel.entry);
-    kernel.pipeline = state.device.CreateComputePipeline(&descriptor);
   });
+  const auto future = state.device.CreateComputePipelineAsync(
+      &descriptor, wgpu::CallbackMode::WaitAnyOnly,
+      [kernel = &kernel, errors = &state.errors](wgpu::CreatePipelineAsyncStatus status, wgpu::ComputePipeline pipeline,
+                                                 wgpu::StringView message) {
+        if (status == wgpu::CreatePipelineAsyncStatus::Success) kernel->pipeline = std::move(pipeline);
+        if (status == wgpu::CreatePipelineAsyncStatus::ValidationError) errors->put(wgpu::ErrorType::Validation, text_of(message));
+        if (status == wgpu::CreatePipelineAsyncStatus::InternalError) errors->put(wgpu::ErrorType::Internal, text_of(message));
+      });
+  state.compiling.emplace_back(&kernel, future);
 }
+
+void wait_for_oldest(DeviceState& state) {
+  const auto [kernel, future] = state.compiling.front();
+  state.compiling.erase(state.compiling.begin());
+  state.instance.WaitAny(future, UINT64_MAX);
+  state.errors.throw_if_any(kernel->label);
+  check<DeviceError>(kernel->pipeline != nullptr, kernel->label, "The kernel was not compiled.");
+}
+
+// Dawn takes a thread for each.
+std::size_t most_at_once() { return std::max(1u, std::thread::hardware_concurrency()); }
 
 }  // namespace
 
-void ready_pipeline(DeviceState& state, KernelState& kernel, std::span<const Binding> bindings, std::size_t params_size) {
-  if (!kernel.pipeline) {
+void begin_pipeline(DeviceState& state, KernelState& kernel, std::span<const Binding> bindings, std::size_t params_size) {
+  if (!kernel.layout) {
     kernel.accesses.clear();
     for (const Binding& binding : bindings) kernel.accesses.push_back(binding.access);
     kernel.has_params = params_size > 0;
-    compile(state, kernel, params_size);
+    while (state.compiling.size() >= most_at_once()) wait_for_oldest(state);
+    begin_compiling(state, kernel, params_size);
     ++state.pipelines_made;
     return;
   }
   const bool same = std::equal(bindings.begin(), bindings.end(), kernel.accesses.begin(), kernel.accesses.end(),
                                [](const Binding& binding, Access access) { return binding.access == access; });
   check(same, kernel.label, "The kernel was bound with other tensors or accesses before.");
+}
+
+bool pipelines_ready(DeviceState& state) {
+  std::erase_if(state.compiling, [&](const auto& entry) {
+    return entry.first->pipeline || (state.instance.WaitAny(entry.second, 0), entry.first->pipeline != nullptr);
+  });
+  return state.compiling.empty();
+}
+
+void wait_for_pipelines(DeviceState& state) {
+  while (!state.compiling.empty()) wait_for_oldest(state);
 }
 
 Kernel Device::kernel(std::string_view key, std::string_view label, std::string_view entry,

@@ -1,7 +1,7 @@
 #include "nibble/gpu/recorder.h"
 
 #include "nibble/base/error.h"
-#include "nibble/gpu/dawn.h"
+#include "nibble/gpu/submission.h"
 
 #include <algorithm>
 #include <numeric>
@@ -11,11 +11,10 @@ namespace nibble::gpu {
 namespace {
 
 // A recorder's first submission is short, so that the GPU starts at once; later ones are long enough that submitting costs
-// nothing and short enough for the watchdogs of desktop systems. What is timed is cut at the length of the query set.
-constexpr std::size_t first_submission = 32, longest_submission = 512, longest_timed_submission = 128;
+// nothing.
+constexpr std::size_t first_submission = 32, longest_submission = 512;
 constexpr double flops_per_submit = 2e12;
 constexpr std::size_t bind_group_cap = 16384;
-constexpr std::uint32_t timestamp_cap = 2 * longest_timed_submission;
 
 std::uint64_t exact_size(const Tensor& tensor) {
   const std::uint64_t rounded = round_up(std::max<std::uint64_t>(tensor.bytes(), 16), 16);
@@ -26,62 +25,24 @@ std::uint64_t exact_size(const Tensor& tensor) {
 
 struct RecorderState {
   DeviceState& device;
-  wgpu::CommandEncoder encoder;
-  wgpu::ComputePassEncoder pass;
+  Submission submission{device};
+  std::vector<Command> commands;
   std::vector<std::byte> params;
   std::vector<Buffer> in_use;  // kept until they are submitted, though their last tensor may go before
-  std::uint64_t submission = device.next_submission++;  // that is being recorded
-  std::size_t dispatches = 0, most_dispatches = device.options.profile ? longest_timed_submission : first_submission;
+  std::uint64_t number = device.next_submission++;  // of what is being recorded
+  std::size_t most_commands = first_submission;
   double flops = 0;
-  const KernelState* in_pass = nullptr;  // whose pipeline is set
-  std::vector<std::uint64_t> key;        // of the bind group that is looked for
-  wgpu::QuerySet queries;
-  wgpu::Buffer resolved, mapped;
-  std::vector<std::pair<KernelState*, Work>> timed;
+  std::vector<std::uint64_t> key;  // of the bind group that is looked for
 
-  void open_encoder();
-  void open_pass(KernelState& kernel);
-  void close_pass();
   void keep(const Buffer& buffer);
   std::uint32_t put_params(std::span<const std::byte> bytes);
   std::uint64_t bound_size(std::span<const Binding> bindings, std::size_t index) const;
   const wgpu::BindGroup& bind_group(KernelState& kernel, std::span<const Binding> bindings, std::size_t params_size);
   wgpu::BindGroup make_bind_group(KernelState& kernel, std::span<const Binding> bindings, std::size_t params_size);
-  void make_queries();
-  void collect_times();
 };
 
-void RecorderState::open_encoder() {
-  if (!encoder) encoder = device.device.CreateCommandEncoder();
-}
-
-void RecorderState::open_pass(KernelState& kernel) {
-  open_encoder();
-  if (!device.options.profile) {
-    if (!pass) pass = encoder.BeginComputePass();
-    return;
-  }
-  close_pass();
-  if (!queries) make_queries();
-  wgpu::PassTimestampWrites writes;
-  writes.querySet = queries;
-  writes.beginningOfPassWriteIndex = static_cast<std::uint32_t>(2 * timed.size());
-  writes.endOfPassWriteIndex = writes.beginningOfPassWriteIndex + 1;
-  wgpu::ComputePassDescriptor descriptor;
-  descriptor.label = std::string_view(kernel.label);
-  descriptor.timestampWrites = &writes;
-  pass = encoder.BeginComputePass(&descriptor);
-}
-
-void RecorderState::close_pass() {
-  if (!pass) return;
-  pass.End();
-  pass = nullptr;
-  in_pass = nullptr;
-}
-
 void RecorderState::keep(const Buffer& buffer) {
-  if (std::exchange(buffer->last_submission, submission) != submission) in_use.push_back(buffer);
+  if (std::exchange(buffer->last_submission, number) != number) in_use.push_back(buffer);
 }
 
 std::uint32_t RecorderState::put_params(std::span<const std::byte> bytes) {
@@ -139,37 +100,6 @@ wgpu::BindGroup RecorderState::make_bind_group(KernelState& kernel, std::span<co
   return device.device.CreateBindGroup(&descriptor);
 }
 
-void RecorderState::make_queries() {
-  wgpu::QuerySetDescriptor descriptor;
-  descriptor.type = wgpu::QueryType::Timestamp;
-  descriptor.count = timestamp_cap;
-  queries = device.device.CreateQuerySet(&descriptor);
-  wgpu::BufferDescriptor buffer;
-  buffer.size = timestamp_cap * sizeof(std::uint64_t);
-  buffer.usage = wgpu::BufferUsage::QueryResolve | wgpu::BufferUsage::CopySrc;
-  resolved = device.device.CreateBuffer(&buffer);
-  buffer.usage = wgpu::BufferUsage::MapRead | wgpu::BufferUsage::CopyDst;
-  mapped = device.device.CreateBuffer(&buffer);
-}
-
-void RecorderState::collect_times() {
-  const std::uint64_t bytes = 2 * timed.size() * sizeof(std::uint64_t);
-  const auto future = mapped.MapAsync(wgpu::MapMode::Read, 0, bytes, wgpu::CallbackMode::WaitAnyOnly,
-                                      [](wgpu::MapAsyncStatus, wgpu::StringView) {});
-  device.wait(future, "profile");
-  const auto* times = static_cast<const std::uint64_t*>(mapped.GetConstMappedRange(0, bytes));
-  check<DeviceError>(times != nullptr, "profile", "The timestamps could not be read.");
-  for (std::size_t i = 0; i < timed.size(); ++i) {
-    auto& row = timed[i].first->profile;
-    row.count += 1;
-    row.seconds += static_cast<double>(times[2 * i + 1] - times[2 * i]) * 1e-9;
-    row.bytes += timed[i].second.bytes;
-    row.flops += timed[i].second.flops;
-  }
-  mapped.Unmap();
-  timed.clear();
-}
-
 Recorder::Recorder(Device& device) : device_(device), state_(new RecorderState{.device = device.state()}) {}
 
 Recorder::~Recorder() {
@@ -195,63 +125,43 @@ void Recorder::dispatch_bytes(const Kernel& kernel, std::span<const Binding> bin
     check(exact_size(binding.tensor) <= limits.max_binding, state.label,
           "A tensor of {} bytes was bound; the adapter binds at most {}.", binding.tensor.bytes(), limits.max_binding);
   }
-  ready_pipeline(device_.state(), state, bindings, params.size());
+  begin_pipeline(device_.state(), state, bindings, params.size());
   if (round_up(state_->params.size(), 256) + 512 > params_arena_bytes) submit();
-
-  state_->open_pass(state);
-  if (std::exchange(state_->in_pass, &state) != &state) state_->pass.SetPipeline(state.pipeline);
-  const auto& group = state_->bind_group(state, bindings, params.size());
-  if (params.empty()) {
-    state_->pass.SetBindGroup(0, group);
-  } else {
-    const std::uint32_t offset = state_->put_params(params);
-    state_->pass.SetBindGroup(0, group, 1, &offset);
-  }
-  state_->pass.DispatchWorkgroups(grid.x, grid.y, grid.z);
-  if (device_.state().options.profile) state_->timed.emplace_back(&state, work);
+  DispatchCommand command{.kernel = &state, .group = state_->bind_group(state, bindings, params.size()), .params_at = {}, .grid = grid, .work = work};
+  if (!params.empty()) command.params_at = state_->put_params(params);
+  state_->commands.emplace_back(std::move(command));
   state_->flops += work.flops;
-  if (++state_->dispatches >= state_->most_dispatches || state_->flops > flops_per_submit) submit();
+  // While kernels are being compiled, what comes next is recorded, so that its kernels are compiled beside them.
+  const bool enough = state_->commands.size() >= state_->most_commands || state_->flops > flops_per_submit;
+  if (enough && pipelines_ready(device_.state())) submit();
 }
 
 void Recorder::copy(const Tensor& from, const Tensor& to) {
   check(from.bytes() == to.bytes() && from.bytes() % 4 == 0, "copy", "{} bytes were to be copied onto {}.", from.bytes(),
         to.bytes());
-  state_->close_pass();
-  state_->open_encoder();
   state_->keep(from.buffer());
   state_->keep(to.buffer());
-  state_->encoder.CopyBufferToBuffer(from.buffer()->buffer, from.offset(), to.buffer()->buffer, to.offset(), from.bytes());
+  state_->commands.emplace_back(CopyCommand{from.buffer()->buffer, from.offset(), to.buffer()->buffer, to.offset(), from.bytes()});
 }
 
 void Recorder::clear(const Tensor& tensor) {
-  state_->close_pass();
-  state_->open_encoder();
   state_->keep(tensor.buffer());
-  state_->encoder.ClearBuffer(tensor.buffer()->buffer, tensor.offset(), round_up(tensor.bytes(), 4));
+  state_->commands.emplace_back(ClearCommand{tensor.buffer()->buffer, tensor.offset(), round_up(tensor.bytes(), 4)});
 }
 
 void Recorder::submit() {
   auto& state = *state_;
-  if (!state.encoder) return;
-  state.close_pass();
-  if (!state.timed.empty()) {
-    const auto count = static_cast<std::uint32_t>(2 * state.timed.size());
-    state.encoder.ResolveQuerySet(state.queries, 0, count, state.resolved, 0);
-    state.encoder.CopyBufferToBuffer(state.resolved, 0, state.mapped, 0, count * sizeof(std::uint64_t));
-  }
-  const wgpu::CommandBuffer commands = state.encoder.Finish();
-  state.encoder = nullptr;
-  if (!state.params.empty()) {
-    state.device.queue.WriteBuffer(state.device.params_arena, 0, state.params.data(), state.params.size());
-  }
-  state.device.queue.Submit(1, &commands);
-  state.params.clear();
-  state.in_use.clear();
-  state.submission = state.device.next_submission++;
-  state.dispatches = 0;
-  if (!state.device.options.profile) state.most_dispatches = std::min(2 * state.most_dispatches, longest_submission);
+  if (state.commands.empty()) return;
+  // What is in hand is gone whatever comes: after an error it must not be submitted again.
+  const auto commands = std::exchange(state.commands, {});
+  const auto params = std::exchange(state.params, {});
+  const auto in_use = std::exchange(state.in_use, {});
+  state.number = state.device.next_submission++;
   state.flops = 0;
-  if (!state.timed.empty()) state.collect_times();
+  wait_for_pipelines(state.device);
+  if (!params.empty()) state.device.queue.WriteBuffer(state.device.params_arena, 0, params.data(), params.size());
+  state.submission.encode(commands);
+  state.most_commands = std::min(2 * state.most_commands, longest_submission);
   device_.check();
 }
 

@@ -41,7 +41,9 @@ class MatmulBench {
   double error(const MatrixPlan* plan);
   // The same from what the last call of `error` left in these rows, all of their columns.
   double difference(const MatrixPlan& plan);
-  // f32 sums of K terms that are cut at 2^-23 of what they have come to, and where it is so, the result's rounding to f16.
+  // f32 sums of K terms, each rounded at 2^-23 of what they have come to; by matrix units, which cut every addition to an
+  // accumulator towards zero (Fasi et al. 2021), half of that for each, all to one side; and where it is so, the result's
+  // rounding to f16.
   double allowed_error() const;
 
  private:

@@ -1,0 +1,64 @@
+#pragma once
+
+#include "nibble/gpu/dawn.h"
+
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace nibble::gpu {
+
+struct DispatchCommand {
+  KernelState* kernel;
+  wgpu::BindGroup group;
+  std::optional<std::uint32_t> params_at;  // byte of the arena
+  Grid grid;
+  Work work;
+};
+
+struct CopyCommand {
+  wgpu::Buffer from;
+  std::uint64_t from_offset;
+  wgpu::Buffer to;
+  std::uint64_t to_offset, bytes;
+};
+
+struct ClearCommand {
+  wgpu::Buffer buffer;
+  std::uint64_t offset, bytes;
+};
+
+using Command = std::variant<DispatchCommand, CopyCommand, ClearCommand>;
+
+// Encodes commands and submits them, in order, in pieces that are short enough for the watchdogs of desktop systems. The
+// pipelines are there and the params are in the arena before the first piece goes.
+class Submission {
+ public:
+  explicit Submission(DeviceState& device) : device_(device) {}
+  void encode(const std::vector<Command>& commands);
+
+ private:
+  void put(const DispatchCommand&);
+  void put(const CopyCommand&);
+  void put(const ClearCommand&);
+  void open_pass(KernelState& kernel);
+  void close_pass();
+  void make_queries();
+  void collect_times();
+  void submit();
+
+  DeviceState& device_;
+  wgpu::CommandEncoder encoder_;
+  wgpu::ComputePassEncoder pass_;
+  const KernelState* in_pass_ = nullptr;  // whose pipeline is set
+  std::size_t dispatches_ = 0;
+  double flops_ = 0;
+  // Under DeviceOptions::profile.
+  wgpu::QuerySet queries_;
+  wgpu::Buffer resolved_, mapped_;
+  std::vector<std::pair<KernelState*, Work>> timed_;
+};
+
+}  // namespace nibble::gpu
