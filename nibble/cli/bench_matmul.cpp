@@ -92,7 +92,7 @@ std::vector<Candidate> first_candidates(gpu::Device& device, const MatmulFlags& 
   const MatrixShape& shape = bench.shape();
   if (path != ProductPath::matrix) return {Candidate{}};
   const bool direct = direct_matrix_tile(device.info()) && problem.joint && shape.columns % 16 == 0 && shape.inner % 16 == 0;
-  const bool tiled = direct && matrix_tuning(device).tiled_weights;
+  const bool tiled = direct && prefers_tiles(device, problem.rows);
   std::vector<Candidate> candidates{{.plan = bench.own_plan(tiled)}};
   if (!flags.sweep) return candidates;
   for (const bool in_tiles : {false, true}) {
@@ -199,19 +199,28 @@ void print_problem(std::FILE* out, const Measured& m, const Peaks& peaks, bool s
   }
 }
 
-// Winners of both kinds; which kind serves is decided by the sum over all products that can have either.
+// Winners of both kinds. Which kind serves batches of so many rows is decided by the sum over all products that can have
+// either: tiles from the rows on from which they always win.
 MatrixTuning tuning_of(const std::vector<Measured>& all, std::FILE* out) {
-  MatrixTuning tuning;
-  double rows = 0, tiles = 0;
+  MatrixTuning tuning{.products = {}, .tiled_rows = UINT32_MAX};
+  struct Sums {
+    double rows = 0, tiles = 0;
+  };
+  std::map<std::uint32_t, Sums> by_rows;
   for (const Measured& m : all) {
     const Candidate *staged = m.best(false), *direct = m.best(true);
     for (const Candidate* winner : {staged, direct}) {
       if (winner) tuning.products.push_back({m.shape, *winner->plan});
     }
-    if (staged && direct) rows += staged->seconds.median, tiles += direct->seconds.median;
+    if (!staged || !direct) continue;
+    Sums& sums = by_rows[m.shape.rows];
+    sums.rows += staged->seconds.median, sums.tiles += direct->seconds.median;
   }
-  tuning.tiled_weights = tiles > 0 && tiles < rows;
-  fmt::print(out, "Weights in rows take {:.3f} ms over all products that can have either, in tiles {:.3f} ms.\n", rows * 1e3, tiles * 1e3);
+  for (auto it = by_rows.rbegin(); it != by_rows.rend() && it->second.tiles < it->second.rows; ++it) tuning.tiled_rows = it->first;
+  for (const auto& [rows, sums] : by_rows) {
+    fmt::print(out, "{:>6} rows: with weights in rows {:.3f} ms over all products that can have either, in tiles {:.3f} ms.\n", rows,
+               sums.rows * 1e3, sums.tiles * 1e3);
+  }
   return tuning;
 }
 

@@ -22,19 +22,31 @@ constexpr std::array known_adapters{
     KnownAdapter{"RTX 3090", 82},   KnownAdapter{"RTX 3080", 68},  KnownAdapter{"RTX 3060", 28},
 };
 
-// Blocks of a product that an adapter works on at once: two a processor. Of unknown ones a guess on the low side, since what is
-// split without need pays for its partial sums.
-std::uint32_t blocks_at_once(const gpu::AdapterInfo& info) {
+// Of unknown ones a guess on the low side, since what is split without need pays for its partial sums; 0: splits never pay.
+std::uint32_t processors(const gpu::AdapterInfo& info) {
   for (const KnownAdapter& known : known_adapters) {
-    if (info.name.find(known.name) != info.name.npos) return 2 * known.processors;
+    if (info.name.find(known.name) != info.name.npos) return known.processors;
   }
   switch (info.type) {
-    case gpu::AdapterType::discrete: return 80;
-    case gpu::AdapterType::integrated: return 16;
+    case gpu::AdapterType::discrete: return 40;
+    case gpu::AdapterType::integrated: return 8;
     case gpu::AdapterType::software:
     case gpu::AdapterType::unknown: break;
   }
-  return 1;
+  return 0;
+}
+
+std::uint64_t staged_bytes(const MatrixTile& tile) {
+  const std::uint64_t row = 2ull * (tile.block_k + vector_elements);
+  return row * (tile.block_m + (tile.direct ? 0 : tile.block_n));
+}
+
+// Blocks that one processor works on at once. Measured on an H100 by how many idle workgroups finish together: whatever the
+// chip has, the driver divides 51 KB among the workgroups of a processor, each with 1 KB on top of its own. Registers
+// allow two.
+std::uint32_t blocks_a_processor(const gpu::AdapterInfo& info, const MatrixTile& tile) {
+  constexpr std::uint64_t on_top = 1024;
+  return 2 * (staged_bytes(tile) + on_top) <= info.limits.workgroup_storage + 3 * on_top ? 2 : 1;
 }
 
 // The widest matrices of the adapter whose edges divide those of our blocks.
@@ -50,16 +62,18 @@ std::optional<gpu::MatrixConfig> choose_matrix(const gpu::AdapterInfo& info) {
 
 std::uint32_t quotient_up(std::uint32_t count, std::uint32_t size) { return (count + size - 1) / size; }
 
-// Time in units of 64 of the inner dimension of all blocks that run at once. A last wave that is not full takes at least three
-// quarters of a full one, as fewer blocks are each somewhat faster. Partial sums are written and read once at a rate of 5 MB a
-// unit, which is that of an H100; other cards have much the same proportion of products to bandwidth.
-double cost(const MatrixShape& shape, const MatrixTile& tile, std::uint32_t at_once, std::uint32_t splits) {
+// Time in units of what two blocks of 128 x 128 on each processor take for 64 of the inner dimension, 1.8 us on an H100. A
+// block alone on its processor takes 0.56 (staged by long steps) to 0.7 of that. Partial sums are written and read once at
+// 5 MB a unit; other cards have much the same proportion of products to bandwidth.
+double cost(const gpu::AdapterInfo& info, const MatrixShape& shape, const MatrixTile& tile, std::uint32_t splits) {
+  const std::uint32_t together = blocks_a_processor(info, tile), at_once = together * processors(info);
   const std::uint32_t blocks = quotient_up(shape.rows, tile.block_m) * quotient_up(shape.columns, tile.block_n) * splits;
   const std::uint32_t steps = quotient_up(quotient_up(shape.inner, tile.block_k), splits);
-  const double rest = static_cast<double>(blocks % at_once) / at_once;
-  const double waves = blocks / at_once + (rest > 0 ? std::max(0.75, rest) : 0.0);
+  const std::uint32_t rest = blocks % at_once;
+  const double wave = together == 1 ? 0.56 : 1.0;
+  const double last = rest == 0 ? 0.0 : rest <= processors(info) ? std::min(0.7, wave) : wave;
   const double sums = splits > 1 ? 1.5 + 8.0 * splits * shape.rows * shape.columns / 5e6 : 0.0;
-  return waves * steps * tile.block_k / 64.0 + sums;
+  return (blocks / at_once * wave + last) * steps * tile.block_k / 64.0 + sums;
 }
 
 // How many doublings lie between two shapes, over all their sides.
@@ -142,9 +156,15 @@ bool suits(const gpu::AdapterInfo& info, const MatrixTile& tile) {
          std::max(x_bytes + (tile.direct ? 0 : w_bytes), result_bytes) <= info.limits.workgroup_storage;
 }
 
+bool prefers_tiles(const gpu::Device& device, std::uint32_t rows) {
+  // Measured on an H100: of 512 rows each kind is the faster one for some weights, of 2,048 and more it is tiles for all.
+  constexpr std::uint32_t enough_on_nvidia = 1024;
+  const bool nvidia = device.info().name.find("NVIDIA") != std::string::npos;
+  return rows >= matrix_tuning(device).tiled_rows.value_or(nvidia ? enough_on_nvidia : UINT32_MAX);
+}
+
 MatrixPlan matrix_plan(const gpu::Device& device, const MatrixShape& shape, bool tiled, std::span<const std::uint32_t> ends) {
   const gpu::AdapterInfo& info = device.info();
-  const std::uint32_t at_once = blocks_at_once(info);
   const Nearest tuned = nearest(matrix_tuning(device), shape, tiled);
   MatrixPlan plan;
   if (tuned.product && tuned.distance < most_distance) {
@@ -157,10 +177,10 @@ MatrixPlan matrix_plan(const gpu::Device& device, const MatrixShape& shape, bool
     return std::any_of(ends.begin(), ends.end(), [&](std::uint32_t end) { return end % plan.tile.block_n != 0 && end != shape.columns; });
   };
   while (plan.tile.block_n > plan.tile.part_n && crosses()) plan.tile.block_n /= 2;
-  if (tuned_splits || at_once == 1) return plan;
+  if (tuned_splits || processors(info) == 0) return plan;
   plan.splits = 1;
   for (std::uint32_t splits = 2; splits <= most_splits; ++splits) {
-    if (cost(shape, plan.tile, at_once, splits) < cost(shape, plan.tile, at_once, plan.splits)) plan.splits = splits;
+    if (cost(info, shape, plan.tile, splits) < cost(info, shape, plan.tile, plan.splits)) plan.splits = splits;
   }
   return plan;
 }

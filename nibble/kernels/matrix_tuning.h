@@ -51,9 +51,14 @@ struct MatrixTuning {
     MatrixPlan plan;
   };
   std::vector<Product> products;
-  bool tiled_weights = false;  // products went faster over weights in tiles, by plans with direct tiles
+  // Rows of a batch from which on products went faster over weights in tiles, by plans with direct tiles; UINT32_MAX: never;
+  // empty: as on adapters of its kind.
+  std::optional<std::uint32_t> tiled_rows;
 };
 inline MatrixTuning& matrix_tuning(const gpu::Device& device) { return device.attached<MatrixTuning>(); }
+
+// Whether products of batches of so many rows are faster over weights in tiles, where those fit.
+bool prefers_tiles(const gpu::Device& device, std::uint32_t rows);
 
 // `tiled` is whether the weight lies in tiles; `ends` are columns that no block may cross, as far as parts allow. The tile is
 // that of the most similar shape that was tuned, or the adapter's own. Splits are tuned for very similar shapes, else estimated.

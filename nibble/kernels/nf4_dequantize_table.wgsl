@@ -22,12 +22,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   pairs[lane] = nf4_codes4(lane).xy;
   workgroupBarrier();
   let first = linear_workgroup(group, groups) * (256u * WORDS) + lane;
+  // Loads of their own, so that all are on their way at once.
+  var words: array<u32, WORDS>;
+  var scales: array<f32, WORDS>;
+  for (var n = 0u; n < WORDS; n++) {
+    let i = min(first + 256u * n, params.count - 1u);
+    words[n] = packed[i];
+    scales[n] = absmax[i / 8u] * params.factor;
+  }
   for (var n = 0u; n < WORDS; n++) {
     let i = first + 256u * n;
     if (i < params.count) {
-      let word = packed[i];
-      let scale = absmax[i / 8u] * params.factor;
-      out[i] = vec4<u32>(four(word, scale), four(word >> 16u, scale));
+      out[i] = vec4<u32>(four(words[n], scales[n]), four(words[n] >> 16u, scales[n]));
     }
   }
 }

@@ -1,7 +1,8 @@
 // SwiGLU of rows that hold gate, then up, both f16 with one scale a row; a workgroup a row, a lane eight values at a time.
 // Forward:  h = silu(gate) * up, silu(g) = g * s(g), s(g) = 1 / (1 + exp(-g)).
 // Backward: d_gate = dh * up * s * (1 + gate * (1 - s)), d_up = dh * gate * s.
-// Everything is computed twice, for the row's largest and to be stored; the second reading comes from the cache.
+// A lane keeps up to KEPT vectors from when it looks for the row's largest until they are stored; with KEPT 0, where rows are
+// longer, everything is computed twice, and the second reading comes from the cache.
 
 struct Params {
   rows: u32,
@@ -46,15 +47,30 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
   let unit = scale[row];
   let first = 2u * row * params.row_vectors;
   var largest = 0u;
-  for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
-    largest = max(largest, largest_of(product(first + i, unit)));
+  var kept: array<Eight, max(KEPT, 1u)>;
+  for (var n = 0u; n < KEPT; n++) {
+    kept[n] = product(first + min(lane + n * WORKGROUP, params.row_vectors - 1u), unit);
+    largest = max(largest, largest_of(kept[n]));
+  }
+  if (KEPT == 0u) {
+    for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
+      largest = max(largest, largest_of(product(first + i, unit)));
+    }
   }
   let to = row_scale(row_max(lane, largest));
   if (lane == 0u) {
     h_scale[row] = to.down;
   }
-  for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
-    h[row * params.row_vectors + i] = bits_of(times(product(first + i, unit), to.up));
+  for (var n = 0u; n < KEPT; n++) {
+    let i = lane + n * WORKGROUP;
+    if (i < params.row_vectors) {
+      h[row * params.row_vectors + i] = bits_of(times(kept[n], to.up));
+    }
+  }
+  if (KEPT == 0u) {
+    for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
+      h[row * params.row_vectors + i] = bits_of(times(product(first + i, unit), to.up));
+    }
   }
 }
 
@@ -90,6 +106,12 @@ fn slopes(row: u32, i: u32) -> Slopes {
   return Slopes(Eight(low.gate, high.gate), Eight(low.up, high.up));
 }
 
+fn store(row: u32, i: u32, slope: Slopes, up: f32) {
+  let first = 2u * row * params.row_vectors + i;
+  d_gate_up[first] = bits_of(times(slope.gate, up));
+  d_gate_up[first + params.row_vectors] = bits_of(times(slope.up, up));
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
             @builtin(local_invocation_index) lane: u32) {
@@ -98,18 +120,30 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
     return;
   }
   var largest = 0u;
-  for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
-    let slope = slopes(row, i);
-    largest = max(largest, max(largest_of(slope.gate), largest_of(slope.up)));
+  var kept: array<Slopes, max(KEPT, 1u)>;
+  for (var n = 0u; n < KEPT; n++) {
+    kept[n] = slopes(row, min(lane + n * WORKGROUP, params.row_vectors - 1u));
+    largest = max(largest, max(largest_of(kept[n].gate), largest_of(kept[n].up)));
+  }
+  if (KEPT == 0u) {
+    for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
+      let slope = slopes(row, i);
+      largest = max(largest, max(largest_of(slope.gate), largest_of(slope.up)));
+    }
   }
   let to = row_scale(row_max(lane, largest));
   if (lane == 0u) {
     d_scale[row] = to.down;
   }
-  for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
-    let slope = slopes(row, i);
-    let first = 2u * row * params.row_vectors + i;
-    d_gate_up[first] = bits_of(times(slope.gate, to.up));
-    d_gate_up[first + params.row_vectors] = bits_of(times(slope.up, to.up));
+  for (var n = 0u; n < KEPT; n++) {
+    let i = lane + n * WORKGROUP;
+    if (i < params.row_vectors) {
+      store(row, i, kept[n], to.up);
+    }
+  }
+  if (KEPT == 0u) {
+    for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
+      store(row, i, slopes(row, i), to.up);
+    }
   }
 }

@@ -91,7 +91,8 @@ std::uint32_t product_scratch_size(const gpu::Device& device, const ModelConfig&
   std::uint64_t most = 0;
   for (const Joint joint : all_joints) {
     const auto [out, in] = joint_dims(config, joint);
-    most = std::max(most, product_scratch(device, ProductPath::matrix, options.max_tokens, out, in, joint_weight_tile(device, config, options.residency) > 0));
+    const bool tiled = joint_weight_tile(device, config, options.residency, options.max_tokens) > 0;
+    most = std::max(most, product_scratch(device, ProductPath::matrix, options.max_tokens, out, in, tiled));
   }
   return static_cast<std::uint32_t>(most);
 }

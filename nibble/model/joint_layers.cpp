@@ -56,7 +56,7 @@ LayersBytes JointLayers::bytes(const gpu::Device& device, const ModelConfig& con
 
 JointLayers::JointLayers(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
                          const LayersOptions& options)
-    : config_(config), weights_(weights), options_(options), frozen_(device, weights, config, options.residency) {
+    : config_(config), weights_(weights), options_(options), frozen_(device, weights, config, options.residency, options.max_tokens) {
   if (lora) {
     lora_.emplace(device, config_, frozen_, *lora);
     lora_scaling_ = lora->scaling;

@@ -7,9 +7,9 @@
 
 namespace nibble {
 
-std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& config, Residency residency) {
+std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& config, Residency residency, std::uint32_t tokens) {
   const auto direct = direct_matrix_tile(device.info());
-  if (!direct || !matrix_tuning(device).tiled_weights || residency == Residency::cached) return 0;
+  if (!direct || !prefers_tiles(device, tokens) || residency == Residency::cached) return 0;
   const std::uint32_t tile = direct->matrix.m;
   const bool fits = std::all_of(all_joints.begin(), all_joints.end(), [&](Joint joint) {
     const auto [out, in] = joint_dims(config, joint);
@@ -18,8 +18,9 @@ std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& co
   return fits ? tile : 0;
 }
 
-JointWeights::JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config, Residency residency)
-    : weights_(weights), residency_(residency), tile_(joint_weight_tile(device, config, residency)) {
+JointWeights::JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config, Residency residency,
+                           std::uint32_t tokens)
+    : weights_(weights), residency_(residency), tile_(joint_weight_tile(device, config, residency, tokens)) {
   slots_.resize(residency == Residency::cached ? weights.layers.size() : 1);
   for (auto& row : slots_) {
     for (const Joint joint : all_joints) {

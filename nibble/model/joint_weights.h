@@ -12,14 +12,16 @@
 
 namespace nibble {
 
-// Side of the tiles that weights are decoded into: where the device was found faster so and all sizes allow it. 0: rows, as
-// always where they are cached, since forward and backward products want other tiles.
-std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& config, Residency residency);
+// Side of the tiles that weights are decoded into for batches of `tokens`: where the device is faster so and all sizes allow
+// it. 0: rows, as always where they are cached, since forward and backward products want other tiles.
+std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& config, Residency residency, std::uint32_t tokens);
 
 // Decodes NF4 projections to f16, joint.
 class JointWeights {
  public:
-  JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config, Residency residency);
+  // For batches of at most `tokens`.
+  JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config, Residency residency,
+               std::uint32_t tokens);
 
   // For products of this layout. Valid until the same joint of another layer, or for the other layout, is asked for.
   Weight weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout);

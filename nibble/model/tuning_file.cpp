@@ -54,7 +54,7 @@ MatrixTuning::Product product_of(const JsonObject& object, std::uint32_t subgrou
 }
 
 MatrixTuning tuning_of(const JsonObject& entry, const gpu::AdapterInfo& info) {
-  MatrixTuning tuning{.products = {}, .tiled_weights = entry.boolean("tiled_weights")};
+  MatrixTuning tuning{.products = {}, .tiled_rows = number(entry, "tiled_rows", side)};
   const Json& products = entry.json().value("products", Json());
   if (!products.is_array()) entry.fail_key("products", "a list");
   for (const Json& product : products) {
@@ -95,7 +95,7 @@ void save_matrix_tuning(const gpu::Device& device, const fs::path& folder) {
   const MatrixTuning& tuning = matrix_tuning(device);
   Json products = Json::array();
   for (const auto& product : tuning.products) products.push_back(to_json(product));
-  all[key_of(device.info())] = {{"tiled_weights", tuning.tiled_weights}, {"products", products}};
+  all[key_of(device.info())] = {{"tiled_rows", tuning.tiled_rows.value_or(UINT32_MAX)}, {"products", products}};
   fs::create_directories(folder);
   write_file_atomically(file, write_json(all) + "\n");
 }

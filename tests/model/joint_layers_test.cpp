@@ -156,15 +156,15 @@ TEST(JointLayers, AreTheLayersHoweverProductsAreTuned) {
   const ModelConfig config = read_model_config(test::source_path("models/tiny-qwen3"));
   const auto direct = direct_matrix_tile(device.info());
   ASSERT_TRUE(direct.has_value());
-  MatrixTuning tuned{.products = {}, .tiled_weights = true};
+  MatrixTuning tuned{.products = {}, .tiled_rows = 1};
   for (const Joint joint : all_joints) {
     const auto [out, in] = joint_dims(config, joint);
     tuned.products.push_back({{MatrixLayout::nt, most_tokens, out, in}, {*direct, 3}});
     tuned.products.push_back({{MatrixLayout::nn, most_tokens, in, out}, {*direct, 2}});
   }
   matrix_tuning(device) = tuned;
-  EXPECT_GT(joint_weight_tile(device, config, Residency::resident), 0u);
-  EXPECT_EQ(joint_weight_tile(device, config, Residency::cached), 0u);
+  EXPECT_GT(joint_weight_tile(device, config, Residency::resident, most_tokens), 0u);
+  EXPECT_EQ(joint_weight_tile(device, config, Residency::cached, most_tokens), 0u);
   expect_near_f32({.path = {}, .lora = all_targets()});
   expect_near_f32({.path = {}, .lora = targets({Projection::k, Projection::gate}), .dropout = 0.2f});
   matrix_tuning(device) = {};

@@ -14,7 +14,7 @@ class TuningFile : public testing::Test {
   void SetUp() override {
     if (test::must_skip(direct_matrix_tile(test::device().info()).has_value())) GTEST_SKIP() << "The adapter has no matrices.";
     tuning().products = {{{MatrixLayout::nn, 100, 200, 300}, {direct_matrix_tile(test::device().info()).value(), 3}}};
-    tuning().tiled_weights = true;
+    tuning().tiled_rows = 48;
     save_matrix_tuning(test::device(), folder_.path());
     tuning() = {};
   }
@@ -29,8 +29,12 @@ class TuningFile : public testing::Test {
 };
 
 TEST_F(TuningFile, GivesBackWhatWasKept) {
+  const MatrixShape other{MatrixLayout::nt, 100, 200, 310};
+  const std::uint32_t untuned = matrix_plan(test::device(), other, true).splits;
   load_matrix_tuning(test::device(), folder_.path());
-  EXPECT_TRUE(tuning().tiled_weights);
+  EXPECT_EQ(tuning().tiled_rows, 48u);
+  EXPECT_TRUE(prefers_tiles(test::device(), 48));
+  EXPECT_FALSE(prefers_tiles(test::device(), 47));
   ASSERT_EQ(tuning().products.size(), 1u);
   const auto& [shape, plan] = tuning().products[0];
   EXPECT_EQ(shape.layout, MatrixLayout::nn);
@@ -44,12 +48,12 @@ TEST_F(TuningFile, GivesBackWhatWasKept) {
   // A similar shape goes by it, a very different one by the adapter's own tile.
   EXPECT_EQ(matrix_plan(test::device(), {MatrixLayout::nn, 100, 200, 310}, true).splits, 3u);
   EXPECT_EQ(matrix_plan(test::device(), {MatrixLayout::nn, 100, 200, 310}, false).tile.direct, false);
-  EXPECT_EQ(matrix_plan(test::device(), {MatrixLayout::nt, 100, 200, 310}, true).splits, 1u);
+  EXPECT_EQ(matrix_plan(test::device(), other, true).splits, untuned);
 }
 
 TEST_F(TuningFile, LeavesOthersAlone) {
   Json json = read();
-  json["Another (1.0)"] = {{"tiled_weights", false}, {"products", Json::array()}};
+  json["Another (1.0)"] = {{"tiled_rows", 1}, {"products", Json::array()}};
   const Json mine = json.begin().value();
   write(json);
   save_matrix_tuning(test::device(), folder_.path());
