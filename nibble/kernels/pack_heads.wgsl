@@ -3,7 +3,7 @@
 //   backward  dx, f16 with a scale a token, from dq and dkv, of which parts are summed in their order
 // rope turns the pair (i, i + D/2) by the angle of the token's position. A workgroup does a token: it goes over its heads
 // twice, for the largest magnitude and to write. LANES invocations of one subgroup share a head; each has vectors c and
-// c + HALF for c = lane, lane + LANES, ...
+// c + HALF for c = lane, lane + LANES, ... Where that is one c of a few heads, an invocation keeps what it will write.
 //
 // Prelude: HEAD_DIM, HEADS, KEY_HEADS, NORM, PARTS, WORKGROUP, SUBGROUP, LANES: powers of two but for the heads and PARTS.
 
@@ -32,6 +32,8 @@ const ROW = (QK + KEY_HEADS) * VECTORS;
 const VALUES = QK * VECTORS;  // where they begin in a row
 const SLOTS = WORKGROUP / LANES;
 const ROUNDS = (QK + SLOTS - 1u) / SLOTS;
+
+const KEPT = select(0u, ROUNDS, LANES == HALF && ROUNDS <= 6u);  // pairs
 
 var<workgroup> inv_rms: array<f32, QK>;
 var<workgroup> pull: array<f32, QK>;
@@ -105,6 +107,11 @@ fn rotated(token: u32, head: u32, column: u32, factor: f32) -> Pair {
   return turned(weighted(Pair(pair.low * factor, pair.high * factor), head, column), token, column, 1.0);
 }
 
+fn store(to: u32, pair: Pair, up: f32) {
+  y[to] = vec4<f16>(pair.low * up);
+  y[to + HALF] = vec4<f16>(pair.high * up);
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
            @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) invocation: u32) {
@@ -114,7 +121,15 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
     return;
   }
   var most = 0u;
-  for (var round = 0u; round < ROUNDS; round++) {
+  var kept: array<Pair, max(KEPT, 1u)>;
+  for (var round = 0u; round < KEPT; round++) {
+    let head = min(round * SLOTS + at.slot, QK - 1u);
+    let pair = x_pair(token, head, at.lane);
+    let factor = inverse_rms(lanes_sum(dot(pair.low, pair.low) + dot(pair.high, pair.high)));
+    kept[round] = turned(weighted(Pair(pair.low * factor, pair.high * factor), head, at.lane), token, at.lane, 1.0);
+    most = max(most, pair_bits(kept[round]));
+  }
+  for (var round = 0u; KEPT == 0u && round < ROUNDS; round++) {
     let head = min(round * SLOTS + at.slot, QK - 1u);
     var squares = 0.0;
     for (var c = at.lane; c < HALF; c += LANES) {
@@ -139,12 +154,15 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
     y_scale[token] = scale.down;
     v_most[token] = bitcast<f32>(most_value) * x_scale[token];
   }
-  for (var head = at.slot; head < QK; head += SLOTS) {
+  for (var round = 0u; round < KEPT; round++) {
+    let head = round * SLOTS + at.slot;
+    if (head < QK) {
+      store(token * QK * VECTORS + head * VECTORS + at.lane, kept[round], scale.up);
+    }
+  }
+  for (var head = at.slot; KEPT == 0u && head < QK; head += SLOTS) {
     for (var c = at.lane; c < HALF; c += LANES) {
-      let pair = rotated(token, head, c, inv_rms[head]);
-      let to = token * QK * VECTORS + head * VECTORS + c;
-      y[to] = vec4<f16>(pair.low * scale.up);
-      y[to + HALF] = vec4<f16>(pair.high * scale.up);
+      store(token * QK * VECTORS + head * VECTORS + c, rotated(token, head, c, inv_rms[head]), scale.up);
     }
   }
 }
@@ -187,7 +205,18 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
     return;
   }
   var most = 0u;
-  for (var round = 0u; round < ROUNDS; round++) {
+  var kept: array<Pair, max(KEPT, 1u)>;
+  for (var round = 0u; round < KEPT; round++) {
+    let head = min(round * SLOTS + at.slot, QK - 1u);
+    let pair = x_pair(token, head, at.lane);
+    let given = normed_gradient(token, head, at.lane);
+    let factor = inverse_rms(lanes_sum(dot(pair.low, pair.low) + dot(pair.high, pair.high)));
+    let products = dot(given.low, pair.low) + dot(given.high, pair.high);
+    let along = select(0.0, lanes_sum(products) / f32(HEAD_DIM) * factor * factor, NORM);
+    kept[round] = Pair((given.low - pair.low * along) * factor, (given.high - pair.high * along) * factor);
+    most = max(most, pair_bits(kept[round]));
+  }
+  for (var round = 0u; KEPT == 0u && round < ROUNDS; round++) {
     let head = min(round * SLOTS + at.slot, QK - 1u);
     var squares = 0.0;
     var products = 0.0;
@@ -216,12 +245,15 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
   if (at.index == 0u) {
     y_scale[token] = scale.down;
   }
-  for (var head = at.slot; head < QK; head += SLOTS) {
+  for (var round = 0u; round < KEPT; round++) {
+    let head = round * SLOTS + at.slot;
+    if (head < QK) {
+      store(token * ROW + head * VECTORS + at.lane, kept[round], scale.up);
+    }
+  }
+  for (var head = at.slot; KEPT == 0u && head < QK; head += SLOTS) {
     for (var c = at.lane; c < HALF; c += LANES) {
-      let pair = gradient(token, head, c, inv_rms[head], pull[head]);
-      let to = token * ROW + head * VECTORS + c;
-      y[to] = vec4<f16>(pair.low * scale.up);
-      y[to + HALF] = vec4<f16>(pair.high * scale.up);
+      store(token * ROW + head * VECTORS + c, gradient(token, head, c, inv_rms[head], pull[head]), scale.up);
     }
   }
   for (var i = at.index; i < KEY_HEADS * VECTORS; i += WORKGROUP) {

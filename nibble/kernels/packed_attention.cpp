@@ -25,7 +25,7 @@ struct Params {
 std::uint32_t blocks_of(std::uint32_t rows, std::uint32_t block) { return (rows + block - 1) / block; }
 
 // Found on an H100, where rows of 128 are no better in short streams, which they leave parts of the GPU without work, and
-// for heads of 64.
+// for heads of 64. Two workgroups of query gradients share a processor's workgroup memory; the others need all of it.
 AttentionTile tile_of(const gpu::AdapterInfo& info, AttentionPass pass, const PackedHeads& of) {
   AttentionTile tile{.matrix = default_matrix_tile(info).value().matrix, .subgroup = info.subgroup_max_size};
   tile.columns = 32, tile.results_across = 4;
@@ -37,6 +37,9 @@ AttentionTile tile_of(const gpu::AdapterInfo& info, AttentionPass pass, const Pa
   const bool many = of.head_dim() == 128 && std::uint64_t{of.plan_tokens ? of.plan_tokens : of.tokens()} * of.heads >= 65536;
   tile.rows = pass == AttentionPass::forward && many && info.limits.workgroup_invocations >= 512 ? 128 : key_rows;
   tile.subgroups = tile.rows / 8, tile.scores_across = 2;
+  if (pass == AttentionPass::query_gradients && of.head_dim() == 128) {
+    tile.columns = 16, tile.subgroups = 4, tile.scores_across = 1;
+  }
   return tile;
 }
 
@@ -44,7 +47,7 @@ gpu::Kernel kernel_of(gpu::Device& device, const AttentionTile& tile, AttentionP
   constexpr std::array labels{"packed_attention:forward", "packed_attention:query_gradients",
                               "packed_attention:key_gradients"};
   const char* label = labels.at(static_cast<std::size_t>(pass));
-  return device.kernel(fmt::format("{} {} {}", label, head_dim, tile.rows), label, "main",
+  return device.kernel(fmt::format("{} {} {}x{}", label, head_dim, tile.rows, tile.columns), label, "main",
                        [&] { return detail::packed_attention_text(tile, pass, head_dim); });
 }
 

@@ -16,7 +16,8 @@ struct Params {
 
 gpu::Kernel rms_kernel(gpu::Device& device, std::string_view entry, std::uint32_t columns, DType data, bool gather) {
   const RowKernel row_kernel(device, columns);
-  return row_kernel.kernel(device, "rms_norm", entry, row_kernel.prelude(data).constant("GATHER", gather));
+  const std::uint32_t kept = row_kernel.kept(columns / row_kernel.width, 4);
+  return row_kernel.kernel(device, "rms_norm", entry, row_kernel.prelude(data).constant("GATHER", gather).constant("KEPT", kept));
 }
 
 // The slices of x that a slice of y draws from.

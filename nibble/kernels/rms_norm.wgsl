@@ -1,6 +1,7 @@
 // RMS norm of rows, one workgroup a row; the row r of y comes from the row rows[r] of x, or r without GATHER.
 // Forward:  y = x * inv_rms * weight, inv_rms = 1 / sqrt(mean(x^2) + epsilon); `forward_scaled` stores f16 times a power of two.
 // Backward: dx += inv_rms * (dy * weight - x * inv_rms^2 * mean(dy * weight * x)); the rows of dx are distinct.
+// A lane keeps KEPT wides of a row between its two passes, or, with KEPT 0, where rows are longer, reads them again.
 // x and dx begin at row first_source; rows whose source is not in [first_source, end_source) are left to other dispatches.
 
 struct Params {
@@ -71,7 +72,14 @@ fn forward_scaled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
   let first = (source - params.first_source) * wides;
   var squares = 0.0;
   var largest = 0u;
-  for (var i = lane; i < wides; i += WORKGROUP) {
+  var kept: array<Wide, max(KEPT, 1u)>;
+  for (var n = 0u; n < KEPT; n++) {
+    let i = lane + n * WORKGROUP;
+    kept[n] = select(Wide(0.0), x[first + min(i, wides - 1u)], i < wides);
+    squares += wide_sum(kept[n] * kept[n]);
+    largest = max(largest, wide_max_bits(wide_bits(kept[n] * weight[min(i, wides - 1u)]) & WideIndex(MAGNITUDE)));
+  }
+  for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
     let value = x[first + i];
     squares += wide_sum(value * value);
     largest = max(largest, wide_max_bits(wide_bits(value * weight[i]) & WideIndex(MAGNITUDE)));
@@ -83,7 +91,13 @@ fn forward_scaled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
     inv_rms[row] = inverse;
     y_scale[row] = scale.down;
   }
-  for (var i = lane; i < wides; i += WORKGROUP) {
+  for (var n = 0u; n < KEPT; n++) {
+    let i = lane + n * WORKGROUP;
+    if (i < wides) {
+      y[row * wides + i] = Data(kept[n] * weight[i] * inverse * scale.up);
+    }
+  }
+  for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
     y[row * wides + i] = Data(x[first + i] * weight[i] * inverse * scale.up);
   }
 }
@@ -103,12 +117,27 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
   let wides = params.columns / WIDTH;
   let first = (source - params.first_source) * wides;
   var products = 0.0;
-  for (var i = lane; i < wides; i += WORKGROUP) {
+  var kept_x: array<Wide, max(KEPT, 1u)>;
+  var kept_dy: array<Wide, max(KEPT, 1u)>;  // times the weight
+  for (var n = 0u; n < KEPT; n++) {
+    let i = lane + n * WORKGROUP;
+    let at = min(i, wides - 1u);
+    kept_x[n] = select(Wide(0.0), x[first + at], i < wides);
+    kept_dy[n] = dy[row * wides + at] * weight[at];
+    products += wide_sum(kept_dy[n] * kept_x[n]);
+  }
+  for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
     products += wide_sum(dy[row * wides + i] * weight[i] * x[first + i]);
   }
   let inverse = kept_inv_rms[row];
   let along_x = row_sum(lane, products) / f32(params.columns) * inverse * inverse;
-  for (var i = lane; i < wides; i += WORKGROUP) {
+  for (var n = 0u; n < KEPT; n++) {
+    let i = lane + n * WORKGROUP;
+    if (i < wides) {
+      dx[first + i] += inverse * (kept_dy[n] - kept_x[n] * along_x);
+    }
+  }
+  for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
     dx[first + i] += inverse * (dy[row * wides + i] * weight[i] - x[first + i] * along_x);
   }
 }

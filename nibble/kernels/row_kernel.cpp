@@ -13,6 +13,11 @@ RowKernel::RowKernel(const gpu::Device& device, std::uint32_t columns) : width(c
   workgroup = std::clamp(std::bit_ceil(std::max(columns / width, 1u)), 32u, 256u);
 }
 
+std::uint32_t RowKernel::kept(std::uint32_t wides, std::uint32_t most) const {
+  const std::uint32_t share = (wides + workgroup - 1) / workgroup;
+  return share <= most ? share : 0;
+}
+
 gpu::Prelude RowKernel::prelude(DType data) const {
   gpu::Prelude prelude;
   if (data == DType::f16) prelude.enable("f16");

@@ -12,6 +12,9 @@ struct RowKernel {
 
   RowKernel(const gpu::Device& device, std::uint32_t columns);
 
+  // Of so many wides of a row, how many a lane takes, where it can keep them in registers between two passes; 0: too many.
+  std::uint32_t kept(std::uint32_t wides, std::uint32_t most) const;
+
   // Constants and, as the alias `Data`, the element type of what is stored.
   gpu::Prelude prelude(DType data) const;
   // The entry point of FILE.wgsl with the snippets that row kernels use.

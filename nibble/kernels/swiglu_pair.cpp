@@ -15,10 +15,7 @@ struct Params {
 gpu::Kernel pair_kernel(gpu::Device& device, std::string_view entry, std::uint32_t columns) {
   // A lane takes twice what those of other row kernels take.
   const RowKernel rows(device, columns / 2);
-  // Vectors that a lane keeps in registers.
-  constexpr std::uint32_t most_kept = 6;
-  const std::uint32_t vectors = columns / width, kept = (vectors + rows.workgroup - 1) / rows.workgroup;
-  const gpu::Prelude prelude = rows.prelude(DType::f16).constant("KEPT", kept <= most_kept ? kept : 0u);
+  const gpu::Prelude prelude = rows.prelude(DType::f16).constant("KEPT", rows.kept(columns / width, 6));
   return kernel(device, "swiglu_pair", prelude, {"grid", "row_reduce", "row_scale", "eight_f16"}, entry);
 }
 
