@@ -89,9 +89,8 @@ void time_all(gpu::Device& device, MatmulBench& bench, std::vector<Candidate>& c
 // The adapter's own plans, with weights in rows and in tiles, and, for a sweep, other tiles.
 std::vector<Candidate> first_candidates(gpu::Device& device, const MatmulFlags& flags, const MatmulProblem& problem,
                                         const MatmulBench& bench, ProductPath path) {
-  const MatrixShape& shape = bench.shape();
   if (path != ProductPath::matrix) return {Candidate{}};
-  const bool direct = direct_matrix_tile(device.info()) && problem.joint && shape.columns % 16 == 0 && shape.inner % 16 == 0;
+  const bool direct = direct_matrix_tile(device.info()) && bench.has_tiles();
   const bool tiled = direct && prefers_tiles(device, problem.rows);
   std::vector<Candidate> candidates{{.plan = bench.own_plan(tiled)}};
   if (!flags.sweep) return candidates;

@@ -94,8 +94,10 @@ void record_rows_sum(gpu::Recorder& recorder, const LoraPlan& plan, const Tensor
                           .padded_rows = padded_rows,
                           .factor = factor,
                           .padding = {}};
-  recorder.dispatch(kernel(device, "lora_rows_sum", gpu::Prelude().enable("f16"), {"grid"}),
-                    {gpu::read(partial), gpu::write(h)}, sum, gpu::linear_grid(device, groups(sum.count, 64)),
+  // A processor gains nothing from sharing.
+  const std::uint32_t shares = device.info().type == gpu::AdapterType::software ? 2 : 8;
+  recorder.dispatch(kernel(device, "lora_rows_sum", gpu::Prelude().enable("f16").constant("SHARES", shares), {"grid"}),
+                    {gpu::read(partial), gpu::write(h)}, sum, gpu::linear_grid(device, groups(sum.count, 32)),
                     {.bytes = static_cast<double>(partial.bytes() + h.bytes())});
 }
 

@@ -24,13 +24,16 @@ void record_tiles(gpu::Recorder& recorder, const DequantizeNf4& op) {
   auto& device = recorder.device();
   const Tensor& out = op.out.data;
   const std::uint32_t rows = out.dim(0), columns = out.dim(1), tile = op.out.tile;
-  check(out.dtype() == DType::f16 && tile % 8 == 0 && rows % tile == 0 && columns % tile == 0, "nf4",
+  const std::uint32_t wide = op.out.turned ? tiled_columns : tile;
+  check(out.dtype() == DType::f16 && tile % 8 == 0 && rows % tile == 0 && columns % tile == 0 && columns % wide == 0, "nf4",
         "A weight {} of {} has no tiles of {}.", out.shape_text(), name_of(out.dtype()), tile);
   gpu::Prelude prelude;
-  prelude.enable("f16").constant("TILE", tile).constant("TURNED", op.out.turned).text(nf4_codes_text());
-  const auto entry = kernel(device, "nf4_dequantize_tiles", prelude, {"grid", "nf4"});
+  prelude.enable("f16").enable("subgroups").constant("TILE", tile).text(nf4_codes_text());
+  const auto entry = kernel(device, "nf4_dequantize_tiles", prelude, {"grid", "nf4"}, op.out.turned ? "turned" : "straight");
   const TileParams params{.row_words = columns / 8, .row_groups = rows / 8, .factor = 1.0f / op.out.scale};
-  const std::uint64_t invocations = std::uint64_t{params.row_words} * params.row_groups;
+  // Straight, a group of a tile's vectors takes eight words.
+  const std::uint64_t invocations = op.out.turned ? std::uint64_t{params.row_words} * params.row_groups
+                                                  : std::uint64_t{rows} * (tile / 8) * ((params.row_words + 7) / 8);
   const Tensor packed(op.w.packed.buffer(), op.w.packed.offset(), DType::u32, {rows, columns / 8});
   recorder.dispatch(entry, {gpu::read(packed), gpu::read(op.w.absmax), gpu::write(out)}, params,
                     gpu::linear_grid(device, (invocations + 255) / 256),

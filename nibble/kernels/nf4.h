@@ -13,6 +13,9 @@ struct Nf4 {
   Tensor absmax;  // f32 (out * in / 64)
 };
 
+// Columns of weights that are decoded into tiles of their transpose are a multiple of this.
+constexpr std::uint32_t tiled_columns = 32;
+
 // out.data(N, K) = value / out.scale, exact in f32 (with scale 1) and rounded to nearest in f16, in rows or in tiles, which
 // must fit into a binding.
 struct DequantizeNf4 {

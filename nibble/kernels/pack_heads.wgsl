@@ -196,6 +196,15 @@ fn gradient(token: u32, head: u32, column: u32, factor: f32, along: f32) -> Pair
   return Pair((given.low - pair.low * along) * factor, (given.high - pair.high * along) * factor);
 }
 
+fn whole_gradient(token: u32, head: u32, column: u32) -> Pair {
+  let pair = x_pair(token, head, column);
+  let given = normed_gradient(token, head, column);
+  let factor = inverse_rms(lanes_sum(dot(pair.low, pair.low) + dot(pair.high, pair.high)));
+  let products = lanes_sum(dot(given.low, pair.low) + dot(given.high, pair.high));
+  let along = select(0.0, products / f32(HEAD_DIM) * factor * factor, NORM);
+  return Pair((given.low - pair.low * along) * factor, (given.high - pair.high * along) * factor);
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
             @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) invocation: u32) {
@@ -208,12 +217,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
   var kept: array<Pair, max(KEPT, 1u)>;
   for (var round = 0u; round < KEPT; round++) {
     let head = min(round * SLOTS + at.slot, QK - 1u);
-    let pair = x_pair(token, head, at.lane);
-    let given = normed_gradient(token, head, at.lane);
-    let factor = inverse_rms(lanes_sum(dot(pair.low, pair.low) + dot(pair.high, pair.high)));
-    let products = dot(given.low, pair.low) + dot(given.high, pair.high);
-    let along = select(0.0, lanes_sum(products) / f32(HEAD_DIM) * factor * factor, NORM);
-    kept[round] = Pair((given.low - pair.low * along) * factor, (given.high - pair.high * along) * factor);
+    kept[round] = whole_gradient(token, head, at.lane);
     most = max(most, pair_bits(kept[round]));
   }
   for (var round = 0u; KEPT == 0u && round < ROUNDS; round++) {

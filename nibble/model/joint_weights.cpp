@@ -1,5 +1,6 @@
 #include "nibble/model/joint_weights.h"
 
+#include "nibble/kernels/nf4.h"
 #include "nibble/weights/nf4_room.h"
 
 #include <algorithm>
@@ -13,7 +14,7 @@ std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& co
   const std::uint32_t tile = direct->matrix.m;
   const bool fits = std::all_of(all_joints.begin(), all_joints.end(), [&](Joint joint) {
     const auto [out, in] = joint_dims(config, joint);
-    return out % tile == 0 && in % tile == 0 && joins_in_nf4(config, joint);
+    return out % tile == 0 && in % tile == 0 && in % tiled_columns == 0 && joins_in_nf4(config, joint);
   });
   return fits ? tile : 0;
 }

@@ -84,7 +84,7 @@ void MatmulBench::make_weight(gpu::Device& device, std::uint32_t outputs, std::u
   nibble::record(recorder, DequantizeNf4{.w = nf4, .out = weight_});
   const auto direct = direct_matrix_tile(device.info());
   const std::uint32_t tile = direct ? direct->matrix.m : 0;
-  if (path_ != ProductPath::matrix || tile == 0 || outputs % tile || inputs % tile || !problem_.joint) return;
+  if (path_ != ProductPath::matrix || tile == 0 || outputs % tile || inputs % tile || inputs % tiled_columns || !problem_.joint) return;
   tiled_ = {.data = device.tensor(DType::f16, {outputs, inputs}, "bench"), .scale = 1.0f, .tile = tile,
             .turned = problem_.layout == MatrixLayout::nn};
   nibble::record(recorder, DequantizeNf4{.w = nf4, .out = tiled_});

@@ -29,6 +29,7 @@ class MatmulBench {
   // Weight, input and result moved once.
   double bytes() const;
 
+  bool has_tiles() const { return static_cast<bool>(tiled_.data); }
   // What a layer would take, with the weight in rows or in tiles.
   MatrixPlan own_plan(bool tiled) const;
   // Whether no block of the tile crosses a projection's end, which would mix up adapters.

@@ -68,7 +68,7 @@ TEST(Nf4, RoundsToNearestInF16) {
 
 TEST(Nf4, DequantizesIntoTiles) {
   if (test::must_skip(test::device().info().f16)) GTEST_SKIP() << "The adapter has no f16.";
-  const std::uint32_t rows = 48, columns = 208;
+  const std::uint32_t rows = 48, columns = 224;
   const auto nf4 = make_nf4(rows, columns);
   auto values = nf4.values, turned = values;
   for (float& value : values) value = f16_to_f32(f32_to_f16(value));
@@ -85,6 +85,10 @@ TEST(Nf4, DequantizesIntoTiles) {
   gpu::Recorder recorder(test::device());
   const Tensor out = test::device().tensor(DType::f16, {24, 64}, "out");
   EXPECT_THROW(record(recorder, DequantizeNf4{uneven.w, {.data = out, .tile = 16}}), Error);
+  const auto narrow = make_nf4(64, 16);
+  const Tensor narrow_out = test::device().tensor(DType::f16, {64, 16}, "out");
+  record(recorder, DequantizeNf4{narrow.w, {.data = narrow_out, .tile = 16}});
+  EXPECT_THROW(record(recorder, DequantizeNf4{narrow.w, {.data = narrow_out, .tile = 16, .turned = true}}), Error);
 }
 
 TEST(Nf4, WrongSizesAreRefused) {
