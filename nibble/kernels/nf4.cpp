@@ -29,7 +29,7 @@ void record_tiles(gpu::Recorder& recorder, const DequantizeNf4& op) {
         "A weight {} of {} has no tiles of {}.", out.shape_text(), name_of(out.dtype()), tile);
   gpu::Prelude prelude;
   prelude.enable("f16").enable("subgroups").constant("TILE", tile).text(nf4_codes_text());
-  const auto entry = kernel(device, "nf4_dequantize_tiles", prelude, {"grid", "nf4"}, op.out.turned ? "turned" : "straight");
+  const auto entry = kernel(device, "nf4_dequantize_tiles", prelude, {"grid", "nf4_codes"}, op.out.turned ? "turned" : "straight");
   const TileParams params{.row_words = columns / 8, .row_groups = rows / 8, .factor = 1.0f / op.out.scale};
   // Straight, a group of a tile's vectors takes eight words.
   const std::uint64_t invocations = op.out.turned ? std::uint64_t{params.row_words} * params.row_groups
@@ -68,7 +68,7 @@ void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
   if (out.dtype() == DType::f16) prelude.enable("f16");
   prelude.alias("Element", name_of(out.dtype())).constant("WORDS", table_words).text(nf4_codes_text());
   const char* const file = by_table ? "nf4_dequantize_table" : "nf4_dequantize";
-  const auto kernel = nibble::kernel(device, file, prelude, {"grid", "nf4"});
+  const auto kernel = nibble::kernel(device, file, prelude, {"grid", by_table ? "nf4_codes" : "nf4"});
 
   // Blocks are the rows that slices are made of.
   const auto blocks = static_cast<std::uint32_t>(elements / nf4_block);

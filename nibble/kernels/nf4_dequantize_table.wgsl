@@ -1,5 +1,5 @@
-// nf4_dequantize.wgsl for GPUs and f16: a table in workgroup memory gives the two codes of a byte, which takes fewer
-// instructions than choosing bit by bit. An invocation decodes WORDS words, neighbours neighbouring ones, and writes
+// nf4_dequantize.wgsl for GPUs and f16: codes come from a table in workgroup memory, which takes fewer instructions than
+// choosing bit by bit. An invocation decodes WORDS words, neighbours neighbouring ones, and writes
 // the eight elements of each at once.
 struct Params {
   count: u32,
@@ -10,17 +10,14 @@ struct Params {
 @group(0) @binding(2) var<storage, read> absmax: array<f32>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec4<u32>>;
 
-var<workgroup> pairs: array<vec2<f32>, 256>;
-
 fn four(word: u32, scale: f32) -> vec2<u32> {
-  return bitcast<vec2<u32>>(vec4<f16>(vec4<f32>(pairs[word & 255u], pairs[(word >> 8u) & 255u]) * scale));
+  return bitcast<vec2<u32>>(vec4<f16>(four_codes(word) * scale));
 }
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
-  pairs[lane] = nf4_codes4(lane).xy;
-  workgroupBarrier();
+  load_codes(lane);
   let first = linear_workgroup(group, groups) * (256u * WORDS) + lane;
   // Loads of their own, so that all are on their way at once.
   var words: array<u32, WORDS>;

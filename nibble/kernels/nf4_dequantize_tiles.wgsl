@@ -1,5 +1,4 @@
 // nf4_dequantize.wgsl into tiles (operand.h, Weight::tile): f16 = codes[nibble] * absmax * factor of a weight (rows, columns).
-// A table in workgroup memory gives the two codes of a byte.
 //
 // `straight`: a group of invocations takes a row of tiles, WORDS words wide, each a vector of eight elements of each tile, so
 // that neighbours write neighbouring vectors.
@@ -22,10 +21,8 @@ const WORDS = 8u;
 const STEPS = WORDS / TILE_WORDS;
 const PAIR = select(1u, 2u, TILE % 16u == 0u);
 
-var<workgroup> pairs: array<vec2<f32>, 256>;
-
 fn four(word: u32, scale: f32) -> vec4<f16> {
-  return vec4<f16>(vec4<f32>(pairs[word & 255u], pairs[(word >> 8u) & 255u]) * scale);
+  return vec4<f16>(four_codes(word) * scale);
 }
 
 fn bits_of(first: vec4<f16>, last: vec4<f16>) -> vec4<u32> {
@@ -41,8 +38,7 @@ fn place_of(row: u32, word: u32, row_words: u32) -> u32 {
 @compute @workgroup_size(256)
 fn straight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
             @builtin(local_invocation_index) lane: u32) {
-  pairs[lane] = nf4_codes4(lane).xy;
-  workgroupBarrier();
+  load_codes(lane);
   let number = linear_workgroup(group, groups) * 256u + lane;
   let across = (params.row_words + WORDS - 1u) / WORDS;
   let unit = number / TILE_VECTORS;
@@ -92,8 +88,7 @@ fn turned(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
           @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_size) size: u32,
           @builtin(subgroup_invocation_id) invocation: u32) {
   let lane = subgroup * size + invocation;
-  pairs[lane] = nf4_codes4(lane).xy;
-  workgroupBarrier();
+  load_codes(lane);
   let number = linear_workgroup(group, groups) * 256u + lane;
   let i = number / PAIR;
   let word = i % params.row_words;
