@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -130,6 +131,27 @@ TEST(Recorder, ManyDispatchesKeepTheirOrder) {
   EXPECT_EQ(device.read<float>(x)[0], 1.0f);
 }
 
+// Kernels that nobody has compiled before, each of the next one's input, with copies between them.
+TEST(Recorder, WhatIsRecordedWhileKernelsAreCompiledKeepsItsOrder) {
+  Device device({.cache_dir = std::filesystem::path()});
+  const Tensor x = device.tensor(DType::f32, {64}, "x"), y = device.tensor(DType::f32, {64}, "y");
+  Recorder recorder(device);
+  float expected = 0;
+  for (int i = 1; i <= 40; ++i) {
+    const auto text = fmt::format("@group(0) @binding(1) var<storage, read> x: array<f32>;\n"
+                                  "@group(0) @binding(2) var<storage, read_write> y: array<f32>;\n"
+                                  "@compute @workgroup_size(64) fn main(@builtin(local_invocation_index) i: u32) "
+                                  "{{ y[i] = 0.5 * x[i] + {}.0; }}\n", i);
+    const Kernel kernel = device.kernel(text, "step", "main", [&] { return text; });
+    recorder.dispatch_bytes(kernel, std::array{read(x), write(y)}, {}, Grid{}, {});
+    recorder.copy(y, x);
+    expected = 0.5f * expected + static_cast<float>(i);
+  }
+  EXPECT_EQ(device.pipelines_made(), 40u);
+  recorder.submit();
+  EXPECT_EQ(device.read<float>(x), std::vector<float>(64, expected));
+}
+
 TEST(Readback, TakesWhatWasThereWhenItBegan) {
   Device device;
   const std::vector<float> one = {1.0f, 2.0f, 3.0f};
@@ -186,6 +208,33 @@ TEST(Errors, TextThatDoesNotCompileIsNamed) {
   } catch (const DeviceError& error) {
     EXPECT_NE(std::string(error.what()).find("broken kernel"), std::string::npos) << error.what();
   }
+}
+
+// WGSL that is right, but not for what is bound: the compiler says so later, on a thread of its own.
+TEST(Errors, PipelinesThatAreRefusedAreNamed) {
+  Device device;
+  const Tensor x = device.tensor(DType::f32, {64}, "x");
+  const std::string text = "@group(0) @binding(1) var<storage, read_write> x: array<f32>;\n"
+                           "@compute @workgroup_size(64) fn main(@builtin(local_invocation_index) i: u32) { x[i] = 1.0; }\n";
+  const Kernel kernel = device.kernel("refused", "refused", "main", [&] { return text; });
+  Recorder recorder(device);
+  const auto use = [&] {
+    recorder.dispatch_bytes(kernel, std::array{read(x)}, {}, Grid{}, {});
+    recorder.submit();
+  };
+  for (int i = 0; i < 2; ++i) {
+    try {
+      use();
+      FAIL() << "The pipeline was made.";
+    } catch (const DeviceError& error) {
+      EXPECT_NE(std::string_view(error.what()).find("refused"), std::string_view::npos) << error.what();
+    }
+  }
+  // The device goes on.
+  const Tensor y = device.tensor(DType::f32, {64}, "y");
+  scale(recorder, x, y, 2.0f);
+  recorder.submit();
+  EXPECT_EQ(device.read<float>(y), std::vector<float>(64, 0.0f));
 }
 
 TEST(Errors, TooLargeABuffer) {
