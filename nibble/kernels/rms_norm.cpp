@@ -1,8 +1,10 @@
 #include "nibble/kernels/rms_norm.h"
 
+#include "nibble/base/error.h"
 #include "nibble/kernels/row_kernel.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace nibble {
 namespace {
@@ -76,18 +78,28 @@ void record(gpu::Recorder& recorder, const RmsNormBackward& op) {
   expect_shape(op.dx, DType::f32, {op.x.dim(0), columns}, "rms_norm backward", "dx");
   if (op.rows) expect_shape(op.rows, DType::u32, {std::max(rows, op.rows.dim(0))}, "rms_norm backward", "rows");
 
+  const bool packs = static_cast<bool>(op.packed.data);
+  if (packs) expect_shape(op.packed, rows, columns, "rms_norm backward", "packed");
+  check(!packs || (is_scaled(op.packed) && !op.rows), "rms_norm backward", "Rows are packed in f16 and in their order alone.");
+
   const std::uint64_t row_bytes = std::uint64_t{columns} * sizeof(float);
-  const auto entry = rms_kernel(device, "backward", columns, DType::f32, static_cast<bool>(op.rows));
+  const auto entry = rms_kernel(device, packs ? "backward_packed" : "backward", columns, packs ? DType::f16 : DType::f32,
+                                static_cast<bool>(op.rows));
   for (const auto slice : gpu::binding_slices(device, rows, {row_bytes, sizeof(float)})) {
     const std::uint32_t count = slice.end - slice.begin;
     for (const auto source : source_slices(device, op.x, op.rows, slice)) {
-      recorder.dispatch(entry,
-                        {gpu::read(op.x.rows(source.begin, source.end)), gpu::read(op.weight),
-                         rows_binding(op.rows, slice, op.weight), gpu::read(op.inv_rms.rows(slice.begin, slice.end)),
-                         gpu::read(op.dy.rows(slice.begin, slice.end)),
-                         gpu::read_write(op.dx.rows(source.begin, source.end))},
-                        Params{count, columns, source.begin, source.end, 0.0f}, gpu::linear_grid(device, count),
-                        {.bytes = 4.0 * count * double(row_bytes), .flops = 8.0 * count * columns});
+      std::vector<gpu::Binding> bindings{gpu::read(op.x.rows(source.begin, source.end)), gpu::read(op.weight),
+                                         rows_binding(op.rows, slice, op.weight),
+                                         gpu::read(op.inv_rms.rows(slice.begin, slice.end)),
+                                         gpu::read(op.dy.rows(slice.begin, slice.end)),
+                                         gpu::read_write(op.dx.rows(source.begin, source.end))};
+      if (packs) {
+        const Operand packed = operand_rows(op.packed, slice);
+        bindings.insert(bindings.end(), {gpu::write(packed.data), gpu::write(packed.scale)});
+      }
+      const Params params{count, columns, source.begin, source.end, 0.0f};
+      recorder.dispatch_bytes(entry, bindings, std::as_bytes(std::span(&params, 1)), gpu::linear_grid(device, count),
+                              {.bytes = count * (4.0 * double(row_bytes) + (packs ? 2.0 * columns : 0.0)), .flops = 8.0 * count * columns});
     }
   }
 }

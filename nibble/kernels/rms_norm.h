@@ -17,7 +17,8 @@ struct RmsNorm {
 void record(gpu::Recorder& recorder, const RmsNorm& op);
 
 // dx[s] += inv_rms[r] * (dy[r] * weight - x[s] * inv_rms[r]^2 * mean(dy[r] * weight * x[s])) with s = rows[r]: dx is the
-// residual stream's gradient. No row appears twice in `rows`.
+// residual stream's gradient. No row appears twice in `rows`. Where `packed` is given, and `rows` is not, dx goes there too (=),
+// as PackRows has it.
 struct RmsNormBackward {
   Tensor dy;       // (R, C) f32
   Tensor x;        // (R_in, C) f32
@@ -25,6 +26,7 @@ struct RmsNormBackward {
   Tensor inv_rms;  // (R) f32, as RmsNorm left it
   Tensor rows;     // (R or more) u32, or none
   Tensor dx;       // (R_in, C) f32
+  Operand packed = {};  // (R, C) f16, or none
 };
 void record(gpu::Recorder& recorder, const RmsNormBackward& op);
 

@@ -1,6 +1,7 @@
 // RMS norm of rows, one workgroup a row; the row r of y comes from the row rows[r] of x, or r without GATHER.
 // Forward:  y = x * inv_rms * weight, inv_rms = 1 / sqrt(mean(x^2) + epsilon); `forward_scaled` stores f16 times a power of two.
-// Backward: dx += inv_rms * (dy * weight - x * inv_rms^2 * mean(dy * weight * x)); the rows of dx are distinct.
+// Backward, where `backward_packed` also stores dx in f16 times a power of two:
+//           dx += inv_rms * (dy * weight - x * inv_rms^2 * mean(dy * weight * x)); the rows of dx are distinct.
 // A lane keeps KEPT wides of a row between its two passes, or, with KEPT 0, where rows are longer, reads them again.
 // x and dx begin at row first_source; rows whose source is not in [first_source, end_source) are left to other dispatches.
 
@@ -106,19 +107,15 @@ fn forward_scaled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
 @group(0) @binding(5) var<storage, read> dy: array<Wide>;
 @group(0) @binding(6) var<storage, read_write> dx: array<Wide>;
 
-@compute @workgroup_size(WORKGROUP)
-fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-            @builtin(local_invocation_index) lane: u32) {
-  let row = linear_workgroup(group, groups);
-  let source = source_of(min(row, params.rows - 1u));
-  if (!is_here(row, source)) {
-    return;
-  }
-  let wides = params.columns / WIDTH;
-  let first = (source - params.first_source) * wides;
+@group(0) @binding(7) var<storage, read_write> packed: array<Data>;
+@group(0) @binding(8) var<storage, read_write> packed_scale: array<f32>;
+
+var<private> kept_x: array<Wide, max(KEPT, 1u)>;
+var<private> kept_dy: array<Wide, max(KEPT, 1u)>;  // times the weight
+
+// What x is taken out by: inv_rms^2 * mean(dy * weight * x) of a row of dy and the row of x that begins at `first`.
+fn pull_of(lane: u32, row: u32, first: u32, wides: u32) -> f32 {
   var products = 0.0;
-  var kept_x: array<Wide, max(KEPT, 1u)>;
-  var kept_dy: array<Wide, max(KEPT, 1u)>;  // times the weight
   for (var n = 0u; n < KEPT; n++) {
     let i = lane + n * WORKGROUP;
     let at = min(i, wides - 1u);
@@ -130,14 +127,68 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
     products += wide_sum(dy[row * wides + i] * weight[i] * x[first + i]);
   }
   let inverse = kept_inv_rms[row];
-  let along_x = row_sum(lane, products) / f32(params.columns) * inverse * inverse;
+  return row_sum(lane, products) / f32(params.columns) * inverse * inverse;
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+            @builtin(local_invocation_index) lane: u32) {
+  let row = linear_workgroup(group, groups);
+  let source = source_of(min(row, params.rows - 1u));
+  if (!is_here(row, source)) {
+    return;
+  }
+  let wides = params.columns / WIDTH;
+  let first = (source - params.first_source) * wides;
+  let pull = pull_of(lane, row, first, wides);
+  let inverse = kept_inv_rms[row];
   for (var n = 0u; n < KEPT; n++) {
     let i = lane + n * WORKGROUP;
     if (i < wides) {
-      dx[first + i] += inverse * (kept_dy[n] - kept_x[n] * along_x);
+      dx[first + i] += inverse * (kept_dy[n] - kept_x[n] * pull);
     }
   }
   for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
-    dx[first + i] += inverse * (dy[row * wides + i] * weight[i] - x[first + i] * along_x);
+    dx[first + i] += inverse * (dy[row * wides + i] * weight[i] - x[first + i] * pull);
+  }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn backward_packed(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                   @builtin(local_invocation_index) lane: u32) {
+  let row = linear_workgroup(group, groups);
+  if (row >= params.rows) {
+    return;
+  }
+  let wides = params.columns / WIDTH;
+  let first = row * wides;
+  let pull = pull_of(lane, row, first, wides);
+  let inverse = kept_inv_rms[row];
+  var largest = 0u;
+  for (var n = 0u; n < KEPT; n++) {
+    let i = lane + n * WORKGROUP;
+    if (i < wides) {
+      kept_x[n] = dx[first + i] + inverse * (kept_dy[n] - kept_x[n] * pull);
+      dx[first + i] = kept_x[n];
+      largest = max(largest, wide_max_bits(wide_bits(kept_x[n]) & WideIndex(MAGNITUDE)));
+    }
+  }
+  for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
+    let sum = dx[first + i] + inverse * (dy[first + i] * weight[i] - x[first + i] * pull);
+    dx[first + i] = sum;
+    largest = max(largest, wide_max_bits(wide_bits(sum) & WideIndex(MAGNITUDE)));
+  }
+  let scale = row_scale(row_max(lane, largest));
+  if (lane == 0u) {
+    packed_scale[row] = scale.down;
+  }
+  for (var n = 0u; n < KEPT; n++) {
+    let i = lane + n * WORKGROUP;
+    if (i < wides) {
+      packed[first + i] = Data(kept_x[n] * scale.up);
+    }
+  }
+  for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
+    packed[first + i] = Data(dx[first + i] * scale.up);
   }
 }

@@ -209,6 +209,7 @@ void JointLayers::mlp_backward(const LayerPass& pass, std::uint32_t layer, const
   mlp_gradients(at(pass, layer), dx);
 }
 
+// Leaves dx packed in at.room.dy, as attention's half takes it.
 void JointLayers::mlp_gradients(const At& at, const Tensor& dx) {
   const Operand d_hidden = narrowed(at.room.d_narrow, config_.intermediate_size);
   const Operand d_gate_up = narrowed(at.room.d_wide, 2 * config_.intermediate_size);
@@ -217,7 +218,7 @@ void JointLayers::mlp_gradients(const At& at, const Tensor& dx) {
   record(at.rec, SwiGluPairBackward{.dh = d_hidden, .gate_up = at.kept.gate_up, .d_gate_up = d_gate_up});
   gradients(at, Joint::gate_up, mlp_in(at), d_gate_up, {.data = at.room.d_normed, .scale = {}});
   record(at.rec, RmsNormBackward{.dy = at.room.d_normed, .x = at.kept.middle, .weight = at.weights.post_attention_norm,
-                                 .inv_rms = at.room.mlp_in_inv_rms, .rows = {}, .dx = dx});
+                                 .inv_rms = at.room.mlp_in_inv_rms, .rows = {}, .dx = dx, .packed = at.room.dy});
 }
 
 void JointLayers::backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,
@@ -226,7 +227,6 @@ void JointLayers::backward(const LayerPass& pass, std::uint32_t layer, const Ten
   mlp_gradients(at, dx);
   const Operand d_attention = narrowed(at.room.d_narrow, at.kept.attention.data.dim(1));
   const Operand d_qkv = narrowed(at.room.d_wide, at.kept.qkv.data.dim(1));
-  record(at.rec, PackRows{.x = dx, .y = at.room.dy});
   gradients(at, Joint::o, at.kept.attention, at.room.dy, d_attention);
   record(at.rec, QkvAttentionBackward{.forward = attention(at), .query_end = pass.stream.segment_end, .d_o = d_attention,
                                       .d_qkv = d_qkv});

@@ -1,3 +1,4 @@
+#include "nibble/kernels/pack_rows.h"
 #include "nibble/kernels/rms_norm.h"
 
 #include "nibble/base/error.h"
@@ -130,6 +131,31 @@ TEST(RmsNorm, BackwardEqualsFiniteDifferences) {
       // f32 sums of values up to 4; differences of step 1e-4 err by 1e-8 relative to the third derivative.
       EXPECT_NEAR(result[indices[k]], slopes[k] + double{start[indices[k]]}, 2e-5) << indices[k];
     }
+  }
+}
+
+// The same dx, and what PackRows makes of it, for rows that lanes keep and longer ones.
+TEST(RmsNorm, BackwardPacksItsSum) {
+  if (test::must_skip(test::device().info().f16)) GTEST_SKIP() << "The adapter has no f16.";
+  for (const std::uint32_t columns : {5u, 64u, 96u, 4096u, 20480u}) {
+    const Inputs in = make_inputs({.x_rows = 7, .columns = columns, .rows = {}});
+    const auto start = test::random_values(in.x.size(), 4);
+    const test::GuardedTensor alone(DType::f32, {7, columns}), dx(DType::f32, {7, columns});
+    const test::GuardedOperand packed(ProductPath::f16, 7, columns);
+    const auto expected = make_operand(test::device(), ProductPath::f16, 7, columns, "packed");
+    for (const auto* tensor : {&alone, &dx}) test::device().write(tensor->tensor(), std::as_bytes(std::span(start)));
+    const auto inv_rms = test::upload(std::vector<float>(7, 0.7f), {7});
+    RmsNormBackward op{.dy = in.dy_tensor, .x = in.x_tensor, .weight = in.weight_tensor, .inv_rms = inv_rms, .rows = {}, .dx = alone.tensor()};
+    test::run(op);
+    test::run(PackRows{.x = alone.tensor(), .y = expected});
+    op.dx = dx.tensor();
+    op.packed = packed.operand();
+    test::run(op);
+    EXPECT_EQ(test::download(dx.tensor()), test::download(alone.tensor()));
+    EXPECT_EQ(test::download(packed.operand().data), test::download(expected.data));
+    EXPECT_EQ(test::download(packed.operand().scale), test::download(expected.scale));
+    dx.expect_guards_intact();
+    packed.expect_guards_intact();
   }
 }
 
