@@ -103,7 +103,7 @@ class ByHeads {
     to_heads();
     const Tensor o = scaled_ ? first(op_.room.o, {s_.tokens, s_.queries()}) : op_.o.data;
     record(rec_, Attention{.q = q_, .k = k_, .v = v_, .key_begin = op_.key_begin, .key_end = op_.key_end, .o = o,
-                           .lse = op_.lse, .pairs = op_.pairs});
+                           .lse = op_.lse, .pairs = op_.pairs, .parts = op_.room.parts, .most_keys = op_.first_key + s_.tokens});
     if (scaled_) record(rec_, PackRows{.x = o, .y = op_.o});
   }
 
@@ -188,7 +188,11 @@ void visit(QkvAttentionRoom& r, const QkvAttentionShape& s, bool packed, const M
     make(r.k_inv_rms, f, {tokens, s.key_heads});
     if (s.path != ProductPath::f32) make(r.o, f, {tokens, queries});
   }
-  if (!s.backward) return;
+  if (!s.backward) {
+    make(r.parts.o, f, {attention_part_rows, queries});
+    make(r.parts.numbers, f, {attention_part_rows, s.heads, 2});
+    return;
+  }
   make(r.dq, f, {tokens, queries});
   if (packed) {
     make(r.dkv, f, {most_parts_rows(s), 2 * keys});
