@@ -6,6 +6,7 @@
 #include "nibble/kernels/pack_rows.h"
 #include "nibble/kernels/packed_attention.h"
 #include "nibble/kernels/qk_norm_rope.h"
+#include "nibble/kernels/qkv_heads.h"
 #include "nibble/kernels/row_kernel.h"
 #include "nibble/kernels/unpack_rows.h"
 
@@ -127,6 +128,11 @@ class ByHeads {
 
  private:
   void to_heads() {
+    if (op_.k_cache && !scaled_) {
+      const QkvHeads all{.qkv = op_.qkv.data, .q_norm = op_.q_norm, .k_norm = op_.k_norm, .position = op_.position, .table = op_.table,
+                         .eps = op_.eps, .q = q_, .k = k_, .v = v_, .first_key = op_.first_key};
+      if (qkv_heads_fits(rec_.device(), all)) return record(rec_, all);
+    }
     record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.q_norm, .position = op_.position, .table = op_.table, .y = q_,
                             .inv_rms = q_inv_rms_, .eps = op_.eps});
     record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.k_norm, .position = op_.position, .table = op_.table, .y = k_,
