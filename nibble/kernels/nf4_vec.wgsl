@@ -162,16 +162,22 @@ fn write_results(m: u32, first_pair: u32, own: u32, lane: u32) {
   }
 }
 
-alias Sums = array<f32, SUMS * ROWS_M>;  // of each row in turn
-alias Values = array<Eight, ROWS_M>;     // of x
+// One row's sums, in named members: compilers may leave an array that a loop indexes in memory.
+struct RowSums {
+  first: vec4<f32>,   // of outputs 0 to 3
+  second: vec4<f32>,  // of outputs 4 to 7
+  squares: f32,
+}
+alias Sums = array<RowSums, ROWS_M>;
+alias Values = array<Eight, ROWS_M>;  // of x
 
 fn read_values(i: u32, values: ptr<function, Values>, sums: ptr<function, Sums>) {
   for (var m = 0u; m < ROWS_M; m++) {
-    let first = min(m, params.rows - 1u) * (params.inputs / 4u) + 2u * i;
-    var low = x[first];
-    var high = x[first + 1u];
+    let at = min(m, params.rows - 1u) * (params.inputs / 4u) + 2u * i;
+    var low = x[at];
+    var high = x[at + 1u];
     if (NORM) {
-      (*sums)[m * SUMS + OUTPUTS] += dot(low, low) + dot(high, high);
+      (*sums)[m].squares += dot(low, low) + dot(high, high);
       low *= norm[2u * i];
       high *= norm[2u * i + 1u];
     }
@@ -179,19 +185,32 @@ fn read_values(i: u32, values: ptr<function, Values>, sums: ptr<function, Sums>)
   }
 }
 
+fn dot8(a: Eight, b: Eight) -> f32 {
+  return dot(a.low, b.low) + dot(a.high, b.high);
+}
+
 // A block's scale is that of its sum.
-fn add_product(j: u32, word: u32, scale: f32, index: u32, values: ptr<function, Values>, sums: ptr<function, Sums>) {
-  let codes = codes8(word, index);
+fn add_products(words: Words, second: bool, index: u32, values: ptr<function, Values>, sums: ptr<function, Sums>) {
+  let a = codes8(words.codes.x, index);
+  let b = codes8(words.codes.y, index);
+  let c = codes8(words.codes.z, index);
+  let d = codes8(words.codes.w, index);
   for (var m = 0u; m < ROWS_M; m++) {
-    (*sums)[m * SUMS + j] += (dot((*values)[m].low, codes.low) + dot((*values)[m].high, codes.high)) * scale;
+    let value = (*values)[m];
+    let products = vec4<f32>(dot8(value, a), dot8(value, b), dot8(value, c), dot8(value, d)) * words.scale;
+    if (second) {
+      (*sums)[m].second += products;
+    } else {
+      (*sums)[m].first += products;
+    }
   }
 }
 
-fn add_products(j: u32, words: Words, index: u32, values: ptr<function, Values>, sums: ptr<function, Sums>) {
-  add_product(j, words.codes.x, words.scale.x, index, values, sums);
-  add_product(j + 1u, words.codes.y, words.scale.y, index, values, sums);
-  add_product(j + 2u, words.codes.z, words.scale.z, index, values, sums);
-  add_product(j + 3u, words.codes.w, words.scale.w, index, values, sums);
+fn put_four(first: u32, values: vec4<f32>, index: u32) {
+  shares[first * STRIDE + index] = values.x;
+  shares[(first + 1u) * STRIDE + index] = values.y;
+  shares[(first + 2u) * STRIDE + index] = values.z;
+  shares[(first + 3u) * STRIDE + index] = values.w;
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -222,16 +241,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       next_four = words_of(first_pair, 4u, min(i + LANES, words - 1u));
     }
     read_values(i, &values, &sums);
-    add_products(0u, now, index, &values, &sums);
+    add_products(now, false, index, &values, &sums);
     if (OUTPUTS > 4u) {
-      add_products(4u, now_four, index, &values, &sums);
+      add_products(now_four, true, index, &values, &sums);
     }
   }
   for (var m = 0u; m < ROWS_M; m++) {
     workgroupBarrier();
-    for (var s = 0u; s < SUMS; s++) {
-      shares[s * STRIDE + index] = sums[m * SUMS + s];
+    put_four(0u, sums[m].first, index);
+    if (OUTPUTS > 4u) {
+      put_four(4u, sums[m].second, index);
     }
+    shares[OUTPUTS * STRIDE + index] = sums[m].squares;
     workgroupBarrier();
     add_up(own, lane);
     workgroupBarrier();
