@@ -124,7 +124,7 @@ struct Generated {
   bool operator==(const Generated&) const = default;
 };
 
-// A piece's queries of one growing sequence, against keys in a cache of `capacity` rows a head.
+// A piece's queries of growing sequences, against keys in a cache of `capacity` rows a head.
 Generated generate(const AttentionCase& shape, const AttentionInputs& inputs, std::uint32_t capacity, const Piece& piece,
                    bool with_parts = true) {
   const std::uint32_t tokens = shape.tokens(), dim = shape.head_dim, first = piece.first, count = piece.count;
@@ -137,7 +137,9 @@ Generated generate(const AttentionCase& shape, const AttentionInputs& inputs, st
     std::copy_n(inputs.k.begin() + h * tokens * dim, tokens * dim, k.begin() + h * capacity * dim);
     std::copy_n(inputs.v.begin() + h * tokens * dim, tokens * dim, v.begin() + h * capacity * dim);
   }
-  std::vector<std::uint32_t> begins(count, 0), ends(count);
+  const auto all_begins = shape.segment_begin();
+  const std::vector<std::uint32_t> begins(all_begins.begin() + first, all_begins.begin() + first + count);
+  std::vector<std::uint32_t> ends(count);
   std::iota(ends.begin(), ends.end(), first + 1);
   GuardedTensor o(DType::f32, {count, shape.heads * dim}), lse(DType::f32, {shape.heads, count});
   GuardedTensor part_o(DType::f32, {attention_part_rows, shape.heads * dim});
@@ -200,6 +202,16 @@ TEST(Attention, GenerationWithGroupsOfHeads) {
     for (const Piece& piece : {Piece{90, 1}, Piece{299, 1}, Piece{293, 7}}) {
       expect_generated(shape, generate(shape, inputs, 300, piece), expected, piece);
     }
+  }
+}
+
+// Keys begin within what would be a tile of the first, and the last part is empty, as the bound on keys counts from 0.
+TEST(Attention, GenerationOfALaterSegment) {
+  const AttentionCase shape{.heads = 4, .key_heads = 2, .head_dim = 64, .segments = {37, 260}};
+  const AttentionInputs inputs(shape);
+  const auto expected = attend(shape, doubles(inputs.q), doubles(inputs.k), doubles(inputs.v));
+  for (const Piece& piece : {Piece{37, 1}, Piece{35, 5}, Piece{80, 2}, Piece{296, 1}, Piece{290, 7}}) {
+    expect_generated(shape, generate(shape, inputs, 300, piece), expected, piece);
   }
 }
 
