@@ -189,7 +189,8 @@ void record_parts_sum(gpu::Recorder& recorder, const Shape& shape, const Attenti
   gpu::Prelude prelude;
   prelude.constant("HEAD_DIM", shape.head_dim).constant("MOST_PARTS", attention_part_rows);
   const auto entry = kernel(recorder.device(), "attention_decode_parts", prelude, {"attention"}, "forward");
-  recorder.dispatch(entry, {gpu::read(op.parts.o), gpu::read(op.parts.numbers), gpu::write(part(op.o, slice.tokens)), gpu::write(op.lse)},
+  recorder.dispatch(entry,
+                    {gpu::read(op.parts.o), gpu::read(op.parts.numbers), gpu::write(part(op.o, slice.tokens)), gpu::write(op.lse)},
                     slice.params, {slice.tokens.end - slice.tokens.begin, slice.heads.end - slice.heads.begin},
                     {.bytes = 4.0 * slice.params.parts * shape.tokens * shape.heads * shape.head_dim});
 }

@@ -178,7 +178,8 @@ void record(gpu::Recorder& recorder, const LoraVec& op) {
   const bool norm = static_cast<bool>(op.input.weight);
   const LoraSpread spread(op.kernel_for.value_or(device.info().type));
   gpu::Prelude prelude;
-  prelude.constant("ROWS_M", std::bit_ceil(rows)).constant("COLUMNS", spread.columns).constant("LANES", spread.lanes).constant("NORM", norm);
+  prelude.constant("ROWS_M", std::bit_ceil(rows)).constant("COLUMNS", spread.columns);
+  prelude.constant("LANES", spread.lanes).constant("NORM", norm);
   const Tensor& x = op.input.x;
   recorder.dispatch(kernel(device, "lora_vec", prelude, {"grid"}, "main"),
                     {gpu::read(x), gpu::read(norm ? op.input.weight : x), gpu::write(op.h), gpu::read(a[0]), gpu::read(a[1]),

@@ -17,7 +17,8 @@ struct Params {
 };
 
 void check_shapes(const QkvHeads& op) {
-  const std::uint32_t heads = op.q.dim(0), tokens = op.q.dim(1), dim = op.q.dim(2), key_heads = op.k.dim(0), capacity = op.k.dim(1);
+  const std::uint32_t heads = op.q.dim(0), tokens = op.q.dim(1), dim = op.q.dim(2);
+  const std::uint32_t key_heads = op.k.dim(0), capacity = op.k.dim(1);
   check(dim % 8 == 0 && std::uint64_t{op.first_key} + tokens <= capacity, where,
         "{} rows of {} values from row {} on do not fit into {}.", tokens, dim, op.first_key, op.k.shape_text());
   expect_shape(op.qkv, DType::f32, {tokens, (heads + 2 * key_heads) * dim}, where, "qkv");
@@ -39,7 +40,8 @@ bool qkv_heads_fits(const gpu::Device& device, const QkvHeads& op) {
 void record(gpu::Recorder& recorder, const QkvHeads& op) {
   constexpr std::uint32_t workgroup = 64;
   gpu::Device& device = recorder.device();
-  const std::uint32_t heads = op.q.dim(0), tokens = op.q.dim(1), dim = op.q.dim(2), key_heads = op.k.dim(0), capacity = op.k.dim(1);
+  const std::uint32_t heads = op.q.dim(0), tokens = op.q.dim(1), dim = op.q.dim(2);
+  const std::uint32_t key_heads = op.k.dim(0), capacity = op.k.dim(1);
   const std::uint32_t rows = tokens * (heads + 2 * key_heads);
   check_shapes(op);
   const bool norm = static_cast<bool>(op.q_norm);
@@ -49,8 +51,8 @@ void record(gpu::Recorder& recorder, const QkvHeads& op) {
   gpu::Prelude prelude;
   prelude.constant("HEAD_DIM", dim).constant("WORKGROUP", workgroup).constant("LANES", lanes).constant("NORM", norm);
   recorder.dispatch(kernel(device, "qkv_heads", prelude, {"grid"}, "main"),
-                    {gpu::read(op.qkv), gpu::write(op.q), gpu::write(op.k), gpu::write(op.v), gpu::read(op.position), gpu::read(op.table),
-                     gpu::read(norm ? op.q_norm : op.table), gpu::read(norm ? op.k_norm : op.table)},
+                    {gpu::read(op.qkv), gpu::write(op.q), gpu::write(op.k), gpu::write(op.v), gpu::read(op.position),
+                     gpu::read(op.table), gpu::read(norm ? op.q_norm : op.table), gpu::read(norm ? op.k_norm : op.table)},
                     Params{tokens, heads, key_heads, capacity, op.first_key, op.eps},
                     gpu::linear_grid(device, (rows * lanes + workgroup - 1) / workgroup),
                     {.bytes = 8.0 * rows * dim, .flops = 8.0 * rows * dim});

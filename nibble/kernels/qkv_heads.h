@@ -6,8 +6,9 @@
 
 namespace nibble {
 
-// What QkNormRope does for queries and keys and ToHeads for values (qk_norm_rope.h), of a joint projection at once: for generation,
-// where each dispatch costs more than what it does. Rows `first_key` on of each head of k and v are written, of q all. All f32.
+// What QkNormRope does for queries and keys and ToHeads for values (qk_norm_rope.h), of a joint projection at once: for
+// generation, where each dispatch costs more than what it does. Of each head of k and v the rows from `first_key` on are
+// written, of q all. All f32 but `position`.
 struct QkvHeads {
   Tensor qkv;              // (T, (H + 2 Hk) * D)
   Tensor q_norm, k_norm;   // (D); both empty: no norm

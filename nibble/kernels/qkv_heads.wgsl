@@ -1,6 +1,6 @@
-// Rows of a joint projection, H query heads, Hk key heads and Hk value heads a token, to head-major rows: of queries and keys with
-// RMSNorm (NORM) and rotary embedding, as qk_norm_rope.wgsl has them. LANES invocations share a (token, head) row; each owns
-// vectors c and c + HALF for c = lane, lane + LANES, ...
+// Rows of a joint projection, H query heads, Hk key heads and Hk value heads a token, to head-major rows: of queries and keys
+// with RMSNorm (NORM) and rotary embedding, as qk_norm_rope.wgsl has them. LANES invocations share a (token, head) row; each
+// owns vectors c and c + HALF for c = lane, lane + LANES, ...
 //
 // Prelude: HEAD_DIM, a multiple of 8; LANES, a power of two up to WORKGROUP; WORKGROUP; NORM.
 

@@ -111,7 +111,9 @@ DeviceStream Generator::upload(std::span<const std::uint32_t> piece) {
   std::iota(key_end.begin(), key_end.end(), past + 1);
   values[3 * std::size_t{part}] = count - 1;
   device_.write(stream_room_.part(0, {stream_parts * part}), std::as_bytes(all));
-  const auto view = [&](std::uint32_t index, std::uint32_t length) { return stream_room_.part(std::uint64_t{index} * part, {length}); };
+  const auto view = [&](std::uint32_t index, std::uint32_t length) {
+    return stream_room_.part(std::uint64_t{index} * part, {length});
+  };
   return {.tokens = count, .labels = 1, .pairs = std::accumulate(key_end.begin(), key_end.end(), std::uint64_t{0}),
           .token_ids = view(0, count), .position = view(1, count), .segment_begin = segment_begin_.view({count}),  // zeros
           .segment_end = {}, .key_end = view(2, count), .label_rows = view(3, 1), .label_ids = {}, .sides = {}, .reference = {}};
