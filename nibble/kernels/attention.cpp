@@ -1,6 +1,7 @@
 #include "nibble/kernels/attention.h"
 
 #include "nibble/base/error.h"
+#include "nibble/kernels/row_kernel.h"
 
 #include <algorithm>
 #include <bit>
@@ -15,6 +16,7 @@ constexpr std::uint32_t most_decode_queries = 8;
 struct Params {
   std::uint32_t tokens, capacity, heads, group, first_head, first_token, last_token, more;
   float scale;
+  std::uint32_t parts = 1, part_keys = 0;
 };
 
 struct Shape {
@@ -27,6 +29,8 @@ struct Shape {
   gpu::Work work(double products, double tensors) const {
     return {.bytes = 4 * tensors * heads * tokens * head_dim, .flops = 2 * products * pairs * heads * head_dim};
   }
+  // Keys and values read once for each query.
+  gpu::Work decode_work() const { return {.bytes = 8 * pairs * key_heads * head_dim, .flops = 4 * pairs * heads * head_dim}; }
 };
 
 Shape shape_of(const Tensor& q, const Tensor& k, const Tensor& v, std::uint64_t pairs) {
@@ -110,11 +114,6 @@ Plan tiles_plan(std::uint32_t head_dim, std::uint32_t block) {
   return plan;
 }
 
-Plan decode_plan(std::uint32_t head_dim) {
-  Plan plan{.file = "attention_decode", .rows = 1};
-  plan.prelude.constant("HEAD_DIM", head_dim).constant("WORKGROUP", 128u);
-  return plan;
-}
 
 AttentionVariant usual_variant(const gpu::Device& device) {
   if (device.info().type == gpu::AdapterType::software) return AttentionVariant::rows;
@@ -123,15 +122,14 @@ AttentionVariant usual_variant(const gpu::Device& device) {
   return large ? AttentionVariant::tiles : AttentionVariant::small_tiles;
 }
 
-Plan plan_of(const gpu::Device& device, std::uint32_t head_dim, std::optional<AttentionVariant> asked,
-             bool few_queries) {
-  switch (asked.value_or(few_queries ? AttentionVariant::decode : usual_variant(device))) {
+Plan plan_of(const gpu::Device& device, std::uint32_t head_dim, AttentionVariant variant) {
+  switch (variant) {
     case AttentionVariant::rows: return rows_plan(device, head_dim);
     case AttentionVariant::tiles: return tiles_plan(head_dim, 64);
     case AttentionVariant::small_tiles: return tiles_plan(head_dim, 32);
-    case AttentionVariant::decode: return decode_plan(head_dim);
+    case AttentionVariant::decode: break;
   }
-  fail(where, "An unknown variant was asked for.");
+  fail(where, "A variant was asked for that has no backward.");
 }
 
 void record_delta(gpu::Recorder& recorder, const Shape& shape, const AttentionBackward& op) {
@@ -165,6 +163,62 @@ void check_backward(const Shape& shape, const AttentionBackward& op) {
         where, "dq, dk and dv must have the shapes of q, k and v.");
 }
 
+// How decode cuts a query's keys: into parts of whole tiles, as many as there is room for, but where one workgroup is done with
+// all of them as soon as a second pass would begin. A processor is occupied by few.
+struct Cut {
+  std::uint32_t parts = 1, keys;
+
+  Cut(const gpu::Device& device, const Attention& op, const Shape& shape) : keys(shape.capacity) {
+    constexpr std::uint32_t tile = 32, most_of_one = 128;
+    if (!op.parts.o || shape.tokens > attention_part_rows || op.most_keys <= most_of_one) return;
+    const std::uint32_t usual = device.info().type == gpu::AdapterType::software ? 512 : tile;
+    const std::uint32_t least = op.least_part_keys ? op.least_part_keys : usual;
+    keys = std::max(least, groups_for(groups_for(op.most_keys, tile), attention_part_rows / shape.tokens) * tile);
+    parts = groups_for(op.most_keys, keys);
+  }
+};
+
+// Query heads of a workgroup.
+std::uint32_t decode_heads(std::uint32_t group) {
+  std::uint32_t heads = std::min(group, 4u);
+  while (group % heads != 0) --heads;
+  return heads;
+}
+
+void record_parts_sum(gpu::Recorder& recorder, const Shape& shape, const Attention& op, const Slice& slice) {
+  gpu::Prelude prelude;
+  prelude.constant("HEAD_DIM", shape.head_dim).constant("MOST_PARTS", attention_part_rows);
+  const auto entry = kernel(recorder.device(), "attention_decode_parts", prelude, {"attention"}, "forward");
+  recorder.dispatch(entry,
+                    {gpu::read(op.parts.o), gpu::read(op.parts.numbers), gpu::write(part(op.o, slice.tokens)), gpu::write(op.lse)},
+                    slice.params, {slice.tokens.end - slice.tokens.begin, slice.heads.end - slice.heads.begin},
+                    {.bytes = 4.0 * slice.params.parts * shape.tokens * shape.heads * shape.head_dim});
+}
+
+void record_decode(gpu::Recorder& recorder, const Shape& shape, const Attention& op) {
+  const Cut cut(recorder.device(), op, shape);
+  const bool split = cut.parts > 1;
+  if (split) {
+    expect_shape(op.parts.o, DType::f32, {attention_part_rows, shape.heads * shape.head_dim}, where, "parts.o");
+    expect_shape(op.parts.numbers, DType::f32, {attention_part_rows, shape.heads, 2}, where, "parts.numbers");
+  }
+  const std::uint32_t heads = decode_heads(shape.group());
+  gpu::Prelude prelude;
+  prelude.constant("HEAD_DIM", shape.head_dim).constant("HEADS", heads).constant("SPLIT", split);
+  const auto entry = kernel(recorder.device(), "attention_decode", prelude, {"attention"}, "forward");
+  for_slices(recorder.device(), shape, [&](Slice slice) {
+    slice.params.parts = cut.parts, slice.params.part_keys = cut.keys;
+    recorder.dispatch(entry,
+                      {gpu::read(part(op.q, slice.heads)), gpu::read(part(op.k, slice.key_heads)),
+                       gpu::read(part(op.v, slice.key_heads)), gpu::read(op.key_begin), gpu::read(op.key_end),
+                       gpu::write(split ? op.parts.o : part(op.o, slice.tokens)), gpu::write(split ? op.parts.numbers : op.lse)},
+                      slice.params,
+                      {slice.tokens.end - slice.tokens.begin, (slice.heads.end - slice.heads.begin) / heads, cut.parts},
+                      shape.decode_work());
+    if (split) record_parts_sum(recorder, shape, op, slice);
+  });
+}
+
 }  // namespace
 
 void record(gpu::Recorder& recorder, const Attention& op) {
@@ -175,8 +229,10 @@ void record(gpu::Recorder& recorder, const Attention& op) {
   check_rows(shape, "lse", op.lse, rows);
   check_rows(shape, "key_begin", op.key_begin, shape.tokens);
   check_rows(shape, "key_end", op.key_end, shape.tokens);
-  const bool few_queries = shape.tokens <= most_decode_queries && !op.variant;
-  const Plan plan = plan_of(device, shape.head_dim, op.variant, few_queries);
+  const bool few_queries = shape.tokens <= most_decode_queries;
+  const auto variant = op.variant.value_or(few_queries ? AttentionVariant::decode : usual_variant(device));
+  if (variant == AttentionVariant::decode) return record_decode(recorder, shape, op);
+  const Plan plan = plan_of(device, shape.head_dim, variant);
   const auto entry = plan.entry(device, "forward");
   for_slices(device, shape, [&](const Slice& slice) {
     const std::uint32_t workgroups = groups_for(slice.tokens.end - slice.tokens.begin, plan.rows);
@@ -193,8 +249,7 @@ void record(gpu::Recorder& recorder, const AttentionBackward& op) {
   const Shape shape = shape_of(op.q, op.k, op.v, op.pairs);
   check_backward(shape, op);
   record_delta(recorder, shape, op);
-  check(op.variant != AttentionVariant::decode, where, "The decode variant has no backward.");
-  const Plan plan = plan_of(device, shape.head_dim, op.variant, false);
+  const Plan plan = plan_of(device, shape.head_dim, op.variant.value_or(usual_variant(device)));
   const auto queries = plan.entry(device, "query_gradients");
   const auto keys = plan.entry(device, "key_gradients");
   for_slices(device, shape, [&](const Slice& slice) {

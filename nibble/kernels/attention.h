@@ -11,7 +11,15 @@ enum class AttentionVariant {
   rows,         // an invocation a row, no workgroup memory: for software adapters
   tiles,        // workgroups share tiles of 64 rows and columns: for GPUs
   small_tiles,  // of 32: for GPUs with little workgroup memory
-  decode,       // a workgroup a (query, head): for few queries; forward only
+  decode,       // a workgroup a (query, key head, part of the keys): for few queries; forward only
+};
+
+// Room for what parts of the keys leave: without it `decode` takes a query's keys in one part. Where there are many, parts
+// occupy a GPU with few queries.
+constexpr std::uint32_t attention_part_rows = 64;
+struct AttentionParts {
+  Tensor o;        // (attention_part_rows, H * D)
+  Tensor numbers;  // (attention_part_rows, H, 2)
 };
 
 // Causal attention with grouped heads and running softmax; no matrix of scores in memory. Query head h reads key head
@@ -27,6 +35,9 @@ struct Attention {
   Tensor lse;                 // (H, Tq)
   std::uint64_t pairs = 0;    // sum of key_end - key_begin, for the profile; 0: of one segment
   std::optional<AttentionVariant> variant;  // for tests; empty: by the adapter
+  AttentionParts parts = {};
+  std::uint32_t most_keys = 0;        // that a query meets; with `parts`
+  std::uint32_t least_part_keys = 0;  // of a part, a multiple of 32; for tests; 0: by the adapter
 };
 void record(gpu::Recorder& recorder, const Attention& op);
 

@@ -19,30 +19,54 @@ struct Params {
   std::uint32_t hidden = 0;
 };
 
-// Invocations that share pairs of outputs, and of these groups in a workgroup.
+// Invocations that share `outputs` rows of a weight, and of these groups in a workgroup.
 struct Spread {
-  std::uint32_t pairs, lanes, groups;
+  std::uint32_t outputs, lanes, groups;
   bool table;
 
-  explicit Spread(gpu::AdapterType type) {
+  // A GPU needs many words on their way at once: it gets as many invocations as hold them, but no more than there are words in
+  // a row. Eight outputs a group halve the reading of x, where there are groups enough and registers for their sums.
+  Spread(gpu::AdapterType type, std::uint32_t rows, std::uint32_t weight_rows, std::uint32_t inputs) {
+    constexpr std::uint32_t workgroup = 128, enough = 96 * 1024, many = 8192;
+    table = type != gpu::AdapterType::software;
+    outputs = table && rows == 1 && weight_rows >= many ? 8 : 4;
+    lanes = 8, groups = 1;
+    if (!table) return;
+    const std::uint32_t words = inputs / 8;
+    lanes = 32;
+    while (lanes < 256 && 2 * lanes <= words && (lanes < 64 || weight_rows / outputs * lanes < enough)) lanes *= 2;
+    groups = std::max(1u, workgroup / lanes);
+  }
+  gpu::Grid grid(const gpu::Device& device, std::uint32_t weight_rows) const {
+    return gpu::linear_grid(device, (weight_rows + outputs * groups - 1) / (outputs * groups));
+  }
+};
+
+// Columns of the hidden values, which are few, and the invocations that share each.
+struct LoraSpread {
+  std::uint32_t columns, lanes;
+
+  explicit LoraSpread(gpu::AdapterType type) {
     const bool software = type == gpu::AdapterType::software;
-    pairs = software ? 2 : 1, lanes = software ? 8 : 32, groups = software ? 1 : 8, table = !software;
+    columns = software ? 4 : 1, lanes = software ? 8 : 256;
   }
-  gpu::Grid grid(const gpu::Device& device, std::uint32_t all_pairs) const {
-    return gpu::linear_grid(device, (all_pairs + pairs * groups - 1) / (pairs * groups));
-  }
+};
+
+struct LoraParams {
+  std::uint32_t rows, columns, inputs, rank;
+  float eps;
 };
 
 struct Variant {
   bool norm = false, plus = false, swiglu = false, lora = false;
 };
 
-gpu::Kernel vec_kernel(gpu::Device& device, const Spread& spread, std::uint32_t rows, const Variant& variant, std::string_view entry) {
+gpu::Kernel vec_kernel(gpu::Device& device, const Spread& spread, std::uint32_t rows, const Variant& variant) {
   gpu::Prelude prelude;
-  prelude.constant("ROWS_M", std::bit_ceil(rows)).constant("PAIRS", spread.pairs).constant("LANES", spread.lanes).constant("GROUPS", spread.groups);
-  prelude.constant("NORM", variant.norm).constant("PLUS", variant.plus).constant("SWIGLU", variant.swiglu);
-  prelude.constant("LORA", variant.lora).constant("COPIES", 32u).text(nf4_codes_text());
-  return kernel(device, "nf4_vec", prelude, {"grid", "nf4", spread.table ? "vec_codes_table" : "vec_codes_select"}, entry);
+  prelude.constant("ROWS_M", std::bit_ceil(rows)).constant("OUTPUTS", spread.outputs).constant("LANES", spread.lanes);
+  prelude.constant("GROUPS", spread.groups).constant("NORM", variant.norm).constant("PLUS", variant.plus);
+  prelude.constant("SWIGLU", variant.swiglu).constant("LORA", variant.lora).text(nf4_codes_text());
+  return kernel(device, "nf4_vec", prelude, {"grid", "nf4", spread.table ? "vec_codes_table" : "vec_codes_select"}, "main");
 }
 
 void check_input(const VecInput& input) {
@@ -113,14 +137,13 @@ void record_job(gpu::Recorder& recorder, const Job& job) {
   const Tensor& x = job.input.x;
   std::array<Tensor, 3> b{x, x, x};
   if (variant.lora) b = set_lora(params, job.lora, job.rows);
-  const Spread spread(job.kernel_for.value_or(device.info().type));
-  const std::uint32_t pairs = job.swiglu ? job.outputs : (job.outputs + 1) / 2;
+  const Spread spread(job.kernel_for.value_or(device.info().type), rows, job.rows, inputs);
   const Tensor packed(job.w.packed.buffer(), job.w.packed.offset(), DType::u32, {static_cast<std::uint32_t>(job.w.packed.bytes() / 4)});
-  recorder.dispatch(vec_kernel(device, spread, rows, variant, "main"),
+  recorder.dispatch(vec_kernel(device, spread, rows, variant),
                     {gpu::read(x), gpu::read(variant.norm ? job.input.weight : x), gpu::write(job.y), gpu::read(packed),
                      gpu::read(job.w.absmax), gpu::read(variant.plus ? job.plus : x), gpu::read(variant.lora ? job.lora.h : x),
                      gpu::read(b[0]), gpu::read(b[1]), gpu::read(b[2])},
-                    params, spread.grid(device, pairs),
+                    params, spread.grid(device, job.rows),
                     {.bytes = static_cast<double>(packed.bytes() + job.w.absmax.bytes()), .flops = 2.0 * rows * job.rows * inputs});
 }
 
@@ -152,14 +175,17 @@ void record(gpu::Recorder& recorder, const LoraVec& op) {
   const std::uint32_t columns = op.projections * op.rank;
   check(op.projections >= 1 && op.projections <= 3, where, "{} projections came; 1 to 3 are possible.", op.projections);
   expect_shape(op.h, DType::f32, {rows, columns}, where, "h");
-  const Spread spread(device.info().type);
-  const Variant variant{.norm = static_cast<bool>(op.input.weight)};
+  const bool norm = static_cast<bool>(op.input.weight);
+  const LoraSpread spread(op.kernel_for.value_or(device.info().type));
+  gpu::Prelude prelude;
+  prelude.constant("ROWS_M", std::bit_ceil(rows)).constant("COLUMNS", spread.columns);
+  prelude.constant("LANES", spread.lanes).constant("NORM", norm);
   const Tensor& x = op.input.x;
-  recorder.dispatch(vec_kernel(device, spread, rows, variant, "lora"),
-                    {gpu::read(x), gpu::read(variant.norm ? op.input.weight : x), gpu::write(op.h), gpu::read(a[0]), gpu::read(a[1]),
+  recorder.dispatch(kernel(device, "lora_vec", prelude, {"grid"}, "main"),
+                    {gpu::read(x), gpu::read(norm ? op.input.weight : x), gpu::write(op.h), gpu::read(a[0]), gpu::read(a[1]),
                      gpu::read(a[2])},
-                    Params{.rows = rows, .outputs = columns, .inputs = inputs, .rank = op.rank, .eps = op.input.eps},
-                    spread.grid(device, (columns + 1) / 2),
+                    LoraParams{.rows = rows, .columns = columns, .inputs = inputs, .rank = op.rank, .eps = op.input.eps},
+                    gpu::linear_grid(device, (columns + spread.columns - 1) / spread.columns),
                     {.bytes = 4.0 * columns * inputs, .flops = 2.0 * rows * columns * inputs});
 }
 

@@ -55,6 +55,7 @@ struct LoraVec {
   std::uint32_t rank = 0, projections = 1;
   std::array<Tensor, 3> a{};  // (rank, K)
   Tensor h;                   // (M, projections * rank)
+  std::optional<gpu::AdapterType> kernel_for = {};
 };
 void record(gpu::Recorder&, const LoraVec&);
 

@@ -1,9 +1,11 @@
-// Products of a few rows (at most ROWS_M) with a weight in NF4, or of LoRA's A; contract and formulas: nf4_vec.h. A group of
-// LANES invocations computes PAIRS pairs of outputs: neighbours, or with SWIGLU one of each half of the weight. Its lanes share
-// the inner dimension, 16 elements at a time, and their sums are added as a tree. Of a norm the weight goes to x on the way,
-// and the inverse root of the mean square, summed along, to the result.
+// Products of a few rows (at most ROWS_M) with a weight in NF4; contract and formulas: nf4_vec.h. A group of LANES invocations
+// computes OUTPUTS outputs, in pairs: neighbours, or with SWIGLU one of each half of the weight. Its lanes share the inner
+// dimension, 8 elements (a word of codes) at a time, so that neighbours read neighbouring words of the weight and of x; their
+// sums are added in a fixed order. Of a norm the weight goes to x on the way, and the inverse root of the mean square, summed
+// along, to the result.
 //
-// Prelude: ROWS_M, PAIRS, LANES, GROUPS, NORM, PLUS, SWIGLU, LORA. codes4(word, lane) gives four codes (lib/vec_codes_*.wgsl).
+// Prelude: ROWS_M, OUTPUTS (4 or 8), LANES, GROUPS, NORM, PLUS, SWIGLU, LORA. codes8(word, index) gives the codes of a word,
+// after prepare_codes(index) and a barrier (lib/vec_codes_*.wgsl).
 
 struct Params {
   rows: u32,
@@ -22,52 +24,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> norm: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
-
-const WORKGROUP = LANES * GROUPS;
-const OUTPUTS = 2u * PAIRS;               // of a group
-const SUMS = (OUTPUTS + 1u) * ROWS_M;     // of each of them, a row each, and of squares
-var<workgroup> shares: array<f32, SUMS * WORKGROUP>;
-
-// Four vectors of x, and the sum of their squares before the norm's weight.
-struct Sixteen {
-  values: array<vec4<f32>, 4>,
-  squares: f32,
-}
-
-fn sixteen(row: u32, i: u32) -> Sixteen {
-  var result: Sixteen;
-  let first = min(row, params.rows - 1u) * (params.inputs / 4u) + 4u * i;
-  for (var v = 0u; v < 4u; v++) {
-    result.values[v] = x[first + v];
-    if (NORM) {
-      result.squares += dot(result.values[v], result.values[v]);
-      result.values[v] *= norm[4u * i + v];
-    }
-  }
-  return result;
-}
-
-// Adds up the shares of each group's lanes, to its first.
-fn add_up(index: u32, lane: u32) {
-  for (var half = LANES / 2u; half > 0u; half /= 2u) {
-    workgroupBarrier();
-    if (lane < half) {
-      for (var s = 0u; s < SUMS; s++) {
-        shares[s * WORKGROUP + index] += shares[s * WORKGROUP + index + half];
-      }
-    }
-  }
-  workgroupBarrier();
-}
-
-fn factor_of(row: u32, group_first: u32) -> f32 {
-  if (!NORM) {
-    return 1.0;
-  }
-  return 1.0 / sqrt(shares[(OUTPUTS * ROWS_M + row) * WORKGROUP + group_first] / f32(params.inputs) + params.eps);
-}
-
-@group(0) @binding(4) var<storage, read> packed: array<vec2<u32>>;
+@group(0) @binding(4) var<storage, read> packed: array<u32>;
 @group(0) @binding(5) var<storage, read> absmax: array<f32>;
 @group(0) @binding(6) var<storage, read> plus: array<f32>;
 @group(0) @binding(7) var<storage, read> h: array<f32>;
@@ -75,8 +32,47 @@ fn factor_of(row: u32, group_first: u32) -> f32 {
 @group(0) @binding(9) var<storage, read> b1: array<f32>;
 @group(0) @binding(10) var<storage, read> b2: array<f32>;
 
-// scaling * h b^T of one output of the weight.
-fn share_of_adapters(row: u32, output: u32) -> f32 {
+const WORKGROUP = LANES * GROUPS;
+const SUMS = OUTPUTS + 1u;       // of a row: of each output, and of squares
+const STRIDE = WORKGROUP + 8u;   // of a sum's shares: lanes that add up different sums meet different banks
+const PARTS = min(8u, LANES);    // values that a sum is left in
+// Codes while products are summed, then the lanes' shares of one row.
+var<workgroup> shares: array<f32, max(CODES_ROOM, SUMS * STRIDE)>;
+const ADAPTER_PARTS = OUTPUTS * ROWS_M * 8u;  // of a group
+var<workgroup> adapters: array<f32, select(1u, ADAPTER_PARTS * GROUPS, LORA)>;
+
+struct Eight {
+  low: vec4<f32>,
+  high: vec4<f32>,
+}
+
+// Words of four outputs with their blocks' scales.
+struct Words {
+  codes: vec4<u32>,
+  scale: vec4<f32>,
+}
+
+// The weight's row of output `j` of a group.
+fn output_of(first_pair: u32, j: u32) -> u32 {
+  if (SWIGLU) {
+    return first_pair + j / 2u + (j % 2u) * params.outputs;
+  }
+  return 2u * first_pair + j;
+}
+
+// Word i of the group's outputs from j on.
+fn words_of(first_pair: u32, j: u32, i: u32) -> Words {
+  let last = select(params.outputs, 2u * params.outputs, SWIGLU) - 1u;
+  let row = vec4<u32>(output_of(first_pair, j), output_of(first_pair, j + 1u), output_of(first_pair, j + 2u),
+                      output_of(first_pair, j + 3u));
+  let at = min(row, vec4<u32>(last)) * (params.inputs / 8u) + i;
+  let block = at / 8u;
+  return Words(vec4<u32>(packed[at.x], packed[at.y], packed[at.z], packed[at.w]),
+               vec4<f32>(absmax[block.x], absmax[block.y], absmax[block.z], absmax[block.w]));
+}
+
+// scaling * h b^T of one output of the weight, those r of the rank for which r % 8 is `part`.
+fn share_of_adapters(row: u32, output: u32, part: u32) -> f32 {
   let projection = u32(output >= params.first_end) + u32(output >= params.second_end);
   if (((params.adapted >> projection) & 1u) == 0u) {
     return 0.0;
@@ -84,7 +80,7 @@ fn share_of_adapters(row: u32, output: u32) -> f32 {
   let at = row * params.hidden + projection * params.rank;
   let column = (output - select(0u, select(params.first_end, params.second_end, projection == 2u), projection > 0u)) * params.rank;
   var sum = 0.0;
-  for (var r = 0u; r < params.rank; r++) {
+  for (var r = part; r < params.rank; r += 8u) {
     var b = 0.0;
     if (projection == 0u) {
       b = b0[column + r];
@@ -98,122 +94,170 @@ fn share_of_adapters(row: u32, output: u32) -> f32 {
   return params.scaling * sum;
 }
 
+fn prepare_adapters(first_pair: u32, lane: u32, group: u32) {
+  let last = select(params.outputs, 2u * params.outputs, SWIGLU) - 1u;
+  for (var t = lane; t < ADAPTER_PARTS; t += LANES) {
+    let row = t / (8u * OUTPUTS);
+    if (row < params.rows) {
+      let output = min(output_of(first_pair, t / 8u % OUTPUTS), last);
+      adapters[group * ADAPTER_PARTS + t] = share_of_adapters(row, output, t % 8u);
+    }
+  }
+}
+
 fn silu(g: f32) -> f32 {
   return g / (1.0 + exp(-max(g, -87.0)));
 }
 
-// The weight's row of output `j` of a group.
-fn output_of(first_pair: u32, j: u32) -> u32 {
-  if (SWIGLU) {
-    return first_pair + j / 2u + (j % 2u) * params.outputs;
+// Adds up the shares of each group's lanes, into the first PARTS of them.
+fn add_up(own: u32, lane: u32) {
+  for (var t = lane; t < SUMS * PARTS; t += LANES) {
+    let at = t / PARTS * STRIDE + own + t % PARTS;
+    var sum = shares[at];
+    for (var k = PARTS; k < LANES; k += PARTS) {
+      sum += shares[at + k];
+    }
+    shares[at] = sum;
   }
-  return 2u * first_pair + j;
+}
+
+fn total(sum: u32, own: u32) -> f32 {
+  var result = 0.0;
+  for (var p = 0u; p < PARTS; p++) {
+    result += shares[sum * STRIDE + own + p];
+  }
+  return result;
 }
 
 // Of row m, the output `j` of a group.
-fn result_of(m: u32, j: u32, first_pair: u32, own: u32, factor: f32) -> f32 {
-  let sum = shares[(j * ROWS_M + m) * WORKGROUP + own] * factor;
+fn result_of(m: u32, j: u32, own: u32, factor: f32) -> f32 {
+  var result = total(j, own) * factor;
   if (LORA) {
-    return sum + share_of_adapters(m, output_of(first_pair, j));
+    let first = own / LANES * ADAPTER_PARTS + (m * OUTPUTS + j) * 8u;
+    for (var p = 0u; p < 8u; p++) {
+      result += adapters[first + p];
+    }
   }
-  return sum;
+  return result;
+}
+
+fn write_results(m: u32, first_pair: u32, own: u32, lane: u32) {
+  // Of SwiGLU a pair makes one.
+  const RESULTS = select(OUTPUTS, OUTPUTS / 2u, SWIGLU);
+  for (var r = lane; r < RESULTS; r += LANES) {
+    let output = select(2u * first_pair, first_pair, SWIGLU) + r;
+    if (output >= params.outputs) {
+      continue;
+    }
+    var factor = 1.0;
+    if (NORM) {
+      factor = 1.0 / sqrt(total(OUTPUTS, own) / f32(params.inputs) + params.eps);
+    }
+    let at = m * params.outputs + output;
+    if (SWIGLU) {
+      y[at] = silu(result_of(m, 2u * r, own, factor)) * result_of(m, 2u * r + 1u, own, factor);
+    } else {
+      y[at] = select(0.0, plus[at], PLUS) + result_of(m, r, own, factor);
+    }
+  }
+}
+
+// One row's sums, in named members: compilers may leave an array that a loop indexes in memory.
+struct RowSums {
+  first: vec4<f32>,   // of outputs 0 to 3
+  second: vec4<f32>,  // of outputs 4 to 7
+  squares: f32,
+}
+alias Sums = array<RowSums, ROWS_M>;
+alias Values = array<Eight, ROWS_M>;  // of x
+
+fn read_values(i: u32, values: ptr<function, Values>, sums: ptr<function, Sums>) {
+  for (var m = 0u; m < ROWS_M; m++) {
+    let at = min(m, params.rows - 1u) * (params.inputs / 4u) + 2u * i;
+    var low = x[at];
+    var high = x[at + 1u];
+    if (NORM) {
+      (*sums)[m].squares += dot(low, low) + dot(high, high);
+      low *= norm[2u * i];
+      high *= norm[2u * i + 1u];
+    }
+    (*values)[m] = Eight(low, high);
+  }
+}
+
+fn dot8(a: Eight, b: Eight) -> f32 {
+  return dot(a.low, b.low) + dot(a.high, b.high);
+}
+
+// A block's scale is that of its sum.
+fn add_products(words: Words, second: bool, index: u32, values: ptr<function, Values>, sums: ptr<function, Sums>) {
+  let a = codes8(words.codes.x, index);
+  let b = codes8(words.codes.y, index);
+  let c = codes8(words.codes.z, index);
+  let d = codes8(words.codes.w, index);
+  for (var m = 0u; m < ROWS_M; m++) {
+    let value = (*values)[m];
+    let products = vec4<f32>(dot8(value, a), dot8(value, b), dot8(value, c), dot8(value, d)) * words.scale;
+    if (second) {
+      (*sums)[m].second += products;
+    } else {
+      (*sums)[m].first += products;
+    }
+  }
+}
+
+fn put_four(first: u32, values: vec4<f32>, index: u32) {
+  shares[first * STRIDE + index] = values.x;
+  shares[(first + 1u) * STRIDE + index] = values.y;
+  shares[(first + 2u) * STRIDE + index] = values.z;
+  shares[(first + 3u) * STRIDE + index] = values.w;
 }
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) index: u32) {
-  prepare_codes(index, WORKGROUP);
   let lane = index % LANES;
-  let first_pair = (linear_workgroup(group, groups) * GROUPS + index / LANES) * PAIRS;
-  let last = select(params.outputs, 2u * params.outputs, SWIGLU) - 1u;
-  let steps = params.inputs / 16u;
-  var sums: array<f32, SUMS>;
-  for (var i = lane; i < steps; i += LANES) {
-    var weights: array<array<vec4<f32>, 4>, OUTPUTS>;
-    for (var j = 0u; j < OUTPUTS; j++) {
-      let at = min(output_of(first_pair, j), last) * steps + i;
-      let bits = packed[at];
-      let scale = absmax[at / 4u];
-      weights[j] = array<vec4<f32>, 4>(codes4(bits.x, index) * scale, codes4(bits.x >> 16u, index) * scale,
-                                       codes4(bits.y, index) * scale, codes4(bits.y >> 16u, index) * scale);
-    }
-    for (var m = 0u; m < ROWS_M; m++) {
-      let values = sixteen(m, i);
-      for (var j = 0u; j < OUTPUTS; j++) {
-        sums[j * ROWS_M + m] += dot(values.values[0], weights[j][0]) + dot(values.values[1], weights[j][1]) +
-                                dot(values.values[2], weights[j][2]) + dot(values.values[3], weights[j][3]);
-      }
-      sums[OUTPUTS * ROWS_M + m] += values.squares;
-    }
-  }
-  for (var s = 0u; s < SUMS; s++) {
-    shares[s * WORKGROUP + index] = sums[s];
-  }
-  add_up(index, lane);
   let own = index - lane;
-  // Lanes share the results: of SwiGLU a pair makes one.
-  const RESULTS = select(OUTPUTS, PAIRS, SWIGLU);
-  for (var t = lane; t < params.rows * RESULTS; t += LANES) {
-    let m = t / RESULTS;
-    let r = t % RESULTS;
-    let output = select(2u * first_pair, first_pair, SWIGLU) + r;
-    if (output >= params.outputs) {
-      continue;
+  let first_pair = (linear_workgroup(group, groups) * GROUPS + index / LANES) * (OUTPUTS / 2u);
+  let words = params.inputs / 8u;
+  // The weight is read one step ahead, first of all while codes and adapters are prepared.
+  var next = words_of(first_pair, 0u, min(lane, words - 1u));
+  var next_four: Words;
+  if (OUTPUTS > 4u) {
+    next_four = words_of(first_pair, 4u, min(lane, words - 1u));
+  }
+  prepare_codes(index);
+  if (LORA) {
+    prepare_adapters(first_pair, lane, index / LANES);
+  }
+  workgroupBarrier();
+  var sums: Sums;
+  var values: Values;
+  for (var i = lane; i < words; i += LANES) {
+    let now = next;
+    let now_four = next_four;
+    next = words_of(first_pair, 0u, min(i + LANES, words - 1u));
+    if (OUTPUTS > 4u) {
+      next_four = words_of(first_pair, 4u, min(i + LANES, words - 1u));
     }
-    let factor = factor_of(m, own);
-    let at = m * params.outputs + output;
-    if (SWIGLU) {
-      y[at] = silu(result_of(m, 2u * r, first_pair, own, factor)) * result_of(m, 2u * r + 1u, first_pair, own, factor);
-    } else {
-      y[at] = select(0.0, plus[at], PLUS) + result_of(m, r, first_pair, own, factor);
-    }
-  }
-}
-
-@group(0) @binding(4) var<storage, read> a0: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read> a1: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read> a2: array<vec4<f32>>;
-
-// Vector `v` of row `column` of the three A.
-fn a_at(column: u32, v: u32) -> vec4<f32> {
-  let vectors = params.inputs / 4u;
-  if (column < params.rank) {
-    return a0[column * vectors + v];
-  }
-  if (column < 2u * params.rank) {
-    return a1[(column - params.rank) * vectors + v];
-  }
-  return a2[(column - 2u * params.rank) * vectors + v];
-}
-
-@compute @workgroup_size(WORKGROUP)
-fn lora(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) index: u32) {
-  let lane = index % LANES;
-  let first = (linear_workgroup(group, groups) * GROUPS + index / LANES) * OUTPUTS;
-  var sums: array<f32, SUMS>;
-  for (var i = lane; i < params.inputs / 16u; i += LANES) {
-    for (var m = 0u; m < ROWS_M; m++) {
-      let values = sixteen(m, i);
-      for (var j = 0u; j < OUTPUTS; j++) {
-        let column = min(first + j, params.outputs - 1u);
-        for (var v = 0u; v < 4u; v++) {
-          sums[j * ROWS_M + m] += dot(values.values[v], a_at(column, 4u * i + v));
-        }
-      }
-      sums[OUTPUTS * ROWS_M + m] += values.squares;
+    read_values(i, &values, &sums);
+    add_products(now, false, index, &values, &sums);
+    if (OUTPUTS > 4u) {
+      add_products(now_four, true, index, &values, &sums);
     }
   }
-  for (var s = 0u; s < SUMS; s++) {
-    shares[s * WORKGROUP + index] = sums[s];
-  }
-  add_up(index, lane);
-  let own = index - lane;
-  for (var t = lane; t < params.rows * OUTPUTS; t += LANES) {
-    let m = t / OUTPUTS;
-    let column = first + t % OUTPUTS;
-    if (column < params.outputs) {
-      y[m * params.outputs + column] = shares[(t % OUTPUTS * ROWS_M + m) * WORKGROUP + own] * factor_of(m, own);
+  for (var m = 0u; m < ROWS_M; m++) {
+    workgroupBarrier();
+    put_four(0u, sums[m].first, index);
+    if (OUTPUTS > 4u) {
+      put_four(4u, sums[m].second, index);
+    }
+    shares[OUTPUTS * STRIDE + index] = sums[m].squares;
+    workgroupBarrier();
+    add_up(own, lane);
+    workgroupBarrier();
+    if (m < params.rows) {
+      write_results(m, first_pair, own, lane);
     }
   }
 }

@@ -6,6 +6,7 @@
 #include "nibble/kernels/pack_rows.h"
 #include "nibble/kernels/packed_attention.h"
 #include "nibble/kernels/qk_norm_rope.h"
+#include "nibble/kernels/qkv_heads.h"
 #include "nibble/kernels/row_kernel.h"
 #include "nibble/kernels/unpack_rows.h"
 
@@ -103,7 +104,7 @@ class ByHeads {
     to_heads();
     const Tensor o = scaled_ ? first(op_.room.o, {s_.tokens, s_.queries()}) : op_.o.data;
     record(rec_, Attention{.q = q_, .k = k_, .v = v_, .key_begin = op_.key_begin, .key_end = op_.key_end, .o = o,
-                           .lse = op_.lse, .pairs = op_.pairs});
+                           .lse = op_.lse, .pairs = op_.pairs, .parts = op_.room.parts, .most_keys = op_.first_key + s_.tokens});
     if (scaled_) record(rec_, PackRows{.x = o, .y = op_.o});
   }
 
@@ -127,6 +128,11 @@ class ByHeads {
 
  private:
   void to_heads() {
+    if (op_.k_cache && !scaled_) {
+      const QkvHeads all{.qkv = op_.qkv.data, .q_norm = op_.q_norm, .k_norm = op_.k_norm, .position = op_.position, .table = op_.table,
+                         .eps = op_.eps, .q = q_, .k = k_, .v = v_, .first_key = op_.first_key};
+      if (qkv_heads_fits(rec_.device(), all)) return record(rec_, all);
+    }
     record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.q_norm, .position = op_.position, .table = op_.table, .y = q_,
                             .inv_rms = q_inv_rms_, .eps = op_.eps});
     record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.k_norm, .position = op_.position, .table = op_.table, .y = k_,
@@ -188,7 +194,11 @@ void visit(QkvAttentionRoom& r, const QkvAttentionShape& s, bool packed, const M
     make(r.k_inv_rms, f, {tokens, s.key_heads});
     if (s.path != ProductPath::f32) make(r.o, f, {tokens, queries});
   }
-  if (!s.backward) return;
+  if (!s.backward) {
+    make(r.parts.o, f, {attention_part_rows, queries});
+    make(r.parts.numbers, f, {attention_part_rows, s.heads, 2});
+    return;
+  }
   make(r.dq, f, {tokens, queries});
   if (packed) {
     make(r.dkv, f, {most_parts_rows(s), 2 * keys});

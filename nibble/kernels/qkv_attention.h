@@ -1,6 +1,6 @@
 #pragma once
 
-#include "nibble/kernels/operand.h"
+#include "nibble/kernels/attention.h"
 
 #include <optional>
 
@@ -24,6 +24,7 @@ struct QkvAttentionRoom {
   Tensor q, k, v, dk, dv;          // else by heads, as attention.h has them
   Tensor q_inv_rms, k_inv_rms, delta;
   Tensor o, d_o, d_qkv;            // else, on an f16 path: in f32
+  AttentionParts parts;            // of few queries against a cache
 };
 QkvAttentionRoom make_qkv_attention_room(gpu::Device& device, const QkvAttentionShape& shape);
 std::uint64_t qkv_attention_room_bytes(const gpu::Device& device, const QkvAttentionShape& shape);

@@ -27,6 +27,10 @@ std::uint32_t key_capacity(const ModelConfig& config, const GeneratorOptions& op
   return (capacity_of(config, options) + key_rows - 1) / key_rows * key_rows;
 }
 
+// What a piece uploads at once, each part where a binding may begin: ids, positions, ends of keys, and the last row.
+constexpr std::uint32_t stream_parts = 4;
+std::uint32_t part_of_stream(std::uint32_t tokens) { return (tokens + 63) / 64 * 64; }
+
 HeadOptions head_options(ProductPath path) {
   return {.path = path, .max_labels = 1, .chunk_rows = 1, .trainable = false};
 }
@@ -44,7 +48,9 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& options)
       adapters_(state.has_lora() ? &state.lora_mirror() : nullptr),
       capacity_(capacity_of(config_, options)),
       frozen_(device_, weights_, state.path(), Residency::resident),
-      head_(device_, config_, weights_, head_options(state.path())) {
+      head_(device_, config_, weights_, head_options(state.path())),
+      readback_(device_, std::uint64_t{config_.vocab_size} * sizeof(float)),
+      logits_(config_.vocab_size) {
   pieces_ = make_pieces(state.path(), piece_of(config_, options));
   if (DecodeLayers::fits(config_)) {
     most_steps_ = std::min(vec_rows, capacity_);
@@ -57,12 +63,9 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& options)
     };
     keys_.push_back({.k = make("keys"), .v = make("values")});
   }
-  for (Tensor* tensor : {&stream_room_.token_ids, &stream_room_.position, &stream_room_.segment_begin,
-                         &stream_room_.key_end}) {
-    *tensor = device_.tensor(DType::u32, {most}, "stream");
-  }
+  stream_room_ = device_.tensor(DType::u32, {stream_parts * part_of_stream(most)}, "stream");
+  segment_begin_ = device_.tensor(DType::u32, {most}, "segment begin");
   for (Tensor& residual : residual_) residual = device_.tensor(DType::f32, {most, config_.hidden_size}, "residual");
-  last_row_ = device_.tensor(DType::u32, {1}, "last row");
   rope_ = device_.tensor<float>(DType::f32, {capacity_, config_.head_dim / 2, 2},
                                rope_table(capacity_, config_.head_dim, config_.rope_theta), "rope");
 }
@@ -75,7 +78,8 @@ std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& con
   return FrozenWeights::decoded_bytes(config, options.path, Residency::resident) +
          Head::bytes(device, config, head_options(options.path)) + keys + layer_activation_bytes(shape) +
          scratch_bytes(device, shape, false) + (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, few) : 0) +
-         std::uint64_t{std::max(piece, few)} * (8ull * config.hidden_size + 16) +
+         std::uint64_t{std::max(piece, few)} * (8ull * config.hidden_size + 4) +
+         4ull * stream_parts * part_of_stream(std::max(piece, few)) +
          4ull * capacity_of(config, options) * config.head_dim;
 }
 
@@ -96,23 +100,23 @@ void Generator::use_adapter(bool use) {
   seen_.clear();
 }
 
-// The piece follows what has been seen: every token attends to all before it.
+// The piece follows what has been seen: every token attends to all before it. label_rows is its last token.
 DeviceStream Generator::upload(std::span<const std::uint32_t> piece) {
-  const std::uint32_t count = static_cast<std::uint32_t>(piece.size()), past = seen();
-  std::vector<std::uint32_t> position(count), key_end(count);
+  const std::uint32_t count = static_cast<std::uint32_t>(piece.size()), past = seen(), part = part_of_stream(count);
+  std::vector<std::uint32_t> values(std::size_t{stream_parts} * part);
+  const std::span all(values);
+  std::copy(piece.begin(), piece.end(), values.begin());
+  const auto position = all.subspan(part, count), key_end = all.subspan(2 * std::size_t{part}, count);
   std::iota(position.begin(), position.end(), past);
   std::iota(key_end.begin(), key_end.end(), past + 1);
-  DeviceStream stream{.tokens = count, .pairs = std::accumulate(key_end.begin(), key_end.end(), std::uint64_t{0})};
-  const auto put = [&](const Tensor& room, std::span<const std::uint32_t> values) {
-    const Tensor view = room.view({count});
-    device_.write(view, std::as_bytes(values));
-    return view;
+  values[3 * std::size_t{part}] = count - 1;
+  device_.write(stream_room_.part(0, {stream_parts * part}), std::as_bytes(all));
+  const auto view = [&](std::uint32_t index, std::uint32_t length) {
+    return stream_room_.part(std::uint64_t{index} * part, {length});
   };
-  stream.token_ids = put(stream_room_.token_ids, piece);
-  stream.position = put(stream_room_.position, position);
-  stream.key_end = put(stream_room_.key_end, key_end);
-  stream.segment_begin = stream_room_.segment_begin.view({count});  // zeros
-  return stream;
+  return {.tokens = count, .labels = 1, .pairs = std::accumulate(key_end.begin(), key_end.end(), std::uint64_t{0}),
+          .token_ids = view(0, count), .position = view(1, count), .segment_begin = segment_begin_.view({count}),  // zeros
+          .segment_end = {}, .key_end = view(2, count), .label_rows = view(3, 1), .label_ids = {}, .sides = {}, .reference = {}};
 }
 
 Tensor Generator::run_layers(gpu::Recorder& recorder, const DeviceStream& stream, bool few) {
@@ -160,17 +164,13 @@ std::span<const float> Generator::logits(std::span<const std::uint32_t> tokens) 
     const DeviceStream stream = upload(piece);
     gpu::Recorder recorder(device_);
     const Tensor x = run_layers(recorder, stream, few);
-    if (piece.size() == left) {
-      const std::uint32_t last = stream.tokens - 1;
-      device_.write(last_row_, std::as_bytes(std::span(&last, 1)));
-      logits = head_.logits(recorder, x, last_row_, 1);
-    }
+    if (piece.size() == left) logits = head_.logits(recorder, x, stream.label_rows, 1);
     recorder.submit();
     seen_.insert(seen_.end(), piece.begin(), piece.end());
     computed_ += piece.size();
   }
-  logits_.resize(config_.vocab_size);
-  device_.read(logits, std::as_writable_bytes(std::span(logits_)));
+  readback_.begin(logits);
+  readback_.finish(std::as_writable_bytes(std::span(logits_)));
   return logits_;
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "nibble/gpu/readback.h"
 #include "nibble/model/decode_layers.h"
 #include "nibble/model/head.h"
 #include "nibble/model/layer.h"
@@ -71,11 +72,11 @@ class Generator {
   std::optional<DecodeLayers> steps_;   // of a few tokens; empty where sizes do not allow it, and pieces serve
   std::uint32_t most_steps_ = 0;
   std::vector<Keys> keys_;    // by layer
-  DeviceStream stream_room_;
+  Tensor stream_room_, segment_begin_;
   Tensor rope_;
-  Tensor last_row_;           // (1) u32
   std::array<Tensor, 2> residual_;
   std::vector<std::uint32_t> seen_;
+  gpu::Readback readback_;    // of the logits
   std::vector<float> logits_;
   std::uint64_t computed_ = 0;
 };

@@ -5,6 +5,7 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -114,10 +115,19 @@ TEST(AttentionReference, GradientsAreSlopes) {
   for (const std::size_t i : keys) EXPECT_NEAR(gradients.dv[i], dv[i], 1e-7);
 }
 
-// `count` queries from `first` on of one growing sequence, against keys in a cache of `capacity` rows a head.
-std::vector<float> generate(const AttentionCase& shape, const AttentionInputs& inputs, std::uint32_t capacity,
-                            std::uint32_t first, std::uint32_t count, std::optional<AttentionVariant> variant) {
-  const std::uint32_t tokens = shape.tokens(), dim = shape.head_dim;
+struct Piece {
+  std::uint32_t first, count;
+  std::optional<AttentionVariant> variant = {};
+};
+struct Generated {
+  std::vector<float> o, lse;
+  bool operator==(const Generated&) const = default;
+};
+
+// A piece's queries of growing sequences, against keys in a cache of `capacity` rows a head.
+Generated generate(const AttentionCase& shape, const AttentionInputs& inputs, std::uint32_t capacity, const Piece& piece,
+                   bool with_parts = true) {
+  const std::uint32_t tokens = shape.tokens(), dim = shape.head_dim, first = piece.first, count = piece.count;
   std::vector<float> q, k(std::size_t{shape.key_heads} * capacity * dim, 1e30f), v = k;
   for (std::uint32_t h = 0; h < shape.heads; ++h) {
     const auto from = inputs.q.begin() + (h * tokens + first) * dim;
@@ -127,9 +137,13 @@ std::vector<float> generate(const AttentionCase& shape, const AttentionInputs& i
     std::copy_n(inputs.k.begin() + h * tokens * dim, tokens * dim, k.begin() + h * capacity * dim);
     std::copy_n(inputs.v.begin() + h * tokens * dim, tokens * dim, v.begin() + h * capacity * dim);
   }
-  std::vector<std::uint32_t> begins(count, 0), ends(count);
+  const auto all_begins = shape.segment_begin();
+  const std::vector<std::uint32_t> begins(all_begins.begin() + first, all_begins.begin() + first + count);
+  std::vector<std::uint32_t> ends(count);
   std::iota(ends.begin(), ends.end(), first + 1);
   GuardedTensor o(DType::f32, {count, shape.heads * dim}), lse(DType::f32, {shape.heads, count});
+  GuardedTensor part_o(DType::f32, {attention_part_rows, shape.heads * dim});
+  GuardedTensor part_numbers(DType::f32, {attention_part_rows, shape.heads, 2});
   const Attention op{.q = upload(q, {shape.heads, count, dim}),
                      .k = upload(k, {shape.key_heads, capacity, dim}),
                      .v = upload(v, {shape.key_heads, capacity, dim}),
@@ -137,40 +151,102 @@ std::vector<float> generate(const AttentionCase& shape, const AttentionInputs& i
                      .key_end = upload_u32(ends),
                      .o = o.tensor(),
                      .lse = lse.tensor(),
-                     .variant = variant};
+                     .variant = piece.variant,
+                     .parts = with_parts ? AttentionParts{part_o.tensor(), part_numbers.tensor()} : AttentionParts{},
+                     .most_keys = first + count,
+                     .least_part_keys = 32};
   gpu::Recorder recorder(device());
   record(recorder, op);
   recorder.submit();
-  o.expect_guards_intact();
-  lse.expect_guards_intact();
-  return download(o.tensor());
+  for (const auto* output : {&o, &lse, &part_o, &part_numbers}) output->expect_guards_intact();
+  return {download(o.tensor()), download(lse.tensor())};
 }
 
+void expect_generated(const AttentionCase& shape, const Generated& got, const AttentionResult& whole, const Piece& piece) {
+  const std::size_t row = std::size_t{shape.heads} * shape.head_dim;
+  const auto expected = floats(whole.o);
+  std::vector<float> lse;
+  for (std::uint32_t h = 0; h < shape.heads; ++h) {
+    const auto from = whole.lse.begin() + h * shape.tokens() + piece.first;
+    lse.insert(lse.end(), from, from + piece.count);
+  }
+  const auto what = fmt::format("{} queries from {} on, {} heads on {} of {}", piece.count, piece.first, shape.heads,
+                                shape.key_heads, shape.head_dim);
+  const auto o = std::span(expected).subspan(piece.first * row, piece.count * row);
+  EXPECT_LT(relative_error(got.o, o), tolerance(shape.head_dim)) << what;
+  EXPECT_LT(relative_error(got.lse, lse), tolerance(shape.head_dim)) << what;
+}
+
+// Up to 128 keys are one part, without room for parts all are; 32 queries cut them in two, fewer in up to 23 (some of which are
+// empty for the first of several queries).
 TEST(Attention, GenerationEqualsTheWholeForward) {
-  for (const std::uint32_t head_dim : {32u, 64u, 80u}) {
-    const AttentionCase shape{.heads = 6, .key_heads = 2, .head_dim = head_dim, .segments = {701}};
+  const Piece pieces[] = {{0, 1}, {1, 1}, {31, 3}, {63, 2}, {127, 1}, {127, 3}, {128, 1}, {254, 8}, {511, 2}, {700, 1}, {690, 11},
+                          {690, 11, AttentionVariant::decode}, {660, 32, AttentionVariant::decode},
+                          {600, 70, AttentionVariant::decode}, {100, 70, AttentionVariant::tiles}};
+  for (const std::uint32_t head_dim : {16u, 32u, 64u, 80u, 128u, 256u}) {
+    const std::uint32_t key_heads = head_dim > 100 ? 1 : 2;
+    const AttentionCase shape{.heads = 3 * key_heads, .key_heads = key_heads, .head_dim = head_dim, .segments = {701}};
     const AttentionInputs inputs(shape);
-    const auto expected = floats(attend(shape, doubles(inputs.q), doubles(inputs.k), doubles(inputs.v)).o);
-    struct Piece {
-      std::uint32_t first, count;
-      std::optional<AttentionVariant> variant;
-    };
-    const Piece pieces[] = {{0, 1, {}},
-                            {1, 1, {}},
-                            {127, 3, {}},
-                            {511, 2, {}},
-                            {700, 1, {}},
-                            {690, 11, {}},
-                            {690, 11, AttentionVariant::decode},
-                            {100, 70, AttentionVariant::tiles}};
-    for (const Piece& piece : pieces) {
-      const auto o = generate(shape, inputs, 707, piece.first, piece.count, piece.variant);
-      const std::size_t row = std::size_t{shape.heads} * head_dim;
-      const auto rows = std::span(expected).subspan(piece.first * row, piece.count * row);
-      EXPECT_LT(relative_error(o, rows), tolerance(head_dim))
-          << piece.count << " queries from " << piece.first << " on, heads of " << head_dim;
+    const auto expected = attend(shape, doubles(inputs.q), doubles(inputs.k), doubles(inputs.v));
+    for (const Piece& piece : pieces) expect_generated(shape, generate(shape, inputs, 707, piece), expected, piece);
+    const Piece last{700, 1};
+    expect_generated(shape, generate(shape, inputs, 707, last, false), expected, last);
+  }
+}
+
+// Workgroups take 1 to 4 heads, or the largest divisor of the group below.
+TEST(Attention, GenerationWithGroupsOfHeads) {
+  for (const std::uint32_t group : {1u, 2u, 4u, 5u, 6u, 8u}) {
+    const AttentionCase shape{.heads = 2 * group, .key_heads = 2, .head_dim = 48, .segments = {300}};
+    const AttentionInputs inputs(shape);
+    const auto expected = attend(shape, doubles(inputs.q), doubles(inputs.k), doubles(inputs.v));
+    for (const Piece& piece : {Piece{90, 1}, Piece{299, 1}, Piece{293, 7}}) {
+      expect_generated(shape, generate(shape, inputs, 300, piece), expected, piece);
     }
   }
+}
+
+// Keys begin within what would be a tile of the first, and the last part is empty, as the bound on keys counts from 0.
+TEST(Attention, GenerationOfALaterSegment) {
+  const AttentionCase shape{.heads = 4, .key_heads = 2, .head_dim = 64, .segments = {37, 260}};
+  const AttentionInputs inputs(shape);
+  const auto expected = attend(shape, doubles(inputs.q), doubles(inputs.k), doubles(inputs.v));
+  for (const Piece& piece : {Piece{37, 1}, Piece{35, 5}, Piece{80, 2}, Piece{296, 1}, Piece{290, 7}}) {
+    expect_generated(shape, generate(shape, inputs, 300, piece), expected, piece);
+  }
+}
+
+TEST(Attention, GenerationGivesTheSameBitsEachRun) {
+  const AttentionCase shape{.heads = 8, .key_heads = 2, .head_dim = 64, .segments = {500}};
+  const AttentionInputs inputs(shape);
+  for (const Piece& piece : {Piece{99, 1}, Piece{499, 1}, Piece{490, 5}}) {
+    EXPECT_EQ(generate(shape, inputs, 512, piece), generate(shape, inputs, 512, piece));
+  }
+}
+
+// exp overflows unless the largest score of all parts is taken off first.
+TEST(Attention, GenerationWithLargeScores) {
+  constexpr std::uint32_t tokens = 400, dim = 32;
+  const AttentionCase shape{.heads = 1, .key_heads = 1, .head_dim = dim, .segments = {tokens}};
+  AttentionInputs inputs(shape);
+  for (float& value : inputs.q) value *= 4096;
+  const Generated got = generate(shape, inputs, tokens, {tokens - 1, 1});
+  std::vector<double> scores(tokens);
+  for (std::uint32_t j = 0; j < tokens; ++j) {
+    for (std::uint32_t d = 0; d < dim; ++d) scores[j] += double{inputs.q[(tokens - 1) * dim + d]} * inputs.k[j * dim + d];
+    scores[j] /= std::sqrt(dim);
+  }
+  const double largest = *std::max_element(scores.begin(), scores.end());
+  double total = 0;
+  std::vector<double> o(dim);
+  for (std::uint32_t j = 0; j < tokens; ++j) {
+    const double weight = std::exp(scores[j] - largest);
+    total += weight;
+    for (std::uint32_t d = 0; d < dim; ++d) o[d] += weight * inputs.v[j * dim + d];
+  }
+  // Scores of some thousand are off by 2^-24 sqrt(D) of themselves, so weights by a share of a few thousandths.
+  for (std::uint32_t d = 0; d < dim; ++d) EXPECT_NEAR(got.o[d], o[d] / total, 0.01);
+  EXPECT_NEAR(got.lse[0], largest + std::log(total), 0.01);
 }
 
 // On the software adapter o and d_o exceed a binding and are cut by tokens, q and dq by heads. All is zero but one head's

@@ -102,6 +102,20 @@ TEST(Generator, APromptInPiecesIsAsOneInWhole) {
   }
 }
 
+// Beyond 512 tokens even a processor cuts the keys of a few queries into parts.
+TEST(Generator, StepsAfterALongPromptGiveTheTrainingForwardsLogits) {
+  const ModelState state = load_tiny(ProductPath::f32);
+  const Tokens row = golden_row(0);
+  Tokens tokens;
+  while (tokens.size() < 560) tokens.insert(tokens.end(), row.begin(), row.end());
+  const auto expected = training_logits(state, tokens);
+  Generator generator(state, {.capacity = static_cast<std::uint32_t>(tokens.size())});
+  for (const std::size_t count : {500, 508, 512, 513, 514, 520, 521, 540, 541}) {
+    EXPECT_LT(test::relative_error(generator.logits(first(tokens, count)), expected[count - 1]), allowed_error(ProductPath::f32))
+        << count << " tokens";
+  }
+}
+
 TEST(Generator, KeepsTheCommonBeginningAlone) {
   const ModelState state = load_tiny(ProductPath::f32);
   Generator generator(state, {.capacity = 128});

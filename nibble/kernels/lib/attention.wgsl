@@ -11,6 +11,8 @@ struct Params {
   last_token: u32,   // and the one after their last
   more: u32,         // key gradients: 1 adds to dk and dv, 0 begins them
   scale: f32,        // 1 / sqrt(HEAD_DIM)
+  parts: u32,        // decode: that a query's keys are cut into
+  part_keys: u32,    // and keys of each
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -31,4 +33,9 @@ fn key_rows(head: u32) -> u32 {
 // Element of lse and delta.
 fn query_entry(query: u32, head: u32) -> u32 {
   return (params.first_head + head) * params.tokens + query;
+}
+
+// Row of what a part of a query's keys left for a head of the slice.
+fn part_row(query: u32, part: u32, head: u32) -> u32 {
+  return (query * params.parts + part) * params.heads + params.first_head + head;
 }

@@ -1,7 +1,9 @@
 // Codes chosen bit by bit (nf4.wgsl), for processors, where a table's places would be read one by one.
-fn prepare_codes(index: u32, invocations: u32) {
+const CODES_ROOM = 1u;
+
+fn prepare_codes(index: u32) {
 }
 
-fn codes4(word: u32, index: u32) -> vec4<f32> {
-  return nf4_codes4(word);
+fn codes8(word: u32, index: u32) -> Eight {
+  return Eight(nf4_codes4(word), nf4_codes4(word >> 16u));
 }

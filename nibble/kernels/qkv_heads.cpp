@@ -1,0 +1,61 @@
+#include "nibble/kernels/qkv_heads.h"
+
+#include "nibble/base/error.h"
+#include "nibble/kernels/row_kernel.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace nibble {
+namespace {
+
+constexpr std::string_view where = "qkv_heads";
+
+struct Params {
+  std::uint32_t tokens, heads, key_heads, capacity, first_key;
+  float eps;
+};
+
+void check_shapes(const QkvHeads& op) {
+  const std::uint32_t heads = op.q.dim(0), tokens = op.q.dim(1), dim = op.q.dim(2);
+  const std::uint32_t key_heads = op.k.dim(0), capacity = op.k.dim(1);
+  check(dim % 8 == 0 && std::uint64_t{op.first_key} + tokens <= capacity, where,
+        "{} rows of {} values from row {} on do not fit into {}.", tokens, dim, op.first_key, op.k.shape_text());
+  expect_shape(op.qkv, DType::f32, {tokens, (heads + 2 * key_heads) * dim}, where, "qkv");
+  for (const Tensor* cache : {&op.k, &op.v}) expect_shape(*cache, DType::f32, {key_heads, capacity, dim}, where, "k or v");
+  expect_shape(op.position, DType::u32, {tokens}, where, "position");
+  expect_shape(op.table, DType::f32, {op.table.dim(0), dim / 2, 2}, where, "table");
+  check(static_cast<bool>(op.q_norm) == static_cast<bool>(op.k_norm), where, "Norms of queries and keys must be given together.");
+  if (!op.q_norm) return;
+  for (const Tensor* weight : {&op.q_norm, &op.k_norm}) expect_shape(*weight, DType::f32, {dim}, where, "a norm's weight");
+}
+
+}  // namespace
+
+bool qkv_heads_fits(const gpu::Device& device, const QkvHeads& op) {
+  const auto fits = [&](const Tensor& tensor) { return tensor.bytes() <= device.info().limits.max_binding; };
+  return fits(op.qkv) && fits(op.q) && fits(op.k) && fits(op.v);
+}
+
+void record(gpu::Recorder& recorder, const QkvHeads& op) {
+  constexpr std::uint32_t workgroup = 64;
+  gpu::Device& device = recorder.device();
+  const std::uint32_t heads = op.q.dim(0), tokens = op.q.dim(1), dim = op.q.dim(2);
+  const std::uint32_t key_heads = op.k.dim(0), capacity = op.k.dim(1);
+  const std::uint32_t rows = tokens * (heads + 2 * key_heads);
+  check_shapes(op);
+  const bool norm = static_cast<bool>(op.q_norm);
+  // As for qk_norm_rope.h: a processor is fastest without workgroup memory.
+  const bool software = op.kernel_for.value_or(device.info().type) == gpu::AdapterType::software;
+  const std::uint32_t lanes = software ? 1 : std::min(16u, std::bit_floor(dim / 8));
+  gpu::Prelude prelude;
+  prelude.constant("HEAD_DIM", dim).constant("WORKGROUP", workgroup).constant("LANES", lanes).constant("NORM", norm);
+  recorder.dispatch(kernel(device, "qkv_heads", prelude, {"grid"}, "main"),
+                    {gpu::read(op.qkv), gpu::write(op.q), gpu::write(op.k), gpu::write(op.v), gpu::read(op.position),
+                     gpu::read(op.table), gpu::read(norm ? op.q_norm : op.table), gpu::read(norm ? op.k_norm : op.table)},
+                    Params{tokens, heads, key_heads, capacity, op.first_key, op.eps},
+                    gpu::linear_grid(device, (rows * lanes + workgroup - 1) / workgroup),
+                    {.bytes = 8.0 * rows * dim, .flops = 8.0 * rows * dim});
+}
+
+}  // namespace nibble

@@ -1,0 +1,27 @@
+#pragma once
+
+#include "nibble/kernels/operand.h"
+
+#include <optional>
+
+namespace nibble {
+
+// What QkNormRope does for queries and keys and ToHeads for values (qk_norm_rope.h), of a joint projection at once: for
+// generation, where each dispatch costs more than what it does. Of each head of k and v the rows from `first_key` on are
+// written, of q all. All f32 but `position`.
+struct QkvHeads {
+  Tensor qkv;              // (T, (H + 2 Hk) * D)
+  Tensor q_norm, k_norm;   // (D); both empty: no norm
+  Tensor position, table;  // (T) u32 and (positions, D/2, 2)
+  float eps = 1e-6f;
+  Tensor q;                // (H, T, D)
+  Tensor k, v;             // (Hk, capacity, D)
+  std::uint32_t first_key = 0;
+  std::optional<gpu::AdapterType> kernel_for = {};  // of another type of adapter than the one in use, for tests
+};
+void record(gpu::Recorder& recorder, const QkvHeads& op);
+
+// Whether each tensor fits into one binding.
+bool qkv_heads_fits(const gpu::Device& device, const QkvHeads& op);
+
+}  // namespace nibble
