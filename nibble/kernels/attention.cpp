@@ -114,7 +114,6 @@ Plan tiles_plan(std::uint32_t head_dim, std::uint32_t block) {
   return plan;
 }
 
-
 AttentionVariant usual_variant(const gpu::Device& device) {
   if (device.info().type == gpu::AdapterType::software) return AttentionVariant::rows;
   const auto& limits = device.info().limits;

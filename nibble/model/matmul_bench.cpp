@@ -221,6 +221,18 @@ double MatmulBench::allowed_error() const {
   return sums + (y_scale_ ? 0x1p-11 : 0.0);
 }
 
+namespace {
+
+// 32-bit registers of an invocation for sums and for what is on its way to workgroup memory. Beyond these 192 compilers have
+// none left for operands and addresses: they take several times as long and spill.
+bool has_registers(const MatrixTile& tile) {
+  const std::uint32_t sums = tile.part_m * tile.part_n / tile.subgroup;
+  const std::uint32_t staged = (tile.block_m + (tile.direct ? 0 : tile.block_n)) * tile.block_k / 2 / tile.invocations();
+  return sums + staged <= 192;
+}
+
+}  // namespace
+
 std::vector<MatrixTile> candidate_tiles(const gpu::AdapterInfo& info, bool tiled) {
   const auto own = tiled ? direct_matrix_tile(info) : default_matrix_tile(info);
   if (!own) return {};
@@ -241,7 +253,7 @@ std::vector<MatrixTile> candidate_tiles(const gpu::AdapterInfo& info, bool tiled
     for (const Size& size : software ? small : tiled ? direct : staged) {
       MatrixTile tile{matrix, own->subgroup, size.m, size.n, size.k, size.part_m, size.part_n};
       tile.direct = tiled;
-      if (suits(info, tile)) tiles.push_back(tile);
+      if (suits(info, tile) && has_registers(tile)) tiles.push_back(tile);
     }
   }
   return tiles;
