@@ -10,10 +10,8 @@
 namespace nibble::gpu {
 namespace {
 
-// A recorder's first submission is short, so that the GPU starts at once; later ones are long enough that submitting costs
-// nothing.
-constexpr std::size_t first_submission = 32, longest_submission = 512;
-constexpr double flops_per_submit = 2e12;
+// A recorder's first submission is short, so that the GPU starts at once.
+constexpr std::size_t first_submission = 32;
 constexpr std::size_t bind_group_cap = 16384;
 
 std::uint64_t exact_size(const Tensor& tensor) {
@@ -132,7 +130,7 @@ void Recorder::dispatch_bytes(const Kernel& kernel, std::span<const Binding> bin
   state_->commands.emplace_back(std::move(command));
   state_->flops += work.flops;
   // While kernels are being compiled, what comes next is recorded, so that its kernels are compiled beside them.
-  const bool enough = state_->commands.size() >= state_->most_commands || state_->flops > flops_per_submit;
+  const bool enough = state_->commands.size() >= state_->most_commands || state_->flops > most_flops_in_submission;
   if (enough && pipelines_ready(device_.state())) submit();
 }
 
@@ -161,7 +159,7 @@ void Recorder::submit() {
   wait_for_pipelines(state.device);
   if (!params.empty()) state.device.queue.WriteBuffer(state.device.params_arena, 0, params.data(), params.size());
   state.submission.encode(commands);
-  state.most_commands = std::min(2 * state.most_commands, longest_submission);
+  state.most_commands = std::min(2 * state.most_commands, most_in_submission);
   device_.check();
 }
 

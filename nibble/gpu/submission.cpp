@@ -7,8 +7,6 @@
 namespace nibble::gpu {
 namespace {
 
-constexpr std::size_t most_dispatches = 512;
-constexpr double most_flops = 2e12;
 // What is timed is cut at the length of the query set.
 constexpr std::size_t most_timed = 128;
 constexpr std::uint32_t timestamps = 2 * most_timed;
@@ -16,17 +14,21 @@ constexpr std::uint32_t timestamps = 2 * most_timed;
 }  // namespace
 
 void Submission::encode(const std::vector<Command>& commands) {
-  const std::size_t most = device_.options.profile ? most_timed : most_dispatches;
+  for (const Command& command : commands) {
+    if (const auto* dispatch = std::get_if<DispatchCommand>(&command)) {
+      check<DeviceError>(dispatch->kernel->pipeline != nullptr, dispatch->kernel->label, "The kernel was not compiled.");
+    }
+  }
+  const std::size_t most = device_.options.profile ? most_timed : most_in_submission;
   for (const Command& command : commands) {
     if (!encoder_) encoder_ = device_.device.CreateCommandEncoder();
     std::visit([this](const auto& one) { put(one); }, command);
-    if (dispatches_ >= most || flops_ > most_flops) submit();
+    if (dispatches_ >= most || flops_ > most_flops_in_submission) submit();
   }
   submit();
 }
 
 void Submission::put(const DispatchCommand& command) {
-  check<DeviceError>(command.kernel->pipeline != nullptr, command.kernel->label, "The kernel was not compiled.");
   open_pass(*command.kernel);
   if (std::exchange(in_pass_, command.kernel) != command.kernel) pass_.SetPipeline(command.kernel->pipeline);
   if (command.params_at) {

@@ -32,8 +32,12 @@ struct ClearCommand {
 
 using Command = std::variant<DispatchCommand, CopyCommand, ClearCommand>;
 
-// Encodes commands and submits them, in order, in pieces that are short enough for the watchdogs of desktop systems. The
-// pipelines are there and the params are in the arena before the first piece goes.
+// What one submission holds at most: so that submitting costs nothing, and watchdogs of desktop systems see it end.
+constexpr std::size_t most_in_submission = 512;
+constexpr double most_flops_in_submission = 2e12;
+
+// Encodes commands and submits them, in order, in as many submissions as that takes. Params are in the arena before. Throws DeviceError,
+// and submits nothing, where a kernel's pipeline was refused.
 class Submission {
  public:
   explicit Submission(DeviceState& device) : device_(device) {}

@@ -94,7 +94,7 @@ void record_rows_sum(gpu::Recorder& recorder, const LoraPlan& plan, const Tensor
                           .padded_rows = padded_rows,
                           .factor = factor,
                           .padding = {}};
-  // A processor gains nothing from sharing.
+  // A processor gains nothing from sharing; two there, so that tests see it.
   const std::uint32_t shares = device.info().type == gpu::AdapterType::software ? 2 : 8;
   recorder.dispatch(kernel(device, "lora_rows_sum", gpu::Prelude().enable("f16").constant("SHARES", shares), {"grid"}),
                     {gpu::read(partial), gpu::write(h)}, sum, gpu::linear_grid(device, groups(sum.count, 32)),

@@ -40,6 +40,14 @@ void fill(gpu::Device& device, const Tensor& tensor, std::uint32_t seed, float d
   record(recorder, RandomFill{.x = tensor, .seed = seed, .deviation = deviation});
 }
 
+// 32-bit registers of an invocation for sums and for what is on its way to workgroup memory. Beyond these 192 compilers have
+// none left for operands and addresses: they take several times as long and spill.
+bool has_registers(const MatrixTile& tile) {
+  const std::uint32_t sums = tile.part_m * tile.part_n / tile.subgroup;
+  const std::uint32_t staged = (tile.block_m + (tile.direct ? 0 : tile.block_n)) * tile.block_k / 2 / tile.invocations();
+  return sums + staged <= 192;
+}
+
 }  // namespace
 
 std::string_view name_of(const MatmulProblem& problem) {
@@ -220,18 +228,6 @@ double MatmulBench::allowed_error() const {
   }
   return sums + (y_scale_ ? 0x1p-11 : 0.0);
 }
-
-namespace {
-
-// 32-bit registers of an invocation for sums and for what is on its way to workgroup memory. Beyond these 192 compilers have
-// none left for operands and addresses: they take several times as long and spill.
-bool has_registers(const MatrixTile& tile) {
-  const std::uint32_t sums = tile.part_m * tile.part_n / tile.subgroup;
-  const std::uint32_t staged = (tile.block_m + (tile.direct ? 0 : tile.block_n)) * tile.block_k / 2 / tile.invocations();
-  return sums + staged <= 192;
-}
-
-}  // namespace
 
 std::vector<MatrixTile> candidate_tiles(const gpu::AdapterInfo& info, bool tiled) {
   const auto own = tiled ? direct_matrix_tile(info) : default_matrix_tile(info);

@@ -231,10 +231,11 @@ TEST(Errors, PipelinesThatAreRefusedAreNamed) {
     }
   }
   // The device goes on.
-  const Tensor y = device.tensor(DType::f32, {64}, "y");
-  scale(recorder, x, y, 2.0f);
+  const std::vector<float> ones(64, 1.0f);
+  const Tensor y = device.tensor<float>(DType::f32, {64}, ones, "y"), z = device.tensor(DType::f32, {64}, "z");
+  scale(recorder, y, z, 2.0f);
   recorder.submit();
-  EXPECT_EQ(device.read<float>(y), std::vector<float>(64, 0.0f));
+  EXPECT_EQ(device.read<float>(z), std::vector<float>(64, 2.0f));
 }
 
 TEST(Errors, TooLargeABuffer) {
