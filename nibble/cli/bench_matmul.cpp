@@ -104,7 +104,7 @@ std::vector<Candidate> first_candidates(gpu::Device& device, const MatmulFlags& 
 }
 
 // The best tiles of each kind with other bands and splits.
-std::vector<Candidate> further_candidates(const Measured& measured) {
+std::vector<Candidate> further_candidates(const gpu::AdapterInfo& info, const Measured& measured) {
   std::vector<Candidate> result;
   std::set<std::string> known;
   for (const Candidate& c : measured.candidates) known.insert(describe(*c.plan));
@@ -115,17 +115,24 @@ std::vector<Candidate> further_candidates(const Measured& measured) {
     }
     std::sort(order.begin(), order.end(), [](auto* a, auto* b) { return a->seconds.median < b->seconds.median; });
     for (std::size_t i = 0; i < std::min<std::size_t>(3, order.size()); ++i) {
-      const auto add = [&](std::uint32_t band, std::uint32_t splits) {
+      const auto add = [&](std::uint32_t band, std::uint32_t splits, std::uint32_t wave) {
         MatrixPlan plan = *order[i]->plan;
         plan.tile.band = band;
         plan.splits = splits;
+        plan.wave = wave;
         if (known.insert(describe(plan)).second) result.push_back({.plan = plan});
       };
       const std::uint32_t block_rows = (measured.shape.rows - 1) / order[i]->plan->tile.block_m + 1;
       for (const std::uint32_t band : {1u, 2u, 4u, 8u, 16u, 32u, 64u}) {
-        if (band < 2 * block_rows) add(band, 1);
+        if (band < 2 * block_rows) add(band, 1, 0);
       }
-      for (const std::uint32_t splits : {2u, 3u, 4u, 6u, 8u}) add(order[i]->plan->tile.band, splits);
+      const MatrixTile& tile = order[i]->plan->tile;
+      const std::uint32_t wave = blocks_at_once(info, tile);
+      const std::uint32_t blocks = block_rows * ((measured.shape.columns - 1) / tile.block_n + 1);
+      for (const std::uint32_t splits : {2u, 3u, 4u, 6u, 8u}) {
+        add(tile.band, splits, 0);
+        if (wave > 0 && blocks > wave) add(tile.band, splits, wave);
+      }
     }
   }
   return result;
@@ -155,7 +162,7 @@ Measured measure_problem(gpu::Device& device, const MatmulFlags& flags, const Ma
   if (!measured.candidates.front().correct) return measured;
   time_all(device, bench, measured.candidates, flags.repeats);
   if (!flags.sweep || path != ProductPath::matrix) return measured;
-  std::vector<Candidate> further = further_candidates(measured);
+  std::vector<Candidate> further = further_candidates(device.info(), measured);
   further.insert(further.begin(), measured.candidates.front());
   verify(device, bench, further);
   time_all(device, bench, further, flags.repeats);
@@ -172,6 +179,7 @@ Json row_of(const Measured& m, const Candidate& c, const Peaks& peaks) {
               {"plan", c.plan ? Json(describe(*c.plan)) : Json()},
               {"direct", c.plan && c.plan->tile.direct},
               {"splits", c.plan ? c.plan->splits : 1},
+              {"wave", c.plan ? c.plan->wave : 0},
               {"error", std::isnan(c.error) ? Json() : Json(c.error)},
               {"correct", c.correct}};
   if (c.correct) put_rates(row, c.seconds, m.flops, m.bytes, peaks);

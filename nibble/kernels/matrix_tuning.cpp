@@ -62,19 +62,25 @@ std::optional<gpu::MatrixConfig> choose_matrix(const gpu::AdapterInfo& info) {
 
 std::uint32_t quotient_up(std::uint32_t count, std::uint32_t size) { return (count + size - 1) / size; }
 
-// Time in units of what two blocks of 128 x 128 on each processor take for 64 of the inner dimension, 1.8 us on an H100. A
-// block alone on its processor takes 0.56 of that (staged by long steps), one that could have a second beside it 0.7 to 0.8.
-// Partial sums are written and read once at
-// 5 MB a unit; other cards have much the same proportion of products to bandwidth.
-double cost(const gpu::AdapterInfo& info, const MatrixShape& shape, const MatrixTile& tile, std::uint32_t splits) {
-  const std::uint32_t together = blocks_a_processor(info, tile), at_once = together * processors(info);
-  const std::uint32_t blocks = quotient_up(shape.rows, tile.block_m) * quotient_up(shape.columns, tile.block_n) * splits;
-  const std::uint32_t steps = quotient_up(quotient_up(shape.inner, tile.block_k), splits);
-  const std::uint32_t rest = blocks % at_once;
-  const double wave = together == 1 ? 0.56 : 1.0;
+// Time of so many blocks, in units of what two blocks of 128 x 128 on each processor take for 64 of the inner dimension, 1.8 us
+// on an H100. A block alone on its processor takes 0.56 of that (staged by long steps), one that could have a second beside it
+// 0.7 to 0.8.
+double blocks_cost(const gpu::AdapterInfo& info, const MatrixTile& tile, std::uint32_t blocks, std::uint32_t steps) {
+  const std::uint32_t at_once = blocks_at_once(info, tile), rest = blocks % at_once;
+  const double wave = at_once == processors(info) ? 0.56 : 1.0;
   const double last = rest == 0 ? 0.0 : rest <= processors(info) ? std::min(0.7, wave) : wave;
-  const double sums = splits > 1 ? 1.5 + 8.0 * splits * shape.rows * shape.columns / 5e6 : 0.0;
-  return (blocks / at_once * wave + last) * steps * tile.block_k / 64.0 + sums;
+  return (blocks / at_once * wave + last) * steps * tile.block_k / 64.0;
+}
+
+// Partial sums are written and read once at 5 MB a unit; other cards have much the same proportion of products to bandwidth.
+double cost(const gpu::AdapterInfo& info, const MatrixShape& shape, const MatrixPlan& plan) {
+  const MatrixTile& tile = plan.tile;
+  const MatrixBlocks blocks = blocks_of(plan, shape.rows, shape.columns);
+  const std::uint32_t steps = quotient_up(shape.inner, tile.block_k);
+  if (plan.splits == 1) return blocks_cost(info, tile, blocks.count(), steps);
+  const double sums = 1.5 + 8.0 * plan.splits * blocks.split() * tile.block_m * tile.block_n / 5e6;
+  return blocks_cost(info, tile, blocks.whole, steps) +
+         blocks_cost(info, tile, blocks.split() * plan.splits, quotient_up(steps, plan.splits)) + sums;
 }
 
 // How many doublings lie between two shapes, over all their sides.
@@ -101,6 +107,16 @@ Nearest nearest(const MatrixTuning& tuning, const MatrixShape& shape, bool tiled
 }
 
 }  // namespace
+
+MatrixBlocks blocks_of(const MatrixPlan& plan, std::uint32_t rows, std::uint32_t columns) {
+  MatrixBlocks blocks{quotient_up(rows, plan.tile.block_m), quotient_up(columns, plan.tile.block_n), 0};
+  blocks.whole = plan.splits == 1 ? blocks.count() : plan.wave == 0 ? 0 : blocks.count() / plan.wave * plan.wave;
+  return blocks;
+}
+
+std::uint32_t blocks_at_once(const gpu::AdapterInfo& info, const MatrixTile& tile) {
+  return blocks_a_processor(info, tile) * processors(info);
+}
 
 // 128 x 128 by four subgroups is the fastest on an H100, with the longest steps that workgroup memory holds. The software
 // adapter takes seconds to compile more than a few matrices.
@@ -180,8 +196,10 @@ MatrixPlan matrix_plan(const gpu::Device& device, const MatrixShape& shape, bool
   while (plan.tile.block_n > plan.tile.part_n && crosses()) plan.tile.block_n /= 2;
   if (tuned_splits || processors(info) == 0) return plan;
   plan.splits = 1;
-  for (std::uint32_t splits = 2; splits <= most_splits; ++splits) {
-    if (cost(info, shape, plan.tile, splits) < cost(info, shape, plan.tile, plan.splits)) plan.splits = splits;
+  plan.wave = blocks_at_once(info, plan.tile);
+  MatrixPlan split = plan;
+  for (split.splits = 2; split.splits <= most_splits; ++split.splits) {
+    if (cost(info, shape, split) < cost(info, shape, plan)) plan = split;
   }
   return plan;
 }

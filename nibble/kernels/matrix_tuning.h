@@ -38,11 +38,25 @@ struct MatrixShape {
   std::uint32_t rows, columns, inner;  // of y, and of the sums
 };
 
-// How a product is done: with which tile, and the inner dimension in how many splits, so that few blocks fill the adapter.
+// How a product is done: with which tile, and the inner dimension of some blocks in how many splits, so that few blocks fill
+// the adapter: of those beyond whole waves of `wave` blocks, which it does at once; of all where that is 0.
 struct MatrixPlan {
   MatrixTile tile;
   std::uint32_t splits = 1;
+  std::uint32_t wave = 0;
 };
+
+// Blocks of a product, and those of them that are not split: the first ones.
+struct MatrixBlocks {
+  std::uint32_t down, across, whole;
+
+  std::uint32_t count() const { return down * across; }
+  std::uint32_t split() const { return count() - whole; }
+};
+MatrixBlocks blocks_of(const MatrixPlan& plan, std::uint32_t rows, std::uint32_t columns);
+
+// Blocks that an adapter does at once; 0 where it is not known to gain from many.
+std::uint32_t blocks_at_once(const gpu::AdapterInfo&, const MatrixTile& tile);
 
 // What was found fastest on an adapter (`nibble bench matmul --sweep --save`); attached to the device, empty at first.
 struct MatrixTuning {

@@ -143,8 +143,12 @@ std::uint64_t product_scratch(const gpu::Device& device, ProductPath path, std::
   if (path != ProductPath::matrix || !matrix_fits(device, outputs, inputs)) return 0;
   std::uint64_t most = 0;
   for (const MatrixShape& shape : {MatrixShape{MatrixLayout::nt, rows, outputs, inputs}, {MatrixLayout::nn, rows, inputs, outputs}}) {
-    const std::uint32_t splits = matrix_plan(device, shape, tiled).splits;
-    if (splits > 1) most = std::max(most, std::uint64_t{splits} * rows * shape.columns);
+    const MatrixPlan plan = matrix_plan(device, shape, tiled);
+    if (plan.splits == 1) continue;
+    // Fewer rows than these may leave more blocks beyond whole waves, but never a wave.
+    const std::uint32_t blocks = blocks_of(plan, rows, shape.columns).count();
+    const std::uint64_t beyond = plan.wave == 0 ? blocks : std::min(blocks, plan.wave - 1);
+    most = std::max(most, plan.splits * beyond * plan.tile.block_m * plan.tile.block_n);
   }
   return std::min<std::uint64_t>(most, device.info().limits.max_binding / sizeof(float) - 4);
 }

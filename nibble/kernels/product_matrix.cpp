@@ -17,13 +17,14 @@ struct Params {
   std::uint32_t rows, columns, inner, x_stride, x_first, y_stride, y_first;
   std::uint32_t one = 1;
   std::uint32_t tail_inner = 0, left_stride = 0, first_end = 0, second_end = 0;
-  std::uint32_t split_steps = 0, splits = 1, band = 1;
+  std::uint32_t band = 1;
   float scale;
+  std::uint32_t whole = 0, splits = 1, split_steps = 0;
 };
 
 // That of product_splits.wgsl.
 struct SplitParams {
-  std::uint32_t rows, vectors, splits, y_vectors, y_first;
+  std::uint32_t rows, vectors, whole, splits, blocks_down, blocks_across, band, block_rows, block_vectors, y_vectors, y_first;
   float scale;
 };
 
@@ -31,8 +32,8 @@ constexpr std::uint32_t vector_elements = 8;  // f16 of the 16 bytes that operan
 
 gpu::Kernel matrix_kernel(gpu::Device& device, const MatrixTile& tile, const MatrixText& text) {
   const char* name = text.layout == MatrixLayout::nt ? "product_matrix:nt" : "product_matrix:nn";
-  const auto key = fmt::format("{} {} {} {} {}x{}x{} {}x{} {}x{}x{} {} {}", name, static_cast<int>(text.output), text.whole_steps,
-                               text.tail_step, tile.block_m, tile.block_n, tile.block_k, tile.part_m, tile.part_n, tile.matrix.m,
+  const auto key = fmt::format("{} {} {} {} {} {}x{}x{} {}x{} {}x{}x{} {} {}", name, static_cast<int>(text.output), text.whole_steps,
+                               text.tail_step, text.splits, tile.block_m, tile.block_n, tile.block_k, tile.part_m, tile.part_n, tile.matrix.m,
                                tile.matrix.n, tile.matrix.k, tile.subgroup, tile.direct);
   return device.kernel(key, name, "main", [&] { return detail::matrix_text(tile, text); });
 }
@@ -42,59 +43,71 @@ struct Slice {
   Operand x;
   Tensor w, y, y_scale, plus, left, right;
   MatrixOutput output;
+  Tensor partial = {};  // where blocks may be split
 };
 
 std::uint32_t quotient_up(std::uint32_t count, std::uint32_t size) { return (count + size - 1) / size; }
 
-void record_blocks(gpu::Recorder& recorder, const MatrixTile& tile, MatrixLayout layout, const Slice& s, const Params& params) {
+void record_blocks(gpu::Recorder& recorder, const MatrixTile& tile, MatrixLayout layout, const Slice& s, const Params& params,
+                   std::uint32_t workgroups) {
   std::vector<gpu::Binding> bindings{gpu::read(s.x.data), gpu::read(s.w), gpu::read_write(s.y), gpu::read(s.x.scale)};
   if (s.output == MatrixOutput::plus) bindings.push_back(gpu::read(s.plus));
   if (s.output == MatrixOutput::f16) bindings.push_back(gpu::write(s.y_scale));
-  MatrixText text{.layout = layout, .output = s.output, .whole_steps = params.inner % tile.block_k == 0};
+  MatrixText text{.layout = layout, .output = s.output, .whole_steps = params.inner % tile.block_k == 0,
+                  .splits = static_cast<bool>(s.partial)};
   if (s.left) {
     bindings.push_back(gpu::read(s.left));
     bindings.push_back(gpu::read(s.right));
     text.tail_step = std::min(tile.block_k, params.tail_inner);
   }
-  const auto kernel = matrix_kernel(recorder.device(), tile, text);
-  const auto grid = gpu::linear_grid(recorder.device(), std::uint64_t{quotient_up(params.rows, tile.block_m)} *
-                                                            quotient_up(params.columns, tile.block_n) * params.splits);
+  if (s.partial) bindings.push_back(gpu::write(s.partial));
   const double elements = static_cast<double>(params.rows) * params.columns;
-  recorder.dispatch_bytes(kernel, bindings, std::as_bytes(std::span(&params, 1)), grid,
+  recorder.dispatch_bytes(matrix_kernel(recorder.device(), tile, text), bindings, std::as_bytes(std::span(&params, 1)),
+                          gpu::linear_grid(recorder.device(), workgroups),
                           {.bytes = static_cast<double>(s.x.data.bytes() + s.w.bytes()) +
-                                    elements * params.splits * static_cast<double>(size_of(s.y.dtype())),
+                                    elements * static_cast<double>(size_of(s.y.dtype())) +
+                                    (s.partial ? static_cast<double>(s.partial.bytes()) : 0.0),
                            .flops = 2.0 * elements * (params.inner + params.tail_inner)});
 }
 
-// The second pass of a split product.
-void record_sums(gpu::Recorder& recorder, const Slice& s, const Tensor& partial, const Params& p) {
+// The second pass of blocks that were split.
+void record_sums(gpu::Recorder& recorder, const MatrixTile& tile, const Slice& s, const Params& p, const MatrixBlocks& blocks) {
   constexpr std::array entries{"write", "accumulate", "plus", "rows_in_f16"};
-  const SplitParams params{p.rows, p.columns / 4, p.splits, p.y_stride / 4, p.y_first / 4, p.scale};
-  std::vector<gpu::Binding> bindings{gpu::read(partial), gpu::read(s.x.scale), gpu::read_write(s.y)};
+  const SplitParams params{.rows = p.rows, .vectors = p.columns / 4, .whole = p.whole, .splits = p.splits,
+                           .blocks_down = blocks.down, .blocks_across = blocks.across, .band = p.band,
+                           .block_rows = tile.block_m, .block_vectors = tile.block_n / 4, .y_vectors = p.y_stride / 4,
+                           .y_first = p.y_first / 4, .scale = p.scale};
+  std::vector<gpu::Binding> bindings{gpu::read(s.partial), gpu::read(s.x.scale), gpu::read_write(s.y)};
   if (s.output == MatrixOutput::plus) bindings.push_back(gpu::read(s.plus));
-  if (s.output == MatrixOutput::f16) bindings.push_back(gpu::write(s.y_scale));
   const auto prelude = gpu::Prelude().enable("f16").alias("Y", name_of(s.y.dtype()));
-  const std::uint64_t vectors = std::uint64_t{params.rows} * params.vectors;
-  recorder.dispatch_bytes(kernel(recorder.device(), "product_splits", prelude, {"grid"}, entries.at(static_cast<std::size_t>(s.output))),
-                          bindings, std::as_bytes(std::span(&params, 1)), gpu::linear_grid(recorder.device(), (vectors + 255) / 256),
-                          {.bytes = static_cast<double>(vectors) * (16.0 * p.splits + 4.0 * static_cast<double>(size_of(s.y.dtype())))});
+  const std::uint64_t vectors = std::uint64_t{blocks.split()} * params.block_rows * params.block_vectors;
+  recorder.dispatch_bytes(
+      kernel(recorder.device(), "product_splits", prelude, {"grid", "bands"}, entries.at(static_cast<std::size_t>(s.output))), bindings,
+      std::as_bytes(std::span(&params, 1)), gpu::linear_grid(recorder.device(), (vectors + 255) / 256),
+      {.bytes = static_cast<double>(vectors) * (16.0 * p.splits + 4.0 * static_cast<double>(size_of(s.y.dtype())))});
 }
 
-// One dispatch, or two where the inner dimension is split and there is room for the partial sums.
-void record_slice(gpu::Recorder& recorder, const MatrixPlan& plan, MatrixLayout layout, const Slice& s, Params params,
-                  const Tensor& scratch) {
-  params.band = plan.tile.band;
-  const std::uint64_t sums = std::uint64_t{params.rows} * params.columns, room = scratch ? scratch.size() / std::max<std::uint64_t>(sums, 1) : 0;
-  const auto wanted = static_cast<std::uint32_t>(std::min<std::uint64_t>(plan.splits, room));
-  const std::uint32_t steps = quotient_up(params.inner, plan.tile.block_k);
-  if (wanted <= 1 || steps <= 1) return record_blocks(recorder, plan.tile, layout, s, params);
+// One dispatch, or two where blocks are split and there is room for their partial sums.
+void record_slice(gpu::Recorder& recorder, const MatrixPlan& plan, MatrixLayout layout, Slice s, Params params, const Tensor& scratch) {
+  const MatrixTile& tile = plan.tile;
+  const MatrixBlocks blocks = blocks_of(plan, params.rows, params.columns);
+  params.band = tile.band;
+  params.whole = blocks.count();
+  const std::uint64_t sums = std::uint64_t{blocks.split()} * tile.block_m * tile.block_n;
+  const std::uint64_t room = scratch && sums > 0 ? scratch.size() / sums : 0;
+  const std::uint32_t steps = quotient_up(params.inner, tile.block_k);
+  const auto wanted = static_cast<std::uint32_t>(std::min<std::uint64_t>({plan.splits, room, steps}));
+  if (wanted <= 1) {
+    // Of a plan that splits, the same kernel: batches of other lengths have blocks to split.
+    if (plan.splits > 1 && scratch) s.partial = scratch.part(0, {4});
+    return record_blocks(recorder, tile, layout, s, params, blocks.count());
+  }
+  params.whole = blocks.whole;
   params.split_steps = quotient_up(steps, wanted);
   params.splits = quotient_up(steps, params.split_steps);
-  Slice partial = s;
-  partial.output = MatrixOutput::partial;
-  partial.y = scratch.part(0, {params.splits, params.rows, params.columns});
-  record_blocks(recorder, plan.tile, layout, partial, params);
-  record_sums(recorder, s, partial.y, params);
+  s.partial = scratch.part(0, {static_cast<std::uint32_t>(params.splits * sums)});
+  record_blocks(recorder, tile, layout, s, params, blocks.whole + blocks.split() * params.splits);
+  record_sums(recorder, tile, s, params, blocks);
 }
 
 MatrixOutput output_of(const MatrixProduct& op) {
@@ -152,7 +165,7 @@ MatrixPlan plan_of(gpu::Recorder& recorder, const MatrixProduct& op, const Matri
   if (op.plan_rows > 0) planned.rows = op.plan_rows;
   MatrixPlan plan = matrix_plan(recorder.device(), planned, op.w.tile > 0, ends);
   if (op.tile) plan.tile = *op.tile;
-  if (op.splits) plan.splits = *op.splits;
+  if (op.splits) plan.splits = *op.splits, plan.wave = op.wave;
   check(plan.tile.direct == (op.w.tile > 0) && (!plan.tile.direct || op.w.tile == plan.tile.matrix.m), "product_matrix",
         "A weight in tiles of {} came to a kernel for tiles of {}.", op.w.tile, plan.tile.direct ? plan.tile.matrix.m : 0);
   check(op.w.tile == 0 || op.w.turned == (shape.layout == MatrixLayout::nn), "product_matrix",

@@ -20,6 +20,7 @@ struct MatrixProduct {
   std::uint32_t plan_rows = 0;
   std::optional<MatrixTile> tile = {};         // by the adapter and the shape where empty
   std::optional<std::uint32_t> splits = {};    // of the inner dimension; likewise
+  std::uint32_t wave = 0;                      // with splits: as in MatrixPlan
 };
 
 // y(M, N) [=|+=] x(M, K) * w(N, K)^T
@@ -30,15 +31,15 @@ void record_matrix_nn(gpu::Recorder&, const MatrixProduct&);
 
 namespace detail {
 
-// What the sums go to: y (f32) alone, y on top of itself or of another tensor, y in f16 with row scales, or, of a split inner
-// dimension, partial sums without any scale that product_splits.wgsl adds up.
-enum class MatrixOutput { write, accumulate, plus, f16, partial };
+// What the sums go to: y (f32) alone, y on top of itself or of another tensor, or y in f16 with row scales.
+enum class MatrixOutput { write, accumulate, plus, f16 };
 
 struct MatrixText {
   MatrixLayout layout;
   MatrixOutput output = MatrixOutput::write;
   bool whole_steps = false;     // the inner dimension is a multiple of block_k
   std::uint32_t tail_step = 0;  // of a LoRA tail's inner dimension: a multiple of 16, at most block_k; 0 without a tail
+  bool splits = false;          // blocks beyond the whole ones leave partial sums, without any scale, to product_splits.wgsl
 };
 
 std::string matrix_text(const MatrixTile& tile, const MatrixText& text);

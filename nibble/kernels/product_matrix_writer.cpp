@@ -1,6 +1,7 @@
 #include "nibble/kernels/product_matrix_writer.h"
 
 #include "nibble/base/error.h"
+#include "nibble/kernels/kernel.h"
 
 #include <algorithm>
 
@@ -37,7 +38,6 @@ std::string_view MatrixWriter::result() const {
     case MatrixOutput::accumulate: return "y[at] + params.scale * x_scale[row] * sums";
     case MatrixOutput::plus: return "base[at] + params.scale * x_scale[row] * sums";
     case MatrixOutput::f16: return "vec4<f16>(sums * 0.015625)";
-    case MatrixOutput::partial: return "sums";
   }
   return {};
 }
@@ -62,7 +62,8 @@ std::string MatrixWriter::text() {
 void MatrixWriter::declarations() {
   line("enable f16;\nenable subgroups;\nenable chromium_experimental_subgroup_matrix;");
   line("struct Params {{ rows: u32, columns: u32, inner: u32, x_stride: u32, x_first: u32, y_stride: u32, y_first: u32, one: u32,");
-  line("  tail_inner: u32, left_stride: u32, first_end: u32, second_end: u32, split_steps: u32, splits: u32, band: u32, scale: f32 }}");
+  line("  tail_inner: u32, left_stride: u32, first_end: u32, second_end: u32, band: u32, scale: f32,");
+  line("  whole: u32, splits: u32, split_steps: u32 }}");
   line("@group(0) @binding(0) var<uniform> params: Params;");
   line("@group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;");
   line("@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;");
@@ -74,38 +75,36 @@ void MatrixWriter::declarations() {
   if (what_.tail_step) {
     line("@group(0) @binding({}) var<storage, read> left: array<vec4<u32>>;", next);
     line("@group(0) @binding({}) var<storage, read> right: array<vec4<u32>>;", next + 1);
+    next += 2;
   }
+  if (what_.splits) line("@group(0) @binding({}) var<storage, read_write> partial: array<vec4<f32>>;", next);
   const std::uint32_t results = strips() * strip_size() * t_.subgroups();
   line("var<workgroup> tiles: array<vec4<u32>, {}>;", std::max(tiles_size(), results));
   line("alias Left = subgroup_matrix_left<f16, {}, {}>;", t_.matrix.k, t_.matrix.m);
   line("alias Right = subgroup_matrix_right<f16, {}, {}>;", t_.matrix.n, t_.matrix.k);
   line("alias Result = subgroup_matrix_result<f32, {}, {}>;", t_.matrix.n, t_.matrix.m);
+  text_ += embedded_wgsl().at("lib/bands");
 }
 
-// Where block and part lie. Blocks go down bands of block rows, so that those at work together share much of x and w in the
-// cache. Splits of the inner dimension follow each other.
+// Where block and part lie. Behind the whole blocks come the first splits of all others, then their second ones, and so on.
 void MatrixWriter::place_block() {
-  line("  let blocks_m = (params.rows + {}u) / {}u;", t_.block_m - 1, t_.block_m);
-  line("  let blocks_n = (params.columns + {}u) / {}u;", t_.block_n - 1, t_.block_n);
+  line("  let blocks = (vec2<u32>(params.rows, params.columns) + vec2<u32>({}, {})) / vec2<u32>({}, {});", t_.block_m - 1,
+       t_.block_n - 1, t_.block_m, t_.block_n);
   line("  let number = group.y * groups.x + group.x;");
-  line("  let blocks = blocks_m * blocks_n;");
   line("  let steps = (params.inner + {}u) / {}u;", t_.block_k - 1, t_.block_k);
-  if (what_.output == MatrixOutput::partial) {
-    line("  let split = number / blocks;");
-    line("  let id = number - split * blocks;");
-    line("  if (split >= params.splits) {{\n    return;\n  }}");
+  if (what_.splits) {
+    line("  let split_blocks = blocks.x * blocks.y - params.whole;\n  let is_split = number >= params.whole;");
+    line("  let beyond = number - min(number, params.whole);\n  let split = beyond / max(split_blocks, 1u);");
+    line("  let in_split = beyond - split * split_blocks;\n  let id = min(number, params.whole) + in_split;");
+    line("  if (is_split && beyond >= split_blocks * params.splits) {{\n    return;\n  }}");
     line("  let first_step = split * params.split_steps;");
-    line("  let end_step = min(first_step + params.split_steps, steps);");
+    line("  let end_step = select(steps, min(first_step + params.split_steps, steps), is_split);");
   } else {
-    line("  let id = number;");
-    line("  if (id >= blocks) {{\n    return;\n  }}");
+    line("  let id = number;\n  if (id >= blocks.x * blocks.y) {{\n    return;\n  }}");
     line("  let first_step = 0u;\n  let end_step = steps;");
   }
-  line("  let band = id / (params.band * blocks_n);");
-  line("  let in_band = id % (params.band * blocks_n);");
-  line("  let band_rows = min(params.band, blocks_m - band * params.band);");
-  line("  let block_row = (band * params.band + in_band % band_rows) * {}u;", t_.block_m);
-  line("  let block_column = in_band / band_rows * {}u;", t_.block_n);
+  line("  let block = block_at(id, blocks, params.band);");
+  line("  let block_row = block.x * {}u;\n  let block_column = block.y * {}u;", t_.block_m, t_.block_n);
   line("  let part_row = subgroup % {0}u * {1}u;", t_.block_m / t_.part_m, t_.part_m);
   line("  let part_column = subgroup / {0}u * {1}u;", t_.block_m / t_.part_m, t_.part_n);
 }
@@ -169,7 +168,7 @@ void MatrixWriter::tail() {
     line("  let left_from = (u32(column >= params.first_end) + u32(column >= params.second_end)) * tail_length;");
   }
   line("  for (var first = 0u; first < {}; first += {}u * params.one) {{",
-       what_.output == MatrixOutput::partial ? "select(0u, tail_length, split == 0u)" : "tail_length", what_.tail_step / lane);
+       what_.splits ? "select(0u, tail_length, split == 0u)" : "tail_length", what_.tail_step / lane);
   line("    let at = first + x_column;\n    let left_at = min(at, tail_length - 1u){};", nt_ ? " + left_from" : "");
   for (std::uint32_t i = 0; i < vectors(sx); ++i) {
     const std::uint32_t row = i * rows_at_once(sx);
@@ -200,18 +199,20 @@ void MatrixWriter::finish() {
     line("    let column = block_column / 4u + part_column / 4u + i % {}u;", vectors_n);
     line("    if (row < params.rows && column < params.columns / 4u) {{");
     line("      let sums = bitcast<vec4<f32>>(tiles[own + i / {0}u * {1}u + i % {0}u]);", vectors_n, result_stride());
-    if (what_.output == MatrixOutput::partial) {
-      line("      let at = (split * params.rows + row) * (params.columns / 4u) + column;");
+    line("      let at = row * y_length + params.y_first / 4u + column;");
+    if (what_.splits) {
+      line("      if (is_split) {{\n        let begin = (split * split_blocks + in_split) * {}u;", t_.block_m * t_.block_n / 4);
+      line("        partial[begin + (row - block_row) * {0}u + column - block_column / 4u] = sums;\n      }} else {{", t_.block_n / 4);
+      line("        y[at] = {};\n      }}", result());
     } else {
-      line("      let at = row * y_length + params.y_first / 4u + column;");
+      line("      y[at] = {};", result());
     }
-    line("      y[at] = {};", result());
     line("    }}\n  }}");
     if (first + strips() < matrices_m()) line("  workgroupBarrier();");
   }
   if (what_.output != MatrixOutput::f16) return;
-  line("  if (block_column == 0u) {{\n    for (var i = index; i < min({}u, params.rows - block_row); i += {}u) {{", t_.block_m,
-       t_.invocations());
+  line("  if (block_column == 0u{}) {{\n    for (var i = index; i < min({}u, params.rows - block_row); i += {}u) {{", what_.splits ? " && split == 0u" : "",
+       t_.block_m, t_.invocations());
   line("      y_scale[block_row + i] = x_scale[block_row + i] * params.scale * 64.0;\n    }}\n  }}");
 }
 

@@ -179,7 +179,7 @@ void MatmulBench::record(gpu::Recorder& recorder, const MatrixPlan* plan) {
   }
   check(!plan->tile.direct || tiled_.data, "bench matmul", "There is no weight in tiles.");
   const MatrixProduct product{.x = x_, .w = plan->tile.direct ? tiled_ : weight_, .y = y_, .y_scale = y_scale_, .plus = plus_,
-                              .lora = lora_, .scratch = scratch_, .tile = plan->tile, .splits = plan->splits};
+                              .lora = lora_, .scratch = scratch_, .tile = plan->tile, .splits = plan->splits, .wave = plan->wave};
   (nt ? record_matrix_nt : record_matrix_nn)(recorder, product);
 }
 
@@ -260,7 +260,7 @@ std::string describe(const MatrixPlan& plan) {
   return fmt::format("{}{}x{}x{} by {}x{}{}{}{}", t.direct ? "direct " : "", t.block_m, t.block_n, t.block_k, t.part_m, t.part_n,
                      t.matrix.n == t.matrix.m ? "" : fmt::format(" of {}x{}x{}", t.matrix.m, t.matrix.n, t.matrix.k),
                      t.band == 4 ? "" : fmt::format(", bands of {}", t.band),
-                     plan.splits == 1 ? "" : fmt::format(", {} splits", plan.splits));
+                     plan.splits == 1 ? "" : fmt::format(", {} splits{}", plan.splits, plan.wave == 0 ? "" : " of the last wave"));
 }
 
 }  // namespace nibble

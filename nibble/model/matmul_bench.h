@@ -78,7 +78,7 @@ class MatmulBench {
 // Tiles worth trying on a device for products over weights in rows or in tiles, the adapter's own first.
 std::vector<MatrixTile> candidate_tiles(const gpu::AdapterInfo& info, bool tiled);
 
-// "128x128x64 by 64x64, 2 splits", with "direct" where the weight lies in tiles.
+// "128x128x64 by 64x64, 2 splits of the last wave", with "direct" where the weight lies in tiles.
 std::string describe(const MatrixPlan& plan);
 
 }  // namespace nibble

@@ -28,7 +28,8 @@ Json to_json(const MatrixTuning::Product& product) {
           {"part", {t.part_m, t.part_n}},
           {"band", t.band},
           {"direct", t.direct},
-          {"splits", plan.splits}};
+          {"splits", plan.splits},
+          {"wave", plan.wave}};
 }
 
 std::uint32_t number(const JsonObject& object, std::string_view key, JsonObject::IntegerRange range) {
@@ -50,7 +51,7 @@ MatrixTuning::Product product_of(const JsonObject& object, std::uint32_t subgrou
   if (layout != "nt" && layout != "nn") object.fail_key("layout", "\"nt\" or \"nn\"");
   return {.shape = {layout == "nt" ? MatrixLayout::nt : MatrixLayout::nn, number(object, "rows", side),
                     number(object, "columns", side), number(object, "inner", side)},
-          .plan = {.tile = tile, .splits = number(object, "splits", {1, 64})}};
+          .plan = {.tile = tile, .splits = number(object, "splits", {1, 64}), .wave = number(object, "wave", {0, UINT32_MAX})}};
 }
 
 MatrixTuning tuning_of(const JsonObject& entry, const gpu::AdapterInfo& info) {

@@ -326,14 +326,28 @@ TEST_F(MatrixWays, BlocksAcrossTheEndOfAProjectionAreRefused) {
   EXPECT_THROW(record_matrix_nt(recorder, product), Error);
 }
 
+TEST(MatrixBlocks, AreSplitBeyondWholeWaves) {
+  MatrixPlan plan{.tile = {.block_m = 64, .block_n = 256}, .splits = 4, .wave = 264};
+  EXPECT_EQ(blocks_of(plan, 2048, 2500).count(), 320u);
+  EXPECT_EQ(blocks_of(plan, 2048, 2500).whole, 264u);
+  EXPECT_EQ(blocks_of(plan, 2048, 2500).split(), 56u);
+  EXPECT_EQ(blocks_of(plan, 100, 2560).split(), 20u);
+  plan.wave = 0;
+  EXPECT_EQ(blocks_of(plan, 2048, 2560).split(), 320u);
+  plan.splits = 1;
+  EXPECT_EQ(blocks_of(plan, 2048, 2560).split(), 0u);
+}
+
 TEST_F(MatrixWays, SplitInnerDimensions) {
-  const Tensor scratch = test::device().tensor(DType::f32, {5 * 173 * 576}, "scratch");
-  for (const std::uint32_t splits : {2u, 5u}) {
+  const Tensor scratch = test::device().tensor(DType::f32, {5 * 256 * 640}, "scratch");
+  // Splits of all blocks, of those beyond whole waves, and of none.
+  for (const auto& [splits, wave] : {std::pair{2u, 0u}, {5u, 0u}, {5u, 50u}, {2u, 1u}}) {
     for (const bool tiled : {false, true}) {
       expect_same_sums(16, [&](MatrixProduct& product, std::span<const float> w) {
         if (tiled) product = with_tiled_weight(product, w);
         product.scratch = scratch;
         product.splits = splits;
+        product.wave = wave;
       });
     }
   }

@@ -13,7 +13,7 @@ class TuningFile : public testing::Test {
  protected:
   void SetUp() override {
     if (test::must_skip(direct_matrix_tile(test::device().info()).has_value())) GTEST_SKIP() << "The adapter has no matrices.";
-    tuning().products = {{{MatrixLayout::nn, 100, 200, 300}, {direct_matrix_tile(test::device().info()).value(), 3}}};
+    tuning().products = {{{MatrixLayout::nn, 100, 200, 300}, {direct_matrix_tile(test::device().info()).value(), 3, 7}}};
     tuning().tiled_rows = 48;
     save_matrix_tuning(test::device(), folder_.path());
     tuning() = {};
@@ -42,6 +42,7 @@ TEST_F(TuningFile, GivesBackWhatWasKept) {
   EXPECT_EQ(shape.columns, 200u);
   EXPECT_EQ(shape.inner, 300u);
   EXPECT_EQ(plan.splits, 3u);
+  EXPECT_EQ(plan.wave, 7u);
   EXPECT_TRUE(plan.tile.direct);
   const MatrixTile own = direct_matrix_tile(test::device().info()).value();
   EXPECT_EQ(plan.tile.block_n, own.block_n);
