@@ -283,16 +283,28 @@ void check_targets(const LoraBackwardMatrix& op) {
 
 }  // namespace
 
-void record(gpu::Recorder& recorder, const LoraBackwardMatrix& op) {
-  const LoraGroupShape& shape = op.group.shape;
-  check_rows(op.group, op.x.data, shape.inputs, op.h);
-  check_rows(op.group, op.dy.data, shape.all_outputs(), op.dh);
-  check_targets(op);
-  auto& device = recorder.device();
-  const bool dropout = op.dropout.probability > 0;
-  const Room room = room_of(device, shape, op.group.adapted, dropout, op.h.dim(0));
+struct LoraBackward::State {
+  State(gpu::Recorder& recorder, const LoraBackwardMatrix& given)
+      : op(given),
+        dropout(op.dropout.probability > 0),
+        room(room_of(recorder.device(), op.group.shape, op.group.adapted, dropout, op.h.dim(0))),
+        records(recorder, op.group, op.scratch, room) {}
+
+  LoraBackwardMatrix op;
+  bool dropout;
+  Room room;
+  Backward records;
+};
+
+LoraBackward::LoraBackward(gpu::Recorder& recorder, const LoraBackwardMatrix& given) {
+  const LoraGroupShape& shape = given.group.shape;
+  check_rows(given.group, given.x.data, shape.inputs, given.h);
+  check_rows(given.group, given.dy.data, shape.all_outputs(), given.dh);
+  check_targets(given);
+  state_ = std::make_unique<State>(recorder, given);
+  const LoraBackwardMatrix& op = state_->op;
   const LoraProblem up = lora_up_problem(shape, op.group.adapted);
-  const bool once = detail::lora_reads_once(device, shape);
+  const bool once = detail::lora_reads_once(recorder.device(), shape);
   // The hidden values are h * 2^6 * x.scale; their gradients are dh * 2^6 * dy.scale * weight_scale, as b holds the scaling.
   const Columns db{.problem = lora_with(up, once ? LoraPass::backward : LoraPass::gradients),
                    .x = op.dy,
@@ -304,26 +316,33 @@ void record(gpu::Recorder& recorder, const LoraBackwardMatrix& op) {
                            .c_stride = 1,
                            .factor = op.scaling * gradient_unit},
                    .dropout = {}};
-  const Columns da{.problem = lora_with(lora_down_problem(shape, dropout), LoraPass::gradients),
-                   .x = op.x,
-                   .narrow = op.dh,
-                   .other_scale = op.dy.scale,
-                   .sum = {.first = room.da,
-                           .targets = op.da,
-                           .n_stride = 1,
-                           .c_stride = shape.inputs,
-                           .factor = gradient_unit * op.group.weight_scale * keep_scale(op.dropout)},
-                   .dropout = op.dropout};
-  Backward backward(recorder, op.group, op.scratch, room);
   if (once) {
-    backward.both(db, op.dh);
+    state_->records.both(db, op.dh);
   } else {
     record_rows(recorder, shape, {up, op.dy.data, op.group.b, op.dh, op.scratch, {}});
-    backward.columns(db);
+    state_->records.columns(db);
   }
-  backward.columns(da);
-  backward.add_up();
 }
+
+LoraBackward::~LoraBackward() = default;
+
+void LoraBackward::finish() {
+  const LoraBackwardMatrix& op = state_->op;
+  const LoraGroupShape& shape = op.group.shape;
+  state_->records.columns({.problem = lora_with(lora_down_problem(shape, state_->dropout), LoraPass::gradients),
+                           .x = op.x,
+                           .narrow = op.dh,
+                           .other_scale = op.dy.scale,
+                           .sum = {.first = state_->room.da,
+                                   .targets = op.da,
+                                   .n_stride = 1,
+                                   .c_stride = shape.inputs,
+                                   .factor = gradient_unit * op.group.weight_scale * keep_scale(op.dropout)},
+                           .dropout = op.dropout});
+  state_->records.add_up();
+}
+
+void record(gpu::Recorder& recorder, const LoraBackwardMatrix& op) { LoraBackward(recorder, op).finish(); }
 
 bool lora_matrix_fits(const gpu::Device& device, const LoraGroupShape& shape) {
   const auto multiple = [](std::uint32_t count) { return count % lane == 0; };

@@ -4,6 +4,8 @@
 #include "nibble/kernels/lora_pack.h"
 #include "nibble/kernels/operand.h"
 
+#include <memory>
+
 namespace nibble {
 
 // LoRA's narrow products on matrix units: f16 operands, f32 sums in a fixed order, all projections of a group at once.
@@ -43,6 +45,23 @@ struct LoraBackwardMatrix {
   LoraGroupDropout dropout = {};
 };
 void record(gpu::Recorder&, const LoraBackwardMatrix&);
+
+// The same in two steps, for an x that is made only after dh has been used: the first one reads its scale alone.
+class LoraBackward {
+ public:
+  // Records dh, and the partial sums of db.
+  LoraBackward(gpu::Recorder&, const LoraBackwardMatrix&);
+  ~LoraBackward();
+  LoraBackward(const LoraBackward&) = delete;
+  LoraBackward& operator=(const LoraBackward&) = delete;
+
+  // Records da and db, with `scratch` as the first step left it.
+  void finish();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 // Whether the adapter has matrices for such a group. Else the kernels of lora.h serve.
 bool lora_matrix_fits(const gpu::Device&, const LoraGroupShape& shape);

@@ -16,10 +16,12 @@ struct Params {
   float epsilon;
 };
 
-gpu::Kernel rms_kernel(gpu::Device& device, std::string_view entry, std::uint32_t columns, DType data, bool gather) {
+gpu::Kernel rms_kernel(gpu::Device& device, std::string_view entry, std::uint32_t columns, DType data, bool gather,
+                       bool stores_y = false) {
   const RowKernel row_kernel(device, columns);
-  const std::uint32_t kept = row_kernel.kept(columns / row_kernel.width, 4);
-  return row_kernel.kernel(device, "rms_norm", entry, row_kernel.prelude(data).constant("GATHER", gather).constant("KEPT", kept));
+  const std::uint32_t kept = row_kernel.kept(columns / row_kernel.width, 4), y_at = stores_y ? 7 : 9;
+  gpu::Prelude prelude = row_kernel.prelude(data).constant("GATHER", gather).constant("KEPT", kept);
+  return row_kernel.kernel(device, "rms_norm", entry, prelude.constant("Y_AT", y_at).constant("PACKED_AT", 16 - y_at));
 }
 
 // The slices of x that a slice of y draws from.
@@ -78,13 +80,18 @@ void record(gpu::Recorder& recorder, const RmsNormBackward& op) {
   expect_shape(op.dx, DType::f32, {op.x.dim(0), columns}, "rms_norm backward", "dx");
   if (op.rows) expect_shape(op.rows, DType::u32, {std::max(rows, op.rows.dim(0))}, "rms_norm backward", "rows");
 
-  const bool packs = static_cast<bool>(op.packed.data);
-  if (packs) expect_shape(op.packed, rows, columns, "rms_norm backward", "packed");
-  check(!packs || (is_scaled(op.packed) && !op.rows), "rms_norm backward", "Rows are packed in f16 and in their order alone.");
-
+  const bool packs = static_cast<bool>(op.packed.data), stores_y = static_cast<bool>(op.y.data);
+  for (const Operand& stored : {op.packed, op.y}) {
+    if (!stored.data) continue;
+    expect_shape(stored, rows, columns, "rms_norm backward", "what is stored in f16");
+    check(is_scaled(stored) && !op.rows, "rms_norm backward", "Rows are stored in f16 and in their order alone.");
+  }
+  const std::string_view name = packs ? (stores_y ? "backward_packed_and_y" : "backward_packed")
+                                      : (stores_y ? "backward_and_y" : "backward");
+  const auto entry = rms_kernel(device, name, columns, packs || stores_y ? DType::f16 : DType::f32,
+                                static_cast<bool>(op.rows), stores_y);
+  const double stored_bytes = 2.0 * columns * (packs + stores_y);
   const std::uint64_t row_bytes = std::uint64_t{columns} * sizeof(float);
-  const auto entry = rms_kernel(device, packs ? "backward_packed" : "backward", columns, packs ? DType::f16 : DType::f32,
-                                static_cast<bool>(op.rows));
   for (const auto slice : gpu::binding_slices(device, rows, {row_bytes, sizeof(float)})) {
     const std::uint32_t count = slice.end - slice.begin;
     for (const auto source : source_slices(device, op.x, op.rows, slice)) {
@@ -93,13 +100,14 @@ void record(gpu::Recorder& recorder, const RmsNormBackward& op) {
                                          gpu::read(op.inv_rms.rows(slice.begin, slice.end)),
                                          gpu::read(op.dy.rows(slice.begin, slice.end)),
                                          gpu::read_write(op.dx.rows(source.begin, source.end))};
-      if (packs) {
-        const Operand packed = operand_rows(op.packed, slice);
-        bindings.insert(bindings.end(), {gpu::write(packed.data), gpu::write(packed.scale)});
+      for (const Operand& stored : {op.y, op.packed}) {
+        if (!stored.data) continue;
+        const Operand part = operand_rows(stored, slice);
+        bindings.insert(bindings.end(), {gpu::write(part.data), gpu::write(part.scale)});
       }
       const Params params{count, columns, source.begin, source.end, 0.0f};
       recorder.dispatch_bytes(entry, bindings, std::as_bytes(std::span(&params, 1)), gpu::linear_grid(device, count),
-                              {.bytes = count * (4.0 * double(row_bytes) + (packs ? 2.0 * columns : 0.0)), .flops = 8.0 * count * columns});
+                              {.bytes = count * (4.0 * double(row_bytes) + stored_bytes), .flops = 8.0 * count * columns});
     }
   }
 }

@@ -17,8 +17,8 @@ struct RmsNorm {
 void record(gpu::Recorder& recorder, const RmsNorm& op);
 
 // dx[s] += inv_rms[r] * (dy[r] * weight - x[s] * inv_rms[r]^2 * mean(dy[r] * weight * x[s])) with s = rows[r]: dx is the
-// residual stream's gradient. No row appears twice in `rows`. Where `packed` is given, and `rows` is not, dx goes there too (=),
-// as PackRows has it.
+// residual stream's gradient. No row appears twice in `rows`. Without `rows`, dx may go to `packed` too (=), as PackRows has it,
+// and to `y` what the forward pass wrote there (=), once more.
 struct RmsNormBackward {
   Tensor dy;       // (R, C) f32
   Tensor x;        // (R_in, C) f32
@@ -27,6 +27,7 @@ struct RmsNormBackward {
   Tensor rows;     // (R or more) u32, or none
   Tensor dx;       // (R_in, C) f32
   Operand packed = {};  // (R, C) f16, or none
+  Operand y = {};       // likewise
 };
 void record(gpu::Recorder& recorder, const RmsNormBackward& op);
 

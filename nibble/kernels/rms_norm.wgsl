@@ -1,6 +1,6 @@
 // RMS norm of rows, one workgroup a row; the row r of y comes from the row rows[r] of x, or r without GATHER.
 // Forward:  y = x * inv_rms * weight, inv_rms = 1 / sqrt(mean(x^2) + epsilon); `forward_scaled` stores f16 times a power of two.
-// Backward, where `backward_packed` also stores dx in f16 times a power of two:
+// Backward, where kernels of other names also store dx, or y, in f16 times a power of two:
 //           dx += inv_rms * (dy * weight - x * inv_rms^2 * mean(dy * weight * x)); the rows of dx are distinct.
 // A lane keeps KEPT wides of a row between its two passes, or, with KEPT 0, where rows are longer, reads them again.
 // x and dx begin at row first_source; rows whose source is not in [first_source, end_source) are left to other dispatches.
@@ -107,8 +107,11 @@ fn forward_scaled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
 @group(0) @binding(5) var<storage, read> dy: array<Wide>;
 @group(0) @binding(6) var<storage, read_write> dx: array<Wide>;
 
-@group(0) @binding(7) var<storage, read_write> packed: array<Data>;
-@group(0) @binding(8) var<storage, read_write> packed_scale: array<f32>;
+// Those that a kernel stores begin at binding 7; of both, y comes first.
+@group(0) @binding(Y_AT) var<storage, read_write> y_again: array<Data>;
+@group(0) @binding(Y_AT + 1u) var<storage, read_write> y_again_scale: array<f32>;
+@group(0) @binding(PACKED_AT) var<storage, read_write> packed: array<Data>;
+@group(0) @binding(PACKED_AT + 1u) var<storage, read_write> packed_scale: array<f32>;
 
 var<private> kept_x: array<Wide, max(KEPT, 1u)>;
 var<private> kept_dy: array<Wide, max(KEPT, 1u)>;  // times the weight
@@ -130,17 +133,8 @@ fn pull_of(lane: u32, row: u32, first: u32, wides: u32) -> f32 {
   return row_sum(lane, products) / f32(params.columns) * inverse * inverse;
 }
 
-@compute @workgroup_size(WORKGROUP)
-fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-            @builtin(local_invocation_index) lane: u32) {
-  let row = linear_workgroup(group, groups);
-  let source = source_of(min(row, params.rows - 1u));
-  if (!is_here(row, source)) {
-    return;
-  }
-  let wides = params.columns / WIDTH;
-  let first = (source - params.first_source) * wides;
-  let pull = pull_of(lane, row, first, wides);
+// dx of the row, from what pull_of keeps.
+fn add_row(lane: u32, row: u32, first: u32, wides: u32, pull: f32) {
   let inverse = kept_inv_rms[row];
   for (var n = 0u; n < KEPT; n++) {
     let i = lane + n * WORKGROUP;
@@ -153,16 +147,8 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
   }
 }
 
-@compute @workgroup_size(WORKGROUP)
-fn backward_packed(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                   @builtin(local_invocation_index) lane: u32) {
-  let row = linear_workgroup(group, groups);
-  if (row >= params.rows) {
-    return;
-  }
-  let wides = params.columns / WIDTH;
-  let first = row * wides;
-  let pull = pull_of(lane, row, first, wides);
+// The same, and dx in f16; x is not kept any longer.
+fn add_and_pack_row(lane: u32, row: u32, first: u32, wides: u32, pull: f32) {
   let inverse = kept_inv_rms[row];
   var largest = 0u;
   for (var n = 0u; n < KEPT; n++) {
@@ -191,4 +177,80 @@ fn backward_packed(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
   for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
     packed[first + i] = Data(dx[first + i] * scale.up);
   }
+}
+
+// y as forward_scaled has it.
+fn store_y(lane: u32, row: u32, first: u32, wides: u32) {
+  let inverse = kept_inv_rms[row];
+  var largest = 0u;
+  for (var n = 0u; n < KEPT; n++) {
+    let at = min(lane + n * WORKGROUP, wides - 1u);
+    largest = max(largest, wide_max_bits(wide_bits(kept_x[n] * weight[at]) & WideIndex(MAGNITUDE)));
+  }
+  for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
+    largest = max(largest, wide_max_bits(wide_bits(x[first + i] * weight[i]) & WideIndex(MAGNITUDE)));
+  }
+  let scale = row_scale(bitcast<u32>(bitcast<f32>(row_max(lane, largest)) * inverse));
+  if (lane == 0u) {
+    y_again_scale[row] = scale.down;
+  }
+  for (var n = 0u; n < KEPT; n++) {
+    let i = lane + n * WORKGROUP;
+    if (i < wides) {
+      y_again[first + i] = Data(kept_x[n] * weight[i] * inverse * scale.up);
+    }
+  }
+  for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
+    y_again[first + i] = Data(x[first + i] * weight[i] * inverse * scale.up);
+  }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+            @builtin(local_invocation_index) lane: u32) {
+  let row = linear_workgroup(group, groups);
+  let source = source_of(min(row, params.rows - 1u));
+  if (!is_here(row, source)) {
+    return;
+  }
+  let wides = params.columns / WIDTH;
+  let first = (source - params.first_source) * wides;
+  add_row(lane, row, first, wides, pull_of(lane, row, first, wides));
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn backward_and_y(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                  @builtin(local_invocation_index) lane: u32) {
+  let row = linear_workgroup(group, groups);
+  if (row >= params.rows) {
+    return;
+  }
+  let wides = params.columns / WIDTH;
+  let pull = pull_of(lane, row, row * wides, wides);
+  store_y(lane, row, row * wides, wides);
+  add_row(lane, row, row * wides, wides, pull);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn backward_packed(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                   @builtin(local_invocation_index) lane: u32) {
+  let row = linear_workgroup(group, groups);
+  if (row >= params.rows) {
+    return;
+  }
+  let wides = params.columns / WIDTH;
+  add_and_pack_row(lane, row, row * wides, wides, pull_of(lane, row, row * wides, wides));
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn backward_packed_and_y(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                         @builtin(local_invocation_index) lane: u32) {
+  let row = linear_workgroup(group, groups);
+  if (row >= params.rows) {
+    return;
+  }
+  let wides = params.columns / WIDTH;
+  let pull = pull_of(lane, row, row * wides, wides);
+  store_y(lane, row, row * wides, wides);
+  add_and_pack_row(lane, row, row * wides, wides, pull);
 }

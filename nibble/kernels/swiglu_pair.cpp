@@ -48,16 +48,22 @@ void record(gpu::Recorder& recorder, const SwiGluPairBackward& op) {
   auto& device = recorder.device();
   const std::uint32_t columns = check_shapes("swiglu backward", op.gate_up, "gate_up", op.dh, "dh");
   check_shapes("swiglu backward", op.d_gate_up, "d_gate_up", op.dh, "dh");
-  const auto backward = pair_kernel(device, "backward", columns);
+  const bool and_h = static_cast<bool>(op.h.data);
+  if (and_h) check_shapes("swiglu backward", op.gate_up, "gate_up", op.h, "h");
+  const auto backward = pair_kernel(device, and_h ? "backward_and_h" : "backward", columns);
   for (const auto slice : gpu::binding_slices(device, op.dh.data.dim(0), {data_row_bytes(op.gate_up), sizeof(float)})) {
     const Operand gate_up = operand_rows(op.gate_up, slice), dh = operand_rows(op.dh, slice);
     const Operand d_gate_up = operand_rows(op.d_gate_up, slice);
     const std::uint32_t rows = slice.end - slice.begin;
     const Params params{.rows = rows, .row_vectors = columns / width};
-    recorder.dispatch(backward,
-                      {gpu::read(gate_up.data), gpu::read(gate_up.scale), gpu::write(d_gate_up.data),
-                       gpu::write(d_gate_up.scale), gpu::read(dh.data), gpu::read(dh.scale)},
-                      params, gpu::linear_grid(device, rows), {.bytes = 10.0 * rows * columns, .flops = 10.0 * rows * columns});
+    std::vector<gpu::Binding> bindings{gpu::read(gate_up.data),     gpu::read(gate_up.scale), gpu::write(d_gate_up.data),
+                                       gpu::write(d_gate_up.scale), gpu::read(dh.data),       gpu::read(dh.scale)};
+    if (and_h) {
+      const Operand h = operand_rows(op.h, slice);
+      bindings.insert(bindings.end(), {gpu::write(h.data), gpu::write(h.scale)});
+    }
+    recorder.dispatch_bytes(backward, bindings, std::as_bytes(std::span(&params, 1)), gpu::linear_grid(device, rows),
+                            {.bytes = (and_h ? 12.0 : 10.0) * rows * columns, .flops = 10.0 * rows * columns});
   }
 }
 

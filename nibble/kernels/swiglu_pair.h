@@ -16,6 +16,7 @@ struct SwiGluPairBackward {
   Operand dh;         // (T, I)
   Operand gate_up;    // (T, 2 I)
   Operand d_gate_up;  // (T, 2 I)
+  Operand h = {};     // (T, I) what SwiGluPair wrote, once more; or none
 };
 void record(gpu::Recorder& recorder, const SwiGluPairBackward& op);
 

@@ -1,6 +1,6 @@
 // SwiGLU of rows that hold gate, then up, both f16 with one scale a row; a workgroup a row, a lane eight values at a time.
 // Forward:  h = silu(gate) * up, silu(g) = g * s(g), s(g) = 1 / (1 + exp(-g)).
-// Backward: d_gate = dh * up * s * (1 + gate * (1 - s)), d_up = dh * gate * s.
+// Backward: d_gate = dh * up * s * (1 + gate * (1 - s)), d_up = dh * gate * s; `backward_and_h` stores h too.
 // A lane keeps up to KEPT vectors from when it looks for the row's largest until they are stored; with KEPT 0, where rows are
 // longer, everything is computed twice, and the second reading comes from the cache.
 
@@ -82,16 +82,18 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
 struct Slopes {
   gate: Eight,
   up: Eight,
+  h: Eight,  // no slope: what the forward pass makes of the same values
 }
 
 struct FourSlopes {
   gate: vec4<f32>,
   up: vec4<f32>,
+  h: vec4<f32>,
 }
 
 fn four_slopes(gate: vec4<f32>, up: vec4<f32>, d: vec4<f32>) -> FourSlopes {
   let s = sigmoid(gate);
-  return FourSlopes(d * up * (s * (vec4<f32>(1.0) + gate * (vec4<f32>(1.0) - s))), d * (gate * s));
+  return FourSlopes(d * up * (s * (vec4<f32>(1.0) + gate * (vec4<f32>(1.0) - s))), d * (gate * s), gate * s * up);
 }
 
 // Of the vector `i` of a row.
@@ -103,7 +105,7 @@ fn slopes(row: u32, i: u32) -> Slopes {
   let d = times(eight_of(dh[row * params.row_vectors + i]), dh_scale[row]);
   let low = four_slopes(gate.low, up.low, d.low);
   let high = four_slopes(gate.high, up.high, d.high);
-  return Slopes(Eight(low.gate, high.gate), Eight(low.up, high.up));
+  return Slopes(Eight(low.gate, high.gate), Eight(low.up, high.up), Eight(low.h, high.h));
 }
 
 fn store(row: u32, i: u32, slope: Slopes, up: f32) {
@@ -112,18 +114,19 @@ fn store(row: u32, i: u32, slope: Slopes, up: f32) {
   d_gate_up[first + params.row_vectors] = bits_of(times(slope.up, up));
 }
 
-@compute @workgroup_size(WORKGROUP)
-fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-            @builtin(local_invocation_index) lane: u32) {
-  let row = linear_workgroup(group, groups);
-  if (row >= params.rows) {
-    return;
-  }
-  var largest = 0u;
-  var kept: array<Slopes, max(KEPT, 1u)>;
+// Of a row, as far as the lane keeps them.
+var<private> kept_slopes: array<Slopes, max(KEPT, 1u)>;
+
+fn keep_slopes(row: u32, lane: u32) {
   for (var n = 0u; n < KEPT; n++) {
-    kept[n] = slopes(row, min(lane + n * WORKGROUP, params.row_vectors - 1u));
-    largest = max(largest, max(largest_of(kept[n].gate), largest_of(kept[n].up)));
+    kept_slopes[n] = slopes(row, min(lane + n * WORKGROUP, params.row_vectors - 1u));
+  }
+}
+
+fn store_slopes(row: u32, lane: u32) {
+  var largest = 0u;
+  for (var n = 0u; n < KEPT; n++) {
+    largest = max(largest, max(largest_of(kept_slopes[n].gate), largest_of(kept_slopes[n].up)));
   }
   if (KEPT == 0u) {
     for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
@@ -138,7 +141,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
   for (var n = 0u; n < KEPT; n++) {
     let i = lane + n * WORKGROUP;
     if (i < params.row_vectors) {
-      store(row, i, kept[n], to.up);
+      store(row, i, kept_slopes[n], to.up);
     }
   }
   if (KEPT == 0u) {
@@ -146,4 +149,57 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
       store(row, i, slopes(row, i), to.up);
     }
   }
+}
+
+@group(0) @binding(7) var<storage, read_write> h_again: array<vec4<u32>>;
+@group(0) @binding(8) var<storage, read_write> h_again_scale: array<f32>;
+
+fn store_h(row: u32, lane: u32) {
+  var largest = 0u;
+  for (var n = 0u; n < KEPT; n++) {
+    largest = max(largest, largest_of(kept_slopes[n].h));
+  }
+  if (KEPT == 0u) {
+    for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
+      largest = max(largest, largest_of(slopes(row, i).h));
+    }
+  }
+  let to = row_scale(row_max(lane, largest));
+  if (lane == 0u) {
+    h_again_scale[row] = to.down;
+  }
+  for (var n = 0u; n < KEPT; n++) {
+    let i = lane + n * WORKGROUP;
+    if (i < params.row_vectors) {
+      h_again[row * params.row_vectors + i] = bits_of(times(kept_slopes[n].h, to.up));
+    }
+  }
+  if (KEPT == 0u) {
+    for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
+      h_again[row * params.row_vectors + i] = bits_of(times(slopes(row, i).h, to.up));
+    }
+  }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+            @builtin(local_invocation_index) lane: u32) {
+  let row = linear_workgroup(group, groups);
+  if (row >= params.rows) {
+    return;
+  }
+  keep_slopes(row, lane);
+  store_slopes(row, lane);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn backward_and_h(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                  @builtin(local_invocation_index) lane: u32) {
+  let row = linear_workgroup(group, groups);
+  if (row >= params.rows) {
+    return;
+  }
+  keep_slopes(row, lane);
+  store_slopes(row, lane);
+  store_h(row, lane);
 }

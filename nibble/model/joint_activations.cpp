@@ -27,6 +27,9 @@ void visit(JointActivations& a, const ModelConfig& config, std::uint32_t tokens,
   make(a.log_sum_exp, DType::f32, Dims{config.num_heads, tokens});
   make(a.middle, DType::f32, Dims{tokens, config.hidden_size});
   operand(a.gate_up, tokens, 2 * config.intermediate_size, make);
+  for (Tensor* per_token : {&a.attention_in_scale, &a.mlp_in_scale, &a.hidden_scale, &a.attention_in_inv_rms, &a.mlp_in_inv_rms}) {
+    make(*per_token, DType::f32, Dims{tokens});
+  }
   if (rank == 0) return;
   for (const Joint joint : all_joints) {
     make(a.lora_h[static_cast<std::size_t>(joint)], DType::f16, Dims{tokens, joint_lora_shape(config, joint, rank).width()});
@@ -37,11 +40,9 @@ template <typename Make>
 void visit(JointRoom& r, const ModelConfig& config, const LayersOptions& options, std::uint32_t tokens, const Make& make) {
   const std::uint32_t hidden = config.hidden_size, intermediate = config.intermediate_size;
   const std::uint32_t narrow = std::max(intermediate, query_columns(config));
-  operand(r.attention_in, tokens, hidden, make);
-  operand(r.mlp_in, tokens, hidden, make);
-  make(r.attention_in_inv_rms, DType::f32, Dims{tokens});
-  make(r.mlp_in_inv_rms, DType::f32, Dims{tokens});
-  operand(r.hidden, tokens, intermediate, make);
+  make(r.attention_in, DType::f16, Dims{tokens, hidden});
+  make(r.mlp_in, DType::f16, Dims{tokens, hidden});
+  make(r.hidden, DType::f16, Dims{tokens, intermediate});
   if (!options.trainable) return;
   operand(r.dy, tokens, hidden, make);
   operand(r.d_narrow, tokens, narrow, make);

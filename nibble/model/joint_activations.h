@@ -16,15 +16,17 @@ struct JointActivations {
   Tensor log_sum_exp;              // (H, T)
   Tensor middle;                   // (T, C) the residual stream between attention and MLP
   Operand gate_up;                 // (T, 2 I)
+  // Of what JointRoom has of the forward pass: the scales of its rows, (T), and what the norms multiplied by.
+  Tensor attention_in_scale, mlp_in_scale, hidden_scale;
+  Tensor attention_in_inv_rms, mlp_in_inv_rms;
   std::array<Tensor, 4> lora_h{};  // (T, R) f16 by Joint
 };
 
 // Room that the passes of all layers share.
 struct JointRoom {
-  // What is cheaper to compute again than to keep.
-  Operand attention_in, mlp_in;                       // (T, C) normed
-  Tensor attention_in_inv_rms, mlp_in_inv_rms;        // (T)
-  Operand hidden;                                     // (T, I) silu(gate) * up
+  // What is cheaper to compute again than to keep: f16 data, whose scales are kept.
+  Tensor attention_in, mlp_in;                        // (T, C) normed
+  Tensor hidden;                                      // (T, I) silu(gate) * up
   QkvAttentionRoom attention;
   Tensor lora_scratch;
   Tensor product_scratch;                             // of products that are split; empty where none is

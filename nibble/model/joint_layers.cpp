@@ -22,6 +22,7 @@ struct JointLayers::At {
 
   std::uint32_t tokens() const { return pass.stream.tokens; }
   const Tensor& lora_h(Joint joint) const { return kept.lora_h[static_cast<std::size_t>(joint)]; }
+  Tensor lora_dh(const LoraGroup& group) const { return room.lora_dh.view({tokens(), group.shape.width()}); }
 };
 
 namespace {
@@ -98,27 +99,33 @@ LoraGroupDropout JointLayers::dropout(const LayerPass& pass, std::uint32_t layer
   return dropout;
 }
 
-const Operand& JointLayers::attention_in(const At& at, const Tensor& input) {
+Operand JointLayers::attention_in(const At& at, const Tensor& input) {
+  const Operand x{at.room.attention_in, at.kept.attention_in_scale};
   if (std::exchange(holds_.attention_in, at.layer) != at.layer) {
-    record(at.rec, RmsNorm{.x = input, .weight = at.weights.input_norm, .rows = {}, .y = at.room.attention_in,
-                           .inv_rms = at.room.attention_in_inv_rms, .eps = config_.rms_norm_eps});
+    record(at.rec, RmsNorm{.x = input, .weight = at.weights.input_norm, .rows = {}, .y = x, .inv_rms = at.kept.attention_in_inv_rms,
+                           .eps = config_.rms_norm_eps});
   }
-  return at.room.attention_in;
+  return x;
 }
 
-const Operand& JointLayers::mlp_in(const At& at) {
+Operand JointLayers::mlp_in(const At& at) {
+  const Operand x{at.room.mlp_in, at.kept.mlp_in_scale};
   if (std::exchange(holds_.mlp_in, at.layer) != at.layer) {
-    record(at.rec, RmsNorm{.x = at.kept.middle, .weight = at.weights.post_attention_norm, .rows = {}, .y = at.room.mlp_in,
-                           .inv_rms = at.room.mlp_in_inv_rms, .eps = config_.rms_norm_eps});
+    record(at.rec, RmsNorm{.x = at.kept.middle, .weight = at.weights.post_attention_norm, .rows = {}, .y = x,
+                           .inv_rms = at.kept.mlp_in_inv_rms, .eps = config_.rms_norm_eps});
   }
-  return at.room.mlp_in;
+  return x;
 }
 
-const Operand& JointLayers::hidden(const At& at) {
-  if (std::exchange(holds_.hidden, at.layer) != at.layer) {
-    record(at.rec, SwiGluPair{.gate_up = at.kept.gate_up, .h = at.room.hidden});
-  }
-  return at.room.hidden;
+Operand JointLayers::hidden(const At& at) {
+  const Operand x{at.room.hidden, at.kept.hidden_scale};
+  if (std::exchange(holds_.hidden, at.layer) != at.layer) record(at.rec, SwiGluPair{.gate_up = at.kept.gate_up, .h = x});
+  return x;
+}
+
+Operand JointLayers::made_again(const At& at, Joint joint, std::optional<std::uint32_t>& holds, const Operand& x) {
+  if (!adapters(at.pass, at.layer, joint) || std::exchange(holds, at.layer) == at.layer) return {};
+  return x;
 }
 
 QkvAttention JointLayers::attention(const At& at) const {
@@ -163,23 +170,28 @@ void JointLayers::mlp(const At& at, const Tensor& output) {
 }
 
 // Adds to the gradients of the adapters, and writes dx = dy W + the adapters' share, in f16 where it has a scale; without
-// data of dx the adapters alone.
-void JointLayers::gradients(const At& at, Joint joint, const Operand& x, const Operand& dy, const Operand& dx) {
-  const LoraGroup* group = adapters(at.pass, at.layer, joint);
-  Tensor dh;
-  if (group) {
-    dh = at.room.lora_dh.view({at.tokens(), group->shape.width()});
+// data of dx the adapters alone. What comes `next` may make x, of which the scale alone is read before.
+void JointLayers::gradients(const At& at, Joint joint, const Operand& x, const Operand& dy, const Operand& dx,
+                            const std::function<void()>& next) {
+  std::optional<LoraBackward> lora;
+  if (const LoraGroup* group = adapters(at.pass, at.layer, joint)) {
     const auto [da, db] = lora_->gradients(at.layer, joint);
-    record(at.rec, LoraBackwardMatrix{.group = *group, .x = x, .dy = dy, .h = at.lora_h(joint), .dh = dh, .da = da, .db = db,
-                                      .scaling = lora_scaling_, .scratch = at.room.lora_scratch,
-                                      .dropout = dropout(at.pass, at.layer, joint)});
+    lora.emplace(at.rec, LoraBackwardMatrix{.group = *group, .x = x, .dy = dy, .h = at.lora_h(joint), .dh = at.lora_dh(*group), .da = da,
+                                            .db = db, .scaling = lora_scaling_, .scratch = at.room.lora_scratch,
+                                            .dropout = dropout(at.pass, at.layer, joint)});
   }
-  if (!dx.data) return;
+  if (dx.data) input_gradient(at, joint, dy, dx);
+  next();
+  if (lora) lora->finish();
+}
+
+void JointLayers::input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx) {
+  const LoraGroup* group = adapters(at.pass, at.layer, joint);
   if (group && at.pass.dropout.probability > 0) return dropped_input_gradient(at, joint, dy, dx);
   ProductNN product{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nn),
                     .y = dx.data, .y_scale = dx.scale, .scratch = at.room.product_scratch,
                     .plan_rows = options_.max_tokens};
-  if (group) product.lora = {.left = dh, .right = group->a};
+  if (group) product.lora = {.left = at.lora_dh(*group), .right = group->a};
   record(at.rec, product);
 }
 
@@ -194,7 +206,7 @@ void JointLayers::dropped_input_gradient(const At& at, Joint joint, const Operan
   for (const Projection p : members_of(joint)) {
     const LoraSlot& slot = at.pass.lora->slot(at.layer, p);
     if (slot.used()) {
-      record(at.rec, LoraUnpack{.group = group, .projection = i, .dh = at.room.lora_dh.view({at.tokens(), group.shape.width()}),
+      record(at.rec, LoraUnpack{.group = group, .projection = i, .dh = at.lora_dh(group),
                                 .scale = dy.scale, .values = at.room.lora_dh_values});
       record(at.rec, LoraDownBackwardInput{.dh = at.room.lora_dh_values, .a = slot.a, .dx = sum,
                                            .dropout = {.probability = dropped.probability, .seed = dropped.seed,
@@ -213,12 +225,17 @@ void JointLayers::mlp_backward(const LayerPass& pass, std::uint32_t layer, const
 void JointLayers::mlp_gradients(const At& at, const Tensor& dx) {
   const Operand d_hidden = narrowed(at.room.d_narrow, config_.intermediate_size);
   const Operand d_gate_up = narrowed(at.room.d_wide, 2 * config_.intermediate_size);
+  const Operand hidden{at.room.hidden, at.kept.hidden_scale}, mlp_in{at.room.mlp_in, at.kept.mlp_in_scale};
   record(at.rec, PackRows{.x = dx, .y = at.room.dy});
-  gradients(at, Joint::down, hidden(at), at.room.dy, d_hidden);
-  record(at.rec, SwiGluPairBackward{.dh = d_hidden, .gate_up = at.kept.gate_up, .d_gate_up = d_gate_up});
-  gradients(at, Joint::gate_up, mlp_in(at), d_gate_up, {.data = at.room.d_normed, .scale = {}});
-  record(at.rec, RmsNormBackward{.dy = at.room.d_normed, .x = at.kept.middle, .weight = at.weights.post_attention_norm,
-                                 .inv_rms = at.room.mlp_in_inv_rms, .rows = {}, .dx = dx, .packed = at.room.dy});
+  gradients(at, Joint::down, hidden, at.room.dy, d_hidden, [&] {
+    record(at.rec, SwiGluPairBackward{.dh = d_hidden, .gate_up = at.kept.gate_up, .d_gate_up = d_gate_up,
+                                      .h = made_again(at, Joint::down, holds_.hidden, hidden)});
+  });
+  gradients(at, Joint::gate_up, mlp_in, d_gate_up, {.data = at.room.d_normed, .scale = {}}, [&] {
+    record(at.rec, RmsNormBackward{.dy = at.room.d_normed, .x = at.kept.middle, .weight = at.weights.post_attention_norm,
+                                   .inv_rms = at.kept.mlp_in_inv_rms, .rows = {}, .dx = dx, .packed = at.room.dy,
+                                   .y = made_again(at, Joint::gate_up, holds_.mlp_in, mlp_in)});
+  });
 }
 
 void JointLayers::backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,
@@ -230,10 +247,13 @@ void JointLayers::backward(const LayerPass& pass, std::uint32_t layer, const Ten
   gradients(at, Joint::o, at.kept.attention, at.room.dy, d_attention);
   record(at.rec, QkvAttentionBackward{.forward = attention(at), .query_end = pass.stream.segment_end, .d_o = d_attention,
                                       .d_qkv = d_qkv});
-  gradients(at, Joint::qkv, attention_in(at, input), d_qkv, {.data = input_gradient ? at.room.d_normed : Tensor{}, .scale = {}});
-  if (!input_gradient) return;
-  record(at.rec, RmsNormBackward{.dy = at.room.d_normed, .x = input, .weight = at.weights.input_norm,
-                                 .inv_rms = at.room.attention_in_inv_rms, .rows = {}, .dx = dx});
+  if (!input_gradient) return gradients(at, Joint::qkv, attention_in(at, input), d_qkv, {});
+  const Operand attention_in{at.room.attention_in, at.kept.attention_in_scale};
+  gradients(at, Joint::qkv, attention_in, d_qkv, {.data = at.room.d_normed, .scale = {}}, [&] {
+    record(at.rec, RmsNormBackward{.dy = at.room.d_normed, .x = input, .weight = at.weights.input_norm,
+                                   .inv_rms = at.kept.attention_in_inv_rms, .rows = {}, .dx = dx,
+                                   .y = made_again(at, Joint::qkv, holds_.attention_in, attention_in)});
+  });
 }
 
 }  // namespace nibble

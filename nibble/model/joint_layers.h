@@ -4,6 +4,7 @@
 #include "nibble/model/joint_activations.h"
 #include "nibble/model/layers.h"
 
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -40,13 +41,17 @@ class JointLayers : public Layers {
   const LoraGroup* adapters(const LayerPass& pass, std::uint32_t layer, Joint joint) const;
   LoraGroupDropout dropout(const LayerPass& pass, std::uint32_t layer, Joint joint) const;
 
-  const Operand& attention_in(const At& at, const Tensor& input);
-  const Operand& mlp_in(const At& at);
-  const Operand& hidden(const At& at);
+  Operand attention_in(const At& at, const Tensor& input);
+  Operand mlp_in(const At& at);
+  Operand hidden(const At& at);
+  // x, where the backward pass has to make it again for the joint weight's adapters.
+  Operand made_again(const At& at, Joint joint, std::optional<std::uint32_t>& holds, const Operand& x);
   QkvAttention attention(const At& at) const;
 
   void project(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus = {});
-  void gradients(const At& at, Joint joint, const Operand& x, const Operand& dy, const Operand& dx);
+  void gradients(const At& at, Joint joint, const Operand& x, const Operand& dy, const Operand& dx,
+                 const std::function<void()>& next = [] {});
+  void input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx);
   void dropped_input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx);
   void mlp(const At& at, const Tensor& output);
   void mlp_gradients(const At& at, const Tensor& dx);

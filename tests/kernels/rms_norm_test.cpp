@@ -134,28 +134,40 @@ TEST(RmsNorm, BackwardEqualsFiniteDifferences) {
   }
 }
 
-// The same dx, and what PackRows makes of it, for rows that lanes keep and longer ones.
-TEST(RmsNorm, BackwardPacksItsSum) {
+// The same dx, what PackRows makes of it, and y as the forward pass left it, for rows that lanes keep and longer ones.
+TEST(RmsNorm, BackwardStoresItsSumAndTheForwardResultInF16) {
   if (test::must_skip(test::device().info().f16)) GTEST_SKIP() << "The adapter has no f16.";
   for (const std::uint32_t columns : {5u, 64u, 96u, 4096u, 20480u}) {
     const Inputs in = make_inputs({.x_rows = 7, .columns = columns, .rows = {}});
     const auto start = test::random_values(in.x.size(), 4);
-    const test::GuardedTensor alone(DType::f32, {7, columns}), dx(DType::f32, {7, columns});
-    const test::GuardedOperand packed(ProductPath::f16, 7, columns);
+    const Tensor alone = test::upload(start, {7, columns});
     const auto expected = make_operand(test::device(), ProductPath::f16, 7, columns, "packed");
-    for (const auto* tensor : {&alone, &dx}) test::device().write(tensor->tensor(), std::as_bytes(std::span(start)));
-    const auto inv_rms = test::upload(std::vector<float>(7, 0.7f), {7});
-    RmsNormBackward op{.dy = in.dy_tensor, .x = in.x_tensor, .weight = in.weight_tensor, .inv_rms = inv_rms, .rows = {}, .dx = alone.tensor()};
-    test::run(op);
-    test::run(PackRows{.x = alone.tensor(), .y = expected});
-    op.dx = dx.tensor();
-    op.packed = packed.operand();
-    test::run(op);
-    EXPECT_EQ(test::download(dx.tensor()), test::download(alone.tensor()));
-    EXPECT_EQ(test::download(packed.operand().data), test::download(expected.data));
-    EXPECT_EQ(test::download(packed.operand().scale), test::download(expected.scale));
-    dx.expect_guards_intact();
-    packed.expect_guards_intact();
+    const auto forward = make_operand(test::device(), ProductPath::f16, 7, columns, "y");
+    const Tensor inv_rms = test::device().tensor(DType::f32, {7}, "inv_rms");
+    test::run(RmsNorm{.x = in.x_tensor, .weight = in.weight_tensor, .rows = {}, .y = forward, .inv_rms = inv_rms});
+    const RmsNormBackward plain{.dy = in.dy_tensor, .x = in.x_tensor, .weight = in.weight_tensor, .inv_rms = inv_rms, .rows = {}, .dx = alone};
+    test::run(plain);
+    test::run(PackRows{.x = alone, .y = expected});
+    for (const auto& [packs, stores_y] : {std::pair{true, false}, {false, true}, {true, true}}) {
+      const test::GuardedTensor dx(DType::f32, {7, columns});
+      const test::GuardedOperand packed(ProductPath::f16, 7, columns), y(ProductPath::f16, 7, columns);
+      test::device().write(dx.tensor(), std::as_bytes(std::span(start)));
+      RmsNormBackward op = plain;
+      op.dx = dx.tensor();
+      if (packs) op.packed = packed.operand();
+      if (stores_y) op.y = y.operand();
+      test::run(op);
+      EXPECT_EQ(test::download(dx.tensor()), test::download(alone));
+      const auto expect_same = [](const Operand& got, const Operand& wanted) {
+        EXPECT_EQ(test::download(got.data), test::download(wanted.data));
+        EXPECT_EQ(test::download(got.scale), test::download(wanted.scale));
+      };
+      if (packs) expect_same(packed.operand(), expected);
+      if (stores_y) expect_same(y.operand(), forward);
+      dx.expect_guards_intact();
+      packed.expect_guards_intact();
+      y.expect_guards_intact();
+    }
   }
 }
 

@@ -47,6 +47,16 @@ TEST(SwiGluPair, EqualsTheReference) {
     const test::GuardedTensor d(DType::f16, {rows, 2 * columns}), d_scale(DType::f32, {rows});
     test::run(SwiGluPair{.gate_up = gate_up.operand, .h = {h.tensor(), h_scale.tensor()}});
     test::run(SwiGluPairBackward{.dh = dh.operand, .gate_up = gate_up.operand, .d_gate_up = {d.tensor(), d_scale.tensor()}});
+    const test::GuardedTensor h_again(DType::f16, {rows, columns}), h_again_scale(DType::f32, {rows});
+    const Operand d_again = make_operand(test::device(), ProductPath::f16, rows, 2 * columns, "d");
+    test::run(SwiGluPairBackward{.dh = dh.operand, .gate_up = gate_up.operand, .d_gate_up = d_again,
+                                 .h = {h_again.tensor(), h_again_scale.tensor()}});
+    EXPECT_EQ(test::download(h_again.tensor()), test::download(h.tensor()));
+    EXPECT_EQ(test::download(h_again_scale.tensor()), test::download(h_scale.tensor()));
+    EXPECT_EQ(test::download(d_again.data), test::download(d.tensor()));
+    EXPECT_EQ(test::download(d_again.scale), test::download(d_scale.tensor()));
+    h_again.expect_guards_intact();
+    h_again_scale.expect_guards_intact();
     const auto got = test::download(h.tensor()), got_d = test::download(d.tensor());
     const auto scale = test::download(h_scale.tensor()), scale_d = test::download(d_scale.tensor());
     for (std::uint32_t row = 0; row < rows; ++row) {
