@@ -1,6 +1,7 @@
 #include "nibble/kernels/attention.h"
 
 #include "nibble/base/error.h"
+#include "nibble/kernels/attention_decode.h"
 #include "nibble/kernels/row_kernel.h"
 
 #include <algorithm>
@@ -13,11 +14,7 @@ namespace {
 constexpr std::string_view where = "attention";
 constexpr std::uint32_t most_decode_queries = 8;
 
-struct Params {
-  std::uint32_t tokens, capacity, heads, group, first_head, first_token, last_token, more;
-  float scale;
-  std::uint32_t parts = 1, part_keys = 0;
-};
+using Params = AttentionParams;
 
 struct Shape {
   std::uint32_t heads, key_heads, tokens, capacity, head_dim;
@@ -162,49 +159,15 @@ void check_backward(const Shape& shape, const AttentionBackward& op) {
         where, "dq, dk and dv must have the shapes of q, k and v.");
 }
 
-// How decode cuts a query's keys: into parts of whole tiles, as many as there is room for, but where one workgroup is done with
-// all of them as soon as a second pass would begin. A processor is occupied by few.
-struct Cut {
-  std::uint32_t parts = 1, keys;
-
-  Cut(const gpu::Device& device, const Attention& op, const Shape& shape) : keys(shape.capacity) {
-    constexpr std::uint32_t tile = 32, most_of_one = 128;
-    if (!op.parts.o || shape.tokens > attention_part_rows || op.most_keys <= most_of_one) return;
-    const std::uint32_t usual = device.info().type == gpu::AdapterType::software ? 512 : tile;
-    const std::uint32_t least = op.least_part_keys ? op.least_part_keys : usual;
-    keys = std::max(least, groups_for(groups_for(op.most_keys, tile), attention_part_rows / shape.tokens) * tile);
-    parts = groups_for(op.most_keys, keys);
-  }
-};
-
-// Query heads of a workgroup.
-std::uint32_t decode_heads(std::uint32_t group) {
-  std::uint32_t heads = std::min(group, 4u);
-  while (group % heads != 0) --heads;
-  return heads;
-}
-
-void record_parts_sum(gpu::Recorder& recorder, const Shape& shape, const Attention& op, const Slice& slice) {
-  gpu::Prelude prelude;
-  prelude.constant("HEAD_DIM", shape.head_dim).constant("MOST_PARTS", attention_part_rows);
-  const auto entry = kernel(recorder.device(), "attention_decode_parts", prelude, {"attention"}, "forward");
-  recorder.dispatch(entry,
-                    {gpu::read(op.parts.o), gpu::read(op.parts.numbers), gpu::write(part(op.o, slice.tokens)), gpu::write(op.lse)},
-                    slice.params, {slice.tokens.end - slice.tokens.begin, slice.heads.end - slice.heads.begin},
-                    {.bytes = 4.0 * slice.params.parts * shape.tokens * shape.heads * shape.head_dim});
-}
-
 void record_decode(gpu::Recorder& recorder, const Shape& shape, const Attention& op) {
-  const Cut cut(recorder.device(), op, shape);
+  DecodeCut cut{.parts = 1, .keys = shape.capacity};
+  if (op.parts.o) cut = decode_cut(recorder.device(), shape.tokens, op.most_keys, op.least_part_keys);
   const bool split = cut.parts > 1;
-  if (split) {
-    expect_shape(op.parts.o, DType::f32, {attention_part_rows, shape.heads * shape.head_dim}, where, "parts.o");
-    expect_shape(op.parts.numbers, DType::f32, {attention_part_rows, shape.heads, 2}, where, "parts.numbers");
-  }
+  if (split) check_parts(op.parts, shape.heads, shape.head_dim);
   const std::uint32_t heads = decode_heads(shape.group());
   gpu::Prelude prelude;
   prelude.constant("HEAD_DIM", shape.head_dim).constant("HEADS", heads).constant("SPLIT", split);
-  const auto entry = kernel(recorder.device(), "attention_decode", prelude, {"attention"}, "forward");
+  const auto entry = kernel(recorder.device(), "attention_decode", prelude, {"attention", "attention_decode"}, "forward");
   for_slices(recorder.device(), shape, [&](Slice slice) {
     slice.params.parts = cut.parts, slice.params.part_keys = cut.keys;
     recorder.dispatch(entry,
@@ -214,7 +177,9 @@ void record_decode(gpu::Recorder& recorder, const Shape& shape, const Attention&
                       slice.params,
                       {slice.tokens.end - slice.tokens.begin, (slice.heads.end - slice.heads.begin) / heads, cut.parts},
                       shape.decode_work());
-    if (split) record_parts_sum(recorder, shape, op, slice);
+    if (!split) return;
+    record(recorder, PartsSum{.parts = op.parts, .params = slice.params, .head_dim = shape.head_dim, .heads = slice.heads.end - slice.heads.begin,
+                              .o = part(op.o, slice.tokens), .lse = op.lse});
   });
 }
 

@@ -57,16 +57,53 @@ struct LoraParams {
   float eps;
 };
 
+// How nf4_row.wgsl is spread: lanes that hold 16 elements of x each, outputs at a time, and how often.
+struct RowSpread {
+  std::uint32_t subgroup, lanes, outputs, steps;
+
+  // `enough` lanes occupy the adapter; with more of them x is read and sums are added up more often. 0: those of a large GPU.
+  RowSpread(const gpu::AdapterInfo& info, std::uint32_t weight_rows, std::uint32_t inputs, std::uint32_t enough)
+      : subgroup(info.subgroup_min_size) {
+    constexpr std::uint32_t elements = 16, usual = 80 * 1024, most_steps = 8;
+    if (enough == 0) enough = usual;
+    lanes = (inputs / elements + subgroup - 1) / subgroup * subgroup;
+    const std::uint64_t rows = std::uint64_t{weight_rows} * lanes / enough;
+    outputs = rows >= 32 ? 8 : 4;
+    steps = static_cast<std::uint32_t>(std::clamp<std::uint64_t>((rows + outputs / 2) / outputs, 1, most_steps));
+  }
+  static bool fits(const gpu::AdapterInfo& info, gpu::AdapterType type, std::uint32_t rows, std::uint32_t inputs) {
+    return rows == 1 && type != gpu::AdapterType::software && info.subgroups && info.subgroup_min_size == info.subgroup_max_size &&
+           info.subgroup_min_size >= 8 && (inputs + 15) / 16 + info.subgroup_min_size <= info.limits.workgroup_invocations;
+  }
+  gpu::Grid grid(const gpu::Device& device, std::uint32_t weight_rows) const {
+    return gpu::linear_grid(device, (weight_rows + outputs * steps - 1) / (outputs * steps));
+  }
+};
+
 struct Variant {
   bool norm = false, plus = false, swiglu = false, lora = false;
+
+  gpu::Prelude prelude() const {
+    gpu::Prelude result;
+    result.constant("NORM", norm).constant("PLUS", plus).constant("SWIGLU", swiglu).constant("LORA", lora);
+    return result.text(nf4_codes_text());
+  }
+  const char* adapters() const { return lora ? "vec_adapters" : "vec_adapters_none"; }
 };
 
 gpu::Kernel vec_kernel(gpu::Device& device, const Spread& spread, std::uint32_t rows, const Variant& variant) {
-  gpu::Prelude prelude;
+  gpu::Prelude prelude = variant.prelude();
   prelude.constant("ROWS_M", std::bit_ceil(rows)).constant("OUTPUTS", spread.outputs).constant("LANES", spread.lanes);
-  prelude.constant("GROUPS", spread.groups).constant("NORM", variant.norm).constant("PLUS", variant.plus);
-  prelude.constant("SWIGLU", variant.swiglu).constant("LORA", variant.lora).text(nf4_codes_text());
-  return kernel(device, "nf4_vec", prelude, {"grid", "nf4", spread.table ? "vec_codes_table" : "vec_codes_select"}, "main");
+  prelude.constant("GROUPS", spread.groups);
+  return kernel(device, "nf4_vec", prelude,
+                {"grid", "nf4", "vec_params", variant.adapters(), spread.table ? "vec_codes_table" : "vec_codes_select"}, "main");
+}
+
+gpu::Kernel row_kernel(gpu::Device& device, const RowSpread& spread, const Variant& variant) {
+  gpu::Prelude prelude = variant.prelude();
+  prelude.enable("subgroups").constant("SUBGROUP", spread.subgroup).constant("LANES", spread.lanes);
+  prelude.constant("OUTPUTS", spread.outputs).constant("STEPS", spread.steps);
+  return kernel(device, "nf4_row", prelude, {"grid", "vec_params", variant.adapters()}, "main");
 }
 
 void check_input(const VecInput& input) {
@@ -121,6 +158,7 @@ struct Job {
   std::uint32_t outputs, rows;
   bool swiglu;
   std::optional<gpu::AdapterType> kernel_for;
+  std::uint32_t enough_lanes;
 };
 
 void record_job(gpu::Recorder& recorder, const Job& job) {
@@ -133,18 +171,26 @@ void record_job(gpu::Recorder& recorder, const Job& job) {
   Params params{.rows = rows, .outputs = job.outputs, .inputs = inputs, .eps = job.input.eps};
   const Variant variant{.norm = static_cast<bool>(job.input.weight), .plus = static_cast<bool>(job.plus), .swiglu = job.swiglu,
                         .lora = static_cast<bool>(job.lora.h)};
-  // What a variant does without has another tensor in its place, unread.
   const Tensor& x = job.input.x;
-  std::array<Tensor, 3> b{x, x, x};
-  if (variant.lora) b = set_lora(params, job.lora, job.rows);
-  const Spread spread(job.kernel_for.value_or(device.info().type), rows, job.rows, inputs);
   const Tensor packed(job.w.packed.buffer(), job.w.packed.offset(), DType::u32, {static_cast<std::uint32_t>(job.w.packed.bytes() / 4)});
-  recorder.dispatch(vec_kernel(device, spread, rows, variant),
-                    {gpu::read(x), gpu::read(variant.norm ? job.input.weight : x), gpu::write(job.y), gpu::read(packed),
-                     gpu::read(job.w.absmax), gpu::read(variant.plus ? job.plus : x), gpu::read(variant.lora ? job.lora.h : x),
-                     gpu::read(b[0]), gpu::read(b[1]), gpu::read(b[2])},
-                    params, spread.grid(device, job.rows),
-                    {.bytes = static_cast<double>(packed.bytes() + job.w.absmax.bytes()), .flops = 2.0 * rows * job.rows * inputs});
+  // What a variant does without has another tensor in its place, unread.
+  std::vector<gpu::Binding> bindings{gpu::read(x), gpu::read(variant.norm ? job.input.weight : x), gpu::write(job.y), gpu::read(packed),
+                                     gpu::read(job.w.absmax), gpu::read(variant.plus ? job.plus : x)};
+  if (variant.lora) {
+    bindings.push_back(gpu::read(job.lora.h));
+    for (const Tensor& b : set_lora(params, job.lora, job.rows)) bindings.push_back(gpu::read(b));
+  }
+  const auto dispatch = [&](const gpu::Kernel& kernel, gpu::Grid grid) {
+    recorder.dispatch_bytes(kernel, bindings, std::as_bytes(std::span<const Params, 1>(&params, 1)), grid,
+                            {.bytes = static_cast<double>(packed.bytes() + job.w.absmax.bytes()), .flops = 2.0 * rows * job.rows * inputs});
+  };
+  const auto type = job.kernel_for.value_or(device.info().type);
+  if (RowSpread::fits(device.info(), type, rows, inputs)) {
+    const RowSpread spread(device.info(), job.rows, inputs, job.enough_lanes);
+    return dispatch(row_kernel(device, spread, variant), spread.grid(device, job.rows));
+  }
+  const Spread spread(type, rows, job.rows, inputs);
+  dispatch(vec_kernel(device, spread, rows, variant), spread.grid(device, job.rows));
 }
 
 }  // namespace
@@ -152,13 +198,13 @@ void record_job(gpu::Recorder& recorder, const Job& job) {
 void record(gpu::Recorder& recorder, const Nf4Vec& op) {
   const std::uint32_t outputs = op.y.dim(1);
   record_job(recorder, {.input = op.input, .w = op.w, .y = op.y, .plus = op.plus, .lora = op.lora, .outputs = outputs,
-                        .rows = outputs, .swiglu = false, .kernel_for = op.kernel_for});
+                        .rows = outputs, .swiglu = false, .kernel_for = op.kernel_for, .enough_lanes = op.enough_lanes});
 }
 
 void record(gpu::Recorder& recorder, const Nf4VecSwiGlu& op) {
   const std::uint32_t outputs = op.y.dim(1);
   record_job(recorder, {.input = op.input, .w = op.w, .y = op.y, .plus = {}, .lora = op.lora, .outputs = outputs,
-                        .rows = 2 * outputs, .swiglu = true, .kernel_for = op.kernel_for});
+                        .rows = 2 * outputs, .swiglu = true, .kernel_for = op.kernel_for, .enough_lanes = op.enough_lanes});
 }
 
 void record(gpu::Recorder& recorder, const LoraVec& op) {

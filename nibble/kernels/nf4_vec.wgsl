@@ -5,32 +5,15 @@
 // along, to the result.
 //
 // Prelude: ROWS_M, OUTPUTS (4 or 8), LANES, GROUPS, NORM, PLUS, SWIGLU, LORA. codes8(word, index) gives the codes of a word,
-// after prepare_codes(index) and a barrier (lib/vec_codes_*.wgsl).
+// after prepare_codes(index) and a barrier (lib/vec_codes_*.wgsl); params, silu: lib/vec_params.wgsl; share_of_adapters:
+// lib/vec_adapters*.wgsl.
 
-struct Params {
-  rows: u32,
-  outputs: u32,  // of y
-  inputs: u32,
-  rank: u32,
-  first_end: u32,
-  second_end: u32,
-  adapted: u32,  // a bit for each projection that has an adapter
-  eps: f32,
-  scaling: f32,
-  hidden: u32,  // columns of h
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> norm: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 @group(0) @binding(4) var<storage, read> packed: array<u32>;
 @group(0) @binding(5) var<storage, read> absmax: array<f32>;
 @group(0) @binding(6) var<storage, read> plus: array<f32>;
-@group(0) @binding(7) var<storage, read> h: array<f32>;
-@group(0) @binding(8) var<storage, read> b0: array<f32>;
-@group(0) @binding(9) var<storage, read> b1: array<f32>;
-@group(0) @binding(10) var<storage, read> b2: array<f32>;
 
 const WORKGROUP = LANES * GROUPS;
 const SUMS = OUTPUTS + 1u;       // of a row: of each output, and of squares
@@ -71,29 +54,6 @@ fn words_of(first_pair: u32, j: u32, i: u32) -> Words {
                vec4<f32>(absmax[block.x], absmax[block.y], absmax[block.z], absmax[block.w]));
 }
 
-// scaling * h b^T of one output of the weight, those r of the rank for which r % 8 is `part`.
-fn share_of_adapters(row: u32, output: u32, part: u32) -> f32 {
-  let projection = u32(output >= params.first_end) + u32(output >= params.second_end);
-  if (((params.adapted >> projection) & 1u) == 0u) {
-    return 0.0;
-  }
-  let at = row * params.hidden + projection * params.rank;
-  let column = (output - select(0u, select(params.first_end, params.second_end, projection == 2u), projection > 0u)) * params.rank;
-  var sum = 0.0;
-  for (var r = part; r < params.rank; r += 8u) {
-    var b = 0.0;
-    if (projection == 0u) {
-      b = b0[column + r];
-    } else if (projection == 1u) {
-      b = b1[column + r];
-    } else {
-      b = b2[column + r];
-    }
-    sum += h[at + r] * b;
-  }
-  return params.scaling * sum;
-}
-
 fn prepare_adapters(first_pair: u32, lane: u32, group: u32) {
   let last = select(params.outputs, 2u * params.outputs, SWIGLU) - 1u;
   for (var t = lane; t < ADAPTER_PARTS; t += LANES) {
@@ -103,10 +63,6 @@ fn prepare_adapters(first_pair: u32, lane: u32, group: u32) {
       adapters[group * ADAPTER_PARTS + t] = share_of_adapters(row, output, t % 8u);
     }
   }
-}
-
-fn silu(g: f32) -> f32 {
-  return g / (1.0 + exp(-max(g, -87.0)));
 }
 
 // Adds up the shares of each group's lanes, into the first PARTS of them.

@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/kernels/attention.h"
+#include "nibble/kernels/attention_step.h"
 #include "nibble/kernels/pack_heads.h"
 #include "nibble/kernels/pack_rows.h"
 #include "nibble/kernels/packed_attention.h"
@@ -101,6 +102,7 @@ class ByHeads {
   }
 
   void forward() {
+    if (one_step()) return;
     to_heads();
     const Tensor o = scaled_ ? first(op_.room.o, {s_.tokens, s_.queries()}) : op_.o.data;
     record(rec_, Attention{.q = q_, .k = k_, .v = v_, .key_begin = op_.key_begin, .key_end = op_.key_end, .o = o,
@@ -127,6 +129,17 @@ class ByHeads {
   }
 
  private:
+  // Whether one token's attention is recorded, from its projection; processors are faster without workgroup memory.
+  bool one_step() {
+    if (!op_.k_cache || scaled_ || s_.tokens != 1 || rec_.device().info().type == gpu::AdapterType::software) return false;
+    const AttentionStep step{.qkv = op_.qkv.data, .q_norm = op_.q_norm, .k_norm = op_.k_norm, .position = op_.position,
+                             .table = op_.table, .eps = op_.eps, .k = k_, .v = v_, .heads = s_.heads, .first_key = op_.first_key,
+                             .key_begin = op_.key_begin, .o = op_.o.data, .lse = op_.lse, .parts = op_.room.parts};
+    if (!attention_step_fits(rec_.device(), step)) return false;
+    record(rec_, step);
+    return true;
+  }
+
   void to_heads() {
     if (op_.k_cache && !scaled_) {
       const QkvHeads all{.qkv = op_.qkv.data, .q_norm = op_.q_norm, .k_norm = op_.k_norm, .position = op_.position, .table = op_.table,

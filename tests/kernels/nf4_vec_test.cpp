@@ -21,6 +21,7 @@ struct Case {
   std::uint32_t rank = 0;
   std::vector<std::uint32_t> ends = {};
   std::array<bool, 3> adapted{true, true, true};
+  std::uint32_t enough_lanes = 0;
 };
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
@@ -116,10 +117,12 @@ TEST_P(Nf4VecTest, EqualsTheFormula) {
     }
     GuardedTensor y(DType::f32, {c.m, outputs});
     if (c.swiglu) {
-      test::run(Nf4VecSwiGlu{.input = made.input, .w = made.nf4, .y = y.tensor(), .lora = made.lora, .kernel_for = type});
+      test::run(Nf4VecSwiGlu{.input = made.input, .w = made.nf4, .y = y.tensor(), .lora = made.lora, .kernel_for = type,
+                             .enough_lanes = c.enough_lanes});
     } else {
       test::run(Nf4Vec{.input = made.input, .w = made.nf4, .y = y.tensor(),
-                       .plus = c.plus ? test::upload(before, {c.m, outputs}) : Tensor{}, .lora = made.lora, .kernel_for = type});
+                       .plus = c.plus ? test::upload(before, {c.m, outputs}) : Tensor{}, .lora = made.lora, .kernel_for = type,
+                       .enough_lanes = c.enough_lanes});
     }
     EXPECT_LT(test::relative_error(test::download(y.tensor()), expected), 4 * std::sqrt(c.k) * 0x1p-24);
     y.expect_guards_intact();
@@ -135,7 +138,11 @@ INSTANTIATE_TEST_SUITE_P(Cases, Nf4VecTest, testing::Values(
     // Groups of 32 to 256 lanes that share 4 or, of many outputs, 8; in the last step of a row some are without a word.
     Case{1, 9, 576, false, true}, Case{2, 6, 1088, true}, Case{1, 13, 2112, false, true}, Case{1, 8195, 576, true, true},
     Case{2, 8195, 64}, Case{1, 16390, 64, true, false, true}, Case{1, 8203, 128, true, false, false, 11, {8100, 8150, 8203}},
-    Case{1, 5, 4160, true, false, false, 3, {2, 3, 5}}));
+    Case{1, 5, 4160, true, false, false, 3, {2, 3, 5}},
+    // One row, whose lanes do several steps of four or of eight outputs; the last workgroup's end beyond the weight.
+    Case{1, 75, 2560, true, true, false, 0, {}, {}, 1000}, Case{1, 131, 576, true, false, false, 4, {100, 110, 131}, {true, true, true}, 80},
+    Case{1, 210, 192, false, true, false, 0, {}, {}, 16}, Case{1, 98, 320, true, false, true, 5, {49, 98}, {true, true}, 64},
+    Case{1, 1030, 64, true, false, true, 0, {}, {}, 1}));
 
 TEST(Nf4Vec, TheSameBitsEachRun) {
   const Case c{1, 40, 4160, true, false, true, 7, {20, 40}};

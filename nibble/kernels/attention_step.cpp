@@ -1,0 +1,60 @@
+#include "nibble/kernels/attention_step.h"
+
+#include "nibble/base/error.h"
+#include "nibble/kernels/attention_decode.h"
+#include "nibble/kernels/row_kernel.h"
+
+#include <cmath>
+
+namespace nibble {
+namespace {
+
+constexpr std::string_view where = "attention_step";
+
+void check_shapes(const AttentionStep& op) {
+  check(op.k && op.k.rank() == 3 && op.k.shape_text() == op.v.shape_text(), where, "Keys and values do not match.");
+  const std::uint32_t key_heads = op.k.dim(0), capacity = op.k.dim(1), dim = op.k.dim(2);
+  check(dim % 16 == 0 && dim >= 16 && dim <= 256 && key_heads > 0 && op.heads > 0 && op.heads % key_heads == 0, where,
+        "{} heads on {} of {} values came.", op.heads, key_heads, dim);
+  check(op.first_key < capacity, where, "Row {} came of caches of {}.", op.first_key, capacity);
+  expect_shape(op.qkv, DType::f32, {1, (op.heads + 2 * key_heads) * dim}, where, "qkv");
+  expect_shape(op.position, DType::u32, {1}, where, "position");
+  expect_shape(op.key_begin, DType::u32, {1}, where, "key_begin");
+  expect_shape(op.table, DType::f32, {op.table.dim(0), dim / 2, 2}, where, "table");
+  expect_shape(op.o, DType::f32, {1, op.heads * dim}, where, "o");
+  expect_shape(op.lse, DType::f32, {op.heads, 1}, where, "lse");
+  check(static_cast<bool>(op.q_norm) == static_cast<bool>(op.k_norm), where, "Norms of queries and keys must be given together.");
+  if (!op.q_norm) return;
+  for (const Tensor* weight : {&op.q_norm, &op.k_norm}) expect_shape(*weight, DType::f32, {dim}, where, "a norm's weight");
+}
+
+}  // namespace
+
+bool attention_step_fits(const gpu::Device& device, const AttentionStep& op) {
+  return op.k.bytes() <= device.info().limits.max_binding;
+}
+
+void record(gpu::Recorder& recorder, const AttentionStep& op) {
+  check_shapes(op);
+  gpu::Device& device = recorder.device();
+  const std::uint32_t key_heads = op.k.dim(0), dim = op.k.dim(2), group = op.heads / key_heads, most_keys = op.first_key + 1;
+  const std::uint32_t heads = decode_heads(group);
+  DecodeCut cut{.parts = 1, .keys = most_keys};
+  if (op.parts.o) cut = decode_cut(device, 1, most_keys, op.least_part_keys);
+  const bool split = cut.parts > 1, norm = static_cast<bool>(op.q_norm);
+  if (split) check_parts(op.parts, op.heads, dim);
+  const AttentionParams params{.tokens = 1, .capacity = op.k.dim(1), .heads = op.heads, .group = group, .first_head = 0, .first_token = 0,
+                               .last_token = 1, .more = 0, .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim))),
+                               .parts = cut.parts, .part_keys = cut.keys, .first_key = op.first_key, .eps = op.eps};
+  gpu::Prelude prelude;
+  prelude.constant("HEAD_DIM", dim).constant("HEADS", heads).constant("SPLIT", split).constant("NORM", norm);
+  recorder.dispatch(kernel(device, "attention_step", prelude, {"attention", "attention_decode"}, "forward"),
+                    {gpu::read(op.qkv), gpu::read_write(op.k), gpu::read_write(op.v), gpu::read(op.key_begin), gpu::read(op.position),
+                     gpu::write(split ? op.parts.o : op.o), gpu::write(split ? op.parts.numbers : op.lse), gpu::read(op.table),
+                     gpu::read(norm ? op.q_norm : op.table), gpu::read(norm ? op.k_norm : op.table)},
+                    params, {1, op.heads / heads, cut.parts},
+                    {.bytes = 8.0 * most_keys * key_heads * dim, .flops = 4.0 * most_keys * op.heads * dim});
+  if (split) record(recorder, PartsSum{.parts = op.parts, .params = params, .head_dim = dim, .heads = op.heads, .o = op.o, .lse = op.lse});
+}
+
+}  // namespace nibble

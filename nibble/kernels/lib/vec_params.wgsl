@@ -1,0 +1,20 @@
+// What nf4_vec.wgsl and nf4_row.wgsl are told.
+struct Params {
+  rows: u32,
+  outputs: u32,  // of y
+  inputs: u32,
+  rank: u32,
+  first_end: u32,
+  second_end: u32,
+  adapted: u32,  // a bit for each projection that has an adapter
+  eps: f32,
+  scaling: f32,
+  hidden: u32,  // columns of h
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+
+fn silu(g: f32) -> f32 {
+  return g / (1.0 + exp(-max(g, -87.0)));
+}
+
