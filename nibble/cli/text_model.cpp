@@ -3,11 +3,11 @@
 #include "nibble/base/error.h"
 #include "nibble/cli/terminal.h"
 #include "nibble/report/progress.h"
-#include "nibble/text/stop_texts.h"
 #include "nibble/text/utf8.h"
 
 #include <algorithm>
 #include <chrono>
+#include <memory>
 
 namespace nibble::cli {
 namespace {
@@ -91,33 +91,52 @@ std::string_view name_of(Answer::End end) {
   return "?";
 }
 
-TextModel::TextModel(const TextFiles& files, const AnswerFlags& flags, std::uint32_t capacity)
+AnswerBuilder::AnswerBuilder(const TextFiles& files, const std::vector<std::string>& stop, std::uint32_t max_new_tokens,
+                             std::uint32_t capacity)
+    : end_tokens_(files.end_tokens),
+      decoder_(files.tokenizer, {.skip_special_tokens = true}),
+      stops_(stop),
+      max_new_tokens_(max_new_tokens),
+      capacity_(capacity) {}
+
+std::string AnswerBuilder::push(std::span<const std::uint32_t> all) {
+  ++new_tokens_;
+  if (std::find(end_tokens_.begin(), end_tokens_.end(), all.back()) != end_tokens_.end()) {
+    end_ = Answer::End::end_token;
+    return {};
+  }
+  const std::string piece = stops_.push(decoder_.push(all.back()));
+  if (stops_.stopped()) {
+    end_ = Answer::End::stop_text;
+  } else if (new_tokens_ == max_new_tokens_) {
+    end_ = Answer::End::length;
+  } else if (all.size() > capacity_) {
+    end_ = Answer::End::full;
+  }
+  return piece;
+}
+
+std::string AnswerBuilder::finish() {
+  std::string rest = stops_.push(decoder_.finish());
+  return rest + stops_.finish();
+}
+
+TextModel::TextModel(const TextFiles& files, const AnswerFlags& flags, std::uint32_t capacity, std::uint32_t sequences)
     : files_(files),
       max_new_tokens_(flags.max_new_tokens),
       stop_(flags.stop),
       device_(flags.device.open()),
       state_(load(device_, flags)),
-      generator_(state_, {.capacity = capacity}) {}
+      generator_(state_, {.capacity = capacity, .sequences = sequences}) {}
 
 Answer TextModel::answer(Tokens& text, TokenSampler& sampler, const std::function<void(std::string_view)>& show,
                          const std::function<bool()>& interrupted) {
-  text::StreamDecoder decoder(files_.tokenizer, {.skip_special_tokens = true});
-  text::StopTexts stops(stop_);
+  AnswerBuilder builder(files_, stop_, max_new_tokens_, generator_.capacity());
   Answer answer;
   const auto put = [&](const std::string& piece) {
     if (piece.empty()) return;
     answer.text += piece;
     show(piece);
-  };
-  const auto next_end = [&](std::uint32_t token) -> std::optional<Answer::End> {
-    const auto& ends = files_.end_tokens;
-    if (std::find(ends.begin(), ends.end(), token) != ends.end()) return Answer::End::end_token;
-    put(stops.push(decoder.push(token)));
-    if (stops.stopped()) return Answer::End::stop_text;
-    if (answer.new_tokens == max_new_tokens_) return Answer::End::length;
-    if (text.size() > generator_.capacity()) return Answer::End::full;
-    if (interrupted && interrupted()) return Answer::End::interrupted;
-    return std::nullopt;
   };
   const auto begin = Clock::now();
   std::optional<Answer::End> end;
@@ -126,13 +145,55 @@ Answer TextModel::answer(Tokens& text, TokenSampler& sampler, const std::functio
     if (answer.new_tokens == 0) answer.prompt_seconds = seconds_since(begin);
     text.push_back(sampler.next(logits, text));
     ++answer.new_tokens;
-    end = next_end(text.back());
+    put(builder.push(text));
+    end = builder.end();
+    if (!end && interrupted && interrupted()) end = Answer::End::interrupted;
   }
-  put(stops.push(decoder.finish()));
-  put(stops.finish());
+  put(builder.finish());
   answer.end = *end;
   answer.seconds = seconds_since(begin) - answer.prompt_seconds;
   return answer;
+}
+
+void TextModel::answer_all(std::span<const Tokens> prompts, const SamplingOptions& sampling, const Done& done) {
+  struct Running {
+    std::size_t index;
+    Tokens text;
+    TokenSampler sampler;
+    AnswerBuilder builder;
+    Answer answer;
+    Clock::time_point begin;
+  };
+  std::vector<std::unique_ptr<Running>> places(generator_.sequences());
+  std::size_t next = 0;
+  while (true) {
+    std::vector<Generator::Text> texts;
+    for (std::uint32_t place = 0; place < places.size(); ++place) {
+      if (!places[place] && next < prompts.size()) {
+        SamplingOptions own = sampling;
+        own.seed += next;
+        places[place] = std::make_unique<Running>(Running{
+            next, prompts[next], TokenSampler(own), AnswerBuilder(files_, stop_, max_new_tokens_, generator_.capacity()), {}, Clock::now()});
+        ++next;
+      }
+      if (places[place]) texts.push_back({place, places[place]->text});
+    }
+    if (texts.empty()) return;
+    const auto logits = generator_.all_logits(texts);
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+      std::unique_ptr<Running>& place = places[texts[i].sequence];
+      Running& r = *place;
+      if (r.answer.new_tokens++ == 0) r.answer.prompt_seconds = seconds_since(r.begin);
+      r.text.push_back(r.sampler.next(logits[i], r.text));
+      r.answer.text += r.builder.push(r.text);
+      if (!r.builder.end()) continue;
+      r.answer.text += r.builder.finish();
+      r.answer.end = *r.builder.end();
+      r.answer.seconds = seconds_since(r.begin) - r.answer.prompt_seconds;
+      done(r.index, r.answer, r.text);
+      place.reset();
+    }
+  }
 }
 
 }  // namespace nibble::cli

@@ -4,6 +4,7 @@
 #include "nibble/model/generator.h"
 #include "nibble/model/sampler.h"
 #include "nibble/text/chat_template.h"
+#include "nibble/text/stop_texts.h"
 #include "nibble/text/tokenizer.h"
 
 #include <CLI/CLI.hpp>
@@ -60,11 +61,33 @@ struct Answer {
 };
 std::string_view name_of(Answer::End end);
 
+// An answer while it is made: token after token goes in, text comes out as soon as it is certain.
+class AnswerBuilder {
+ public:
+  AnswerBuilder(const TextFiles& files, const std::vector<std::string>& stop, std::uint32_t max_new_tokens, std::uint32_t capacity);
+
+  // The piece of text that one more token, already the last of `all`, makes certain.
+  std::string push(std::span<const std::uint32_t> all);
+  // What is still held back, at the end.
+  std::string finish();
+  // Why the answer is over; empty while it is not.
+  std::optional<Answer::End> end() const { return end_; }
+  std::size_t new_tokens() const { return new_tokens_; }
+
+ private:
+  const std::vector<std::uint32_t>& end_tokens_;
+  text::StreamDecoder decoder_;
+  text::StopTexts stops_;
+  std::uint32_t max_new_tokens_, capacity_;
+  std::size_t new_tokens_ = 0;
+  std::optional<Answer::End> end_;
+};
+
 // A model on a device that continues texts.
 class TextModel {
  public:
-  // Shows on standard error how far loading has come, where that is a terminal.
-  TextModel(const TextFiles& files, const AnswerFlags& flags, std::uint32_t capacity);
+  // Shows on standard error how far loading has come, where that is a terminal. Up to `sequences` texts at a time.
+  TextModel(const TextFiles& files, const AnswerFlags& flags, std::uint32_t capacity, std::uint32_t sequences = 1);
 
   gpu::Device& device() { return device_; }
   Generator& generator() { return generator_; }
@@ -73,6 +96,11 @@ class TextModel {
   // Ends early where `interrupted` says so.
   Answer answer(Tokens& text, TokenSampler& sampler, const std::function<void(std::string_view)>& show,
                 const std::function<bool()>& interrupted = {});
+
+  // Answers all prompts, as many at a time as there are sequences; `done` gets them in the order in which they end, with the
+  // prompt's index and all tokens. Prompt i draws with seed + i.
+  using Done = std::function<void(std::size_t, const Answer&, const Tokens&)>;
+  void answer_all(std::span<const Tokens> prompts, const SamplingOptions& sampling, const Done& done);
 
  private:
   const TextFiles& files_;

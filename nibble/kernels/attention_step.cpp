@@ -37,7 +37,8 @@ bool attention_step_fits(const gpu::Device& device, const AttentionStep& op) {
 void record(gpu::Recorder& recorder, const AttentionStep& op) {
   check_shapes(op);
   gpu::Device& device = recorder.device();
-  const std::uint32_t key_heads = op.k.dim(0), dim = op.k.dim(2), group = op.heads / key_heads, most_keys = op.first_key + 1;
+  const std::uint32_t key_heads = op.k.dim(0), dim = op.k.dim(2), group = op.heads / key_heads;
+  const std::uint32_t most_keys = op.most_keys > 0 ? op.most_keys : op.first_key + 1;
   const std::uint32_t heads = decode_heads(group);
   DecodeCut cut{.parts = 1, .keys = most_keys};
   if (op.parts.o) cut = decode_cut(device, 1, most_keys, op.least_part_keys);

@@ -18,6 +18,7 @@ struct AttentionStep {
   Tensor o;                // (1, H * D)
   Tensor lse;              // (H, 1)
   AttentionParts parts = {};
+  std::uint32_t most_keys = 0;        // at least first_key + 1 - key_begin[0]; 0: from the first row on
   std::uint32_t least_part_keys = 0;  // of a part, a multiple of 32; for tests; 0: by the adapter
 };
 void record(gpu::Recorder& recorder, const AttentionStep& op);

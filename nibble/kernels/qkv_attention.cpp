@@ -106,7 +106,7 @@ class ByHeads {
     to_heads();
     const Tensor o = scaled_ ? first(op_.room.o, {s_.tokens, s_.queries()}) : op_.o.data;
     record(rec_, Attention{.q = q_, .k = k_, .v = v_, .key_begin = op_.key_begin, .key_end = op_.key_end, .o = o,
-                           .lse = op_.lse, .pairs = op_.pairs, .parts = op_.room.parts, .most_keys = op_.first_key + s_.tokens});
+                           .lse = op_.lse, .pairs = op_.pairs, .parts = op_.room.parts, .most_keys = most_keys()});
     if (scaled_) record(rec_, PackRows{.x = o, .y = op_.o});
   }
 
@@ -129,12 +129,14 @@ class ByHeads {
   }
 
  private:
+  std::uint32_t most_keys() const { return op_.most_keys > 0 ? op_.most_keys : op_.first_key + s_.tokens; }
+
   // Whether one token's attention is recorded, from its projection; processors are faster without workgroup memory.
   bool one_step() {
     if (!op_.k_cache || scaled_ || s_.tokens != 1 || rec_.device().info().type == gpu::AdapterType::software) return false;
     const AttentionStep step{.qkv = op_.qkv.data, .q_norm = op_.q_norm, .k_norm = op_.k_norm, .position = op_.position,
                              .table = op_.table, .eps = op_.eps, .k = k_, .v = v_, .heads = s_.heads, .first_key = op_.first_key,
-                             .key_begin = op_.key_begin, .o = op_.o.data, .lse = op_.lse, .parts = op_.room.parts};
+                             .key_begin = op_.key_begin, .o = op_.o.data, .lse = op_.lse, .parts = op_.room.parts, .most_keys = most_keys()};
     if (!attention_step_fits(rec_.device(), step)) return false;
     record(rec_, step);
     return true;
@@ -143,9 +145,10 @@ class ByHeads {
   void to_heads() {
     if (op_.k_cache && !scaled_) {
       const QkvHeads all{.qkv = op_.qkv.data, .q_norm = op_.q_norm, .k_norm = op_.k_norm, .position = op_.position, .table = op_.table,
-                         .eps = op_.eps, .q = q_, .k = k_, .v = v_, .first_key = op_.first_key};
+                         .eps = op_.eps, .q = q_, .k = k_, .v = v_, .key_end = op_.key_end};
       if (qkv_heads_fits(rec_.device(), all)) return record(rec_, all);
     }
+    check(!op_.apart, where, "Tokens of several texts came for caches beyond a binding.");
     record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.q_norm, .position = op_.position, .table = op_.table, .y = q_,
                             .inv_rms = q_inv_rms_, .eps = op_.eps});
     record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.k_norm, .position = op_.position, .table = op_.table, .y = k_,

@@ -34,7 +34,8 @@ std::uint64_t qkv_attention_room_bytes(const gpu::Device& device, const QkvAtten
 // are f16 with scales on the f16 paths, else f32. Writes `=`.
 //
 // With `k_cache` and `v_cache`, for generation, rotated keys and values go there, from row `first_key` of each head on, in
-// f32, and bounds count rows of the cache; key_end[i] is first_key + i + 1.
+// f32, and bounds count rows of the cache; key_end[i] is first_key + i + 1. With `apart`, of one token each of several texts, rows
+// are those before key_end[i] instead, which grow from one token to the next.
 struct QkvAttention {
   Operand qkv;                     // (T, (H + 2 Hk) * D): of each token its queries, keys and values
   std::uint32_t heads, key_heads;
@@ -48,6 +49,8 @@ struct QkvAttention {
   QkvAttentionRoom room;
   Tensor k_cache = {}, v_cache = {};  // (Hk, capacity, D)
   std::uint32_t first_key = 0;
+  std::uint32_t most_keys = 0;        // that a query meets; 0: all rows of the caches so far
+  bool apart = false;                 // caches fit into a binding each
 };
 void record(gpu::Recorder& recorder, const QkvAttention& op);
 

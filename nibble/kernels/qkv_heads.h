@@ -7,8 +7,8 @@
 namespace nibble {
 
 // What QkNormRope does for queries and keys and ToHeads for values (qk_norm_rope.h), of a joint projection at once: for
-// generation, where each dispatch costs more than what it does. Of each head of k and v the rows from `first_key` on are
-// written, of q all. All f32 but `position`.
+// generation, where each dispatch costs more than what it does. Token t's key and values go to row key_end[t] - 1 of each head
+// of k and v: the last that it meets. All f32 but `position` and `key_end`.
 struct QkvHeads {
   Tensor qkv;              // (T, (H + 2 Hk) * D)
   Tensor q_norm, k_norm;   // (D); both empty: no norm
@@ -16,7 +16,7 @@ struct QkvHeads {
   float eps = 1e-6f;
   Tensor q;                // (H, T, D)
   Tensor k, v;             // (Hk, capacity, D)
-  std::uint32_t first_key = 0;
+  Tensor key_end;          // (T) u32, from 1 to the capacity, all different
   std::optional<gpu::AdapterType> kernel_for = {};  // of another type of adapter than the one in use, for tests
 };
 void record(gpu::Recorder& recorder, const QkvHeads& op);

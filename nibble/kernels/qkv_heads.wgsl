@@ -8,8 +8,7 @@ struct Params {
   tokens: u32,
   heads: u32,
   key_heads: u32,
-  capacity: u32,   // rows of a head in k and v
-  first_key: u32,  // that token 0 has there
+  capacity: u32,  // rows of a head in k and v
   eps: f32,
 }
 
@@ -22,6 +21,7 @@ struct Params {
 @group(0) @binding(6) var<storage, read> table: array<vec4<f32>>;  // cos, sin, cos, sin: VECTORS a position
 @group(0) @binding(7) var<storage, read> q_norm: array<vec4<f32>>;
 @group(0) @binding(8) var<storage, read> k_norm: array<vec4<f32>>;
+@group(0) @binding(9) var<storage, read> key_end: array<u32>;
 
 const VECTORS = HEAD_DIM / 4u;
 const HALF = HEAD_DIM / 8u;
@@ -100,5 +100,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 
 // First vector of a token's row in k and v.
 fn key_row(head: u32, token: u32) -> u32 {
-  return (head * params.capacity + params.first_key + token) * VECTORS;
+  return (head * params.capacity + key_end[token] - 1u) * VECTORS;
 }

@@ -108,7 +108,8 @@ void DecodeLayers::forward(const Pass& pass, std::uint32_t layer, const Tensor& 
   record(rec, QkvAttention{.qkv = {r.qkv, {}}, .heads = config_.num_heads, .key_heads = config_.num_kv_heads, .q_norm = weights.q_norm,
                            .k_norm = weights.k_norm, .position = stream.position, .table = pass.rope, .eps = eps,
                            .key_begin = stream.segment_begin, .key_end = stream.key_end, .pairs = stream.pairs, .o = {r.attention, {}},
-                           .lse = r.log_sum_exp, .room = attention_, .k_cache = keys, .v_cache = values, .first_key = pass.first_key});
+                           .lse = r.log_sum_exp, .room = attention_, .k_cache = keys, .v_cache = values, .first_key = pass.first_key,
+                           .most_keys = pass.most_keys, .apart = pass.apart});
   const VecInput attended{.x = r.attention, .weight = {}};
   const VecLora o_lora = joint.adapters(Joint::o, attended);
   record(rec, Nf4Vec{.input = attended, .w = joint.weight(Joint::o), .y = r.middle, .plus = input, .lora = o_lora});

@@ -21,13 +21,15 @@ class DecodeLayers {
   static bool fits(const ModelConfig& config);
   static std::uint64_t bytes(const gpu::Device& device, const ModelConfig& config, std::uint32_t rank, std::uint32_t most_tokens);
 
-  // One layer. Keys and values (Hk, capacity, D) of earlier tokens end before row `first_key`, where those of the stream go.
+  // One layer. Keys and values (Hk, capacity, D) of earlier tokens end before row `first_key`, where those of the stream go; or
+  // the stream has one token each of several texts, whose keys end where key_end says (QkvAttention::apart).
   struct Pass {
     gpu::Recorder& recorder;
     const DeviceStream& stream;
     gpu::Tensor rope;
     const LoraWeights* lora;  // null: the base alone
-    std::uint32_t first_key;
+    std::uint32_t first_key, most_keys;
+    bool apart;
   };
   void forward(const Pass& pass, std::uint32_t layer, const gpu::Tensor& input, const gpu::Tensor& output, const gpu::Tensor& keys,
                const gpu::Tensor& values) const;

@@ -27,12 +27,26 @@ std::uint32_t key_capacity(const ModelConfig& config, const GeneratorOptions& op
   return (capacity_of(config, options) + key_rows - 1) / key_rows * key_rows;
 }
 
-// What a piece uploads at once, each part where a binding may begin: ids, positions, ends of keys, and the last row.
-constexpr std::uint32_t stream_parts = 4;
+// What a pass uploads at once, each part where a binding may begin: ids, positions, begins and ends of keys, and the rows whose
+// logits are wanted.
+constexpr std::uint32_t stream_parts = 5;
 std::uint32_t part_of_stream(std::uint32_t tokens) { return (tokens + 63) / 64 * 64; }
 
-HeadOptions head_options(ProductPath path) {
-  return {.path = path, .max_labels = 1, .chunk_rows = 1, .trainable = false};
+std::uint32_t logits_rows(const GeneratorOptions& options) { return std::clamp(options.sequences, 1u, vec_rows); }
+
+HeadOptions head_options(const GeneratorOptions& options) {
+  const std::uint32_t rows = logits_rows(options);
+  return {.path = options.path, .max_labels = rows, .chunk_rows = rows, .trainable = false};
+}
+
+GeneratorOptions with_path(GeneratorOptions options, ProductPath path) {
+  options.path = path;
+  return options;
+}
+
+// Tokens that DecodeLayers take at once: some of one text, or one each of several.
+std::uint32_t few_of(const ModelConfig& config, const GeneratorOptions& options) {
+  return std::min(vec_rows, std::max(capacity_of(config, options), options.sequences));
 }
 
 ActivationShape shape_of(const ModelConfig& config, ProductPath path, std::uint32_t tokens, std::uint32_t rank) {
@@ -41,30 +55,33 @@ ActivationShape shape_of(const ModelConfig& config, ProductPath path, std::uint3
 
 }  // namespace
 
-Generator::Generator(const ModelState& state, const GeneratorOptions& options)
+Generator::Generator(const ModelState& state, const GeneratorOptions& given)
     : device_(state.device()),
       config_(state.config()),
       weights_(state.weights()),
       adapters_(state.has_lora() ? &state.lora_mirror() : nullptr),
-      capacity_(capacity_of(config_, options)),
+      capacity_(capacity_of(config_, given)),
+      rows_(key_capacity(config_, given)),
       frozen_(device_, weights_, state.path(), Residency::resident),
-      head_(device_, config_, weights_, head_options(state.path())),
-      readback_(device_, std::uint64_t{config_.vocab_size} * sizeof(float)),
-      logits_(config_.vocab_size) {
-  pieces_ = make_pieces(state.path(), piece_of(config_, options));
+      head_(device_, config_, weights_, head_options(with_path(given, state.path()))),
+      seen_(std::max(given.sequences, 1u)),
+      readback_(device_, std::uint64_t{logits_rows(given)} * config_.vocab_size * sizeof(float)),
+      logits_(seen_.size() * config_.vocab_size),
+      passed_(std::size_t{logits_rows(given)} * config_.vocab_size) {
+  pieces_ = make_pieces(state.path(), piece_of(config_, given));
   if (DecodeLayers::fits(config_)) {
-    most_steps_ = std::min(vec_rows, capacity_);
+    most_steps_ = few_of(config_, given);
     steps_.emplace(device_, config_, weights_, pieces_.linear.lora ? pieces_.linear.lora->rank : 0, most_steps_);
   }
-  const std::uint32_t most = std::max(pieces_.most_tokens, most_steps_), rows = key_capacity(config_, options);
+  const std::uint32_t most = std::max(pieces_.most_tokens, most_steps_), rows = sequences() * rows_;
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
     const auto make = [&](std::string_view label) {
       return device_.tensor(DType::f32, {config_.num_kv_heads, rows, config_.head_dim}, label);
     };
     keys_.push_back({.k = make("keys"), .v = make("values")});
   }
+  together_ = steps_ && keys_.front().k.bytes() <= device_.info().limits.max_binding;
   stream_room_ = device_.tensor(DType::u32, {stream_parts * part_of_stream(most)}, "stream");
-  segment_begin_ = device_.tensor(DType::u32, {most}, "segment begin");
   for (Tensor& residual : residual_) residual = device_.tensor(DType::f32, {most, config_.hidden_size}, "residual");
   rope_ = device_.tensor<float>(DType::f32, {capacity_, config_.head_dim / 2, 2},
                                rope_table(capacity_, config_.head_dim, config_.rope_theta), "rope");
@@ -72,14 +89,14 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& options)
 
 std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options,
                                std::uint32_t rank) {
-  const std::uint32_t piece = piece_of(config, options), few = std::min(vec_rows, capacity_of(config, options));
+  const std::uint32_t piece = piece_of(config, options), few = few_of(config, options);
   const ActivationShape shape = shape_of(config, options.path, piece, rank);
-  const std::uint64_t keys = 8ull * config.num_layers * config.num_kv_heads * key_capacity(config, options) * config.head_dim;
+  const std::uint64_t keys = 8ull * std::max(options.sequences, 1u) * config.num_layers * config.num_kv_heads *
+                             key_capacity(config, options) * config.head_dim;
   return FrozenWeights::decoded_bytes(config, options.path, Residency::resident) +
-         Head::bytes(device, config, head_options(options.path)) + keys + layer_activation_bytes(shape) +
+         Head::bytes(device, config, head_options(options)) + keys + layer_activation_bytes(shape) +
          scratch_bytes(device, shape, false) + (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, few) : 0) +
-         std::uint64_t{std::max(piece, few)} * (8ull * config.hidden_size + 4) +
-         4ull * stream_parts * part_of_stream(std::max(piece, few)) +
+         std::uint64_t{std::max(piece, few)} * 8 * config.hidden_size + 4ull * stream_parts * part_of_stream(std::max(piece, few)) +
          4ull * capacity_of(config, options) * config.head_dim;
 }
 
@@ -97,42 +114,57 @@ void Generator::use_adapter(bool use) {
   if (wanted == pieces_.linear.lora) return;
   head_.use_base(!use);
   pieces_.linear.lora = wanted;
-  seen_.clear();
+  for (auto& seen : seen_) seen.clear();
 }
 
-// The piece follows what has been seen: every token attends to all before it. label_rows is its last token.
-DeviceStream Generator::upload(std::span<const std::uint32_t> piece) {
-  const std::uint32_t count = static_cast<std::uint32_t>(piece.size()), past = seen(), part = part_of_stream(count);
-  std::vector<std::uint32_t> values(std::size_t{stream_parts} * part);
-  const std::span all(values);
-  std::copy(piece.begin(), piece.end(), values.begin());
-  const auto position = all.subspan(part, count), key_end = all.subspan(2 * std::size_t{part}, count);
-  std::iota(position.begin(), position.end(), past);
-  std::iota(key_end.begin(), key_end.end(), past + 1);
-  values[3 * std::size_t{part}] = count - 1;
-  device_.write(stream_room_.part(0, {stream_parts * part}), std::as_bytes(all));
-  const auto view = [&](std::uint32_t index, std::uint32_t length) {
-    return stream_room_.part(std::uint64_t{index} * part, {length});
+// Every token attends to all of its text before it.
+Generator::Pass Generator::upload(std::span<const Text> parts) {
+  std::uint32_t count = 0, most = 0;
+  for (const Text& part : parts) count += static_cast<std::uint32_t>(part.tokens.size());
+  const std::uint32_t stride = part_of_stream(count);
+  std::vector<std::uint32_t> values(std::size_t{stream_parts} * stride);
+  const auto list = [&](std::size_t index) { return std::span(values).subspan(index * stride, stride); };
+  const auto ids = list(0), position = list(1), begin = list(2), end = list(3), rows = list(4);
+  std::uint64_t pairs = 0;
+  std::uint32_t t = 0;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const std::uint32_t first = first_row(parts[i].sequence);
+    for (std::uint32_t at = seen(parts[i].sequence); const std::uint32_t token : parts[i].tokens) {
+      ids[t] = token, position[t] = at, begin[t] = first, end[t] = first + ++at;
+      pairs += at;
+      most = std::max(most, at);
+      ++t;
+    }
+    rows[i] = t - 1;
+  }
+  device_.write(stream_room_.part(0, {stream_parts * stride}), std::as_bytes(std::span(values)));
+  const auto view = [&](std::uint32_t index, std::size_t length) {
+    return stream_room_.part(std::uint64_t{index} * stride, {static_cast<std::uint32_t>(length)});
   };
-  return {.tokens = count, .labels = 1, .pairs = std::accumulate(key_end.begin(), key_end.end(), std::uint64_t{0}),
-          .token_ids = view(0, count), .position = view(1, count), .segment_begin = segment_begin_.view({count}),  // zeros
-          .segment_end = {}, .key_end = view(2, count), .label_rows = view(3, 1), .label_ids = {}, .sides = {}, .reference = {}};
+  return {.stream = {.tokens = count, .labels = static_cast<std::uint32_t>(parts.size()), .pairs = pairs, .token_ids = view(0, count),
+                     .position = view(1, count), .segment_begin = view(2, count), .segment_end = {}, .key_end = view(3, count),
+                     .label_rows = view(4, parts.size()), .label_ids = {}, .sides = {}, .reference = {}},
+          .first_key = end[0] - 1,
+          .most_keys = most,
+          .few = count <= most_steps_,
+          .apart = parts.size() > 1};
 }
 
-Tensor Generator::run_layers(gpu::Recorder& recorder, const DeviceStream& stream, bool few) {
+Tensor Generator::run_layers(gpu::Recorder& recorder, const Pass& pass) {
+  const DeviceStream& stream = pass.stream;
   const auto residual = [&](std::uint32_t layer) { return residual_[layer % 2].rows(0, stream.tokens); };
   record(recorder, Embedding{.tokens = stream.token_ids, .table = weight_of(weights_.embedding), .x = residual(0)});
-  if (few) {
-    const DecodeLayers::Pass pass{recorder, stream, rope_, pieces_.linear.lora, seen()};
+  if (pass.few) {
+    const DecodeLayers::Pass step{recorder, stream, rope_, pieces_.linear.lora, pass.first_key, pass.most_keys, pass.apart};
     for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
-      steps_->forward(pass, layer, residual(layer), residual(layer + 1), keys_[layer].k, keys_[layer].v);
+      steps_->forward(step, layer, residual(layer), residual(layer + 1), keys_[layer].k, keys_[layer].v);
     }
     return residual(config_.num_layers);
   }
   const Scratch scratch = first_tokens(pieces_.scratch, config_, stream.tokens);
   LayerActivations activations = first_tokens(pieces_.activations, config_, stream.tokens);
   const LayerContext context{.recorder = recorder, .config = config_, .weights = weights_, .linear = pieces_.linear,
-                             .stream = stream, .rope = rope_, .first_key = seen()};
+                             .stream = stream, .rope = rope_, .first_key = pass.first_key};
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
     activations.k_heads = keys_[layer].k;
     activations.v_heads = keys_[layer].v;
@@ -141,37 +173,73 @@ Tensor Generator::run_layers(gpu::Recorder& recorder, const DeviceStream& stream
   return residual(config_.num_layers);
 }
 
-std::span<const float> Generator::logits(std::span<const std::uint32_t> tokens) {
-  check<DataError>(!tokens.empty() && tokens.size() <= capacity_, "generator",
-                   "A text of {} tokens came; there is room for 1 to {}.", tokens.size(), capacity_);
-  for (const std::uint32_t token : tokens) {
+void Generator::check_text(const Text& text) const {
+  check(text.sequence < sequences(), "generator", "Place {} came; there are {}.", text.sequence, sequences());
+  check<DataError>(!text.tokens.empty() && text.tokens.size() <= capacity_, "generator",
+                   "A text of {} tokens came; there is room for 1 to {}.", text.tokens.size(), capacity_);
+  for (const std::uint32_t token : text.tokens) {
     check<DataError>(token < config_.vocab_size, "generator", "Token {} came; the model's vocabulary ends at {}.", token,
                      config_.vocab_size - 1);
   }
-  if (adapters_ && pieces_.linear.lora) {
-    adapters_->on_device();
-    if (std::exchange(adapters_version_, adapters_->version()) != adapters_->version()) seen_.clear();
-  }
-  // The last token is always computed, since its logits are wanted.
-  const auto known = std::mismatch(seen_.begin(), seen_.end(), tokens.begin(), tokens.end() - 1).first;
-  seen_.erase(known, seen_.end());
+}
 
+void Generator::forget_changed_adapters() {
+  if (!adapters_ || !pieces_.linear.lora) return;
+  adapters_->on_device();
+  if (std::exchange(adapters_version_, adapters_->version()) == adapters_->version()) return;
+  for (auto& seen : seen_) seen.clear();
+}
+
+std::span<float> Generator::logits_of(std::uint32_t sequence) {
+  return std::span(logits_).subspan(std::size_t{sequence} * config_.vocab_size, config_.vocab_size);
+}
+
+void Generator::compute(std::span<const Text> parts, bool want_logits) {
+  const Pass pass = upload(parts);
+  gpu::Recorder recorder(device_);
+  const Tensor x = run_layers(recorder, pass);
   Tensor logits;
-  while (seen_.size() < tokens.size()) {
-    const std::size_t left = tokens.size() - seen_.size();
-    const bool few = left <= most_steps_;
-    const auto piece = tokens.subspan(seen_.size(), std::min<std::size_t>(left, few ? most_steps_ : pieces_.most_tokens));
-    const DeviceStream stream = upload(piece);
-    gpu::Recorder recorder(device_);
-    const Tensor x = run_layers(recorder, stream, few);
-    if (piece.size() == left) logits = head_.logits(recorder, x, stream.label_rows, 1);
-    recorder.submit();
-    seen_.insert(seen_.end(), piece.begin(), piece.end());
-    computed_ += piece.size();
-  }
+  if (want_logits) logits = head_.logits(recorder, x, pass.stream.label_rows, pass.stream.labels);
+  recorder.submit();
+  for (const Text& part : parts) seen_[part.sequence].insert(seen_[part.sequence].end(), part.tokens.begin(), part.tokens.end());
+  computed_ += pass.stream.tokens;
+  if (!want_logits) return;
+  const std::span<float> passed = std::span(passed_).first(parts.size() * config_.vocab_size);
   readback_.begin(logits);
-  readback_.finish(std::as_writable_bytes(std::span(logits_)));
-  return logits_;
+  readback_.finish(std::as_writable_bytes(passed));
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    std::copy_n(passed.begin() + static_cast<std::ptrdiff_t>(i * config_.vocab_size), config_.vocab_size, logits_of(parts[i].sequence).begin());
+  }
+}
+
+std::span<const float> Generator::logits(std::span<const std::uint32_t> tokens) {
+  const Text text{0, tokens};
+  return all_logits({&text, 1}).front();
+}
+
+std::vector<std::span<const float>> Generator::all_logits(std::span<const Text> texts) {
+  for (const Text& text : texts) check_text(text);
+  forget_changed_adapters();
+  std::vector<std::span<const float>> result;
+  std::vector<Text> last;  // those of which the last token alone is left
+  for (const auto& [sequence, tokens] : texts) {
+    std::vector<std::uint32_t>& seen = seen_[sequence];
+    // The last token is always computed, since its logits are wanted.
+    seen.erase(std::mismatch(seen.begin(), seen.end(), tokens.begin(), tokens.end() - 1).first, seen.end());
+    while (tokens.size() - seen.size() > 1) {
+      const std::size_t left = tokens.size() - seen.size();
+      const std::size_t most = left <= most_steps_ ? most_steps_ : pieces_.most_tokens;
+      const Text part{sequence, tokens.subspan(seen.size(), std::min(left, most))};
+      compute({&part, 1}, part.tokens.size() == left);
+    }
+    if (seen.size() < tokens.size()) last.push_back({sequence, tokens.last(1)});
+    result.push_back(logits_of(sequence));
+  }
+  const std::size_t at_once = together_ ? logits_rows({.sequences = sequences()}) : 1;
+  for (std::size_t i = 0; i < last.size(); i += at_once) {
+    compute(std::span(last).subspan(i, std::min(at_once, last.size() - i)), true);
+  }
+  return result;
 }
 
 }  // namespace nibble

@@ -16,9 +16,10 @@ struct GeneratorOptions {
   ProductPath path = ProductPath::f32;  // of a state, its own
   std::uint32_t capacity = 4096;  // tokens of one text, prompt and answer; cut to what the model's positions allow
   std::uint32_t piece = 512;      // most tokens of a prompt computed at a time
+  std::uint32_t sequences = 1;    // texts that are kept side by side
 };
 
-// A causal language model that continues a text. It keeps keys and values of the tokens that it has seen, so that only what
+// A causal language model that continues texts. It keeps keys and values of the tokens that it has seen, so that only what
 // is new is computed; layers and head are those of training.
 class Generator {
  public:
@@ -31,12 +32,21 @@ class Generator {
   // Throws DataError for no token, more than capacity(), or an id beyond the vocabulary. The span holds until the next call.
   std::span<const float> logits(std::span<const std::uint32_t> tokens);
 
+  // The same of several texts, each in a place of its own, from 0 on and in order: prompts one after the other, then the last
+  // token of each together, so that weights are read once for up to eight of them.
+  struct Text {
+    std::uint32_t sequence;
+    std::span<const std::uint32_t> tokens;
+  };
+  std::vector<std::span<const float>> all_logits(std::span<const Text> texts);
+
   // With the adapters (as at first) or without. A change forgets what has been seen.
   void use_adapter(bool use);
 
   std::uint32_t capacity() const { return capacity_; }
+  std::uint32_t sequences() const { return static_cast<std::uint32_t>(seen_.size()); }
   // Tokens whose keys and values are kept.
-  std::uint32_t seen() const { return static_cast<std::uint32_t>(seen_.size()); }
+  std::uint32_t seen(std::uint32_t sequence = 0) const { return static_cast<std::uint32_t>(seen_[sequence].size()); }
   // Tokens computed so far, over all calls.
   std::uint64_t computed() const { return computed_; }
 
@@ -53,31 +63,45 @@ class Generator {
     Scratch scratch;
   };
   struct Keys {
-    Tensor k, v;  // (Hk, capacity, D)
+    Tensor k, v;  // (Hk, capacity of all sequences, D)
+  };
+  // Tokens that are computed at once: some of one text, or the last one of several; and where the first one's keys go.
+  struct Pass {
+    DeviceStream stream;
+    std::uint32_t first_key = 0, most_keys = 0;
+    bool few = false;    // through `steps_`
+    bool apart = false;  // of several texts
   };
 
   Pieces make_pieces(ProductPath path, std::uint32_t most_tokens);
-  DeviceStream upload(std::span<const std::uint32_t> piece);
-  Tensor run_layers(gpu::Recorder& recorder, const DeviceStream& stream, bool few);  // few: through `steps_`
+  void check_text(const Text& text) const;
+  std::uint32_t first_row(std::uint32_t sequence) const { return sequence * rows_; }  // of the keys
+  Pass upload(std::span<const Text> parts);
+  Tensor run_layers(gpu::Recorder& recorder, const Pass& pass);
+  void forget_changed_adapters();
+  // Computes and keeps the parts, whose texts go on from what has been seen; with their logits where wanted.
+  void compute(std::span<const Text> parts, bool want_logits);
+  std::span<float> logits_of(std::uint32_t sequence);
 
   gpu::Device& device_;
   ModelConfig config_;
   const DeviceWeights& weights_;
   LoraMirror* adapters_;  // of the state; null without
   std::uint64_t adapters_version_ = 0;  // that what has been seen was computed with
-  std::uint32_t capacity_;
+  std::uint32_t capacity_, rows_;  // of a text: tokens, and rows of the keys
   FrozenWeights frozen_;
   Head head_;
   Pieces pieces_;                       // of a prompt
   std::optional<DecodeLayers> steps_;   // of a few tokens; empty where sizes do not allow it, and pieces serve
   std::uint32_t most_steps_ = 0;
   std::vector<Keys> keys_;    // by layer
-  Tensor stream_room_, segment_begin_;
+  bool together_ = false;     // whether last tokens of several texts may be computed at once
+  Tensor stream_room_;
   Tensor rope_;
   std::array<Tensor, 2> residual_;
-  std::vector<std::uint32_t> seen_;
-  gpu::Readback readback_;    // of the logits
-  std::vector<float> logits_;
+  std::vector<std::vector<std::uint32_t>> seen_;  // by sequence
+  gpu::Readback readback_;                        // of the logits of a pass
+  std::vector<float> logits_, passed_;            // of all sequences, of the last pass
   std::uint64_t computed_ = 0;
 };
 

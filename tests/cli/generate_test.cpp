@@ -2,6 +2,7 @@
 #include "tests/cli/run_program.h"
 
 #include <algorithm>
+#include <sstream>
 
 namespace nibble {
 namespace {
@@ -76,6 +77,48 @@ TEST(Generate, StopsBeforeAStopText) {
   const Json cut = json_of({"--adapter", trained, "--prompt", question, "--stop", "nowhere", "that is"});
   EXPECT_EQ(cut["text"], "A building ");
   EXPECT_EQ(cut["end"], "stop_text");
+}
+
+// Rows of several forms; answers come in their order, each as it comes alone.
+TEST(Generate, AFileOfPromptsIsAnsweredInItsOrder) {
+  const test::TemporaryFolder folder;
+  const auto asks = [](const std::string& noun) { return "Define the noun \"" + noun + "\"."; };
+  const auto turn = [](const char* role, const std::string& content) { return Json{{"role", role}, {"content", content}}; };
+  const std::vector<std::string> nouns{"lighthouse", "river", "teacher", "bread", "winter"};
+  const std::string rows = Json{{"prompt", asks(nouns[0])}}.dump() + "\n\n" +
+                           Json{{"prompt", Json::array({turn("user", asks(nouns[1]))})}}.dump() + "\n" +
+                           Json{{"messages", Json::array({turn("user", asks(nouns[2])), turn("assistant", "Somebody.")})}}.dump() + "\n" +
+                           Json{{"prompt", "<|im_start|>user\n" + asks(nouns[3]) + "<|im_end|>\n<|im_start|>assistant\n"}, {"completion", "Food."}}.dump() + "\n" +
+                           Json{{"instruction", asks(nouns[4])}, {"output", "A season."}}.dump() + "\n";
+  const std::string file = folder.write("rows.jsonl", rows);
+  for (const char* batch : {"1", "3", "8"}) {
+    const auto result = run_nibble(generate({"--adapter", trained, "--prompts", file, "--batch-size", batch}));
+    EXPECT_EQ(result.code, 0) << result.err;
+    EXPECT_NE(result.err.find("5 prompts answered"), std::string::npos) << result.err;
+    std::istringstream lines(result.out);
+    const std::vector<int> numbers{1, 3, 4, 5, 6};
+    std::size_t i = 0;
+    for (std::string line; std::getline(lines, line); ++i) {
+      const Json answer = parse_json(line, "output");
+      ASSERT_LT(i, nouns.size());
+      EXPECT_EQ(answer["line"], numbers[i]);
+      EXPECT_EQ(answer["token_ids"], json_of({"--adapter", trained, "--prompt", asks(nouns[i])})["token_ids"]) << nouns[i];
+    }
+    EXPECT_EQ(i, nouns.size());
+  }
+}
+
+TEST(Generate, RowsWithoutAPromptAreNamed) {
+  const test::TemporaryFolder folder;
+  const auto refused = [&](const std::string& rows, const std::string& part) {
+    expect_refused(generate({"--prompts", folder.write("rows.jsonl", rows)}), 1, part);
+  };
+  refused("{\"prompt\": \"a\"}\n{\"prompt\": 5}\n", "rows.jsonl:2");
+  refused("{\"text\": \"a\"}\n", "without a prompt");
+  refused("not json\n", "rows.jsonl:1");
+  refused("{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}\n", "rows.jsonl:1");
+  refused("\n", "has no prompts");
+  expect_refused(generate({"--prompts", folder / "none"}), 1, "none");
 }
 
 TEST(Generate, BadOptionsAreUsageErrors) {

@@ -59,11 +59,13 @@ struct Step {
     if (count == 0) return;
     const auto row = shape.row(), heads = shape.attention.heads;
     const auto positions = shape.positions();
+    std::vector<std::uint32_t> ends(count);
+    std::iota(ends.begin(), ends.end(), first + 1);
     test::run(QkvHeads{.qkv = upload(std::span(qkv).subspan(std::size_t{first} * row, std::size_t{count} * row), {count, row}),
                  .q_norm = weight(0), .k_norm = weight(1),
                  .position = upload_u32(std::vector(positions.begin() + first, positions.begin() + first + count)), .table = table(),
                  .eps = qkv_eps, .q = device().tensor(DType::f32, {heads, count, shape.dim()}, "q"), .k = k.tensor(),
-                 .v = v.tensor(), .first_key = first});
+                 .v = v.tensor(), .key_end = upload_u32(ends)});
   }
 
   AttentionStep step(const Case& c) const {

@@ -4,6 +4,8 @@
 #include "nibble/kernels/qk_norm_rope.h"
 #include "tests/support/gpu_test.h"
 
+#include <numeric>
+
 namespace nibble::test {
 namespace {
 
@@ -24,8 +26,10 @@ QkvHeads inputs_of(const Case& c) {
   for (std::uint32_t t = 0; t < c.tokens; ++t) positions[t] = (t * 7 + 3) % 40;
   QkvHeads op{.qkv = upload(random_values(std::size_t{c.tokens} * c.width(), 1), {c.tokens, c.width()}),
               .q_norm = {}, .k_norm = {}, .position = upload_u32(positions),
-              .table = upload(rope_table(40, c.dim, 1e4), {40, c.dim / 2, 2}), .q = {}, .k = {}, .v = {},
-              .first_key = c.first_key};
+              .table = upload(rope_table(40, c.dim, 1e4), {40, c.dim / 2, 2}), .q = {}, .k = {}, .v = {}, .key_end = {}};
+  std::vector<std::uint32_t> ends(c.tokens);
+  std::iota(ends.begin(), ends.end(), c.first_key + 1);
+  op.key_end = upload_u32(ends);
   if (c.norm) {
     op.q_norm = upload(random_values(c.dim, 2), {c.dim});
     op.k_norm = upload(random_values(c.dim, 3), {c.dim});
@@ -77,6 +81,29 @@ INSTANTIATE_TEST_SUITE_P(Cases, QkvHeadsTest, testing::Values(
     Case{1, 4, 2, 128, 50, 49, true}, Case{3, 6, 2, 80, 9, 5, true}, Case{8, 5, 5, 24, 8, 0, true},
     Case{7, 3, 1, 256, 16, 2, true}, Case{2, 8, 1, 16, 11, 3, false}, Case{1, 1, 1, 8, 1, 0, true}));
 
+// Tokens of several texts, whose rows lie apart: each goes where it would go alone.
+TEST(QkvHeads, RowsMayLieApart) {
+  const Case c{3, 4, 2, 32, 20, 0, true};
+  QkvHeads op = inputs_of(c);
+  const std::array<std::uint32_t, 3> ends{4, 12, 20};
+  op.key_end = upload_u32(ends);
+  const Heads together(c), apart(c);
+  op.q = together.q.tensor(), op.k = together.k.tensor(), op.v = together.v.tensor();
+  run(op);
+  const auto positions = device().read<std::uint32_t>(op.position);
+  for (std::uint32_t t = 0; t < c.tokens; ++t) {
+    QkvHeads one = op;
+    one.qkv = op.qkv.rows(t, t + 1);
+    one.position = upload_u32(std::array{positions[t]});
+    one.key_end = upload_u32(std::array{ends[t]});
+    one.q = device().tensor(DType::f32, {c.heads, 1, c.dim}, "q");
+    one.k = apart.k.tensor(), one.v = apart.v.tensor();
+    run(one);
+  }
+  EXPECT_EQ(download(op.k), download(apart.k.tensor()));
+  EXPECT_EQ(download(op.v), download(apart.v.tensor()));
+}
+
 TEST(QkvHeads, RefusesWhatDoesNotFit) {
   const Case c{3, 4, 2, 32, 10, 7, true};
   const Heads heads(c);
@@ -87,7 +114,7 @@ TEST(QkvHeads, RefusesWhatDoesNotFit) {
     change(bad);
     EXPECT_THROW(record(recorder, bad), Error);
   };
-  refuse([](QkvHeads& op) { op.first_key = 8; });
+  refuse([](QkvHeads& op) { op.key_end = upload_u32(std::array<std::uint32_t, 2>{8, 9}); });
   refuse([](QkvHeads& op) { op.k_norm = {}; });
   refuse([](QkvHeads& op) { op.v = op.v.view({2, 9, 32}); });
   refuse([](QkvHeads& op) { op.position = upload_u32(std::array<std::uint32_t, 2>{1, 2}); });

@@ -169,11 +169,38 @@ TEST(Generator, FillsItsCapacityAndNoMore) {
   EXPECT_EQ(Generator(state, {.capacity = 1u << 30}).capacity(), 1024u);
 }
 
+// Texts side by side, begun at different times, of which one ends and another takes its place.
+TEST(Generator, SeveralTextsGiveWhatEachGivesAlone) {
+  for (const ProductPath path : test::product_paths()) {
+    const ModelState state = load_tiny(path);
+    const std::array<Tokens, 4> texts{golden_row(0), golden_row(1), golden_row(2), golden_row(3)};
+    Generator together(state, {.capacity = 128, .piece = 16, .sequences = 3}), alone(state, {.capacity = 128, .piece = 16});
+    EXPECT_EQ(together.sequences(), 3u);
+    const auto expect_same = [&](std::span<const Generator::Text> asked) {
+      const auto logits = together.all_logits(asked);
+      ASSERT_EQ(logits.size(), asked.size());
+      for (std::size_t i = 0; i < asked.size(); ++i) {
+        EXPECT_LT(test::relative_error(logits[i], alone.logits(asked[i].tokens)), allowed_error(path)) << asked[i].sequence;
+        EXPECT_EQ(together.seen(asked[i].sequence), asked[i].tokens.size());
+      }
+    };
+    for (std::size_t n = 9; n < 14; ++n) {
+      const std::array asked{Generator::Text{0, first(texts[0], n)}, Generator::Text{1, first(texts[1], n + 4)}, Generator::Text{2, first(texts[2], 3)}};
+      expect_same(std::span(asked).first(n < 11 ? 2 : 3));
+    }
+    const std::array changed{Generator::Text{0, first(texts[3], 20)}, Generator::Text{2, first(texts[2], 4)}};
+    expect_same(changed);
+    together.use_adapter(false);
+    alone.use_adapter(false);
+    expect_same(changed);
+  }
+}
+
 TEST(Generator, CountsItsMemory) {
   auto& device = test::device();
   for (const ProductPath path : test::product_paths()) {
     const ModelState state = load_tiny(path);
-    const GeneratorOptions options{.path = path, .capacity = 300, .piece = 64};
+    const GeneratorOptions options{.path = path, .capacity = 300, .piece = 64, .sequences = 5};
     const std::uint64_t before = device.memory().current;
     const Generator generator(state, options);
     const auto made = static_cast<double>(device.memory().current - before);
