@@ -7,6 +7,7 @@
 #include "nibble/kernels/qkv_attention.h"
 #include "nibble/kernels/random_fill.h"
 #include "nibble/kernels/unpack_rows.h"
+#include "nibble/model/rope.h"
 
 #include <fmt/format.h>
 
@@ -29,7 +30,8 @@ struct Sizes {
   std::uint32_t batch, length, heads, key_heads, head_dim;
   ProductPath path;
   bool packed;
-  float theta, eps;
+  std::vector<float> frequencies;  // of the rotation
+  float eps;
 
   Sizes(gpu::Device& device, const ModelConfig& config, ProductPath chosen, std::uint32_t segments, std::uint32_t each)
       : batch(segments),
@@ -39,7 +41,7 @@ struct Sizes {
         head_dim(config.head_dim),
         path(chosen),
         packed(chosen == ProductPath::matrix && packed_attention_fits(device, {tokens(), heads, key_heads, head_dim})),
-        theta(config.rope_theta),
+        frequencies(rope_frequencies(config.rope, config.head_dim)),
         eps(config.rms_norm_eps) {}
   std::uint32_t tokens() const { return batch * length; }
   std::uint32_t queries() const { return heads * head_dim; }
@@ -85,7 +87,7 @@ QkvAttentionBackward make_layer(gpu::Device& device, const Sizes& s) {
                       .k_norm = ones,
                       .position = indices(device, s, [&](std::uint32_t i) { return i % s.length; }),
                       .table = device.tensor<float>(DType::f32, {s.length, s.head_dim / 2, 2},
-                                                    rope_table(s.length, s.head_dim, s.theta), "bench"),
+                                                    rope_table(s.length, s.frequencies), "bench"),
                       .eps = s.eps,
                       .key_begin = indices(device, s, [&](std::uint32_t i) { return segment_begin(s, i); }),
                       .key_end = indices(device, s, [](std::uint32_t i) { return i + 1; }),
@@ -123,14 +125,13 @@ QkvAttentionBackward in_f32(gpu::Device& device, const Sizes& s, const QkvAttent
 }
 
 // A head of a token: normed, and rotated by the position.
-std::vector<double> rotated(const Sizes& s, std::span<const float> qkv, std::span<const float> frequencies,
-                            std::uint32_t token, std::uint32_t head) {
+std::vector<double> rotated(const Sizes& s, std::span<const float> qkv, std::uint32_t token, std::uint32_t head) {
   const auto row = qkv.subspan(std::size_t{token} * s.row() + std::size_t{head} * s.head_dim, s.head_dim);
   std::vector<double> x(row.begin(), row.end());
   const double squares = std::inner_product(x.begin(), x.end(), x.begin(), 0.0);
   for (double& value : x) value /= std::sqrt(squares / s.head_dim + double{s.eps});
   for (std::uint32_t i = 0, half = s.head_dim / 2; i < half; ++i) {
-    const double angle = double{static_cast<float>(token % s.length) * frequencies[i]}, low = x[i], high = x[i + half];
+    const double angle = double{static_cast<float>(token % s.length) * s.frequencies[i]}, low = x[i], high = x[i + half];
     x[i] = low * std::cos(angle) - high * std::sin(angle);
     x[i + half] = high * std::cos(angle) + low * std::sin(angle);
   }
@@ -140,16 +141,15 @@ std::vector<double> rotated(const Sizes& s, std::span<const float> qkv, std::spa
 // The error of o over some queries and heads, against double on the host, which shares no kernel with either form.
 double sampled_error(const Sizes& s, std::span<const float> qkv, std::span<const float> o) {
   constexpr std::uint32_t samples = 16;
-  const auto frequencies = rope_frequencies(s.head_dim, s.theta);
   std::vector<float> got, expected;
   for (std::uint32_t sample = 0; sample < samples; ++sample) {
     const auto query = static_cast<std::uint32_t>(std::uint64_t{sample} * (s.tokens() - 1) / (samples - 1));
     const std::uint32_t head = sample % s.heads, key_head = head / (s.heads / s.key_heads);
-    const auto q = rotated(s, qkv, frequencies, query, head);
+    const auto q = rotated(s, qkv, query, head);
     std::vector<double> sum(s.head_dim);
     double total = 0;
     for (std::uint32_t key = segment_begin(s, query); key <= query; ++key) {
-      const auto k = rotated(s, qkv, frequencies, key, s.heads + key_head);
+      const auto k = rotated(s, qkv, key, s.heads + key_head);
       const double weight = std::exp(std::inner_product(q.begin(), q.end(), k.begin(), 0.0) / std::sqrt(s.head_dim));
       const float* v = &qkv[std::size_t{key} * s.row() + std::size_t{s.heads + s.key_heads + key_head} * s.head_dim];
       total += weight;

@@ -89,7 +89,7 @@ void print_text(const ModelFacts& facts) {
   print_fact("layers",
              fmt::format("{}, hidden {}, MLP {}", c.num_layers, grouped(c.hidden_size), grouped(c.intermediate_size)));
   print_fact("attention", fmt::format("{} heads of {}, {} for keys and values; RoPE base {}", c.num_heads, c.head_dim,
-                                      c.num_kv_heads, c.rope_theta));
+                                      c.num_kv_heads, c.rope.theta));
   print_fact("longest text", fmt::format("{} tokens", grouped(c.max_position_embeddings)));
   print_fact("vocabulary", fmt::format("{} rows, {} tokens; the head {}", grouped(c.vocab_size), grouped(facts.tokens),
                                        c.tie_word_embeddings ? "is the embedding (tied)" : "is its own matrix"));

@@ -1,5 +1,6 @@
 #include "nibble/model/decode_layers.h"
 
+#include "nibble/kernels/add_bias.h"
 #include "nibble/kernels/nf4_vec.h"
 #include "nibble/weights/nf4_room.h"
 
@@ -105,9 +106,10 @@ void DecodeLayers::forward(const Pass& pass, std::uint32_t layer, const Tensor& 
   const VecInput attention_in{.x = input, .weight = weights.input_norm, .eps = eps};
   const VecLora qkv_lora = joint.adapters(Joint::qkv, attention_in);
   record(rec, Nf4Vec{.input = attention_in, .w = joint.weight(Joint::qkv), .y = r.qkv, .lora = qkv_lora});
+  if (weights.qkv_bias) record(rec, AddBias{.y = {r.qkv, {}}, .bias = weights.qkv_bias});
   record(rec, QkvAttention{.qkv = {r.qkv, {}}, .heads = config_.num_heads, .key_heads = config_.num_kv_heads, .q_norm = weights.q_norm,
                            .k_norm = weights.k_norm, .position = stream.position, .table = pass.rope, .eps = eps,
-                           .key_begin = stream.segment_begin, .key_end = stream.key_end, .pairs = stream.pairs, .o = {r.attention, {}},
+                           .key_begin = stream.key_begin, .key_end = stream.key_end, .pairs = stream.pairs, .o = {r.attention, {}},
                            .lse = r.log_sum_exp, .room = attention_, .k_cache = keys, .v_cache = values, .first_key = pass.first_key,
                            .most_keys = pass.most_keys, .apart = pass.apart});
   const VecInput attended{.x = r.attention, .weight = {}};

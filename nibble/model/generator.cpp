@@ -3,7 +3,7 @@
 #include "nibble/base/error.h"
 #include "nibble/kernels/embedding.h"
 #include "nibble/kernels/product_vec.h"
-#include "nibble/kernels/qk_norm_rope.h"
+#include "nibble/model/rope.h"
 
 #include <algorithm>
 #include <numeric>
@@ -84,7 +84,7 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
   stream_room_ = device_.tensor(DType::u32, {stream_parts * part_of_stream(most)}, "stream");
   for (Tensor& residual : residual_) residual = device_.tensor(DType::f32, {most, config_.hidden_size}, "residual");
   rope_ = device_.tensor<float>(DType::f32, {capacity_, config_.head_dim / 2, 2},
-                               rope_table(capacity_, config_.head_dim, config_.rope_theta), "rope");
+                               rope_table(capacity_, config_), "rope");
 }
 
 std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options,
@@ -130,9 +130,11 @@ Generator::Pass Generator::upload(std::span<const Text> parts) {
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const std::uint32_t first = first_row(parts[i].sequence);
     for (std::uint32_t at = seen(parts[i].sequence); const std::uint32_t token : parts[i].tokens) {
-      ids[t] = token, position[t] = at, begin[t] = first, end[t] = first + ++at;
-      pairs += at;
-      most = std::max(most, at);
+      ids[t] = token, position[t] = at, end[t] = first + ++at;
+      const std::uint32_t met = config_.sliding_window > 0 ? std::min(at, config_.sliding_window) : at;
+      begin[t] = end[t] - met;
+      pairs += met;
+      most = std::max(most, met);
       ++t;
     }
     rows[i] = t - 1;
@@ -142,7 +144,8 @@ Generator::Pass Generator::upload(std::span<const Text> parts) {
     return stream_room_.part(std::uint64_t{index} * stride, {static_cast<std::uint32_t>(length)});
   };
   return {.stream = {.tokens = count, .labels = static_cast<std::uint32_t>(parts.size()), .pairs = pairs, .token_ids = view(0, count),
-                     .position = view(1, count), .segment_begin = view(2, count), .segment_end = {}, .key_end = view(3, count),
+                     .position = view(1, count), .segment_begin = {}, .segment_end = {}, .key_begin = view(2, count),
+                     .key_end = view(3, count), .query_end = {},
                      .label_rows = view(4, parts.size()), .label_ids = {}, .sides = {}, .reference = {}},
           .first_key = end[0] - 1,
           .most_keys = most,

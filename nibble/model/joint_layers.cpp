@@ -1,6 +1,7 @@
 #include "nibble/model/joint_layers.h"
 
 #include "nibble/base/error.h"
+#include "nibble/kernels/add_bias.h"
 #include "nibble/kernels/lora.h"
 #include "nibble/kernels/pack_rows.h"
 #include "nibble/kernels/product.h"
@@ -132,7 +133,7 @@ QkvAttention JointLayers::attention(const At& at) const {
   const DeviceStream& stream = at.pass.stream;
   return {.qkv = at.kept.qkv, .heads = config_.num_heads, .key_heads = config_.num_kv_heads, .q_norm = at.weights.q_norm,
           .k_norm = at.weights.k_norm, .position = stream.position, .table = at.pass.rope, .eps = config_.rms_norm_eps,
-          .key_begin = stream.segment_begin, .key_end = stream.key_end, .pairs = stream.pairs, .o = at.kept.attention,
+          .key_begin = stream.key_begin, .key_end = stream.key_end, .pairs = stream.pairs, .o = at.kept.attention,
           .lse = at.kept.log_sum_exp, .room = at.room.attention};
 }
 
@@ -152,6 +153,7 @@ void JointLayers::forward(const LayerPass& pass, std::uint32_t layer, const Tens
   holds_ = {};
   const At at = this->at(pass, layer);
   project(at, Joint::qkv, attention_in(at, input), at.kept.qkv);
+  if (at.weights.qkv_bias) record(at.rec, AddBias{.y = at.kept.qkv, .bias = at.weights.qkv_bias});
   record(at.rec, attention(at));
   project(at, Joint::o, at.kept.attention, {.data = at.kept.middle, .scale = {}}, input);
   mlp(at, output);
@@ -245,7 +247,7 @@ void JointLayers::backward(const LayerPass& pass, std::uint32_t layer, const Ten
   const Operand d_attention = narrowed(at.room.d_narrow, at.kept.attention.data.dim(1));
   const Operand d_qkv = narrowed(at.room.d_wide, at.kept.qkv.data.dim(1));
   gradients(at, Joint::o, at.kept.attention, at.room.dy, d_attention);
-  record(at.rec, QkvAttentionBackward{.forward = attention(at), .query_end = pass.stream.segment_end, .d_o = d_attention,
+  record(at.rec, QkvAttentionBackward{.forward = attention(at), .query_end = pass.stream.query_end, .d_o = d_attention,
                                       .d_qkv = d_qkv});
   if (!input_gradient) return gradients(at, Joint::qkv, attention_in(at, input), d_qkv, {});
   const Operand attention_in{at.room.attention_in, at.kept.attention_in_scale};

@@ -30,8 +30,8 @@ class LayerBackward {
     const DeviceStream& stream = context_.stream;
     const Operand dy = as_operand(rec_, dx, s_.dy);
     project(Projection::o, a_.attention_packed, dy, s_.d_attention, false);
-    record(rec_, AttentionBackward{.q = a_.q_heads, .k = a_.k_heads, .v = a_.v_heads, .key_begin = stream.segment_begin,
-                                   .key_end = stream.key_end, .query_end = stream.segment_end, .o = a_.attention,
+    record(rec_, AttentionBackward{.q = a_.q_heads, .k = a_.k_heads, .v = a_.v_heads, .key_begin = stream.key_begin,
+                                   .key_end = stream.key_end, .query_end = stream.query_end, .o = a_.attention,
                                    .d_o = s_.d_attention, .lse = a_.log_sum_exp, .delta = s_.attention_delta,
                                    .dq = s_.dq_heads, .dk = s_.dk_heads, .dv = s_.dv_heads, .pairs = stream.pairs});
     record(rec_, FromHeads{.dy = s_.dv_heads, .dx = s_.dv});

@@ -1,3 +1,4 @@
+#include "nibble/kernels/add_bias.h"
 #include "nibble/kernels/attention.h"
 #include "nibble/kernels/pack_rows.h"
 #include "nibble/kernels/qk_norm_rope.h"
@@ -22,13 +23,20 @@ void attention_forward(const LayerContext& context, std::uint32_t layer, const T
   project(Projection::q, a.attention_in, a.q, false);
   project(Projection::k, a.attention_in, a.k, false);
   project(Projection::v, a.attention_in, scratch.v, false);
+  if (weights.qkv_bias) {
+    std::uint32_t first = 0;
+    for (const Tensor& y : {a.q, a.k, scratch.v}) {
+      record(rec, AddBias{.y = {y, {}}, .bias = weights.qkv_bias, .first = first});
+      first += y.dim(1);
+    }
+  }
   record(rec, QkNormRope{.x = {a.q}, .weight = weights.q_norm, .position = context.stream.position, .table = context.rope,
                          .y = a.q_heads, .inv_rms = a.q_inv_rms, .eps = context.config.rms_norm_eps});
   record(rec, QkNormRope{.x = {a.k}, .weight = weights.k_norm, .position = context.stream.position, .table = context.rope,
                          .y = a.k_heads, .inv_rms = a.k_inv_rms, .eps = context.config.rms_norm_eps,
                          .row_offset = context.first_key});
   record(rec, ToHeads{.x = {scratch.v}, .y = a.v_heads, .row_offset = context.first_key});
-  record(rec, Attention{.q = a.q_heads, .k = a.k_heads, .v = a.v_heads, .key_begin = context.stream.segment_begin,
+  record(rec, Attention{.q = a.q_heads, .k = a.k_heads, .v = a.v_heads, .key_begin = context.stream.key_begin,
                         .key_end = context.stream.key_end, .o = a.attention, .lse = a.log_sum_exp, .pairs = context.stream.pairs});
   as_operand(rec, a.attention, a.attention_packed);
   rec.copy(input, a.middle);

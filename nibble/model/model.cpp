@@ -4,7 +4,7 @@
 #include "nibble/kernels/embedding.h"
 #include "nibble/kernels/neftune.h"
 #include "nibble/kernels/nonfinite.h"
-#include "nibble/kernels/qk_norm_rope.h"
+#include "nibble/model/rope.h"
 
 #include <algorithm>
 #include <utility>
@@ -74,7 +74,7 @@ Model::Model(const ModelState& state, const ModelOptions& options)
       adapters_(state.has_lora() ? &state.lora_mirror() : nullptr),
       lora_(adapters_ ? adapters_->on_device() : nullptr),
       layers_(make_layers(device_, config_, weights_, lora_, layers_options(options_, lora_ ? lora_->rank : 0))),
-      streams_(device_, options.max_tokens),
+      streams_(device_, options.max_tokens, config_.sliding_window),
       head_(device_, config_, weights_, head_options(options_)) {
   for (std::uint32_t i = 0; i < residual_count(config_, options_); ++i) {
     residual_.push_back(device_.tensor(DType::f32, {options.max_tokens, config_.hidden_size}, "residual"));
@@ -82,7 +82,7 @@ Model::Model(const ModelState& state, const ModelOptions& options)
   if (options.trainable) dx_ = device_.tensor(DType::f32, {options.max_tokens, config_.hidden_size}, "residual gradient");
   const std::uint32_t positions = std::min(options.max_tokens, config_.max_position_embeddings);
   rope_ = device_.tensor<float>(DType::f32, {positions, config_.head_dim / 2, 2},
-                                rope_table(positions, config_.head_dim, config_.rope_theta), "rope");
+                                rope_table(positions, config_), "rope");
 }
 
 void Model::use_adapter(bool use) {

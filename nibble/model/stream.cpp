@@ -9,11 +9,13 @@
 
 namespace nibble {
 
-StreamBuffers::StreamBuffers(gpu::Device& device, std::uint32_t max_tokens) : max_tokens_(max_tokens) {
-  for (gpu::Tensor* tensor : {&room_.token_ids, &room_.position, &room_.segment_begin, &room_.segment_end, &room_.key_end,
-                              &room_.label_rows, &room_.label_ids}) {
-    *tensor = device.tensor(DType::u32, {max_tokens}, "stream");
-  }
+StreamBuffers::StreamBuffers(gpu::Device& device, std::uint32_t max_tokens, std::uint32_t sliding_window)
+    : max_tokens_(max_tokens), sliding_window_(sliding_window) {
+  const auto make = [&](std::initializer_list<gpu::Tensor*> tensors) {
+    for (gpu::Tensor* tensor : tensors) *tensor = device.tensor(DType::u32, {max_tokens}, "stream");
+  };
+  make({&room_.token_ids, &room_.position, &room_.segment_begin, &room_.segment_end, &room_.key_end, &room_.label_rows, &room_.label_ids});
+  if (sliding_window_ > 0) make({&room_.key_begin, &room_.query_end});
   std::vector<std::uint32_t> ends(max_tokens);
   std::iota(ends.begin(), ends.end(), 1u);
   device.write(room_.key_end, std::as_bytes(std::span(ends)));
@@ -46,7 +48,8 @@ DeviceStream StreamBuffers::upload(gpu::Recorder& recorder, const TokenStream& s
   recorder.submit();
 
   DeviceStream result{.tokens = tokens, .labels = labels};
-  for (const std::uint32_t position : stream.position) result.pairs += position + 1;
+  const std::uint32_t window = sliding_window_ > 0 ? sliding_window_ : UINT32_MAX;
+  for (const std::uint32_t position : stream.position) result.pairs += std::min(position + 1, window);
   const auto put = [&](const gpu::Tensor& room, std::span<const std::uint32_t> values) {
     // A batch without labels still binds something.
     const gpu::Tensor view = room.view({std::max<std::uint32_t>(1, static_cast<std::uint32_t>(values.size()))});
@@ -57,7 +60,18 @@ DeviceStream StreamBuffers::upload(gpu::Recorder& recorder, const TokenStream& s
   result.position = put(room_.position, stream.position);
   result.segment_begin = put(room_.segment_begin, stream.segment_begin);
   result.segment_end = put(room_.segment_end, stream.segment_end);
+  result.key_begin = result.segment_begin;
   result.key_end = room_.key_end.view({tokens});
+  result.query_end = result.segment_end;
+  if (sliding_window_ > 0) {
+    std::vector<std::uint32_t> begin(tokens), end(tokens);
+    for (std::uint32_t i = 0; i < tokens; ++i) {
+      begin[i] = std::max(stream.segment_begin[i], i + 1 - std::min(i + 1, window));
+      end[i] = static_cast<std::uint32_t>(std::min<std::uint64_t>(stream.segment_end[i], std::uint64_t{i} + window));
+    }
+    result.key_begin = put(room_.key_begin, begin);
+    result.query_end = put(room_.query_end, end);
+  }
   result.label_rows = put(room_.label_rows, stream.label_rows);
   result.label_ids = put(room_.label_ids, stream.labels);
   if (!stream.sides.empty()) upload_pairs(recorder.device(), stream, result);

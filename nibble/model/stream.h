@@ -27,7 +27,9 @@ struct DeviceStream {
   std::uint32_t tokens = 0, labels = 0;
   std::uint64_t pairs = 0;  // of a query and a key that meet
   gpu::Tensor token_ids, position, segment_begin, segment_end;
-  gpu::Tensor key_end;  // (T) each token attends up to itself: its index + 1
+  // (T) token i meets the keys of [key_begin[i], key_end[i]), up to itself, and key j the queries up to query_end[j]: of its
+  // segment, as far as a sliding window reaches.
+  gpu::Tensor key_begin, key_end, query_end;
   gpu::Tensor label_rows, label_ids;
   gpu::Tensor sides, reference;  // of pairs; see TokenStream
 };
@@ -35,14 +37,15 @@ struct DeviceStream {
 // Buffers for streams of up to `max_tokens` tokens.
 class StreamBuffers {
  public:
-  StreamBuffers(gpu::Device& device, std::uint32_t max_tokens);
+  // With a sliding window of so many keys; 0: none.
+  StreamBuffers(gpu::Device& device, std::uint32_t max_tokens, std::uint32_t sliding_window);
 
   // Submits what was recorded, since that may still read the last stream, and uploads this one.
   DeviceStream upload(gpu::Recorder& recorder, const TokenStream& stream) const;
 
  private:
   DeviceStream room_;
-  std::uint32_t max_tokens_;
+  std::uint32_t max_tokens_, sliding_window_;
 };
 
 }  // namespace nibble

@@ -31,11 +31,13 @@ std::vector<BaseTensor> base_tensors(const ModelConfig& config) {
   for (std::uint32_t layer = 0; layer < config.num_layers; ++layer) {
     for (const Norm norm : all_norms) {
       const bool of_a_head = norm == Norm::q || norm == Norm::k;
+      if (of_a_head && !config.family.qk_norm) continue;
       tensors.push_back({norm_tensor_name(layer, norm), {of_a_head ? config.head_dim : hidden}});
     }
     for (const Projection projection : all_projections) {
       const auto [out, in] = projection_dims(config, projection);
       tensors.push_back({projection_tensor_name(layer, projection), {out, in}});
+      if (has_bias(config, projection)) tensors.push_back({bias_tensor_name(layer, projection), {out}});
     }
   }
   tensors.push_back({std::string(final_norm_tensor_name), {hidden}});

@@ -1,6 +1,7 @@
 #include "nibble/weights/config.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "nibble/base/error.h"
 #include "nibble/base/log.h"
@@ -27,38 +28,82 @@ void read_sizes(const JsonObject& json, ModelConfig& config) {
   config.num_layers = size(json, "num_hidden_layers", count);
   config.vocab_size = size(json, "vocab_size", {1, 1 << 24});
   config.num_heads = size(json, "num_attention_heads", count);
-  config.num_kv_heads = size(json, "num_key_value_heads", count, config.num_heads);
-  config.head_dim = size(json, "head_dim", {2, 1 << 12}, 128);  // Qwen3Config's default
+  const Family& family = config.family;
+  config.num_kv_heads = size(json, "num_key_value_heads", count, family.num_key_value_heads ? family.num_key_value_heads : config.num_heads);
+  config.head_dim = size(json, "head_dim", {2, 1 << 12}, family.head_dim ? family.head_dim : std::max(1u, config.hidden_size / config.num_heads));
   config.intermediate_size = size(json, "intermediate_size", width);
-  config.max_position_embeddings = size(json, "max_position_embeddings", {1, 1 << 24}, 32768);
+  config.max_position_embeddings = size(json, "max_position_embeddings", {1, 1 << 24}, family.max_position_embeddings);
   if (config.head_dim % 2 != 0) json.fail_key("head_dim", "even, since RoPE turns pairs");
   if (config.num_heads % config.num_kv_heads != 0) {
     json.fail_key("num_key_value_heads", fmt::format("a divisor of num_attention_heads ({})", config.num_heads));
   }
 }
 
+// 0.1 * scale * ln(factor) + 1, of the paper of YaRN (arXiv 2309.00071).
+double yarn_mscale(double factor, double scale) { return factor <= 1 ? 1.0 : 0.1 * scale * std::log(factor) + 1.0; }
+
+void read_yarn(const JsonObject& json, RopeConfig& rope) {
+  constexpr JsonObject::NumberRange positive{1e-6, 1e6};
+  rope.kind = RopeConfig::Kind::yarn;
+  rope.beta_fast = json.number("beta_fast", positive, 32.0);
+  rope.beta_slow = json.number("beta_slow", positive, 1.0);
+  rope.truncate = json.boolean("truncate", true);
+  const double mscale = json.number("mscale", {0.0, 1e6}, 0.0), all_dim = json.number("mscale_all_dim", {0.0, 1e6}, 0.0);
+  const double own = mscale > 0 && all_dim > 0 ? yarn_mscale(rope.factor, mscale) / yarn_mscale(rope.factor, all_dim) : yarn_mscale(rope.factor, 1);
+  rope.attention_factor = json.number("attention_factor", positive, own);
+}
+
+void read_rope_kind(const JsonObject& json, const std::string& kind, const char* key, ModelConfig& config) {
+  RopeConfig& rope = config.rope;
+  if (kind == "default") return;
+  rope.factor = json.number("factor", {1.0, 1e6});
+  if (kind == "linear") {
+    rope.kind = RopeConfig::Kind::linear;
+    return;
+  }
+  rope.original_positions = static_cast<double>(json.integer("original_max_position_embeddings", {1, 1 << 24}, config.max_position_embeddings));
+  if (kind == "llama3") {
+    constexpr JsonObject::NumberRange positive{1e-6, 1e6};
+    rope.kind = RopeConfig::Kind::llama3;
+    rope.low_freq_factor = json.number("low_freq_factor", positive);
+    rope.high_freq_factor = json.number("high_freq_factor", positive);
+    if (rope.high_freq_factor <= rope.low_freq_factor) json.fail_key("high_freq_factor", "above low_freq_factor");
+  } else if (kind == "yarn") {
+    read_yarn(json, rope);
+  } else {
+    json.fail_key(key, "\"default\", \"linear\", \"llama3\" or \"yarn\", the kinds of RoPE that are supported");
+  }
+}
+
 // Transformers 4 has rope_theta beside rope_scaling, transformers 5 both in rope_parameters.
 void read_rope(const JsonObject& json, ModelConfig& config) {
   constexpr JsonObject::NumberRange theta{1.0, 1e12};
-  config.rope_theta = static_cast<float>(json.number("rope_theta", theta, 10000.0));
+  config.rope.theta = static_cast<float>(json.number("rope_theta", theta, 10000.0));
   for (const auto* key : {"rope_scaling", "rope_parameters"}) {
     const auto rope = json.object(key);
     if (!rope) continue;
-    const char* type_key = rope->has("rope_type") ? "rope_type" : "type";
-    if (rope->string(type_key, "default") != "default") {
-      rope->fail_key(type_key, "\"default\", as other kinds of RoPE are not supported");
-    }
     for (const auto& [name, value] : rope->json().items()) {
       if (value.is_object()) rope->fail_key(name, "a plain value, as RoPE by kind of layer is not supported");
     }
     if (rope->number("partial_rotary_factor", {0.0, 1.0}, 1.0) != 1.0) rope->fail_key("partial_rotary_factor", "1");
-    config.rope_theta = static_cast<float>(rope->number("rope_theta", theta, config.rope_theta));
+    config.rope.theta = static_cast<float>(rope->number("rope_theta", theta, config.rope.theta));
+    const char* type_key = rope->has("rope_type") ? "rope_type" : "type";
+    read_rope_kind(*rope, rope->string(type_key, "default"), type_key, config);
   }
+}
+
+// Null is none; Mistral's class takes a window where the key is missing.
+void read_window(const JsonObject& json, ModelConfig& config) {
+  if (!config.family.sliding_window) return;
+  const bool missing = !json.json().contains("sliding_window");
+  config.sliding_window = missing ? config.family.window : size(json, "sliding_window", {1, 1 << 24}, 0);
 }
 
 void refuse_what_is_not_supported(const JsonObject& json, const ModelConfig& config) {
   if (json.string("hidden_act", "silu") != "silu") json.fail_key("hidden_act", "\"silu\"");
-  if (json.boolean("attention_bias", false)) json.fail_key("attention_bias", "false");
+  for (const char* bias : {"attention_bias", "mlp_bias"}) {
+    if (json.boolean(bias, false)) json.fail_key(bias, "false");
+  }
   if (json.boolean("use_sliding_window", false)) json.fail_key("use_sliding_window", "false");
   if (json.number("partial_rotary_factor", {0.0, 1.0}, 1.0) != 1.0) json.fail_key("partial_rotary_factor", "1");
   if (json.has("quantization_config")) {
@@ -68,10 +113,9 @@ void refuse_what_is_not_supported(const JsonObject& json, const ModelConfig& con
   if (!layer_types.empty() && layer_types.size() != config.num_layers) {
     json.fail_key("layer_types", fmt::format("a list of {} strings, one a layer", config.num_layers));
   }
-  const auto other =
-      std::find_if(layer_types.begin(), layer_types.end(), [](auto& t) { return t != "full_attention"; });
-  check<DataError>(other == layer_types.end(), json.origin(),
-                   "The key \"layer_types\" must hold \"full_attention\" only; found \"{}\".",
+  const std::string kind = config.sliding_window > 0 ? "sliding_attention" : "full_attention";
+  const auto other = std::find_if(layer_types.begin(), layer_types.end(), [&](auto& t) { return t != kind; });
+  check<DataError>(other == layer_types.end(), json.origin(), "The key \"layer_types\" must hold \"{}\" only; found \"{}\".", kind,
                    other == layer_types.end() ? "" : *other);
   if (json.number("attention_dropout", {0.0, 1.0}, 0.0) != 0.0) {
     log_warning(fmt::format("[{}] \"attention_dropout\" is not applied. Set it to 0 to silence this.", json.origin()));
@@ -116,8 +160,15 @@ void fill_from(Json& json, const Json& defaults, const std::string& origin) {
 ModelConfig parse_model_config(const JsonObject& json, const JsonObject* generation) {
   ModelConfig config;
   config.model_type = json.string("model_type");
-  if (config.model_type != "qwen3") json.fail_key("model_type", "\"qwen3\", the family that is supported");
+  const Family* family = family_named(config.model_type);
+  if (!family) {
+    std::string names;
+    for (const Family& known : families) names += fmt::format("{}\"{}\"", names.empty() ? "" : ", ", known.model_type);
+    json.fail_key("model_type", fmt::format("one of {}, the families that are supported", names));
+  }
+  config.family = *family;
   read_sizes(json, config);
+  read_window(json, config);
   config.rms_norm_eps = static_cast<float>(json.number("rms_norm_eps", {1e-12, 1.0}, 1e-6));
   config.tie_word_embeddings = json.boolean("tie_word_embeddings", false);
   read_rope(json, config);
@@ -144,6 +195,8 @@ ModelConfig read_model_config(const fs::path& folder, const Json& defaults) {
   const JsonObject generation(generation_json, generation_path.string());
   return parse_model_config(JsonObject(json, path.string()), &generation);
 }
+
+bool has_bias(const ModelConfig& config, Projection projection) { return config.family.qkv_bias && projection < Projection::o; }
 
 ProjectionDims projection_dims(const ModelConfig& config, Projection projection) {
   const std::uint32_t hidden = config.hidden_size;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "nibble/io/json.h"
+#include "nibble/weights/family.h"
 #include "nibble/weights/names.h"
 
 namespace nibble {
@@ -18,9 +19,24 @@ struct GenerationDefaults {
   bool do_sample = false;
 };
 
-// A Qwen3 as config.json describes it, checked: every size is positive and within reason, heads divide evenly.
+// How positions become angles (transformers' modeling_rope_utils.py has the formulas): frequencies theta^(-2i/D), and what
+// stretches them for texts longer than those of pre-training.
+struct RopeConfig {
+  enum class Kind { standard, linear, llama3, yarn };
+  Kind kind = Kind::standard;
+  float theta = 10000;
+  double factor = 1;
+  double original_positions = 0;                    // llama3, yarn: the longest text of pre-training
+  double low_freq_factor = 1, high_freq_factor = 4;  // llama3
+  double beta_fast = 32, beta_slow = 1;             // yarn
+  double attention_factor = 1;                      // yarn: of cosines and sines
+  bool truncate = true;                             // yarn: whole dimensions
+};
+
+// A decoder as config.json describes it, checked: every size is positive and within reason, heads divide evenly.
 struct ModelConfig {
   std::string model_type;
+  Family family = families[0];
   std::uint32_t hidden_size = 0;
   std::uint32_t num_layers = 0;
   std::uint32_t vocab_size = 0;
@@ -30,7 +46,8 @@ struct ModelConfig {
   std::uint32_t intermediate_size = 0;
   std::uint32_t max_position_embeddings = 0;
   float rms_norm_eps = 0;
-  float rope_theta = 0;
+  RopeConfig rope;
+  std::uint32_t sliding_window = 0;          // keys that a query meets at most, its own included; 0: all before it
   bool tie_word_embeddings = false;          // the head is the embedding
   std::vector<std::uint32_t> eos_token_ids;  // of generation_config.json where it has some
   GenerationDefaults generation;
@@ -49,5 +66,7 @@ struct ProjectionDims {
   std::uint32_t in = 0;
 };
 ProjectionDims projection_dims(const ModelConfig& config, Projection projection);
+// y = W x + b
+bool has_bias(const ModelConfig& config, Projection projection);
 
 }  // namespace nibble

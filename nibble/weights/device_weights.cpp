@@ -41,6 +41,15 @@ gpu::Tensor load_vector(gpu::Device& device, const Checkpoint& checkpoint, const
   return device.tensor<float>(DType::f32, {static_cast<std::uint32_t>(values.size())}, values, name);
 }
 
+gpu::Tensor load_qkv_bias(gpu::Device& device, const Checkpoint& checkpoint, std::uint32_t layer) {
+  std::vector<float> all;
+  for (const Projection p : {Projection::q, Projection::k, Projection::v}) {
+    const auto values = checkpoint.read_as_f32(bias_tensor_name(layer, p));
+    all.insert(all.end(), values.begin(), values.end());
+  }
+  return device.tensor<float>(DType::f32, {static_cast<std::uint32_t>(all.size())}, all, "bias");
+}
+
 void upload_nf4(gpu::Device& device, const Nf4Values& values, Nf4Matrix& to) {
   to.largest = *std::max_element(values.absmax.begin(), values.absmax.end());
   device.write(to.packed, std::as_bytes(std::span(values.packed)));
@@ -178,8 +187,11 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
     LayerWeights& layer = weights.layers.emplace_back();
     layer.input_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::input));
     layer.post_attention_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::post_attention));
-    layer.q_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::q));
-    layer.k_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::k));
+    if (config.family.qk_norm) {
+      layer.q_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::q));
+      layer.k_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::k));
+    }
+    if (config.family.qkv_bias) layer.qkv_bias = load_qkv_bias(device, checkpoint, i);
     make_nf4_room(device, config, layer);
     for (const Projection p : all_projections) {
       const Nf4Values values = reader.next();
@@ -211,8 +223,13 @@ DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, DT
     LayerWeights& layer = weights.layers.emplace_back();
     layer.input_norm = ones(device, config.hidden_size);
     layer.post_attention_norm = ones(device, config.hidden_size);
-    layer.q_norm = ones(device, config.head_dim);
-    layer.k_norm = ones(device, config.head_dim);
+    if (config.family.qk_norm) {
+      layer.q_norm = ones(device, config.head_dim);
+      layer.k_norm = ones(device, config.head_dim);
+    }
+    if (config.family.qkv_bias) {
+      layer.qkv_bias = ones(device, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim);
+    }
     make_nf4_room(device, config, layer);
     for (Nf4Matrix& matrix : layer.projections) {
       matrix.largest = 0.06f;

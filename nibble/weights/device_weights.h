@@ -30,7 +30,8 @@ struct DenseMatrix {
 
 struct LayerWeights {
   gpu::Tensor input_norm, post_attention_norm;  // (hidden) f32
-  gpu::Tensor q_norm, k_norm;                   // (head_dim) f32
+  gpu::Tensor q_norm, k_norm;                   // (head_dim) f32; empty in families without
+  gpu::Tensor qkv_bias;                         // (q's, k's and v's outputs) f32; likewise
   std::array<Nf4Matrix, 7> projections;         // by Projection
   std::array<gpu::Tensor, 7> transposed;        // (in, out) f32, the same de-quantised; empty unless a cache was asked for
 

@@ -19,8 +19,8 @@ std::vector<TensorSpec> specs_of(const ModelConfig& config) {
 }
 
 Json json_of(const ModelConfig& config) {
-  return {{"architectures", {"Qwen3ForCausalLM"}},
-          {"model_type", "qwen3"},
+  return {{"architectures", {config.family.architecture}},
+          {"model_type", config.family.model_type},
           {"dtype", "bfloat16"},
           {"hidden_act", "silu"},
           {"attention_bias", false},
@@ -33,7 +33,7 @@ Json json_of(const ModelConfig& config) {
           {"intermediate_size", config.intermediate_size},
           {"max_position_embeddings", config.max_position_embeddings},
           {"rms_norm_eps", config.rms_norm_eps},
-          {"rope_theta", config.rope_theta},
+          {"rope_theta", config.rope.theta},
           {"tie_word_embeddings", config.tie_word_embeddings},
           {"eos_token_id", config.vocab_size - 1}};
 }

@@ -31,6 +31,10 @@ std::string projection_tensor_name(std::uint32_t layer, Projection projection) {
   return projection_module_name(layer, projection) + ".weight";
 }
 
+std::string bias_tensor_name(std::uint32_t layer, Projection projection) {
+  return projection_module_name(layer, projection) + ".bias";
+}
+
 std::string norm_tensor_name(std::uint32_t layer, Norm norm) {
   return fmt::format("model.layers.{}.{}.weight", layer, norm_names[static_cast<std::size_t>(norm)]);
 }

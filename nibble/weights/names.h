@@ -25,6 +25,9 @@ std::string projection_module_name(std::uint32_t layer, Projection projection);
 // The same with ".weight", as the checkpoint has it.
 std::string projection_tensor_name(std::uint32_t layer, Projection projection);
 
+// "model.layers.3.self_attn.q_proj.bias"
+std::string bias_tensor_name(std::uint32_t layer, Projection projection);
+
 // The norms of a layer: before attention, before the MLP, and of each head's query and key.
 enum class Norm : std::uint8_t { input, post_attention, q, k };
 

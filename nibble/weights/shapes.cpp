@@ -19,7 +19,7 @@ ModelConfig shape_by_name(const std::string& name) {
     config.head_dim = 128;
     config.intermediate_size = intermediate;
     config.rms_norm_eps = 1e-6f;
-    config.rope_theta = 1e6f;
+    config.rope.theta = 1e6f;
     config.max_position_embeddings = 40960;
     config.tie_word_embeddings = tied;
     return config;

@@ -169,6 +169,23 @@ TEST(Generator, FillsItsCapacityAndNoMore) {
   EXPECT_EQ(Generator(state, {.capacity = 1u << 30}).capacity(), 1024u);
 }
 
+// Rope that is stretched, biases, and a window of 16 keys, which the text outgrows.
+TEST(Generator, OtherFamiliesGiveTheTrainingForwardsLogits) {
+  for (const std::string family : {"llama", "mistral", "qwen2"}) {
+    const std::string folder = test::source_path("tests/golden/" + family);
+    const ModelState state = ModelState::load(test::device(), folder + "/model", {.adapter = folder + "/adapter_nonzero", .trainable = false});
+    const Tokens tokens = golden_row(0);
+    const auto expected = training_logits(state, tokens);
+    Generator generator(state, {.capacity = 128, .sequences = 2});
+    for (std::size_t count = 20; count <= 24; ++count) {
+      const std::array texts{Generator::Text{0, first(tokens, count)}, Generator::Text{1, first(tokens, count - 17)}};
+      const auto logits = generator.all_logits(texts);
+      EXPECT_LT(test::relative_error(logits[0], expected[count - 1]), 1e-5) << family << " " << count;
+      EXPECT_LT(test::relative_error(logits[1], expected[count - 18]), 1e-5) << family << " " << count;
+    }
+  }
+}
+
 // Texts side by side, begun at different times, of which one ends and another takes its place.
 TEST(Generator, SeveralTextsGiveWhatEachGivesAlone) {
   for (const ProductPath path : test::product_paths()) {

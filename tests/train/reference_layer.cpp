@@ -105,8 +105,8 @@ Matrix reference_layer(const ModelState& state, std::uint32_t layer, const Matri
   Matrix q = rms_norm(reference_projection(state, layer, Projection::q, normed, lora.q), read(state, weights.q_norm), c.rms_norm_eps);
   Matrix k = rms_norm(reference_projection(state, layer, Projection::k, normed, lora.k), read(state, weights.k_norm), c.rms_norm_eps);
   const Matrix v = reference_projection(state, layer, Projection::v, normed, lora.v);
-  rotate(q, c.num_heads, c.head_dim, c.rope_theta);
-  rotate(k, c.num_kv_heads, c.head_dim, c.rope_theta);
+  rotate(q, c.num_heads, c.head_dim, c.rope.theta);
+  rotate(k, c.num_kv_heads, c.head_dim, c.rope.theta);
   Matrix attention(q.size());
   for (std::size_t head = 0; head < c.num_heads; ++head) attend(q, k, v, attention, c, head);
   Matrix middle = reference_projection(state, layer, Projection::o, attention, lora.o);

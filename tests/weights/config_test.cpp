@@ -32,7 +32,7 @@ TEST(ModelConfig, ReadsTransformers4) {
   EXPECT_EQ(config.intermediate_size, 9728);
   EXPECT_EQ(config.max_position_embeddings, 40960);
   EXPECT_EQ(config.rms_norm_eps, 1e-6f);
-  EXPECT_EQ(config.rope_theta, 1e6f);
+  EXPECT_EQ(config.rope.theta, 1e6f);
   EXPECT_TRUE(config.tie_word_embeddings);
   EXPECT_EQ(config.eos_token_ids, std::vector<std::uint32_t>{151645});
 }
@@ -43,7 +43,7 @@ TEST(ModelConfig, ReadsTransformers5) {
   EXPECT_EQ(config.num_heads, 6);
   EXPECT_EQ(config.num_kv_heads, 2);
   EXPECT_EQ(config.head_dim, 64);
-  EXPECT_EQ(config.rope_theta, 1e6f);
+  EXPECT_EQ(config.rope.theta, 1e6f);
   EXPECT_TRUE(config.tie_word_embeddings);
   EXPECT_EQ(config.eos_token_ids, std::vector<std::uint32_t>{4095});
   EXPECT_FALSE(config.generation.temperature.has_value());
@@ -60,9 +60,61 @@ TEST(ModelConfig, FillsInWhatIsAbsent) {
   EXPECT_EQ(config.head_dim, 128);
   EXPECT_EQ(config.max_position_embeddings, 32768);
   EXPECT_EQ(config.rms_norm_eps, 1e-6f);
-  EXPECT_EQ(config.rope_theta, 10000.0f);
+  EXPECT_EQ(config.rope.theta, 10000.0f);
   EXPECT_FALSE(config.tie_word_embeddings);
   EXPECT_TRUE(config.eos_token_ids.empty());
+}
+
+// Where config.json says little, each family has what its class of transformers has.
+TEST(ModelConfig, FamiliesDiffer) {
+  auto json = qwen3_4b();
+  for (const auto* key : {"num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window"}) json.erase(key);
+  json["num_attention_heads"] = 40;
+  json["hidden_size"] = 2560;
+  json["model_type"] = "llama";
+  const auto llama = parse(json);
+  EXPECT_FALSE(llama.family.qk_norm);
+  EXPECT_FALSE(has_bias(llama, Projection::q));
+  EXPECT_EQ(llama.head_dim, 64u);
+  EXPECT_EQ(llama.num_kv_heads, 40u);
+  EXPECT_EQ(llama.max_position_embeddings, 2048u);
+  EXPECT_EQ(llama.sliding_window, 0u);
+  json["model_type"] = "mistral";
+  EXPECT_EQ(parse(json).num_kv_heads, 8u);
+  EXPECT_EQ(parse(json).sliding_window, 4096u);
+  json["sliding_window"] = nullptr;
+  EXPECT_EQ(parse(json).sliding_window, 0u);
+  json["sliding_window"] = 100;
+  EXPECT_EQ(parse(json).sliding_window, 100u);
+  json["layer_types"] = std::vector<std::string>(36, "sliding_attention");
+  EXPECT_NO_THROW(parse(json));
+  json.erase("layer_types");
+  json["model_type"] = "qwen2";
+  json["num_key_value_heads"] = 8;
+  const auto qwen2 = parse(json);
+  EXPECT_EQ(qwen2.sliding_window, 0u);
+  EXPECT_FALSE(qwen2.family.qk_norm);
+  for (const Projection p : all_projections) EXPECT_EQ(has_bias(qwen2, p), p == Projection::q || p == Projection::k || p == Projection::v);
+  EXPECT_EQ(bias_tensor_name(2, Projection::k), "model.layers.2.self_attn.k_proj.bias");
+}
+
+TEST(ModelConfig, ReadsHowRopeIsStretched) {
+  auto json = qwen3_4b();
+  json["rope_scaling"] = Json::parse(R"({"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":8192})");
+  const auto llama3 = parse(json).rope;
+  EXPECT_EQ(llama3.kind, RopeConfig::Kind::llama3);
+  EXPECT_EQ(llama3.factor, 8);
+  EXPECT_EQ(llama3.original_positions, 8192);
+  json["rope_scaling"] = Json::parse(R"({"type":"yarn","factor":4.0,"original_max_position_embeddings":32768})");
+  const auto yarn = parse(json).rope;
+  EXPECT_EQ(yarn.kind, RopeConfig::Kind::yarn);
+  EXPECT_NEAR(yarn.attention_factor, 1.1386294361119891, 1e-12);
+  json["rope_scaling"]["factor"] = 16.0, json["rope_scaling"]["mscale"] = 1.0, json["rope_scaling"]["mscale_all_dim"] = 0.5;
+  EXPECT_NEAR(parse(json).rope.attention_factor, 1.121751143713058, 1e-12);
+  json.erase("rope_scaling");
+  json["rope_parameters"] = Json::parse(R"({"rope_type":"linear","factor":2.0,"rope_theta":5000.0})");
+  EXPECT_EQ(parse(json).rope.kind, RopeConfig::Kind::linear);
+  EXPECT_EQ(parse(json).rope.theta, 5000.0f);
 }
 
 TEST(ModelConfig, TakesTheGenerationConfigsWord) {
@@ -85,15 +137,16 @@ TEST(ModelConfig, RefusesWhatItCannotCompute) {
     const char* part;
   };
   for (const auto& [key, value, part] : std::initializer_list<Case>{
-           {"model_type", "\"llama\"", "\"qwen3\", the family that is supported; found \"llama\""},
+           {"model_type", "\"gemma\"", "one of \"qwen3\", \"qwen2\", \"llama\", \"mistral\", the families that are supported; found \"gemma\""},
            {"model_type", "null", "absent"},
            {"hidden_act", "\"gelu\"", "\"silu\"; found \"gelu\""},
            {"attention_bias", "true", "must be false"},
            {"use_sliding_window", "true", "must be false"},
            {"partial_rotary_factor", "0.5", "must be 1"},
            {"quantization_config", "{}", "quantised already"},
-           {"rope_scaling", R"({"rope_type":"yarn","factor":4.0})", "\"default\", as other kinds"},
-           {"rope_scaling", R"({"type":"linear","factor":4.0})", "found \"linear\""},
+           {"rope_scaling", R"({"rope_type":"longrope","factor":4.0})", "the kinds of RoPE that are supported; found \"longrope\""},
+           {"rope_scaling", R"({"type":"linear"})", "factor"},
+           {"rope_scaling", R"({"rope_type":"llama3","factor":8.0,"low_freq_factor":4.0,"high_freq_factor":4.0})", "above low_freq_factor"},
            {"rope_parameters", R"({"full_attention":{"rope_theta":1.0}})", "by kind of layer"},
            {"rope_parameters", R"({"rope_theta":0.5})", "\"rope_theta\" must be a number from 1"},
            {"layer_types", R"(["full_attention"])", "a list of 36"},

@@ -25,7 +25,7 @@ TEST(MadeUpCheckpoint, IsAModelFolderThatFitsItsConfig) {
     const ModelConfig read = read_model_config(folder.path());
     EXPECT_EQ(read.intermediate_size, config.intermediate_size);
     EXPECT_EQ(read.num_kv_heads, config.num_kv_heads);
-    EXPECT_EQ(read.rope_theta, config.rope_theta);
+    EXPECT_EQ(read.rope.theta, config.rope.theta);
     EXPECT_EQ(read.tie_word_embeddings, tied);
     const Checkpoint checkpoint(folder.path());
     check_checkpoint(checkpoint, read);

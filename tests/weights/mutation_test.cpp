@@ -40,7 +40,7 @@ TEST(OddValues, InAModelConfig) {
     const auto config = parse_model_config(JsonObject(changed, "config.json"));
     EXPECT_GT(config.num_heads, 0);
     EXPECT_EQ(config.num_heads % config.num_kv_heads, 0);
-    EXPECT_GE(config.rope_theta, 1.0f);
+    EXPECT_GE(config.rope.theta, 1.0f);
   });
   EXPECT_GT(refused, 200);
 }
