@@ -1,8 +1,8 @@
 // Cross entropy of rows of logits (R, V) against labels (R), one workgroup a row.
 // loss = log(sum_j exp(l_j)) - l_label; correct = no other logit is larger, nor equal and before the label;
 // d_j = (exp(l_j) / sum - [j is the label]) * factor * weight * (1 - p_label)^gamma. The label's own logit is kept out of the
-// sums: its gradient is minus the sum of the others, which 1 - p would lose to cancellation. Logits are read twice, and
-// written by `loss_and_slopes`.
+// sums: its gradient is minus the sum of the others, which 1 - p would lose to cancellation. Logits are read twice, the second
+// time from the end, of which caches may still have some, and written by `loss_and_slopes`.
 
 struct Params {
   rows: u32,
@@ -107,7 +107,11 @@ fn loss_and_slopes(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
   let factor = row_factor(row, stats.others);
   let own = -stats.others * factor;
   let wides = params.columns / WIDTH;
-  for (var i = lane; i < wides; i += WORKGROUP) {
+  for (var strip = (wides + WORKGROUP - 1u) / WORKGROUP; strip > 0u; strip--) {
+    let i = (strip - 1u) * WORKGROUP + lane;
+    if (i >= wides) {
+      continue;
+    }
     let slope = exp(logits[row * wides + i] - Wide(stats.maximum)) * (stats.to_probability * factor);
     logits[row * wides + i] = select(slope, Wide(own), wide_columns(i) == WideIndex(labels[row]));
   }
@@ -129,7 +133,11 @@ fn loss_and_scaled_slopes(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_
     d_scale[row] = scale.down;
   }
   let wides = params.columns / WIDTH;
-  for (var i = lane; i < wides; i += WORKGROUP) {
+  for (var strip = (wides + WORKGROUP - 1u) / WORKGROUP; strip > 0u; strip--) {
+    let i = (strip - 1u) * WORKGROUP + lane;
+    if (i >= wides) {
+      continue;
+    }
     let slope = exp(logits[row * wides + i] - Wide(stats.maximum)) * (stats.to_probability * factor * scale.up);
     d_logits[row * wides + i] = Data(select(slope, Wide(own * scale.up), wide_columns(i) == WideIndex(labels[row])));
   }

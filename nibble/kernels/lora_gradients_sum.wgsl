@@ -1,7 +1,7 @@
 // y[n, c] += factor * sum over parts of power[part] * sums[part, block, c, n in block], in the order of the parts: the
 // second pass of gradients (lora_matrix.h), of up to two kinds. Columns c of a block belong to projections in turn,
-// `padded_rank` each, of which `rank` count; projection p's gradient begins at targets[p] of y. One invocation does an
-// element of a part.
+// `padded_rank` each, of which `rank` count; projection p's gradient begins at targets[p] of y. A workgroup does 128 elements
+// of a part: SHARES invocations each add up every SHARES-th part of four of them, in order, then one what these come to.
 
 struct Kind {
   segments: array<vec4<u32>, 3>,  // first vector of 8 columns, end, first block
@@ -28,20 +28,16 @@ struct Params {
 const NONE = 0xffffffffu;
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> sums: array<f32>;
+@group(0) @binding(1) var<storage, read> sums: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 
-@compute @workgroup_size(128)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-  var at = linear_workgroup(group, groups) * 128u + lane;
-  let second = at >= params.kinds[0].count;
-  at -= select(0u, params.kinds[0].count, second);
-  let kind = select(0u, 1u, second);
-  let count = params.kinds[kind].count;
-  if (at >= count) {
-    return;
-  }
+const VECTORS = 32u;  // of a workgroup
+const SHARES = 4u;
+
+var<workgroup> shares: array<vec4<f32>, VECTORS * SHARES>;
+
+// The place of element `at` of a part in y, or NONE.
+fn place_of(kind: u32, at: u32) -> u32 {
   let block_columns = params.kinds[kind].block;
   let narrow = params.kinds[kind].narrow;
   let width = params.kinds[kind].width;
@@ -56,25 +52,54 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   let beyond = n >= (place.y - place.x) * 8u || c >= width || rank_at >= params.rank;
   let target_first = params.kinds[kind].targets[min(projection, 3u)];
   if (beyond || target_first == NONE) {
+    return NONE;
+  }
+  return target_first + n * params.kinds[kind].n_stride + rank_at * params.kinds[kind].c_stride;
+}
+
+@compute @workgroup_size(VECTORS * SHARES)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+  // Parts are whole workgroups.
+  var begin = linear_workgroup(group, groups) * 4u * VECTORS;
+  let kind = select(0u, 1u, begin >= params.kinds[0].count);
+  begin -= select(0u, params.kinds[0].count, kind == 1u);
+  let count = params.kinds[kind].count;
+  if (begin >= count) {
     return;
   }
-  let first = params.kinds[kind].first;
-  let powers = first + params.kinds[kind].powers;
+  let to = place_of(kind, begin + lane);
+  var old = 0.0;
+  if (to != NONE) {
+    old = y[to];
+  }
+  let first = (params.kinds[kind].first + begin) / 4u + lane % VECTORS;
+  let powers = (params.kinds[kind].first + params.kinds[kind].powers) / 4u;
   let parts = params.kinds[kind].parts;
-  var sum = 0.0;
-  var part = 0u;
+  let step = count / 4u;
+  var sum = vec4<f32>();
+  var part = lane / VECTORS;
   // Four at a time, so that their loads overlap.
-  for (; part + 4u <= parts; part += 4u) {
-    let i = first + part * count + at;
-    let sum0 = sums[i] * sums[powers + part];
-    let sum1 = sums[i + count] * sums[powers + part + 1u];
-    let sum2 = sums[i + 2u * count] * sums[powers + part + 2u];
-    let sum3 = sums[i + 3u * count] * sums[powers + part + 3u];
+  for (; part + 3u * SHARES < parts; part += 4u * SHARES) {
+    let i = first + part * step;
+    let power = part % 4u;
+    let sum0 = sums[i] * sums[powers + part / 4u][power];
+    let sum1 = sums[i + SHARES * step] * sums[powers + part / 4u + 1u][power];
+    let sum2 = sums[i + 2u * SHARES * step] * sums[powers + part / 4u + 2u][power];
+    let sum3 = sums[i + 3u * SHARES * step] * sums[powers + part / 4u + 3u][power];
     sum = sum + sum0 + sum1 + sum2 + sum3;
   }
-  for (; part < parts; part++) {
-    sum += sums[first + part * count + at] * sums[powers + part];
+  for (; part < parts; part += SHARES) {
+    sum += sums[first + part * step] * sums[powers + part / 4u][part % 4u];
   }
-  y[target_first + n * params.kinds[kind].n_stride + rank_at * params.kinds[kind].c_stride] +=
-      params.kinds[kind].factor * sum;
+  shares[lane] = sum;
+  workgroupBarrier();
+  if (to == NONE) {
+    return;
+  }
+  var total = 0.0;
+  for (var share = 0u; share < SHARES; share++) {
+    total += shares[share * VECTORS + lane / 4u][lane % 4u];
+  }
+  y[to] = old + params.kinds[kind].factor * total;
 }

@@ -172,7 +172,7 @@ class Backward {
 void Backward::add_up() {
   if (waiting_.empty()) return;
   std::uint64_t end = 0;
-  for (const LoraSum& sum : waiting_) end = std::max(end, sum.first + sum.plan.scratch);
+  for (const LoraSum& sum : waiting_) end = std::max(end, (sum.first + sum.plan.scratch + 3) / 4 * 4);
   detail::record_sums(recorder_, group_.shape, scratch_part(scratch_, 0, end), waiting_);
   waiting_.clear();
 }

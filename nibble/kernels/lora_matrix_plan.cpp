@@ -11,14 +11,35 @@ namespace {
 constexpr std::uint32_t lane = 8;  // elements of the 16 bytes that operands are read in
 // Elements of partial sums, but for what one part needs.
 constexpr std::uint64_t most_row_sums = 1u << 24, most_gradient_sums = 1u << 22;
+constexpr std::uint32_t most_rounds = 4;  // of the workgroups at once
 
-std::uint32_t groups(std::uint64_t count, std::uint32_t size) {
+std::uint32_t groups(std::uint64_t count, std::uint64_t size) {
   return static_cast<std::uint32_t>((count + size - 1) / size);
 }
 
-// Workgroups that keep an adapter busy: on GPUs four for each of an H100's multiprocessors.
-std::uint32_t busy_groups(const gpu::Device& device) {
-  return device.info().type == gpu::AdapterType::software ? 4 : 528;
+// Workgroups that an adapter works on at once: on GPUs those of an H100's multiprocessors, four each or as many as its
+// driver has workgroup memory for, which are 51 KB, with 1 KB on top for each. On the software adapter so many that tests
+// see sums of many parts.
+std::uint32_t workgroups_at_once(const gpu::Device& device, const LoraPlan& plan) {
+  if (device.info().type == gpu::AdapterType::software) return 16;
+  constexpr std::uint32_t processors = 132, memory = 52 << 10, on_top = 1 << 10;
+  return processors * std::clamp(memory / (lora_memory(plan.tile, plan.text) + on_top), 1u, 4u);
+}
+
+// Into how many parts, up to `most`, to cut `length` of the inner dimension, each of which takes `blocks` workgroups. In
+// units of what all workgroups at once do with one of `length`: they come in whole rounds, start for about 48, and leave
+// partial sums of `narrow` that are written and read in f32 instead of f16.
+std::uint32_t choose_parts(std::uint64_t length, std::uint64_t blocks, std::uint32_t narrow, std::uint32_t at_once,
+                           std::uint64_t most) {
+  std::uint64_t best = 1;
+  double least = INFINITY;
+  for (std::uint64_t parts = 1; parts <= most; ++parts) {
+    const double rounds = groups(blocks * parts, at_once);
+    const double sums = 4.0 * static_cast<double>(parts * blocks * narrow) / at_once;
+    const double cost = rounds * (static_cast<double>(length) / static_cast<double>(parts) + 48) + sums;
+    if (cost < least) least = cost, best = parts;
+  }
+  return static_cast<std::uint32_t>(best);
 }
 
 LoraTile tile_of(const gpu::Device& device, const LoraProblem& problem) {
@@ -40,42 +61,42 @@ std::uint32_t cut_ranges(const LoraProblem& problem, std::uint32_t size, std::ar
 }
 
 // Parts of the columns of x.
-void plan_rows(LoraPlan& plan, const LoraProblem& problem, std::uint32_t rows, std::uint32_t busy) {
+void plan_rows(LoraPlan& plan, const LoraProblem& problem, std::uint32_t rows, std::uint32_t at_once) {
   LoraParams& p = plan.params;
   const std::uint32_t step = plan.tile.step / lane;
   p.blocks = groups(rows, plan.tile.block);
   p.part_size = p.blocks * plan.tile.block * p.narrow_blocks * plan.text.narrow;
   std::uint64_t columns = 0;
   for (const auto& [begin, end] : problem.ranges) columns += end - begin;
-  const std::uint64_t most = std::max<std::uint64_t>(1, most_row_sums / p.part_size);
-  const std::uint64_t wanted = std::clamp<std::uint64_t>(busy / (std::uint64_t{p.blocks} * p.narrow_blocks), 1, most);
-  p.length = std::max(1u, groups(groups(columns, step), static_cast<std::uint32_t>(wanted))) * step;
+  const std::uint64_t groups_of_part = std::uint64_t{p.blocks} * p.narrow_blocks;
+  const std::uint64_t most =
+      std::clamp<std::uint64_t>(most_row_sums / p.part_size, 1, groups(most_rounds * at_once, groups_of_part));
+  const std::uint32_t wanted = choose_parts(columns * lane, groups_of_part, plan.text.narrow, at_once, most);
+  p.length = std::max(1u, groups(groups(columns, step), wanted)) * step;
   p.parts = cut_ranges(problem, p.length, p.segments);
   plan.text.whole_steps = std::all_of(problem.ranges.begin(), problem.ranges.end(),
                                       [&](const auto& r) { return (r[1] - r[0]) % step == 0; });
   plan.scratch = std::uint64_t{p.part_size} * p.parts;
   // Every range rounds its parts up.
-  const std::uint64_t groups_of_part = std::uint64_t{p.blocks} * p.narrow_blocks;
-  plan.most_scratch = (std::max<std::uint64_t>(groups_of_part, busy) + (problem.ranges.size() - 1) * groups_of_part) *
-                      plan.tile.block * plan.text.narrow;
+  plan.most_scratch = (most_rounds * at_once + problem.ranges.size() * groups_of_part) * plan.tile.block *
+                      plan.text.narrow;
 }
 
 // Parts of the rows of x.
-void plan_columns(LoraPlan& plan, const LoraProblem& problem, std::uint32_t rows, std::uint32_t busy) {
+void plan_columns(LoraPlan& plan, const LoraProblem& problem, std::uint32_t rows, std::uint32_t at_once) {
   LoraParams& p = plan.params;
   p.blocks = cut_ranges(problem, plan.tile.block / lane, p.segments);
   p.part_size = p.blocks * plan.tile.block * p.narrow_blocks * plan.text.narrow;
   if (p.part_size == 0) return;
-  const std::uint64_t most = std::max<std::uint64_t>(1, most_gradient_sums / p.part_size);
-  // More than a few parts cost more in partial sums than half the workgroups cost in speed.
-  const std::uint64_t possible = busy / (std::uint64_t{p.blocks} * p.narrow_blocks);
-  const std::uint64_t wanted =
-      std::clamp<std::uint64_t>(std::max(possible / 2, std::min<std::uint64_t>(possible, 4)), 1, most);
-  p.length = groups(groups(rows, plan.tile.step), static_cast<std::uint32_t>(wanted)) * plan.tile.step;
+  const std::uint64_t groups_of_part = std::uint64_t{p.blocks} * p.narrow_blocks;
+  const std::uint64_t most =
+      std::clamp<std::uint64_t>(most_gradient_sums / p.part_size, 1, groups(most_rounds * at_once, groups_of_part));
+  const std::uint32_t wanted = choose_parts(rows, groups_of_part, plan.text.narrow, at_once, most);
+  p.length = groups(groups(rows, plan.tile.step), wanted) * plan.tile.step;
   p.parts = groups(rows, p.length);
   p.powers = p.part_size * p.parts;
   plan.scratch = std::uint64_t{p.powers} + p.parts;
-  plan.most_scratch = (std::uint64_t{p.part_size} + 1) * wanted;
+  plan.most_scratch = (std::uint64_t{p.part_size} + 1) * most;
   if (problem.pass != LoraPass::backward) return;
   p.padded_rows = groups(rows, plan.tile.step) * plan.tile.step;
   plan.row_sums = std::uint64_t{p.blocks} * p.padded_rows * plan.text.narrow;
@@ -113,7 +134,7 @@ LoraPlan lora_plan(const gpu::Device& device, const LoraProblem& problem, std::u
   p.narrow_blocks = groups(p.width, plan.tile.most_narrow);
   plan.text.narrow = groups(groups(p.width, p.narrow_blocks), 16) * 16;
   const bool by_columns = problem.pass == LoraPass::gradients || problem.pass == LoraPass::backward;
-  (by_columns ? plan_columns : plan_rows)(plan, problem, rows, busy_groups(device));
+  (by_columns ? plan_columns : plan_rows)(plan, problem, rows, workgroups_at_once(device, plan));
   return plan;
 }
 

@@ -19,18 +19,23 @@ std::string LoraWriter::text() {
     place_rows();
   for_matrices([&](auto i, auto j) { line("  var c{}_{}: Result;", i, j); });
   if (both()) keep_narrow();
-  line("  {}", fetch());
-  line("  for (var step = 0u; step < steps; step++) {{");
-  store();
-  line("    workgroupBarrier();");
-  line("    if (step + 1u < steps) {{\n      {}\n    }}", fetch());
-  multiply();
-  if (both()) multiply_rows();
-  line("    workgroupBarrier();");
-  line("  }}");
+  steps();
   finish();
   line("}}");
   return text_;
+}
+
+void LoraWriter::steps() {
+  line("  {}", fetch("0u"));
+  line("  for (var step = 0u; step < steps; step++) {{");
+  store();
+  line("    workgroupBarrier();");
+  line("    if (step + 1u < steps) {{\n      {}\n    }}", fetch("(step + 1u)"));
+  multiply();
+  if (both()) multiply_rows();
+  line("    workgroupBarrier();");
+  if (both()) add_shares();
+  line("  }}");
 }
 
 void LoraWriter::declarations() {
@@ -72,7 +77,8 @@ fn times(value: vec4<u32>, factor: f32) -> vec4<u32> {
 }
 )";
   }
-  line("var<workgroup> tiles: array<vec4<u32>, {}>;", memory());
+  line("var<workgroup> tiles: array<vec4<u32>, {}>;", tiles());
+  if (both()) line("var<workgroup> shares: array<f32, {}>;", shares());
   line("alias Left = subgroup_matrix_left<f16, {}, {}>;", t_.matrix.k, t_.matrix.m);
   line("alias Right = subgroup_matrix_right<f16, {}, {}>;", t_.matrix.n, t_.matrix.k);
   line("alias Result = subgroup_matrix_result<f32, {}, {}>;", t_.matrix.n, t_.matrix.m);
@@ -108,7 +114,6 @@ void LoraWriter::place_rows() {
   line("  let steps = (end - begin + {}u) / {}u;", t_.step / lane - 1, t_.step / lane);
   line("  let first = block * {}u;", t_.block);
   line("  let narrow_first = narrow_block * {}u;", o_.narrow);
-  line("  var at = begin;");
   for_vectors(wide(), [&](auto i, auto& row, auto&) {
     line("  let xr{} = min(first + {}, params.rows - 1u) * params.x_stride;", i, row);
     line("  var x{}: vec4<u32>;", i);
@@ -135,14 +140,13 @@ void LoraWriter::place_columns() {
   line("  let first = place.x + (block - place.z) * {}u;", t_.block / lane);
   line("  let narrow_first = segment * params.width + narrow_block * {}u;", o_.narrow);
   line("  let narrow_last = segment * params.width / 8u + params.width / 8u - 1u;");
-  line("  var at = begin;");
   for_vectors(wide(), [&](auto i, auto&, auto& column) {
     line("  let xc{} = min(first + {}, place.y - 1u);", i, column);
     line("  var x{}: vec4<u32>;", i);
   });
   for_vectors(narrow(), [&](auto i, auto&, auto& column) {
     line("  let wc{} = min(narrow_first / 8u + {}, narrow_last);", i, column);
-    line("  var w{0}: vec4<u32>;\n  var f{0}: f32;", i);
+    line("  var w{0}: vec4<u32>;\n  var f{0}: f32;\n  var g{0}: f32;", i);
   });
   largest_power();
 }
@@ -151,9 +155,10 @@ void LoraWriter::place_columns() {
 // f16.
 void LoraWriter::largest_power() {
   line("  var most = 0.0;");
-  line("  for (var row = begin; row < end; row += {}u) {{", t_.invocations());
-  line("    let at_row = min(row + index, end - 1u);");
-  line("    most = max(most, x_scale[at_row] * w_scale[at_row]);\n  }}");
+  line("  for (var row = begin + index; row < end; row += {}u) {{", 4 * t_.invocations());
+  for (std::uint32_t i = 0; i < 4; ++i) line("    let r{} = min(row + {}u, end - 1u);", i, i * t_.invocations());
+  line("    let a = max(x_scale[r0] * w_scale[r0], x_scale[r1] * w_scale[r1]);");
+  line("    most = max(most, max(a, max(x_scale[r2] * w_scale[r2], x_scale[r3] * w_scale[r3])));\n  }}");
   line("  most = subgroupMax(most);");
   line("  if (lane == 0u) {{\n    largest[subgroup] = most;\n  }}");
   line("  workgroupBarrier();");
@@ -162,62 +167,65 @@ void LoraWriter::largest_power() {
   line("  if (block == 0u && narrow_block == 0u && index == 0u) {{\n    sums[params.powers + part] = most;\n  }}");
 }
 
-std::string LoraWriter::fetch() const {
-  std::string text;
+std::string LoraWriter::fetch(const std::string& step) const {
+  std::string text = fmt::format("let at = begin + {} * {}u; ", step, columns() ? t_.step : t_.step / lane);
   const auto out = std::back_inserter(text);
   for_vectors(wide(), [&](auto i, auto& row, auto& column) {
     if (columns()) {
       fmt::format_to(out, "x{0} = x[min(at + {1}, params.rows - 1u) * params.x_stride + xc{0}]; ", i, row);
-    } else if (o_.whole_steps) {
-      fmt::format_to(out, "x{0} = x[xr{0} + at + {1}]; ", i, column);
     } else {
-      fmt::format_to(out, "x{0} = select(vec4<u32>(), x[xr{0} + min(at + {1}, end - 1u)], at + {1} < end); ", i,
-                     column);
+      std::string place = fmt::format("at + {}", column);
+      if (!o_.whole_steps) place = fmt::format("min({}, end - 1u)", place);
+      fmt::format_to(out, "x{0} = x[xr{0} + {1}]; ", i, place);
     }
   });
   for_vectors(narrow(), [&](auto i, auto& row, auto& column) {
     if (columns()) {
-      fmt::format_to(out, "let r{0} = min(at + {1}, params.rows - 1u); ", i, row);
-      fmt::format_to(out, "w{0} = w[r{0} * params.w_stride + wc{0}]; ", i);
-      fmt::format_to(out, "f{0} = select(0.0, x_scale[r{0}] * w_scale[r{0}] * inverse, at + {1} < end); ", i, row);
+      fmt::format_to(out, "let r{} = min(at + {}, params.rows - 1u); ", i, row);
+      fmt::format_to(out, "w{0} = w[r{0} * params.w_stride + wc{0}]; f{0} = x_scale[r{0}]; g{0} = w_scale[r{0}]; ", i);
     } else if (o_.pass == LoraPass::down) {
       fmt::format_to(out, "w{0} = w[wr{0} + min(at + {1}, params.w_stride - 1u)]; ", i, column);
     } else {
       fmt::format_to(out, "w{0} = w[min(at * 8u + {1}, place.y * 8u - 1u) * params.w_stride + wr{0}]; ", i, row);
     }
   });
-  fmt::format_to(out, "at += {}u;", columns() ? t_.step : t_.step / lane);
   return text;
 }
 
 void LoraWriter::store() {
+  line("    let at = begin + step * {}u;", columns() ? t_.step : t_.step / lane);
   for_vectors(wide(), [&](auto i, auto& row, auto& column) {
     std::string value = fmt::format("x{}", i);
+    if (!columns() && !o_.whole_steps) value = fmt::format("select(vec4<u32>(), {}, at + {} < end)", value, column);
     if (o_.dropout && columns())
-      value = fmt::format("kept(x{0}, at - {1}u + {2}, xc{0}, place.w)", i, t_.step, row);
+      value = fmt::format("kept({}, at + {}, xc{}, place.w)", value, row, i);
     else if (o_.dropout)
-      value = fmt::format("kept(x{}, first + {}, at - {}u + {}, place.w)", i, row, t_.step / lane, column);
-    line("    tiles[{} * {}u + {}] = {};", row, wide().stride(), column, value);
+      value = fmt::format("kept({}, first + {}, at + {}, place.w)", value, row, column);
+    line("    {}{{ tiles[{} * {}u + {}] = {}; }}", if_own(wide(), i), row, wide().stride(), column, value);
   });
   for_vectors(narrow(), [&](auto i, auto& row, auto& column) {
-    const auto value = columns() ? fmt::format("times(w{0}, f{0})", i) : fmt::format("w{}", i);
-    line("    tiles[{}u + {} * {}u + {}] = {};", narrow().base, row, narrow().stride(), column, value);
+    std::string value = fmt::format("w{}", i);
+    if (columns()) value = fmt::format("times(w{0}, select(0.0, f{0} * g{0} * inverse, at + {1} < end))", i, row);
+    line("    {}{{ tiles[{}u + {} * {}u + {}] = {}; }}", if_own(narrow(), i), narrow().base, row, narrow().stride(),
+         column, value);
   });
 }
 
-// Found on an H100, where wider blocks of `backward` leave fewer sums of `up`. The software adapter takes seconds to
-// compile more than a few matrices.
+std::uint32_t lora_memory(const LoraTile& tile, const LoraText& text) { return LoraWriter(tile, text, {}).memory(); }
+
+// Found on an H100. The software adapter takes seconds to compile more than a few matrices.
 std::optional<LoraTile> lora_tile(const gpu::AdapterInfo& info, LoraPass pass) {
   const auto product = default_matrix_tile(info);
   if (!product) return std::nullopt;
   LoraTile tile{product->matrix, product->subgroup, 4, 64, 64, 64};
-  if (pass == LoraPass::gradients) tile.block = 128;
-  if (pass == LoraPass::backward) tile.block = 256, tile.most_narrow = 16;
-  if (info.type == gpu::AdapterType::software) tile = {product->matrix, product->subgroup, 1, 32, 16, 16};
+  if (pass == LoraPass::gradients) tile.block = 128, tile.step = 32;
+  if (pass == LoraPass::backward) tile.block = 512, tile.step = 16, tile.most_narrow = 16;
+  if (info.type == gpu::AdapterType::software) {
+    tile = {product->matrix, product->subgroup, pass == LoraPass::backward ? 2u : 1u, 32, 16, 16};
+  }
   const auto& [m, n, k] = tile.matrix;
-  const bool fits =
-      16 % m == 0 && 16 % n == 0 && 16 % k == 0 && tile.subgroup <= 32 &&
-      LoraWriter(tile, {.pass = pass, .narrow = tile.most_narrow}, {}).memory() * 16 <= info.limits.workgroup_storage;
+  const bool fits = 16 % m == 0 && 16 % n == 0 && 16 % k == 0 && tile.subgroup <= 32 &&
+                    lora_memory(tile, {.pass = pass, .narrow = tile.most_narrow}) <= info.limits.workgroup_storage;
   return fits ? std::optional(tile) : std::nullopt;
 }
 

@@ -37,6 +37,9 @@ struct LoraText {
   bool dropout = false;      // of x, in `down` and `gradients`
 };
 
+// Bytes of workgroup memory.
+std::uint32_t lora_memory(const LoraTile& tile, const LoraText& text);
+
 // The kernel's text; `random` is that of lib/random.wgsl.
 std::string lora_matrix_text(const LoraTile& tile, const LoraText& text, std::string_view random);
 

@@ -5,12 +5,18 @@
 namespace nibble::detail {
 
 void LoraWriter::for_vectors(const Stage& stage, const VectorBody& f) const {
-  check(stage.rows * stage.columns % t_.invocations() == 0, "lora_matrix",
-        "{} invocations do not divide {} rows of {} vectors.", t_.invocations(), stage.rows, stage.columns);
-  for (std::uint32_t i = 0; i < stage.rows * stage.columns / t_.invocations(); ++i) {
-    const auto at = fmt::format("(index + {}u)", i * t_.invocations());
+  const std::uint32_t count = stage.rows * stage.columns;
+  for (std::uint32_t i = 0; i * t_.invocations() < count; ++i) {
+    auto at = fmt::format("(index + {}u)", i * t_.invocations());
+    if ((i + 1) * t_.invocations() > count) at = fmt::format("min{}, {}u)", at.substr(0, at.size() - 1), count - 1);
     f(i, fmt::format("{} / {}u", at, stage.columns), fmt::format("{} % {}u", at, stage.columns));
   }
+}
+
+std::string LoraWriter::if_own(const Stage& stage, std::uint32_t i) const {
+  const std::uint32_t count = stage.rows * stage.columns;
+  if ((i + 1) * t_.invocations() <= count) return {};
+  return fmt::format("if (index + {}u < {}u) ", i * t_.invocations(), count);
 }
 
 void LoraWriter::multiply() {
@@ -49,42 +55,52 @@ void LoraWriter::multiply() {
 void LoraWriter::keep_narrow() {
   const Stage kept = kept_narrow();
   for_vectors(kept, [&](auto, auto& row, auto& column) {
-    line("  tiles[{}u + {} * {}u + {}] = select(vec4<u32>(), b[min(first * 8u + {}, place.y * 8u - 1u) * {}u + {}],",
-         kept.base, row, kept.stride(), column, row, kept.columns, column);
+    line("  tiles[{} * {}u + {}] = select(vec4<u32>(), b[min(first * 8u + {}, place.y * 8u - 1u) * {}u + {}],", row,
+         kept.stride(), column, row, kept.columns, column);
     line("      first * 8u + {} < place.y * 8u);", row);
   });
+  line("  workgroupBarrier();");
+  for (std::uint32_t k = 0; k < share(); k += t_.matrix.k) {
+    for (std::uint32_t j = 0; j < o_.narrow; j += t_.matrix.n) {
+      line("  let b{}_{} = subgroupMatrixLoad<Right, row_major>(&tiles, subgroup * {}u + {}u, {}u);", k / t_.matrix.k,
+           j / t_.matrix.n, share() * kept.stride(), k * kept.stride() + j / lane, kept.stride());
+    }
+  }
+  line("  workgroupBarrier();");
 }
 
 void LoraWriter::multiply_rows() {
-  const Stage sx = wide(), kept = kept_narrow();
-  const std::uint32_t rows = t_.step / t_.subgroups, across = o_.narrow / t_.matrix.n;
-  const auto for_results = [&](auto f) {
-    for (std::uint32_t i = 0; i < rows / t_.matrix.m; ++i)
-      for (std::uint32_t j = 0; j < across; ++j) f(i, j);
-  };
-  line("    let rows = subgroup * {}u;", rows);
-  for_results([&](auto i, auto j) { line("    var d{}_{} = Result();", i, j); });
-  for (std::uint32_t k = 0; k < t_.block; k += t_.matrix.k) {
+  const Stage sx = wide();
+  const std::uint32_t down = t_.step / t_.matrix.m, across = o_.narrow / t_.matrix.n;
+  for (std::uint32_t i = 0; i < down; ++i)
+    for (std::uint32_t j = 0; j < across; ++j) line("    var d{}_{} = Result();", i, j);
+  for (std::uint32_t k = 0; k < share(); k += t_.matrix.k) {
     line("    {{");
-    for (std::uint32_t i = 0; i < rows / t_.matrix.m; ++i) {
-      line("      let a{} = subgroupMatrixLoad<Left, row_major>(&tiles, rows * {}u + {}u, {}u);", i, sx.stride(),
+    for (std::uint32_t i = 0; i < down; ++i) {
+      line("      let a{} = subgroupMatrixLoad<Left, row_major>(&tiles, share + {}u, {}u);", i,
            i * t_.matrix.m * sx.stride() + k / lane, sx.stride());
-    }
-    for (std::uint32_t j = 0; j < across; ++j) {
-      line("      let b{} = subgroupMatrixLoad<Right, row_major>(&tiles, {}u, {}u);", j,
-           kept.base + k * kept.stride() + j * t_.matrix.n / lane, kept.stride());
-      for (std::uint32_t i = 0; i < rows / t_.matrix.m; ++i) {
-        line("      d{0}_{1} = subgroupMatrixMultiplyAccumulate(a{0}, b{1}, d{0}_{1});", i, j);
+      for (std::uint32_t j = 0; j < across; ++j) {
+        line("      d{0}_{1} = subgroupMatrixMultiplyAccumulate(a{0}, b{2}_{1}, d{0}_{1});", i, j, k / t_.matrix.k);
       }
     }
     line("    }}");
   }
-  line("    let rows_to = params.rows_at + (block * params.padded_rows + begin + step * {}u + rows) * {}u;", t_.step,
-       o_.narrow);
-  for_results([&](auto i, auto j) {
-    line("    subgroupMatrixStore<row_major>(&sums, rows_to + {}u, d{}_{}, {}u);",
-         i * t_.matrix.m * o_.narrow + j * t_.matrix.n, i, j, o_.narrow);
-  });
+  for (std::uint32_t i = 0; i < down; ++i) {
+    for (std::uint32_t j = 0; j < across; ++j) {
+      line("    subgroupMatrixStore<row_major>(&shares, subgroup * {}u + {}u, d{}_{}, {}u);", t_.step * share_stride(),
+           i * t_.matrix.m * share_stride() + j * t_.matrix.n, i, j, share_stride());
+    }
+  }
+}
+
+void LoraWriter::add_shares() {
+  line("    let rows_to = params.rows_at + (block * params.padded_rows + begin + step * {}u) * {}u;", t_.step, o_.narrow);
+  line("    for (var i = index; i < {}u; i += {}u) {{", t_.step * o_.narrow, t_.invocations());
+  line("      let at = i / {0}u * {1}u + i % {0}u;", o_.narrow, share_stride());
+  std::string sum = "shares[at]";
+  for (std::uint32_t i = 1; i < t_.subgroups; ++i)
+    sum += fmt::format(" + shares[at + {}u]", i * t_.step * share_stride());
+  line("      sums[rows_to + i] = {};\n    }}", sum);
 }
 
 void LoraWriter::finish() {

@@ -4,13 +4,15 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <functional>
 #include <iterator>
 
 namespace nibble::detail {
 
 // Writes the text, as product_matrix_text.cpp does: both operands go through registers and workgroup memory, the loads
-// of the next step inside a uniform branch before the products of this one; every accumulator is a variable of its own.
+// of the next step inside a uniform branch before the products of this one, and nothing computes with them there, which
+// would wait for them; every accumulator is a variable of its own.
 // Results go to `sums` as they are, whose rows are padded to whole blocks.
 class LoraWriter {
  public:
@@ -18,8 +20,8 @@ class LoraWriter {
       : t_(tile), o_(text), random_(random) {}
 
   std::string text();
-  // Workgroup memory in vectors of 16 bytes.
-  std::uint32_t memory() const { return wide().size() + narrow().size() + (both() ? kept_narrow().size() : 0); }
+  // Workgroup memory in bytes.
+  std::uint32_t memory() const { return 16 * tiles() + 4 * shares() + (columns() ? 4 * t_.subgroups : 0); }
 
  private:
   static constexpr std::uint32_t lane = 8;  // elements of one vec4<u32>
@@ -52,8 +54,15 @@ class LoraWriter {
     return {t_.step, o_.narrow / lane, wide().size()};
   }
 
-  // What `up` multiplies by, for the block's columns: it stays.
-  Stage kept_narrow() const { return {t_.block, o_.narrow / lane, wide().size() + narrow().size(), 0}; }
+  // What `up` multiplies by, for the block's columns: it passes through here into registers.
+  Stage kept_narrow() const { return {t_.block, o_.narrow / lane, 0, 0}; }
+  // Vectors of both stages.
+  std::uint32_t tiles() const {
+    return std::max(wide().size() + narrow().size(), both() ? kept_narrow().size() : 0);
+  }
+  // Elements of the sums of `up` over the subgroups' shares of the columns; their rows are longer than they need be too.
+  std::uint32_t share_stride() const { return o_.narrow + 4; }
+  std::uint32_t shares() const { return both() ? t_.subgroups * t_.step * share_stride() : 0; }
 
   template <typename F>
   void for_matrices(F f) const {
@@ -61,20 +70,24 @@ class LoraWriter {
       for (std::uint32_t j = 0; j < across(); ++j) f(i, j);
   }
 
-  // The vectors of a stage that an invocation moves: `f` with their number, row and column.
+  // The vectors of a stage that an invocation moves: `f` with their number, row and column. In the last turn some may
+  // have the last vector as well, which `if_own` lets one of them store.
   using VectorBody = std::function<void(std::uint32_t, const std::string& row, const std::string& column)>;
   void for_vectors(const Stage& stage, const VectorBody& f) const;
+  std::string if_own(const Stage& stage, std::uint32_t i) const;
 
   void declarations();
   void find_segment(const char* of);
   void place_rows();
   void place_columns();
   void largest_power();
-  std::string fetch() const;
+  std::string fetch(const std::string& step) const;
   void store();
+  void steps();
   void keep_narrow();
   void multiply();
   void multiply_rows();
+  void add_shares();
   void finish();
 
   LoraTile t_;

@@ -2,9 +2,10 @@
 //
 // `straight`: a group of invocations takes a row of tiles, WORDS words wide, each a vector of eight elements of each tile, so
 // that neighbours write neighbouring vectors.
-// `turned` writes the tiles of the transpose: an invocation decodes eight rows of eight columns, neighbours neighbouring
-// columns, but of every PAIR those have the rows of one tile. Four (pairs of) neighbours then swap what they have, so that
-// together they write four rows of one tile at a time. Columns are a multiple of 32.
+// `turned` writes the tiles of the transpose: an invocation takes eight rows of a word, neighbours neighbouring words, but of
+// every PAIR those have the rows of one tile, and turns the 8 x 8 codes before it looks them up. Four (pairs of) neighbours,
+// whose words share their blocks' maxima, then swap words, so that together they write four rows of one tile at a time.
+// Columns are a multiple of 32.
 struct Params {
   row_words: u32,  // columns / 8
   row_groups: u32,  // rows / 8
@@ -63,24 +64,26 @@ fn straight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
   }
 }
 
-// Of a 4 x 4 matrix whose rows four neighbours have: transposed. Neighbours are PAIR apart; `own` is this one's row.
-fn swap(rows: array<vec4<u32>, 4>, own: u32) -> array<vec4<u32>, 4> {
-  var result = rows;
+// Swaps the bits `mask` of one word with the bits `mask << by` of another.
+fn exchange(low: ptr<function, u32>, high: ptr<function, u32>, mask: u32, by: u32) {
+  let bits = ((*low >> by) ^ *high) & mask;
+  *high ^= bits;
+  *low ^= bits << by;
+}
+
+// Of a 4 x 4 matrix of words whose rows four neighbours have: transposed. Neighbours are PAIR apart; `own` is this one's row.
+fn swap(row: vec4<u32>, own: u32) -> vec4<u32> {
   let odd = (own & 1u) == 1u;
-  let low = subgroupShuffleXor(select(result[1], result[0], odd), PAIR);
-  let high = subgroupShuffleXor(select(result[3], result[2], odd), PAIR);
-  result[0] = select(result[0], low, odd);
-  result[1] = select(low, result[1], odd);
-  result[2] = select(result[2], high, odd);
-  result[3] = select(high, result[3], odd);
+  let beside = subgroupShuffleXor(select(row.yw, row.xz, odd), PAIR);
+  let pairs = select(vec4<u32>(row.x, beside.x, row.z, beside.y), vec4<u32>(beside.x, row.y, beside.y, row.w), odd);
   let last = own >= 2u;
-  let even_row = subgroupShuffleXor(select(result[2], result[0], last), 2u * PAIR);
-  let odd_row = subgroupShuffleXor(select(result[3], result[1], last), 2u * PAIR);
-  result[0] = select(result[0], even_row, last);
-  result[2] = select(even_row, result[2], last);
-  result[1] = select(result[1], odd_row, last);
-  result[3] = select(odd_row, result[3], last);
-  return result;
+  let across = subgroupShuffleXor(select(pairs.zw, pairs.xy, last), 2u * PAIR);
+  return select(vec4<u32>(pairs.xy, across), vec4<u32>(across, pairs.zw), last);
+}
+
+// The vector of a column whose codes are those of `word`.
+fn column_of(word: u32, low: vec4<f32>, high: vec4<f32>) -> vec4<u32> {
+  return bits_of(vec4<f16>(four_codes(word) * low), vec4<f16>(four_codes(word >> 16u) * high));
 }
 
 @compute @workgroup_size(256)
@@ -93,32 +96,43 @@ fn turned(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
   let i = number / PAIR;
   let word = i % params.row_words;
   let rows = i / params.row_words * PAIR + number % PAIR;
-  var low: array<vec4<f16>, 8>;
-  var high: array<vec4<f16>, 8>;
-  for (var r = 0u; r < 8u; r++) {
-    let at = (min(rows, params.row_groups - 1u) * 8u + r) * params.row_words + word;
-    let bits = packed[at];
-    let scale = absmax[at / 8u] * params.factor;
-    low[r] = four(bits, scale);
-    high[r] = four(bits >> 16u, scale);
-  }
+  let at = min(rows, params.row_groups - 1u) * 8u * params.row_words + word;
+  let step = params.row_words;
+  var r0 = packed[at];
+  var r1 = packed[at + step];
+  var r2 = packed[at + 2u * step];
+  var r3 = packed[at + 3u * step];
+  var r4 = packed[at + 4u * step];
+  var r5 = packed[at + 5u * step];
+  var r6 = packed[at + 6u * step];
+  var r7 = packed[at + 7u * step];
+  let low = vec4<f32>(absmax[at / 8u], absmax[(at + step) / 8u], absmax[(at + 2u * step) / 8u],
+                      absmax[(at + 3u * step) / 8u]) * params.factor;
+  let high = vec4<f32>(absmax[(at + 4u * step) / 8u], absmax[(at + 5u * step) / 8u], absmax[(at + 6u * step) / 8u],
+                       absmax[(at + 7u * step) / 8u]) * params.factor;
+  // Words of rows become words of columns. A word's first code of each byte is the high one: what transposes the words with
+  // neighbours swapped transposes the codes.
+  exchange(&r1, &r0, 0x0f0f0f0fu, 4u);
+  exchange(&r3, &r2, 0x0f0f0f0fu, 4u);
+  exchange(&r5, &r4, 0x0f0f0f0fu, 4u);
+  exchange(&r7, &r6, 0x0f0f0f0fu, 4u);
+  exchange(&r0, &r2, 0x00ff00ffu, 8u);
+  exchange(&r1, &r3, 0x00ff00ffu, 8u);
+  exchange(&r4, &r6, 0x00ff00ffu, 8u);
+  exchange(&r5, &r7, 0x00ff00ffu, 8u);
+  exchange(&r0, &r4, 0x0000ffffu, 16u);
+  exchange(&r1, &r5, 0x0000ffffu, 16u);
+  exchange(&r2, &r6, 0x0000ffffu, 16u);
+  exchange(&r3, &r7, 0x0000ffffu, 16u);
   let own = word % 4u;
-  for (var half = 0u; half < 2u; half++) {
-    var columns: array<vec4<u32>, 4>;
-    for (var c = 0u; c < 4u; c++) {
-      if (half == 0u) {
-        columns[c] = bits_of(vec4<f16>(low[0][c], low[1][c], low[2][c], low[3][c]),
-                             vec4<f16>(low[4][c], low[5][c], low[6][c], low[7][c]));
-      } else {
-        columns[c] = bits_of(vec4<f16>(high[0][c], high[1][c], high[2][c], high[3][c]),
-                             vec4<f16>(high[4][c], high[5][c], high[6][c], high[7][c]));
-      }
-    }
-    columns = swap(columns, own);
-    for (var n = 0u; n < 4u; n++) {
-      if (rows < params.row_groups) {
-        out[place_of((word - own + n) * 8u + half * 4u + own, rows, params.row_groups)] = columns[n];
-      }
-    }
+  let first = swap(vec4<u32>(r0, r1, r2, r3), own);
+  let second = swap(vec4<u32>(r4, r5, r6, r7), own);
+  if (rows >= params.row_groups) {
+    return;
+  }
+  let column = (word - own) * 8u + own;
+  for (var n = 0u; n < 4u; n++) {
+    out[place_of(column + n * 8u, rows, params.row_groups)] = column_of(first[n], low, high);
+    out[place_of(column + n * 8u + 4u, rows, params.row_groups)] = column_of(second[n], low, high);
   }
 }

@@ -38,6 +38,8 @@ const std::vector<Case> cases = {
     {.rows = 131, .shape = {.rank = 40, .inputs = 200, .outputs = {144, 40, 40}}},
     {.rows = 77, .shape = {.rank = 40, .inputs = 48, .outputs = {32, 8, 8}}, .adapted = {true, false, false}},
     {.rows = 300, .shape = {.rank = 8, .inputs = 520, .outputs = {264}}},
+    {.rows = 8, .shape = {.rank = 16, .inputs = 1024, .outputs = {16}}},
+    {.rows = 2000, .shape = {.rank = 16, .inputs = 16, .outputs = {24}}},
     {.rows = 9, .shape = {.rank = 256, .inputs = 40, .outputs = {16, 24, 8}}},
     {.rows = 33, .shape = {.rank = 4, .inputs = 24, .outputs = {40, 8, 16}}, .dropout = half},
     {.rows = 131, .shape = {.rank = 40, .inputs = 200, .outputs = {144, 40}}, .dropout = half},
@@ -49,12 +51,13 @@ void fill(const Tensor& tensor, const std::vector<float>& values) {
   test::device().write(tensor, std::as_bytes(std::span(values)));
 }
 
-// An operand whose rows have magnitudes from 2^-20 to 1 times `amplitude`; every seventh row from the third is zero.
+// An operand whose rows have magnitudes from 2^-22 to 1 times `amplitude`, which the largest of every 128 rows differs by too;
+// every seventh row from the third is zero.
 Operand make_operand(std::uint32_t rows, std::uint32_t columns, float amplitude, std::uint64_t seed) {
   auto values = test::random_values(std::size_t{rows} * columns, seed, amplitude);
   for (std::size_t i = 0; i < values.size(); ++i) {
     const std::size_t row = i / columns;
-    values[i] = row % 7 == 3 ? 0.0f : std::ldexp(values[i], -static_cast<int>(row * 13 % 21));
+    values[i] = row % 7 == 3 ? 0.0f : std::ldexp(values[i], -static_cast<int>(row * 13 % 21 + row / 128 % 3));
   }
   return test::upload_operand(values, rows, columns, ProductPath::f16);
 }

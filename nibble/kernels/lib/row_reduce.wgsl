@@ -1,6 +1,10 @@
 // Reductions over the WORKGROUP (a power of two) lanes of a workgroup in a fixed order; every lane gets the result. To be
-// called in uniform control flow.
+// called in uniform control flow. In large workgroups some lanes reduce a share each, then all lanes what these come to: two
+// barriers, where halving again and again takes one each time.
+const SHARES_OF_ROW = 16u;
+
 var<workgroup> lane_words: array<u32, WORKGROUP>;
+var<workgroup> share_words: array<u32, SHARES_OF_ROW>;
 
 fn row_sum(lane: u32, value: f32) -> f32 {
   lane_words[lane] = bitcast<u32>(value);
@@ -10,16 +14,20 @@ fn row_sum(lane: u32, value: f32) -> f32 {
     for (var i = 0u; i < WORKGROUP; i++) {
       total += bitcast<f32>(lane_words[i]);
     }
-  } else {
-    for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
-      if (lane < half) {
-        lane_words[lane] = bitcast<u32>(bitcast<f32>(lane_words[lane]) + bitcast<f32>(lane_words[lane + half]));
-      }
-      workgroupBarrier();
-    }
-    total = bitcast<f32>(lane_words[0]);
+    workgroupBarrier();  // the words may be written again
+    return total;
   }
-  workgroupBarrier();  // the words may be written again
+  if (lane < SHARES_OF_ROW) {
+    var sum = 0.0;
+    for (var i = lane; i < WORKGROUP; i += SHARES_OF_ROW) {
+      sum += bitcast<f32>(lane_words[i]);
+    }
+    share_words[lane] = bitcast<u32>(sum);
+  }
+  workgroupBarrier();
+  for (var i = 0u; i < SHARES_OF_ROW; i++) {
+    total += bitcast<f32>(share_words[i]);
+  }
   return total;
 }
 
@@ -31,15 +39,19 @@ fn row_max(lane: u32, value: u32) -> u32 {
     for (var i = 0u; i < WORKGROUP; i++) {
       largest = max(largest, lane_words[i]);
     }
-  } else {
-    for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
-      if (lane < half) {
-        lane_words[lane] = max(lane_words[lane], lane_words[lane + half]);
-      }
-      workgroupBarrier();
+    workgroupBarrier();
+    return largest;
+  }
+  if (lane < SHARES_OF_ROW) {
+    var share = 0u;
+    for (var i = lane; i < WORKGROUP; i += SHARES_OF_ROW) {
+      share = max(share, lane_words[i]);
     }
-    largest = lane_words[0];
+    share_words[lane] = share;
   }
   workgroupBarrier();
+  for (var i = 0u; i < SHARES_OF_ROW; i++) {
+    largest = max(largest, share_words[i]);
+  }
   return largest;
 }
