@@ -94,7 +94,7 @@ void query_gradients(gpu::Recorder& recorder, const PackedAttentionBackward& op)
                     {read(op.of.qk.data), read(op.of.qk.scale), read(op.of.qkv.data), read(op.of.qkv.scale),
                      read(op.of.v_most), read(op.d_o.data), read(op.d_o.scale), read(op.o.data), read(op.o.scale),
                      read(op.lse), read(op.of.key_begin), read(op.of.key_end), write(op.numbers), write(op.dq)},
-                    params_of(op.of), {blocks_of(op.of.tokens(), tile.rows), op.of.heads}, work_of(op.of, 3, 6));
+                    params_of(op.of), {op.of.heads, blocks_of(op.of.tokens(), tile.rows)}, work_of(op.of, 3, 6));
 }
 
 void key_gradients(gpu::Recorder& recorder, const PackedAttentionBackward& op, std::uint32_t parts) {
@@ -104,7 +104,7 @@ void key_gradients(gpu::Recorder& recorder, const PackedAttentionBackward& op, s
                     {read(op.of.qk.data), read(op.of.qk.scale), read(op.of.qkv.data), read(op.of.qkv.scale),
                      read(op.of.v_most), read(op.d_o.data), read(op.d_o.scale), read(op.numbers), read(op.lse),
                      read(op.query_end), write(op.dkv)},
-                    params_of(op.of, parts), {blocks_of(op.of.tokens(), tile.rows), op.of.key_heads * parts},
+                    params_of(op.of, parts), {op.of.key_heads * parts, blocks_of(op.of.tokens(), tile.rows)},
                     work_of(op.of, 4, 4));
 }
 
@@ -148,7 +148,7 @@ void record(gpu::Recorder& recorder, const PackedAttention& op) {
                     {read(op.of.qk.data), read(op.of.qk.scale), read(op.of.qkv.data), read(op.of.qkv.scale),
                      read(op.of.v_most), read(op.of.key_begin), read(op.of.key_end), gpu::read_write(op.o.data),
                      write(op.o.scale), write(op.lse)},
-                    params_of(op.of), {blocks_of(tokens, tile.rows), op.of.heads}, work_of(op.of, 2, 3));
+                    params_of(op.of), {op.of.heads, blocks_of(tokens, tile.rows)}, work_of(op.of, 2, 3));
 }
 
 void record(gpu::Recorder& recorder, const PackedAttentionBackward& op) {

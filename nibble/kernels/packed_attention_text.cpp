@@ -21,7 +21,7 @@ class KeysWriter : protected PackedAttentionWriter {
   using PackedAttentionWriter::PackedAttentionWriter;
   // The keys that the workgroup's queries meet, and those that all of them meet.
   void block_of_keys() {
-    line("  let key_head = group.y / group_size;\n  let begin = key_begin[first];\n  let end = key_end[last];");
+    line("  let key_head = group.x / group_size;\n  let begin = key_begin[first];\n  let end = key_end[last];");
     line("  let whole_begin = key_begin[last];\n  let whole_end = key_end[first];");
     line("  let k_at = q_length + key_head * HEAD;\n  let v_at = qk_length + key_head * HEAD;");
   }
@@ -58,7 +58,7 @@ std::string ForwardWriter::text() {
   line("// What a row's sums are multiplied by, and what was written before.");
   line("var<workgroup> row_factor: array<vec2<f32>, {}>;", t_.rows);
   line("var<workgroup> grown: atomic<u32>;");
-  begin("(groups.x - 1u - group.x)");
+  begin("(groups.y - 1u - group.y)");
   head();
   line("  var most = LOWEST;\n  var total = 0.0;\n  var before = 0.0;\n  var factor = 1.0;");
   line("  var key = begin;\n  var written = false;\n  loop {{");
@@ -94,11 +94,11 @@ void ForwardWriter::head() {
   declare_stages();
   fetch_k("begin");
   fetch_v("begin");
-  fetch_own(0, "qk", "group.y * HEAD", "qk_length");
+  fetch_own(0, "qk", "group.x * HEAD", "qk_length");
   largest_of_keys();
   line("  let own_scale = params.scale * LOG2_E * most_k * qk_scale[query];");
   keep_own(0);
-  line("  if (group.y == 0u && part == 0u && first + row <= last) {{\n    o_scale[query] = unit_v;\n  }}");
+  line("  if (group.x == 0u && part == 0u && first + row <= last) {{\n    o_scale[query] = unit_v;\n  }}");
 }
 
 // Values have weights times 1 / unit_v, so the sums over the weights' total are o in units of its scale.
@@ -107,7 +107,7 @@ void ForwardWriter::write_rows() {
   for (std::uint32_t i = 1; i < parts(); i *= 2) line("  whole += subgroupShuffleXor(whole, {}u);", i);
   line("  let share = 1.0 / max(whole, 1e-30);\n  if (part == 0u) {{");
   line("    row_factor[row] = vec2<f32>(share / WEIGHT, before * share);\n    if (done && first + row <= last) {{");
-  line("      lse[group.y * params.tokens + query] = (most + log2(whole)) / LOG2_E;\n    }}\n  }}");
+  line("      lse[group.x * params.tokens + query] = (most + log2(whole)) / LOG2_E;\n    }}\n  }}");
   line("  let again = written;\n  written = true;\n  before = whole * factor;\n  total *= factor;");
   const std::uint32_t vectors = result_columns() / 8;
   for (std::uint32_t i = 0; i < result_rows() / t_.matrix.m; ++i) {
@@ -117,7 +117,7 @@ void ForwardWriter::write_rows() {
     line("  for (var i = lane; i < {}u; i += {}u) {{", t_.matrix.m * vectors, t_.subgroup);
     line("    let row = result_row + {}u + i / {}u;", i * t_.matrix.m, vectors);
     line("    if (first + row <= last) {{\n      let sums = strip + i / {0}u * {1}u + i % {0}u * 2u;", vectors, strip_stride());
-    line("      let to = (first + row) * q_length + group.y * HEAD + result_column / 8u + i % {}u;", vectors);
+    line("      let to = (first + row) * q_length + group.x * HEAD + result_column / 8u + i % {}u;", vectors);
     line("      let times = row_factor[row];\n      var low = bitcast<vec4<f32>>(room[sums]) * times.x;");
     line("      var high = bitcast<vec4<f32>>(room[sums + 1u]) * times.x;\n      if (again) {{");
     line("        low += vec4<f32>(bitcast<vec4<f16>>(o[to].xy)) * times.y;");
@@ -173,7 +173,7 @@ std::string QueryGradientWriter::text() {
   line("@group(0) @binding(13) var<storage, read_write> numbers: array<f32>;");
   line("@group(0) @binding(14) var<storage, read_write> dq: array<vec4<f32>>;");
   line("var<workgroup> row_factor: array<f32, {}>;", t_.rows);
-  begin("(groups.x - 1u - group.x)");
+  begin("(groups.y - 1u - group.y)");
   head();
   declare_results('q');
   line("  for (var key = begin; key < end; key += {0}u) {{\n    let next = key + {0}u;", t_.columns);
@@ -190,7 +190,7 @@ std::string QueryGradientWriter::text() {
   line("    workgroupBarrier();");
   accumulate('q', 0, 0);
   line("    workgroupBarrier();\n  }}");
-  write_results('q', "dq", "(first + row) * q_length * 2u + group.y * HEAD * 2u", "row_factor[row]");
+  write_results('q', "dq", "(first + row) * q_length * 2u + group.x * HEAD * 2u", "row_factor[row]");
   line("}}");
   return text_;
 }
@@ -201,12 +201,12 @@ void QueryGradientWriter::head() {
   declare_stages();
   fetch_k("begin");
   fetch_v("begin");
-  fetch_own(0, "qk", "group.y * HEAD", "qk_length");
-  fetch_own(1, "d_o", "group.y * HEAD", "q_length");
+  fetch_own(0, "qk", "group.x * HEAD", "qk_length");
+  fetch_own(1, "d_o", "group.x * HEAD", "q_length");
   own_numbers();
   largest_of_keys();
   line("  let own_q = params.scale * LOG2_E * most_k * qk_scale[query];");
-  line("  let own_lse = LOG2_E * lse[group.y * params.tokens + query];");
+  line("  let own_lse = LOG2_E * lse[group.x * params.tokens + query];");
   line("  let own_fit = fit(max(own_d_o * most_v * {}, abs(own_delta)));", dim_);
   line("  let fit_d_o = min(d_o_scale[query] * unit_v * own_fit, 1e30);\n  let fit_delta = own_delta * own_fit;");
   line("  if (part == 0u) {{\n    row_factor[row] = params.scale * most_k / own_fit;\n  }}");
@@ -216,7 +216,7 @@ void QueryGradientWriter::head() {
 
 void QueryGradientWriter::own_numbers() {
   line("  var own_delta = 0.0;\n  var own_d_o = 0.0;");
-  line("  let own_at = query * q_length + group.y * HEAD + part;");
+  line("  let own_at = query * q_length + group.x * HEAD + part;");
   for (std::uint32_t i = 0; i < length() / parts(); ++i) {
     line("  let d_o{0} = d_o[own_at + {1}u];\n  let o{0} = o[own_at + {1}u];", i, i * parts());
   }
@@ -232,8 +232,8 @@ void QueryGradientWriter::own_numbers() {
     line("  own_d_o = max(own_d_o, subgroupShuffleXor(own_d_o, {}u));", i);
   }
   line("  own_delta *= d_o_scale[query] * o_scale[query];\n  own_d_o *= d_o_scale[query];");
-  line("  if (part == 0u && first + row <= last) {{\n    numbers[group.y * params.tokens + query] = own_delta;");
-  line("    numbers[(params.heads + group.y) * params.tokens + query] = own_d_o;\n  }}");
+  line("  if (part == 0u && first + row <= last) {{\n    numbers[group.x * params.tokens + query] = own_delta;");
+  line("    numbers[(params.heads + group.x) * params.tokens + query] = own_d_o;\n  }}");
 }
 
 void QueryGradientWriter::weights() {
@@ -272,7 +272,7 @@ std::string KeyGradientWriter::text() {
   line("@group(0) @binding(9) var<storage, read> lse: array<f32>;");
   line("@group(0) @binding(10) var<storage, read> query_end: array<u32>;");
   line("@group(0) @binding(11) var<storage, read_write> dkv: array<vec4<f32>>;");
-  begin("group.x");
+  begin("group.y");
   head();
   declare_results('k');
   declare_results('v');
@@ -295,7 +295,7 @@ std::string KeyGradientWriter::text() {
   accumulate('v', 0, 1);
   accumulate('k', 1, 0);
   line("    workgroupBarrier();\n    query = next;\n    head = next_head;\n  }}");
-  line("  let to = group.y % params.parts * params.tokens;\n  let k_to = key_head * HEAD * 2u;");
+  line("  let to = group.x % params.parts * params.tokens;\n  let k_to = key_head * HEAD * 2u;");
   line("  let v_to = k_to + params.key_heads * HEAD * 2u;\n  let length = params.key_heads * HEAD * 4u;");
   write_results('k', "dkv", "(to + first + row) * length + k_to", "params.scale * most_q / fit_k");
   write_results('v', "dkv", "(to + first + row) * length + v_to", "unit_d_o / 16384.0");
@@ -304,8 +304,8 @@ std::string KeyGradientWriter::text() {
 }
 
 void KeyGradientWriter::head() {
-  line("  let key_head = group.y / params.parts;\n  let heads = group_size / params.parts;");
-  line("  let first_head = key_head * group_size + group.y % params.parts * heads;\n  let end_head = first_head + heads;");
+  line("  let key_head = group.x / params.parts;\n  let heads = group_size / params.parts;");
+  line("  let first_head = key_head * group_size + group.x % params.parts * heads;\n  let end_head = first_head + heads;");
   line("  let key = min(first + row, last);\n  let own_end = query_end[key];");
   line("  let begin = first;\n  let end = query_end[last];\n  let whole_end = query_end[first];");
   declare_stages();
