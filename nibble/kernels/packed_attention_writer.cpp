@@ -124,10 +124,9 @@ void PackedAttentionWriter::declare_stages() {
 
 void PackedAttentionWriter::fetch(std::uint32_t i, const Source& source, const char* token) {
   for (std::uint32_t n = 0; n < fetches(); ++n) {
-    line("    {{\n      let asked = {} + fetch_row + {}u;\n      let token = min(asked, params.tokens - 1u);", token,
-         n * rows_at_once());
+    line("    {{\n      let token = min({} + fetch_row + {}u, params.tokens - 1u);", token, n * rows_at_once());
     line("      next{}_{} = {}[{} + token * {} + fetch_column];", i, n, source.operand, source.rows, source.row_length);
-    line("      scale{}_{} = select(0.0, {}[token], asked < end);\n    }}", i, n, source.scales);
+    line("      scale{}_{} = {}[token];\n    }}", i, n, source.scales);
   }
 }
 
@@ -144,11 +143,14 @@ void PackedAttentionWriter::find_largest(const char* count, std::initializer_lis
   for (const auto& value : wanted) line("  most_{0} = workgroup_max(most_{0}, subgroup, lane);", value.name);
 }
 
-void PackedAttentionWriter::store_stage(std::uint32_t i) {
+void PackedAttentionWriter::store_stage(std::uint32_t i, const char* token) {
   for (std::uint32_t n = 0; n < fetches(); ++n) {
+    // Not where the scale is read, which would wait for it there.
+    line("    {{\n      let factor = select(0.0, scale{0}_{1} * inverse{0}, {2} + fetch_row + {3}u < end);", i, n, token,
+         n * rows_at_once());
     // Queries and keys are brought to the largest of their own scales, which makes factors of at most 1.
-    line("    room[fetch_put + {2}u] = {3}(next{0}_{1}, scale{0}_{1} * inverse{0});", i, n,
-         stage(i) + n * rows_at_once() * stride(), i == 0 ? "scaled" : "scaled_twice");
+    line("      room[fetch_put + {2}u] = {3}(next{0}_{1}, factor);\n    }}", i, n, stage(i) + n * rows_at_once() * stride(),
+         i == 0 ? "scaled" : "scaled_twice");
   }
 }
 

@@ -73,8 +73,7 @@ class PackedAttentionWriter {
   void keep_own(std::uint32_t i);
   // Variables for a block of both looped operands and the scales of their rows.
   void declare_stages();
-  // Operand i's block of rows from `token` on into them, from vector `rows` of each on. Rows from the text's `end` on, which
-  // no one meets, get the scale 0.
+  // Operand i's block of rows from `token` on into them, from vector `rows` of each on.
   struct Source {
     const char *operand, *rows, *row_length, *scales;
   };
@@ -84,8 +83,9 @@ class PackedAttentionWriter {
     const char *name, *value;
   };
   void find_largest(const char* count, std::initializer_list<Largest> wanted);
-  // From there into workgroup memory, each row times its scale and the text's inverse0 or inverse1.
-  void store_stage(std::uint32_t i);
+  // From there into workgroup memory, each row times its scale and the text's inverse0 or inverse1. Rows from the text's `end`
+  // on, which no one meets, get the scale 0. `token` is that of `fetch`.
+  void store_stage(std::uint32_t i, const char* token);
   // scores[tile] = own[tile] stage[tile]^T
   void scores(std::uint32_t tile);
   void declare_results(char results);
