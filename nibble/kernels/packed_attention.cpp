@@ -15,7 +15,8 @@ using detail::AttentionPass;
 using detail::AttentionTile;
 
 constexpr std::string_view where = "packed_attention";
-constexpr std::uint32_t key_rows = 64;  // of a workgroup in key gradients
+// Of a workgroup in key gradients.
+std::uint32_t key_rows(std::uint32_t head_dim) { return head_dim == 128 ? 128 : 64; }
 
 struct Params {
   std::uint32_t tokens, heads, key_heads, parts;
@@ -24,22 +25,28 @@ struct Params {
 
 std::uint32_t blocks_of(std::uint32_t rows, std::uint32_t block) { return (rows + block - 1) / block; }
 
-// Found on an H100, where rows of 128 are no better in short streams, which they leave parts of the GPU without work, and
-// for heads of 64. Two workgroups of query gradients share a processor's workgroup memory; the others need all of it.
+// Found on an H100 for heads of 128. Two workgroups of query gradients, and of both gradients with heads of 64, share a
+// processor's workgroup memory; the others need all of it. In short streams rows of 128 would leave parts of the GPU without
+// work in the forward pass.
 AttentionTile tile_of(const gpu::AdapterInfo& info, AttentionPass pass, const PackedHeads& of) {
+  if (of.tiles && pass == AttentionPass::forward) return of.tiles->forward;
+  if (of.tiles) return pass == AttentionPass::query_gradients ? of.tiles->query_gradients : of.tiles->key_gradients;
   AttentionTile tile{.matrix = default_matrix_tile(info).value().matrix, .subgroup = info.subgroup_max_size};
-  tile.columns = 32, tile.results_across = 4;
   if (info.type == gpu::AdapterType::software) {
-    tile.subgroups = 4, tile.rows = 16, tile.scores_across = 4;
+    tile.subgroups = 4, tile.rows = tile.columns = 16, tile.scores_across = 2;
+    tile.results_across = pass == AttentionPass::key_gradients ? 2 : 4;
     tile.unroll = tile.own_in_registers = false;
     return tile;
   }
-  const bool many = of.head_dim() == 128 && std::uint64_t{of.plan_tokens ? of.plan_tokens : of.tokens()} * of.heads >= 65536;
-  tile.rows = pass == AttentionPass::forward && many && info.limits.workgroup_invocations >= 512 ? 128 : key_rows;
-  tile.subgroups = tile.rows / 8, tile.scores_across = 2;
-  if (pass == AttentionPass::query_gradients && of.head_dim() == 128) {
-    tile.columns = 16, tile.subgroups = 4, tile.scores_across = 1;
+  if (pass == AttentionPass::forward) {
+    const std::uint64_t tokens = of.plan_tokens ? of.plan_tokens : of.tokens();
+    const bool many = of.head_dim() == 128 && tokens * of.heads >= 65536 && info.limits.workgroup_invocations >= 512;
+    tile.rows = many ? 128 : 64, tile.columns = 32;
+    tile.subgroups = tile.rows / 8, tile.scores_across = 2, tile.results_across = 4;
+    return tile;
   }
+  tile.rows = pass == AttentionPass::key_gradients ? key_rows(of.head_dim()) : 64, tile.columns = 16;
+  tile.subgroups = tile.rows / 16, tile.scores_across = 1, tile.results_across = 2;
   return tile;
 }
 
@@ -47,7 +54,7 @@ gpu::Kernel kernel_of(gpu::Device& device, const AttentionTile& tile, AttentionP
   constexpr std::array labels{"packed_attention:forward", "packed_attention:query_gradients",
                               "packed_attention:key_gradients"};
   const char* label = labels.at(static_cast<std::size_t>(pass));
-  return device.kernel(fmt::format("{} {} {}x{}", label, head_dim, tile.rows, tile.columns), label, "main",
+  return device.kernel(fmt::format("{} {} {}x{} {}", label, head_dim, tile.rows, tile.columns, tile.subgroups), label, "main",
                        [&] { return detail::packed_attention_text(tile, pass, head_dim); });
 }
 
@@ -94,7 +101,7 @@ void query_gradients(gpu::Recorder& recorder, const PackedAttentionBackward& op)
                     {read(op.of.qk.data), read(op.of.qk.scale), read(op.of.qkv.data), read(op.of.qkv.scale),
                      read(op.of.v_most), read(op.d_o.data), read(op.d_o.scale), read(op.o.data), read(op.o.scale),
                      read(op.lse), read(op.of.key_begin), read(op.of.key_end), write(op.numbers), write(op.dq)},
-                    params_of(op.of), {blocks_of(op.of.tokens(), tile.rows), op.of.heads}, work_of(op.of, 3, 6));
+                    params_of(op.of), {op.of.heads, blocks_of(op.of.tokens(), tile.rows)}, work_of(op.of, 3, 6));
 }
 
 void key_gradients(gpu::Recorder& recorder, const PackedAttentionBackward& op, std::uint32_t parts) {
@@ -104,7 +111,7 @@ void key_gradients(gpu::Recorder& recorder, const PackedAttentionBackward& op, s
                     {read(op.of.qk.data), read(op.of.qk.scale), read(op.of.qkv.data), read(op.of.qkv.scale),
                      read(op.of.v_most), read(op.d_o.data), read(op.d_o.scale), read(op.numbers), read(op.lse),
                      read(op.query_end), write(op.dkv)},
-                    params_of(op.of, parts), {blocks_of(op.of.tokens(), tile.rows), op.of.key_heads * parts},
+                    params_of(op.of, parts), {op.of.key_heads * parts, blocks_of(op.of.tokens(), tile.rows)},
                     work_of(op.of, 4, 4));
 }
 
@@ -126,12 +133,11 @@ bool packed_attention_fits(const gpu::Device& device, const PackedAttentionShape
 }
 
 std::uint32_t packed_attention_parts(const PackedAttentionShape& shape) {
-  constexpr std::uint32_t enough = 1024;
+  constexpr std::uint32_t enough = 65536;  // rows in all workgroups
   const std::uint32_t group = shape.heads / shape.key_heads;
   std::uint32_t parts = 1;
   for (std::uint32_t p = 2; p <= group; ++p) {
-    const bool few = blocks_of(shape.tokens, key_rows) * shape.key_heads * parts < enough;
-    if (group % p == 0 && few) parts = p;
+    if (group % p == 0 && std::uint64_t{shape.tokens} * shape.key_heads * parts < enough) parts = p;
   }
   return parts;
 }
@@ -148,7 +154,7 @@ void record(gpu::Recorder& recorder, const PackedAttention& op) {
                     {read(op.of.qk.data), read(op.of.qk.scale), read(op.of.qkv.data), read(op.of.qkv.scale),
                      read(op.of.v_most), read(op.of.key_begin), read(op.of.key_end), gpu::read_write(op.o.data),
                      write(op.o.scale), write(op.lse)},
-                    params_of(op.of), {blocks_of(tokens, tile.rows), op.of.heads}, work_of(op.of, 2, 3));
+                    params_of(op.of), {op.of.heads, blocks_of(tokens, tile.rows)}, work_of(op.of, 2, 3));
 }
 
 void record(gpu::Recorder& recorder, const PackedAttentionBackward& op) {

@@ -3,9 +3,32 @@
 #include "nibble/kernels/operand.h"
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 namespace nibble {
+
+namespace detail {
+
+// What a workgroup does at a time: scores of `rows` (queries, or keys in key gradients) by `columns`, and results of
+// `rows` by the head dimension, each spread over the subgroups that do one product, some of them side by side.
+struct AttentionTile {
+  gpu::MatrixConfig matrix;
+  std::uint32_t subgroup;  // invocations
+  std::uint32_t subgroups;
+  std::uint32_t rows, columns;
+  std::uint32_t scores_across, results_across;  // subgroups side by side
+  bool unroll = true;                           // the loops of a product
+  bool own_in_registers = true;                 // else in workgroup memory; needs `unroll`
+
+  std::uint32_t invocations() const { return subgroup * subgroups; }
+};
+
+struct AttentionTiles {
+  AttentionTile forward, query_gradients, key_gradients;
+};
+
+}  // namespace detail
 
 // Attention (attention.h has the formulas) on matrix units, of T tokens that are queries and keys: f16 operands, f32 sums,
 // softmax in f32. Where a sum runs over rows of an operand, the rows are brought to one scale, that of the largest.
@@ -18,6 +41,7 @@ struct PackedHeads {
   Tensor key_begin, key_end;  // (T), u32: the segment's begin and i + 1; neither falls from one token to the next
   std::uint64_t pairs = 0;    // sum of key_end - key_begin, for the profile; 0: of one segment
   std::uint32_t plan_tokens = 0;  // of the largest stream, so that each takes the same kernels; 0: of this one
+  std::optional<detail::AttentionTiles> tiles = {};  // for tests; empty: by the adapter
 
   std::uint32_t tokens() const { return qk.data.dim(0); }
   std::uint32_t head_dim() const { return qk.data.dim(1) / (heads + key_heads); }
@@ -54,20 +78,6 @@ bool packed_attention_fits(const gpu::Device& device, const PackedAttentionShape
 std::uint32_t packed_attention_parts(const PackedAttentionShape& shape);
 
 namespace detail {
-
-// What a workgroup does at a time: scores of `rows` (queries, or keys in key gradients) by `columns`, and results of
-// `rows` by the head dimension, each spread over the subgroups, some of them side by side.
-struct AttentionTile {
-  gpu::MatrixConfig matrix;
-  std::uint32_t subgroup;  // invocations
-  std::uint32_t subgroups;
-  std::uint32_t rows, columns;
-  std::uint32_t scores_across, results_across;  // subgroups side by side
-  bool unroll = true;                           // the loops of a product
-  bool own_in_registers = true;                 // else in workgroup memory; needs `unroll`
-
-  std::uint32_t invocations() const { return subgroup * subgroups; }
-};
 
 enum class AttentionPass { forward, query_gradients, key_gradients };
 

@@ -7,10 +7,11 @@
 //   query gradients:  S = q k^T, dP = d_o v^T; dS = P (dP - delta); dq += dS k
 //   key gradients:    S = k q^T, dP = v d_o^T; P and dS as above; dv += P d_o, dk += dS q
 // Looped rows are brought to one scale, the largest that the workgroup meets, on their way into workgroup memory. Scores go
-// through workgroup memory too, where invocations turn them into f16 weights. Gradients have four barriers a block: after it
-// is stored, after the scores are, after the weights are, and when the block has served. The forward pass has only those in
-// the middle: between them keys of the next block take the place of keys that have served, and values that of the last
-// block's, so that each warp goes from products with values to products with keys at once.
+// through workgroup memory too, where invocations turn them into f16 weights. Each block has a barrier after its scores are
+// stored and one after its weights are. Between them the next block takes the place of one that has served: in the forward
+// pass keys that of keys, and values that of the last block's; gradients keep what has yet to be added to results, in a
+// second place for the next. So each subgroup goes from a block's results to products of the next at once. Where weights lie
+// in the place of scores, in gradients, there is a third barrier between these products and where they are stored.
 
 namespace nibble::detail {
 namespace {
@@ -21,7 +22,7 @@ class KeysWriter : protected PackedAttentionWriter {
   using PackedAttentionWriter::PackedAttentionWriter;
   // The keys that the workgroup's queries meet, and those that all of them meet.
   void block_of_keys() {
-    line("  let key_head = group.y / group_size;\n  let begin = key_begin[first];\n  let end = key_end[last];");
+    line("  let key_head = group.x / group_size;\n  let begin = key_begin[first];\n  let end = key_end[last];");
     line("  let whole_begin = key_begin[last];\n  let whole_end = key_end[first];");
     line("  let k_at = q_length + key_head * HEAD;\n  let v_at = qk_length + key_head * HEAD;");
   }
@@ -58,27 +59,28 @@ std::string ForwardWriter::text() {
   line("// What a row's sums are multiplied by, and what was written before.");
   line("var<workgroup> row_factor: array<vec2<f32>, {}>;", t_.rows);
   line("var<workgroup> grown: atomic<u32>;");
-  begin("(groups.x - 1u - group.x)");
+  begin("(groups.y - 1u - group.y)");
   head();
   line("  var most = LOWEST;\n  var total = 0.0;\n  var before = 0.0;\n  var factor = 1.0;");
   line("  var key = begin;\n  var written = false;\n  loop {{");
   line("  if (index == 0u) {{\n    atomicStore(&grown, 0u);\n  }}");
-  declare_results('o');
-  store_stage(0);
+  declare_results();
+  store_stage(0, "key");
   line("  {{\n    let next = key + {}u;", t_.columns);
   fetch_k("next");
   line("  }}\n  workgroupBarrier();\n  while (key < end) {{\n    let next = key + {}u;", t_.columns);
-  scores(0);
+  scores("0u");
+  store_scores();
   line("    workgroupBarrier();");
-  store_stage(0);
-  store_stage(1);
+  store_stage(0, "next");
+  store_stage(1, "key");
   line("    if (next < end) {{\n      let after = next + {}u;", t_.columns);
   fetch_k("after");
   fetch_v("next");
   line("    }}");
   softmax();
   line("    if (workgroupUniformLoad(&grown) != 0u) {{\n      break;\n    }}\n    total = total * factor + sum;");
-  accumulate('o', 0, 1);
+  accumulate(fmt::format("{}u", stage(1)));
   line("    key = next;\n  }}\n  let done = key >= end;");
   write_rows();
   line("  if (done) {{\n    break;\n  }}\n  workgroupBarrier();");
@@ -94,30 +96,30 @@ void ForwardWriter::head() {
   declare_stages();
   fetch_k("begin");
   fetch_v("begin");
-  fetch_own(0, "qk", "group.y * HEAD", "qk_length");
+  fetch_own(0, "qk", "group.x * HEAD", "qk_length");
   largest_of_keys();
   line("  let own_scale = params.scale * LOG2_E * most_k * qk_scale[query];");
-  keep_own(0);
-  line("  if (group.y == 0u && part == 0u && first + row <= last) {{\n    o_scale[query] = unit_v;\n  }}");
+  keep_own();
+  line("  if (group.x == 0u && part == 0u && first + row <= last) {{\n    o_scale[query] = unit_v;\n  }}");
 }
 
 // Values have weights times 1 / unit_v, so the sums over the weights' total are o in units of its scale.
 void ForwardWriter::write_rows() {
   line("  var whole = total;");
-  for (std::uint32_t i = 1; i < parts(); i *= 2) line("  whole += subgroupShuffleXor(whole, {}u);", i);
+  for (std::uint32_t i = 1; i < parts(); i *= 2) line("  whole += subgroupShuffleXor(whole, {}u);", i * lane_rows());
   line("  let share = 1.0 / max(whole, 1e-30);\n  if (part == 0u) {{");
   line("    row_factor[row] = vec2<f32>(share / WEIGHT, before * share);\n    if (done && first + row <= last) {{");
-  line("      lse[group.y * params.tokens + query] = (most + log2(whole)) / LOG2_E;\n    }}\n  }}");
+  line("      lse[group.x * params.tokens + query] = (most + log2(whole)) / LOG2_E;\n    }}\n  }}");
   line("  let again = written;\n  written = true;\n  before = whole * factor;\n  total *= factor;");
-  const std::uint32_t vectors = result_columns() / 8;
+  const std::uint32_t across = result_columns() / 8;
   for (std::uint32_t i = 0; i < result_rows() / t_.matrix.m; ++i) {
     line("  workgroupBarrier();");
-    store_strip('o', i);
+    store_strip(i);
     line("  workgroupBarrier();");
-    line("  for (var i = lane; i < {}u; i += {}u) {{", t_.matrix.m * vectors, t_.subgroup);
-    line("    let row = result_row + {}u + i / {}u;", i * t_.matrix.m, vectors);
-    line("    if (first + row <= last) {{\n      let sums = strip + i / {0}u * {1}u + i % {0}u * 2u;", vectors, strip_stride());
-    line("      let to = (first + row) * q_length + group.y * HEAD + result_column / 8u + i % {}u;", vectors);
+    line("  for (var i = lane; i < {}u; i += {}u) {{", t_.matrix.m * across, t_.subgroup);
+    line("    let row = result_row + {}u + i / {}u;", i * t_.matrix.m, across);
+    line("    if (first + row <= last) {{\n      let sums = strip + i / {0}u * {1}u + i % {0}u * 2u;", across, strip_stride());
+    line("      let to = (first + row) * q_length + group.x * HEAD + result_column / 8u + i % {}u;", across);
     line("      let times = row_factor[row];\n      var low = bitcast<vec4<f32>>(room[sums]) * times.x;");
     line("      var high = bitcast<vec4<f32>>(room[sums + 1u]) * times.x;\n      if (again) {{");
     line("        low += vec4<f32>(bitcast<vec4<f16>>(o[to].xy)) * times.y;");
@@ -127,22 +129,20 @@ void ForwardWriter::write_rows() {
 }
 
 void ForwardWriter::softmax() {
-  for (std::uint32_t n = 0; n < vectors(); ++n) line("    var p{} = {} * own_scale;", n, score(0, n));
+  for (std::uint32_t n = 0; n < vectors; ++n) line("    var p{} = {} * own_scale;", n, score(0, n));
   line("    if (key < whole_begin || next > whole_end) {{");
-  for (std::uint32_t n = 0; n < vectors(); ++n) {
-    line("      let number{} = key + {} + vec4<u32>(0u, 1u, 2u, 3u);", n, column(n));
-    line("      let met{0} = (number{0} >= vec4<u32>(own_begin)) & (number{0} < vec4<u32>(own_end));", n);
-    line("      p{0} = select(vec4<f32>(LOWEST), p{0}, met{0});", n);
-  }
+  keep_met("key", "own_begin", "LOWEST");
   line("    }}\n    var highest = LOWEST;");
-  for (std::uint32_t n = 0; n < vectors(); ++n) line("    highest = max(highest, largest(p{}));", n);
-  for (std::uint32_t i = 1; i < parts(); i *= 2) line("    highest = max(highest, subgroupShuffleXor(highest, {}u));", i);
+  for (std::uint32_t n = 0; n < vectors; ++n) line("    highest = max(highest, largest(p{}));", n);
+  for (std::uint32_t i = 1; i < parts(); i *= 2) {
+    line("    highest = max(highest, subgroupShuffleXor(highest, {}u));", i * lane_rows());
+  }
   // Weights are below 2^10, since the maximum may lag behind by that much; the first has nothing to rescale.
   line("    factor = 1.0;\n    if (highest > most + 10.0) {{\n      factor = exp2(most - highest);");
   line("      if (most > 0.5 * LOWEST) {{\n        atomicStore(&grown, 1u);\n      }}");
   line("      most = highest;\n    }}\n    var sum = 0.0;");
   line("    let base = max(most, 0.5 * LOWEST);");
-  for (std::uint32_t n = 0; n < vectors(); ++n) {
+  for (std::uint32_t n = 0; n < vectors; ++n) {
     line("    p{0} = exp2(p{0} - base);\n    sum += (p{0}.x + p{0}.y) + (p{0}.z + p{0}.w);\n    p{0} *= WEIGHT;", n);
   }
   store_weights("p", 0);
@@ -173,24 +173,28 @@ std::string QueryGradientWriter::text() {
   line("@group(0) @binding(13) var<storage, read_write> numbers: array<f32>;");
   line("@group(0) @binding(14) var<storage, read_write> dq: array<vec4<f32>>;");
   line("var<workgroup> row_factor: array<f32, {}>;", t_.rows);
-  begin("(groups.x - 1u - group.x)");
+  begin("(groups.y - 1u - group.y)");
   head();
-  declare_results('q');
+  declare_results();
+  store_stage(0, "begin");
+  store_stage(1, "begin");
+  line("  workgroupBarrier();\n  var now = 0u;  // where the block's keys lie");
   line("  for (var key = begin; key < end; key += {0}u) {{\n    let next = key + {0}u;", t_.columns);
-  store_stage(0);
-  store_stage(1);
-  line("    workgroupBarrier();\n    if (next < end) {{");
+  line("    let other = {}u - now;\n    if (next < end) {{", block());
   fetch_k("next");
   fetch_v("next");
   line("    }}");
-  scores(0);
-  scores(1);
+  scores(fmt::format("select(now, {}u, half == 1u)", stage(1)));
+  line("    workgroupBarrier();");
+  store_scores();
   line("    workgroupBarrier();");
   weights();
+  store_stage(0, "next", "other");
+  store_stage(1, "next");
   line("    workgroupBarrier();");
-  accumulate('q', 0, 0);
-  line("    workgroupBarrier();\n  }}");
-  write_results('q', "dq", "(first + row) * q_length * 2u + group.y * HEAD * 2u", "row_factor[row]");
+  accumulate("now");
+  line("    now = other;\n  }}");
+  write_results("dq", "(first + row) * q_length * 2u + group.x * HEAD * 2u", "row_factor[row]");
   line("}}");
   return text_;
 }
@@ -201,22 +205,21 @@ void QueryGradientWriter::head() {
   declare_stages();
   fetch_k("begin");
   fetch_v("begin");
-  fetch_own(0, "qk", "group.y * HEAD", "qk_length");
-  fetch_own(1, "d_o", "group.y * HEAD", "q_length");
+  fetch_own(0, "qk", "group.x * HEAD", "qk_length");
+  fetch_own(1, "d_o", "group.x * HEAD", "q_length");
   own_numbers();
   largest_of_keys();
   line("  let own_q = params.scale * LOG2_E * most_k * qk_scale[query];");
-  line("  let own_lse = LOG2_E * lse[group.y * params.tokens + query];");
+  line("  let own_lse = LOG2_E * lse[group.x * params.tokens + query];");
   line("  let own_fit = fit(max(own_d_o * most_v * {}, abs(own_delta)));", dim_);
   line("  let fit_d_o = min(d_o_scale[query] * unit_v * own_fit, 1e30);\n  let fit_delta = own_delta * own_fit;");
   line("  if (part == 0u) {{\n    row_factor[row] = params.scale * most_k / own_fit;\n  }}");
-  keep_own(0);
-  keep_own(1);
+  keep_own();
 }
 
 void QueryGradientWriter::own_numbers() {
   line("  var own_delta = 0.0;\n  var own_d_o = 0.0;");
-  line("  let own_at = query * q_length + group.y * HEAD + part;");
+  line("  let own_at = query * q_length + group.x * HEAD + part;");
   for (std::uint32_t i = 0; i < length() / parts(); ++i) {
     line("  let d_o{0} = d_o[own_at + {1}u];\n  let o{0} = o[own_at + {1}u];", i, i * parts());
   }
@@ -228,25 +231,22 @@ void QueryGradientWriter::own_numbers() {
     }
   }
   for (std::uint32_t i = 1; i < parts(); i *= 2) {
-    line("  own_delta += subgroupShuffleXor(own_delta, {}u);", i);
-    line("  own_d_o = max(own_d_o, subgroupShuffleXor(own_d_o, {}u));", i);
+    line("  own_delta += subgroupShuffleXor(own_delta, {}u);", i * lane_rows());
+    line("  own_d_o = max(own_d_o, subgroupShuffleXor(own_d_o, {}u));", i * lane_rows());
   }
   line("  own_delta *= d_o_scale[query] * o_scale[query];\n  own_d_o *= d_o_scale[query];");
-  line("  if (part == 0u && first + row <= last) {{\n    numbers[group.y * params.tokens + query] = own_delta;");
-  line("    numbers[(params.heads + group.y) * params.tokens + query] = own_d_o;\n  }}");
+  line("  if (part == 0u && first + row <= last) {{\n    numbers[group.x * params.tokens + query] = own_delta;");
+  line("    numbers[(params.heads + group.x) * params.tokens + query] = own_d_o;\n  }}");
 }
 
 void QueryGradientWriter::weights() {
-  for (std::uint32_t n = 0; n < vectors(); ++n) {
+  for (std::uint32_t n = 0; n < vectors; ++n) {
     line("    var p{} = exp2(min({} * own_q - own_lse, vec4<f32>()));", n, score(0, n));
   }
   line("    if (key < whole_begin || next > whole_end) {{");
-  for (std::uint32_t n = 0; n < vectors(); ++n) {
-    line("      let number{} = key + {} + vec4<u32>(0u, 1u, 2u, 3u);", n, column(n));
-    line("      p{0} = select(vec4<f32>(), p{0}, (number{0} >= vec4<u32>(own_begin)) & (number{0} < vec4<u32>(own_end)));", n);
-  }
+  keep_met("key", "own_begin", "0.0");
   line("    }}");
-  for (std::uint32_t n = 0; n < vectors(); ++n) line("    p{0} *= {1} * fit_d_o - fit_delta;", n, score(1, n));
+  for (std::uint32_t n = 0; n < vectors; ++n) line("    p{0} *= {1} * fit_d_o - fit_delta;", n, score(1, n));
   store_weights("p", 0);
 }
 
@@ -261,6 +261,11 @@ class KeyGradientWriter : PackedAttentionWriter {
   // The largest scales and numbers of the queries that the workgroup meets, and what follows from them.
   void fits();
   void fetch_queries(const char* head, const char* token);
+  // The text's `name` and `name`_head: the block behind that of `token` and `head`; and that block on its way.
+  void advance(const char* token, const char* head, const char* name);
+  void fetch_after(const char* token, const char* head, const char* name);
+  // And to its place `to` in workgroup memory.
+  void store_queries(const char* token, const char* to);
   void weights();
 };
 
@@ -272,40 +277,37 @@ std::string KeyGradientWriter::text() {
   line("@group(0) @binding(9) var<storage, read> lse: array<f32>;");
   line("@group(0) @binding(10) var<storage, read> query_end: array<u32>;");
   line("@group(0) @binding(11) var<storage, read_write> dkv: array<vec4<f32>>;");
-  begin("group.x");
+  begin("group.y");
   head();
-  declare_results('k');
-  declare_results('v');
-  line("  var head = first_head;\n  var query = begin;\n  while (head < end_head) {{");
-  line("    var next = query + {}u;\n    var next_head = head;", t_.columns);
-  line("    if (next >= end) {{\n      next = begin;\n      next_head++;\n    }}");
-  line("    if (index < {}u) {{", t_.columns);
-  line("      room[{}u + index / 4u][index % 4u] = bitcast<u32>(next_lse * LOG2_E);", numbers_at(0));
-  line("      room[{}u + index / 4u][index % 4u] = bitcast<u32>(next_delta * fit_k);\n    }}", numbers_at(1));
-  store_stage(0);
-  store_stage(1);
-  line("    workgroupBarrier();\n    if (next_head < end_head) {{");
-  fetch_queries("next_head", "next");
-  line("    }}");
-  scores(0);
-  scores(1);
+  declare_results();
+  line("  var now = 0u;  // where the block lies");
+  line("  var head = first_head;\n  var query = begin;");
+  store_queries("begin", "now");
+  line("  {{");
+  fetch_after("query", "head", "next");
+  line("  }}\n  workgroupBarrier();\n  while (head < end_head) {{\n    let other = {}u - now;", block());
+  advance("query", "head", "next");
+  scores(fmt::format("now + half * {}u", stage(1)));
   line("    workgroupBarrier();");
+  store_scores();
+  line("    workgroupBarrier();");
+  store_queries("next", "other");
+  fetch_after("next", "next_head", "after");
   weights();
   line("    workgroupBarrier();");
-  accumulate('v', 0, 1);
-  accumulate('k', 1, 0);
-  line("    workgroupBarrier();\n    query = next;\n    head = next_head;\n  }}");
-  line("  let to = group.y % params.parts * params.tokens;\n  let k_to = key_head * HEAD * 2u;");
-  line("  let v_to = k_to + params.key_heads * HEAD * 2u;\n  let length = params.key_heads * HEAD * 4u;");
-  write_results('k', "dkv", "(to + first + row) * length + k_to", "params.scale * most_q / fit_k");
-  write_results('v', "dkv", "(to + first + row) * length + v_to", "unit_d_o / 16384.0");
+  accumulate(fmt::format("now + (1u - half) * {}u", stage(1)));
+  line("    query = next;\n    head = next_head;\n    now = other;\n  }}");
+  line("  let to = group.x % params.parts * params.tokens;\n  let length = params.key_heads * HEAD * 4u;");
+  line("  let head_to = (key_head + (1u - half) * params.key_heads) * HEAD * 2u;");
+  line("  let factor = select(unit_d_o / 16384.0, params.scale * most_q / fit_k, half == 1u);");
+  write_results("dkv", "(to + first + row) * length + head_to", "factor");
   line("}}");
   return text_;
 }
 
 void KeyGradientWriter::head() {
-  line("  let key_head = group.y / params.parts;\n  let heads = group_size / params.parts;");
-  line("  let first_head = key_head * group_size + group.y % params.parts * heads;\n  let end_head = first_head + heads;");
+  line("  let key_head = group.x / params.parts;\n  let heads = group_size / params.parts;");
+  line("  let first_head = key_head * group_size + group.x % params.parts * heads;\n  let end_head = first_head + heads;");
   line("  let key = min(first + row, last);\n  let own_end = query_end[key];");
   line("  let begin = first;\n  let end = query_end[last];\n  let whole_end = query_end[first];");
   declare_stages();
@@ -315,9 +317,8 @@ void KeyGradientWriter::head() {
   fetch_own(1, "qkv", "qk_length + key_head * HEAD", "qkv_length");
   fits();
   line("  let own_k = params.scale * LOG2_E * most_q * qk_scale[key];");
-  line("  let fit_v = min(unit_d_o * fit_k * v_scale[key], 1e30);");
-  keep_own(0);
-  keep_own(1);
+  line("  let fit_v = min(unit_d_o * fit_k * v_scale[key], 1e30) / 16384.0;");
+  keep_own();
 }
 
 void KeyGradientWriter::fits() {
@@ -340,21 +341,39 @@ void KeyGradientWriter::fetch_queries(const char* head, const char* token) {
   line("    next_lse = lse[at];\n    next_delta = numbers[at];\n  }}");
 }
 
+// The block of queries behind `token` of `head`: the head's next, or the next head's first.
+void KeyGradientWriter::advance(const char* token, const char* head, const char* name) {
+  line("    var {} = {} + {}u;\n    var {}_head = {};", name, token, t_.columns, name, head);
+  line("    if ({0} >= end) {{\n      {0} = begin;\n      {0}_head++;\n    }}", name);
+}
+
+void KeyGradientWriter::fetch_after(const char* token, const char* head, const char* name) {
+  advance(token, head, name);
+  line("    if ({}_head < end_head) {{", name);
+  fetch_queries(fmt::format("{}_head", name).c_str(), name);
+  line("    }}");
+}
+
+// Weights are 2^14 times as large, which brings probabilities to f16's range.
+void KeyGradientWriter::store_queries(const char* token, const char* to) {
+  line("    if (index < {}u) {{\n      let at = {} + index / 4u;", t_.columns, to);
+  line("      room[at + {}u][index % 4u] = bitcast<u32>(next_lse * LOG2_E - 14.0);", numbers_at(0));
+  line("      room[at + {}u][index % 4u] = bitcast<u32>(next_delta * (fit_k / 16384.0));\n    }}", numbers_at(1));
+  store_stage(0, token, to);
+  store_stage(1, token, to);
+}
+
 void KeyGradientWriter::weights() {
-  for (std::uint32_t n = 0; n < vectors(); ++n) {
-    line("    let lse{} = bitcast<vec4<f32>>(room[{}u + {} / 4u]);", n, numbers_at(0), column(n));
-    line("    var p{0} = exp2(min({1} * own_k - lse{0}, vec4<f32>()));", n, score(0, n));
+  for (std::uint32_t n = 0; n < vectors; ++n) {
+    line("    let lse{} = bitcast<vec4<f32>>(room[now + {}u + {} / 4u]);", n, numbers_at(0), column(n));
+    line("    var p{0} = exp2(min({1} * own_k - lse{0}, vec4<f32>(14.0)));", n, score(0, n));
   }
   line("    if (query < last || query + {}u > whole_end) {{", t_.columns);
-  for (std::uint32_t n = 0; n < vectors(); ++n) {
-    line("      let number{} = query + {} + vec4<u32>(0u, 1u, 2u, 3u);", n, column(n));
-    line("      p{0} = select(vec4<f32>(), p{0}, (number{0} >= vec4<u32>(key)) & (number{0} < vec4<u32>(own_end)));", n);
-  }
+  keep_met("query", "key", "0.0");
   line("    }}");
-  for (std::uint32_t n = 0; n < vectors(); ++n) {
-    line("    let delta{} = bitcast<vec4<f32>>(room[{}u + {} / 4u]);", n, numbers_at(1), column(n));
+  for (std::uint32_t n = 0; n < vectors; ++n) {
+    line("    let delta{} = bitcast<vec4<f32>>(room[now + {}u + {} / 4u]);", n, numbers_at(1), column(n));
     line("    let w{0} = p{0} * ({1} * fit_v - delta{0});", n, score(1, n));
-    line("    p{} *= 16384.0;", n);
   }
   store_weights("p", 0);
   store_weights("w", 1);

@@ -75,7 +75,7 @@ class Packed {
     const PackedHeads of{.qk = first_rows(op_.room.qk, s_.tokens), .qkv = op_.qkv,
                          .v_most = first(op_.room.v_most, {s_.tokens}), .heads = s_.heads, .key_heads = s_.key_heads,
                          .key_begin = op_.key_begin, .key_end = op_.key_end, .pairs = op_.pairs,
-                         .plan_tokens = op_.room.shape.tokens};
+                         .plan_tokens = op_.room.shape.tokens, .tiles = op_.room.shape.tiles};
     record(rec_, PackHeads{.qkv = op_.qkv, .heads = s_.heads, .key_heads = s_.key_heads, .q_norm = op_.q_norm,
                            .k_norm = op_.k_norm, .position = op_.position, .table = op_.table, .eps = op_.eps, .qk = of.qk,
                            .v_most = of.v_most});

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/kernels/attention.h"
+#include "nibble/kernels/packed_attention.h"
 
 #include <optional>
 
@@ -11,6 +12,7 @@ struct QkvAttentionShape {
   ProductPath path = ProductPath::f32;               // of the projections around it
   bool backward = true;
   std::optional<bool> packed = {};                   // for tests; empty: by the adapter
+  std::optional<detail::AttentionTiles> tiles = {};  // for tests, of the packed form; empty: by the adapter
 };
 
 // Memory between the dispatches of one pass; layers that follow one another share it. What an adapter and path do without
