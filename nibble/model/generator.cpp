@@ -162,7 +162,7 @@ std::span<const float> Generator::logits(std::span<const std::uint32_t> tokens) 
     const bool few = left <= most_steps_;
     const auto piece = tokens.subspan(seen_.size(), std::min<std::size_t>(left, few ? most_steps_ : pieces_.most_tokens));
     const DeviceStream stream = upload(piece);
-    gpu::Recorder recorder(device_);
+    gpu::Recorder recorder(device_, few ? gpu::Pace::even : gpu::Pace::growing);
     const Tensor x = run_layers(recorder, stream, few);
     if (piece.size() == left) logits = head_.logits(recorder, x, stream.label_rows, 1);
     recorder.submit();
