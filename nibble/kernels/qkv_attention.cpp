@@ -128,6 +128,13 @@ class ByHeads {
     if (scaled_) record(rec_, PackRows{.x = dx, .y = op.d_qkv});
   }
 
+  // Rotated keys, and values, alone.
+  void put_keys() {
+    record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.k_norm, .position = op_.position, .table = op_.table, .y = k_,
+                            .inv_rms = k_inv_rms_, .eps = op_.eps, .row_offset = op_.first_key, .first_column = s_.queries()});
+    record(rec_, ToHeads{.x = op_.qkv, .y = v_, .row_offset = op_.first_key, .first_column = s_.queries() + s_.keys()});
+  }
+
  private:
   // Whether one token's attention is recorded, from its projection; processors are faster without workgroup memory.
   bool one_step() {
@@ -148,9 +155,7 @@ class ByHeads {
     }
     record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.q_norm, .position = op_.position, .table = op_.table, .y = q_,
                             .inv_rms = q_inv_rms_, .eps = op_.eps});
-    record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.k_norm, .position = op_.position, .table = op_.table, .y = k_,
-                            .inv_rms = k_inv_rms_, .eps = op_.eps, .row_offset = op_.first_key, .first_column = s_.queries()});
-    record(rec_, ToHeads{.x = op_.qkv, .y = v_, .row_offset = op_.first_key, .first_column = s_.queries() + s_.keys()});
+    put_keys();
   }
 
   // The operand itself, or unpacked.
@@ -251,9 +256,11 @@ void record(gpu::Recorder& recorder, const QkvAttention& op) {
   check_sizes(op);
   check(static_cast<bool>(op.k_cache) == static_cast<bool>(op.v_cache) && (op.k_cache || op.first_key == 0), where,
         "Caches of keys and values must be given together.");
-  if (op.room.packed && !op.k_cache) return Packed(recorder, op).forward();
-  check(static_cast<bool>(op.room.q), where, "The room has no place for a pass with a cache.");
-  ByHeads(recorder, op).forward();
+  check(!op.k_cache || op.room.q, where, "The room has no place for a pass with a cache.");
+  // Nothing in the cache is met where the stream's keys are the first.
+  if (!op.room.packed || op.first_key > 0) return ByHeads(recorder, op).forward();
+  Packed(recorder, op).forward();
+  if (op.k_cache) ByHeads(recorder, op).put_keys();
 }
 
 void record(gpu::Recorder& recorder, const QkvAttentionBackward& op) {

@@ -34,7 +34,8 @@ std::uint64_t qkv_attention_room_bytes(const gpu::Device& device, const QkvAtten
 // are f16 with scales on the f16 paths, else f32. Writes `=`.
 //
 // With `k_cache` and `v_cache`, for generation, rotated keys and values go there, from row `first_key` of each head on, in
-// f32, and bounds count rows of the cache; key_end[i] is first_key + i + 1.
+// f32, and bounds count rows of the cache; key_end[i] is first_key + i + 1. Matrix units serve a pass whose keys are the first
+// ones; later ones meet the f32 of the cache.
 struct QkvAttention {
   Operand qkv;                     // (T, (H + 2 Hk) * D): of each token its queries, keys and values
   std::uint32_t heads, key_heads;
