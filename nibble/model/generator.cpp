@@ -19,8 +19,13 @@ std::uint32_t capacity_of(const ModelConfig& config, const GeneratorOptions& opt
   return std::max(1u, std::min(options.capacity, config.max_position_embeddings));
 }
 
-std::uint32_t piece_of(const ModelConfig& config, const GeneratorOptions& options) {
-  return std::clamp(options.piece, 1u, capacity_of(config, options));
+// A prompt in one piece is done by matrix units throughout (qkv_attention.h), and decodes each weight once; its activations take
+// about 0.1 to 0.3 MB a token.
+std::uint32_t piece_of(const gpu::AdapterInfo& info, const ModelConfig& config, const GeneratorOptions& options) {
+  constexpr std::uint64_t large_memory = std::uint64_t{16} << 30;
+  const bool large = info.type != gpu::AdapterType::software && info.memory_bytes >= large_memory;
+  const std::uint32_t usual = large ? 4096 : 512;
+  return std::clamp(options.piece ? options.piece : usual, 1u, capacity_of(config, options));
 }
 
 std::uint32_t key_capacity(const ModelConfig& config, const GeneratorOptions& options) {
@@ -35,8 +40,8 @@ HeadOptions head_options(ProductPath path) {
   return {.path = path, .max_labels = 1, .chunk_rows = 1, .trainable = false};
 }
 
-ActivationShape shape_of(const ModelConfig& config, ProductPath path, std::uint32_t tokens, std::uint32_t rank) {
-  return {.tokens = tokens, .config = &config, .path = path, .rank = rank};
+LayersOptions layers_options(ProductPath path, std::uint32_t tokens, std::uint32_t rank) {
+  return {.path = path, .residency = Residency::resident, .max_tokens = tokens, .rank = rank, .trainable = false, .keeps_all = false};
 }
 
 }  // namespace
@@ -47,16 +52,18 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& options)
       weights_(state.weights()),
       adapters_(state.has_lora() ? &state.lora_mirror() : nullptr),
       capacity_(capacity_of(config_, options)),
-      frozen_(device_, weights_, state.path(), Residency::resident),
       head_(device_, config_, weights_, head_options(state.path())),
+      lora_(adapters_ ? adapters_->on_device() : nullptr),
+      most_tokens_(piece_of(device_.info(), config_, options)),
       readback_(device_, std::uint64_t{config_.vocab_size} * sizeof(float)),
       logits_(config_.vocab_size) {
-  pieces_ = make_pieces(state.path(), piece_of(config_, options));
+  const std::uint32_t rank = lora_ ? lora_->rank : 0;
+  pieces_ = make_layers(device_, config_, weights_, lora_, layers_options(state.path(), most_tokens_, rank));
   if (DecodeLayers::fits(config_)) {
     most_steps_ = std::min(vec_rows, capacity_);
-    steps_.emplace(device_, config_, weights_, pieces_.linear.lora ? pieces_.linear.lora->rank : 0, most_steps_);
+    steps_.emplace(device_, config_, weights_, rank, most_steps_);
   }
-  const std::uint32_t most = std::max(pieces_.most_tokens, most_steps_), rows = key_capacity(config_, options);
+  const std::uint32_t most = std::max(most_tokens_, most_steps_), rows = key_capacity(config_, options);
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
     const auto make = [&](std::string_view label) {
       return device_.tensor(DType::f32, {config_.num_kv_heads, rows, config_.head_dim}, label);
@@ -72,31 +79,21 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& options)
 
 std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options,
                                std::uint32_t rank) {
-  const std::uint32_t piece = piece_of(config, options), few = std::min(vec_rows, capacity_of(config, options));
-  const ActivationShape shape = shape_of(config, options.path, piece, rank);
+  const std::uint32_t piece = piece_of(device.info(), config, options), few = std::min(vec_rows, capacity_of(config, options));
+  const LayersBytes layers = layers_bytes(device, config, layers_options(options.path, piece, rank));
   const std::uint64_t keys = 8ull * config.num_layers * config.num_kv_heads * key_capacity(config, options) * config.head_dim;
-  return FrozenWeights::decoded_bytes(config, options.path, Residency::resident) +
-         Head::bytes(device, config, head_options(options.path)) + keys + layer_activation_bytes(shape) +
-         scratch_bytes(device, shape, false) + (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, few) : 0) +
+  return layers.decoded_weights + layers.activations + layers.scratch + Head::bytes(device, config, head_options(options.path)) +
+         keys + (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, few) : 0) +
          std::uint64_t{std::max(piece, few)} * (8ull * config.hidden_size + 4) +
          4ull * stream_parts * part_of_stream(std::max(piece, few)) +
          4ull * capacity_of(config, options) * config.head_dim;
 }
 
-Generator::Pieces Generator::make_pieces(ProductPath path, std::uint32_t most_tokens) {
-  const LoraWeights* lora = adapters_ ? adapters_->on_device() : nullptr;
-  const ActivationShape shape = shape_of(config_, path, most_tokens, lora ? lora->rank : 0);
-  return {.linear = {.path = path, .frozen = &frozen_, .lora = lora, .dropout = {}},
-          .most_tokens = most_tokens,
-          .activations = make_layer_activations(device_, shape),
-          .scratch = make_scratch(device_, shape, false)};
-}
-
 void Generator::use_adapter(bool use) {
   const LoraWeights* wanted = use && adapters_ ? adapters_->on_device() : nullptr;
-  if (wanted == pieces_.linear.lora) return;
+  if (wanted == lora_) return;
   head_.use_base(!use);
-  pieces_.linear.lora = wanted;
+  lora_ = wanted;
   seen_.clear();
 }
 
@@ -123,21 +120,15 @@ Tensor Generator::run_layers(gpu::Recorder& recorder, const DeviceStream& stream
   const auto residual = [&](std::uint32_t layer) { return residual_[layer % 2].rows(0, stream.tokens); };
   record(recorder, Embedding{.tokens = stream.token_ids, .table = weight_of(weights_.embedding), .x = residual(0)});
   if (few) {
-    const DecodeLayers::Pass pass{recorder, stream, rope_, pieces_.linear.lora, seen()};
+    const DecodeLayers::Pass pass{recorder, stream, rope_, lora_, seen()};
     for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
       steps_->forward(pass, layer, residual(layer), residual(layer + 1), keys_[layer].k, keys_[layer].v);
     }
     return residual(config_.num_layers);
   }
-  const Scratch scratch = first_tokens(pieces_.scratch, config_, stream.tokens);
-  LayerActivations activations = first_tokens(pieces_.activations, config_, stream.tokens);
-  const LayerContext context{.recorder = recorder, .config = config_, .weights = weights_, .linear = pieces_.linear,
-                             .stream = stream, .rope = rope_, .first_key = seen()};
-  for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
-    activations.k_heads = keys_[layer].k;
-    activations.v_heads = keys_[layer].v;
-    layer_forward(context, layer, residual(layer), activations, scratch, residual(layer + 1));
-  }
+  const LayerPass pass{.recorder = recorder, .stream = stream, .rope = rope_, .lora = lora_, .caches = keys_, .first_key = seen()};
+  pieces_->begin(pass);
+  for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) pieces_->forward(pass, layer, residual(layer), residual(layer + 1));
   return residual(config_.num_layers);
 }
 
@@ -148,7 +139,7 @@ std::span<const float> Generator::logits(std::span<const std::uint32_t> tokens) 
     check<DataError>(token < config_.vocab_size, "generator", "Token {} came; the model's vocabulary ends at {}.", token,
                      config_.vocab_size - 1);
   }
-  if (adapters_ && pieces_.linear.lora) {
+  if (adapters_ && lora_) {
     adapters_->on_device();
     if (std::exchange(adapters_version_, adapters_->version()) != adapters_->version()) seen_.clear();
   }
@@ -160,7 +151,7 @@ std::span<const float> Generator::logits(std::span<const std::uint32_t> tokens) 
   while (seen_.size() < tokens.size()) {
     const std::size_t left = tokens.size() - seen_.size();
     const bool few = left <= most_steps_;
-    const auto piece = tokens.subspan(seen_.size(), std::min<std::size_t>(left, few ? most_steps_ : pieces_.most_tokens));
+    const auto piece = tokens.subspan(seen_.size(), std::min<std::size_t>(left, few ? most_steps_ : most_tokens_));
     const DeviceStream stream = upload(piece);
     gpu::Recorder recorder(device_, few ? gpu::Pace::even : gpu::Pace::growing);
     const Tensor x = run_layers(recorder, stream, few);

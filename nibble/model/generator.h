@@ -3,7 +3,7 @@
 #include "nibble/gpu/readback.h"
 #include "nibble/model/decode_layers.h"
 #include "nibble/model/head.h"
-#include "nibble/model/layer.h"
+#include "nibble/model/layers.h"
 #include "nibble/model/model_state.h"
 
 #include <optional>
@@ -15,7 +15,7 @@ namespace nibble {
 struct GeneratorOptions {
   ProductPath path = ProductPath::f32;  // of a state, its own
   std::uint32_t capacity = 4096;  // tokens of one text, prompt and answer; cut to what the model's positions allow
-  std::uint32_t piece = 512;      // most tokens of a prompt computed at a time
+  std::uint32_t piece = 0;        // most tokens of a prompt computed at a time; 0: by the adapter
 };
 
 // A causal language model that continues a text. It keeps keys and values of the tokens that it has seen, so that only what
@@ -45,18 +45,6 @@ class Generator {
                              std::uint32_t rank);
 
  private:
-  // Room for pieces of some number of tokens, and how their products are done.
-  struct Pieces {
-    LinearContext linear;
-    std::uint32_t most_tokens = 0;
-    LayerActivations activations;
-    Scratch scratch;
-  };
-  struct Keys {
-    Tensor k, v;  // (Hk, capacity, D)
-  };
-
-  Pieces make_pieces(ProductPath path, std::uint32_t most_tokens);
   DeviceStream upload(std::span<const std::uint32_t> piece);
   Tensor run_layers(gpu::Recorder& recorder, const DeviceStream& stream, bool few);  // few: through `steps_`
 
@@ -66,12 +54,13 @@ class Generator {
   LoraMirror* adapters_;  // of the state; null without
   std::uint64_t adapters_version_ = 0;  // that what has been seen was computed with
   std::uint32_t capacity_;
-  FrozenWeights frozen_;
   Head head_;
-  Pieces pieces_;                       // of a prompt
+  const LoraWeights* lora_ = nullptr;   // in use
+  std::uint32_t most_tokens_;           // of a piece of a prompt
+  std::unique_ptr<Layers> pieces_;
   std::optional<DecodeLayers> steps_;   // of a few tokens; empty where sizes do not allow it, and pieces serve
   std::uint32_t most_steps_ = 0;
-  std::vector<Keys> keys_;    // by layer
+  std::vector<KeyCache> keys_;  // by layer
   Tensor stream_room_, segment_begin_;
   Tensor rope_;
   std::array<Tensor, 2> residual_;
