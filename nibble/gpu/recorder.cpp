@@ -10,7 +10,7 @@
 namespace nibble::gpu {
 namespace {
 
-// A recorder's first submission is short, so that the GPU starts at once.
+// Commands of a recorder's first submission, and of any at an even pace.
 constexpr std::size_t first_submission = 32;
 constexpr std::size_t bind_group_cap = 16384;
 
@@ -23,6 +23,7 @@ std::uint64_t exact_size(const Tensor& tensor) {
 
 struct RecorderState {
   DeviceState& device;
+  Pace pace;
   Submission submission{device};
   std::vector<Command> commands;
   std::vector<std::byte> params;
@@ -98,7 +99,7 @@ wgpu::BindGroup RecorderState::make_bind_group(KernelState& kernel, std::span<co
   return device.device.CreateBindGroup(&descriptor);
 }
 
-Recorder::Recorder(Device& device) : device_(device), state_(new RecorderState{.device = device.state()}) {}
+Recorder::Recorder(Device& device, Pace pace) : device_(device), state_(new RecorderState{.device = device.state(), .pace = pace}) {}
 
 Recorder::~Recorder() {
   try {
@@ -159,7 +160,7 @@ void Recorder::submit() {
   wait_for_pipelines(state.device);
   if (!params.empty()) state.device.queue.WriteBuffer(state.device.params_arena, 0, params.data(), params.size());
   state.submission.encode(commands);
-  state.most_commands = std::min(2 * state.most_commands, most_in_submission);
+  if (state.pace == Pace::growing) state.most_commands = std::min(2 * state.most_commands, most_in_submission);
   device_.check();
 }
 

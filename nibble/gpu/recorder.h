@@ -38,12 +38,18 @@ struct Work {
   double flops = 0;
 };
 
+// How long a recorder's submissions are. The first is short in either case, so that the GPU starts at once.
+enum class Pace {
+  growing,  // each may be twice as long as the last: submitting costs least
+  even,     // all are short: for work that takes the GPU no longer than recording it takes, and must not wait for all of that
+};
+
 struct RecorderState;
 
 // Collects dispatches and copies, and submits them in batches, in order. One step is one recorder's work.
 class Recorder {
  public:
-  explicit Recorder(Device& device);
+  explicit Recorder(Device& device, Pace pace = Pace::growing);
   ~Recorder();
   Recorder(const Recorder&) = delete;
   Recorder& operator=(const Recorder&) = delete;

@@ -128,6 +128,13 @@ class ByHeads {
     if (scaled_) record(rec_, PackRows{.x = dx, .y = op.d_qkv});
   }
 
+  // Rotated keys, and values, alone.
+  void put_keys() {
+    record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.k_norm, .position = op_.position, .table = op_.table, .y = k_,
+                            .inv_rms = k_inv_rms_, .eps = op_.eps, .row_offset = op_.first_key, .first_column = s_.queries()});
+    record(rec_, ToHeads{.x = op_.qkv, .y = v_, .row_offset = op_.first_key, .first_column = s_.queries() + s_.keys()});
+  }
+
  private:
   std::uint32_t most_keys() const { return op_.most_keys > 0 ? op_.most_keys : op_.first_key + s_.tokens; }
 
@@ -151,9 +158,7 @@ class ByHeads {
     check(!op_.apart, where, "Tokens of several texts came for caches beyond a binding.");
     record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.q_norm, .position = op_.position, .table = op_.table, .y = q_,
                             .inv_rms = q_inv_rms_, .eps = op_.eps});
-    record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.k_norm, .position = op_.position, .table = op_.table, .y = k_,
-                            .inv_rms = k_inv_rms_, .eps = op_.eps, .row_offset = op_.first_key, .first_column = s_.queries()});
-    record(rec_, ToHeads{.x = op_.qkv, .y = v_, .row_offset = op_.first_key, .first_column = s_.queries() + s_.keys()});
+    put_keys();
   }
 
   // The operand itself, or unpacked.
@@ -254,9 +259,12 @@ void record(gpu::Recorder& recorder, const QkvAttention& op) {
   check_sizes(op);
   check(static_cast<bool>(op.k_cache) == static_cast<bool>(op.v_cache) && (op.k_cache || op.first_key == 0), where,
         "Caches of keys and values must be given together.");
-  if (op.room.packed && !op.k_cache) return Packed(recorder, op).forward();
-  check(static_cast<bool>(op.room.q), where, "The room has no place for a pass with a cache.");
-  ByHeads(recorder, op).forward();
+  check(!op.k_cache || op.room.q, where, "The room has no place for a pass with a cache.");
+  if (!op.room.packed || (op.k_cache && !op.own_end)) return ByHeads(recorder, op).forward();
+  QkvAttention own = op;
+  if (op.k_cache) own.key_begin = op.own_begin, own.key_end = op.own_end;
+  Packed(recorder, own).forward();
+  if (op.k_cache) ByHeads(recorder, op).put_keys();
 }
 
 void record(gpu::Recorder& recorder, const QkvAttentionBackward& op) {

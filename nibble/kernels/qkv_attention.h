@@ -37,7 +37,8 @@ std::uint64_t qkv_attention_room_bytes(const gpu::Device& device, const QkvAtten
 //
 // With `k_cache` and `v_cache`, for generation, rotated keys and values go there, from row `first_key` of each head on, in
 // f32, and bounds count rows of the cache; key_end[i] is first_key + i + 1. With `apart`, of one token each of several texts, rows
-// are those before key_end[i] instead, which grow from one token to the next.
+// are those before key_end[i] instead, which grow from one token to the next. Matrix units serve a pass that meets no
+// earlier row of the caches; others meet their f32.
 struct QkvAttention {
   Operand qkv;                     // (T, (H + 2 Hk) * D): of each token its queries, keys and values
   std::uint32_t heads, key_heads;
@@ -49,10 +50,11 @@ struct QkvAttention {
   Operand o;                       // (T, H * D)
   Tensor lse;                      // (H, T)
   QkvAttentionRoom room;
-  Tensor k_cache = {}, v_cache = {};  // (Hk, capacity, D)
+  Tensor k_cache = {}, v_cache = {};    // (Hk, capacity, D)
   std::uint32_t first_key = 0;
-  std::uint32_t most_keys = 0;        // that a query meets; 0: all rows of the caches so far
-  bool apart = false;                 // caches fit into a binding each
+  Tensor own_begin = {}, own_end = {};  // (T), u32: the bounds within the stream, where no earlier row is met
+  std::uint32_t most_keys = 0;          // that a query meets; 0: all rows of the caches so far
+  bool apart = false;                   // caches fit into a binding each
 };
 void record(gpu::Recorder& recorder, const QkvAttention& op);
 

@@ -19,17 +19,22 @@ std::uint32_t capacity_of(const ModelConfig& config, const GeneratorOptions& opt
   return std::max(1u, std::min(options.capacity, config.max_position_embeddings));
 }
 
-std::uint32_t piece_of(const ModelConfig& config, const GeneratorOptions& options) {
-  return std::clamp(options.piece, 1u, capacity_of(config, options));
+// A prompt in one piece is done by matrix units throughout (qkv_attention.h), and decodes each weight once; its activations take
+// about 0.1 to 0.3 MB a token.
+std::uint32_t piece_of(const gpu::AdapterInfo& info, const ModelConfig& config, const GeneratorOptions& options) {
+  constexpr std::uint64_t large_memory = std::uint64_t{16} << 30;
+  const bool large = info.type != gpu::AdapterType::software && info.memory_bytes >= large_memory;
+  const std::uint32_t usual = large ? 4096 : 512;
+  return std::clamp(options.piece ? options.piece : usual, 1u, capacity_of(config, options));
 }
 
 std::uint32_t key_capacity(const ModelConfig& config, const GeneratorOptions& options) {
   return (capacity_of(config, options) + key_rows - 1) / key_rows * key_rows;
 }
 
-// What a pass uploads at once, each part where a binding may begin: ids, positions, begins and ends of keys, and the rows whose
-// logits are wanted.
-constexpr std::uint32_t stream_parts = 5;
+// What a pass uploads at once, each part where a binding may begin: ids, positions, begins and ends of keys in the caches and
+// within the stream, and the rows whose logits are wanted.
+constexpr std::uint32_t stream_parts = 7;
 std::uint32_t part_of_stream(std::uint32_t tokens) { return (tokens + 63) / 64 * 64; }
 
 std::uint32_t logits_rows(const GeneratorOptions& options) { return std::clamp(options.sequences, 1u, vec_rows); }
@@ -49,8 +54,8 @@ std::uint32_t few_of(const ModelConfig& config, const GeneratorOptions& options)
   return std::min(vec_rows, std::max(capacity_of(config, options), options.sequences));
 }
 
-ActivationShape shape_of(const ModelConfig& config, ProductPath path, std::uint32_t tokens, std::uint32_t rank) {
-  return {.tokens = tokens, .config = &config, .path = path, .rank = rank};
+LayersOptions layers_options(ProductPath path, std::uint32_t tokens, std::uint32_t rank) {
+  return {.path = path, .residency = Residency::resident, .max_tokens = tokens, .rank = rank, .trainable = false, .keeps_all = false};
 }
 
 }  // namespace
@@ -62,18 +67,20 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
       adapters_(state.has_lora() ? &state.lora_mirror() : nullptr),
       capacity_(capacity_of(config_, given)),
       rows_(key_capacity(config_, given)),
-      frozen_(device_, weights_, state.path(), Residency::resident),
       head_(device_, config_, weights_, head_options(with_path(given, state.path()))),
+      lora_(adapters_ ? adapters_->on_device() : nullptr),
+      most_tokens_(piece_of(device_.info(), config_, given)),
       seen_(std::max(given.sequences, 1u)),
       readback_(device_, std::uint64_t{logits_rows(given)} * config_.vocab_size * sizeof(float)),
       logits_(seen_.size() * config_.vocab_size),
       passed_(std::size_t{logits_rows(given)} * config_.vocab_size) {
-  pieces_ = make_pieces(state.path(), piece_of(config_, given));
+  const std::uint32_t rank = lora_ ? lora_->rank : 0;
+  pieces_ = make_layers(device_, config_, weights_, lora_, layers_options(state.path(), most_tokens_, rank));
   if (DecodeLayers::fits(config_)) {
     most_steps_ = few_of(config_, given);
-    steps_.emplace(device_, config_, weights_, pieces_.linear.lora ? pieces_.linear.lora->rank : 0, most_steps_);
+    steps_.emplace(device_, config_, weights_, rank, most_steps_);
   }
-  const std::uint32_t most = std::max(pieces_.most_tokens, most_steps_), rows = sequences() * rows_;
+  const std::uint32_t most = std::max(most_tokens_, most_steps_), rows = sequences() * rows_;
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
     const auto make = [&](std::string_view label) {
       return device_.tensor(DType::f32, {config_.num_kv_heads, rows, config_.head_dim}, label);
@@ -89,31 +96,21 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
 
 std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options,
                                std::uint32_t rank) {
-  const std::uint32_t piece = piece_of(config, options), few = few_of(config, options);
-  const ActivationShape shape = shape_of(config, options.path, piece, rank);
+  const std::uint32_t piece = piece_of(device.info(), config, options), few = few_of(config, options);
+  const LayersBytes layers = layers_bytes(device, config, layers_options(options.path, piece, rank));
   const std::uint64_t keys = 8ull * std::max(options.sequences, 1u) * config.num_layers * config.num_kv_heads *
                              key_capacity(config, options) * config.head_dim;
-  return FrozenWeights::decoded_bytes(config, options.path, Residency::resident) +
-         Head::bytes(device, config, head_options(options)) + keys + layer_activation_bytes(shape) +
-         scratch_bytes(device, shape, false) + (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, few) : 0) +
+  return layers.decoded_weights + layers.activations + layers.scratch + Head::bytes(device, config, head_options(options)) + keys +
+         (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, few) : 0) +
          std::uint64_t{std::max(piece, few)} * 8 * config.hidden_size + 4ull * stream_parts * part_of_stream(std::max(piece, few)) +
          4ull * capacity_of(config, options) * config.head_dim;
 }
 
-Generator::Pieces Generator::make_pieces(ProductPath path, std::uint32_t most_tokens) {
-  const LoraWeights* lora = adapters_ ? adapters_->on_device() : nullptr;
-  const ActivationShape shape = shape_of(config_, path, most_tokens, lora ? lora->rank : 0);
-  return {.linear = {.path = path, .frozen = &frozen_, .lora = lora, .dropout = {}},
-          .most_tokens = most_tokens,
-          .activations = make_layer_activations(device_, shape),
-          .scratch = make_scratch(device_, shape, false)};
-}
-
 void Generator::use_adapter(bool use) {
   const LoraWeights* wanted = use && adapters_ ? adapters_->on_device() : nullptr;
-  if (wanted == pieces_.linear.lora) return;
+  if (wanted == lora_) return;
   head_.use_base(!use);
-  pieces_.linear.lora = wanted;
+  lora_ = wanted;
   for (auto& seen : seen_) seen.clear();
 }
 
@@ -124,7 +121,7 @@ Generator::Pass Generator::upload(std::span<const Text> parts) {
   const std::uint32_t stride = part_of_stream(count);
   std::vector<std::uint32_t> values(std::size_t{stream_parts} * stride);
   const auto list = [&](std::size_t index) { return std::span(values).subspan(index * stride, stride); };
-  const auto ids = list(0), position = list(1), begin = list(2), end = list(3), rows = list(4);
+  const auto ids = list(0), position = list(1), begin = list(2), end = list(3), own_begin = list(4), own_end = list(5), rows = list(6);
   std::uint64_t pairs = 0;
   std::uint32_t t = 0;
   for (std::size_t i = 0; i < parts.size(); ++i) {
@@ -133,6 +130,7 @@ Generator::Pass Generator::upload(std::span<const Text> parts) {
       ids[t] = token, position[t] = at, end[t] = first + ++at;
       const std::uint32_t met = config_.sliding_window > 0 ? std::min(at, config_.sliding_window) : at;
       begin[t] = end[t] - met;
+      own_end[t] = t + 1, own_begin[t] = t + 1 - std::min(met, t + 1);
       pairs += met;
       most = std::max(most, met);
       ++t;
@@ -143,10 +141,11 @@ Generator::Pass Generator::upload(std::span<const Text> parts) {
   const auto view = [&](std::uint32_t index, std::size_t length) {
     return stream_room_.part(std::uint64_t{index} * stride, {static_cast<std::uint32_t>(length)});
   };
+  const bool fresh = parts.size() == 1 && seen(parts[0].sequence) == 0;
   return {.stream = {.tokens = count, .labels = static_cast<std::uint32_t>(parts.size()), .pairs = pairs, .token_ids = view(0, count),
                      .position = view(1, count), .segment_begin = {}, .segment_end = {}, .key_begin = view(2, count),
-                     .key_end = view(3, count), .query_end = {},
-                     .label_rows = view(4, parts.size()), .label_ids = {}, .sides = {}, .reference = {}},
+                     .key_end = view(3, count), .query_end = {}, .own_key_begin = fresh ? view(4, count) : Tensor{},
+                     .own_key_end = fresh ? view(5, count) : Tensor{}, .label_rows = view(6, parts.size()), .label_ids = {}, .sides = {}, .reference = {}},
           .first_key = end[0] - 1,
           .most_keys = most,
           .few = count <= most_steps_,
@@ -158,21 +157,15 @@ Tensor Generator::run_layers(gpu::Recorder& recorder, const Pass& pass) {
   const auto residual = [&](std::uint32_t layer) { return residual_[layer % 2].rows(0, stream.tokens); };
   record(recorder, Embedding{.tokens = stream.token_ids, .table = weight_of(weights_.embedding), .x = residual(0)});
   if (pass.few) {
-    const DecodeLayers::Pass step{recorder, stream, rope_, pieces_.linear.lora, pass.first_key, pass.most_keys, pass.apart};
+    const DecodeLayers::Pass step{recorder, stream, rope_, lora_, pass.first_key, pass.most_keys, pass.apart};
     for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
       steps_->forward(step, layer, residual(layer), residual(layer + 1), keys_[layer].k, keys_[layer].v);
     }
     return residual(config_.num_layers);
   }
-  const Scratch scratch = first_tokens(pieces_.scratch, config_, stream.tokens);
-  LayerActivations activations = first_tokens(pieces_.activations, config_, stream.tokens);
-  const LayerContext context{.recorder = recorder, .config = config_, .weights = weights_, .linear = pieces_.linear,
-                             .stream = stream, .rope = rope_, .first_key = pass.first_key};
-  for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
-    activations.k_heads = keys_[layer].k;
-    activations.v_heads = keys_[layer].v;
-    layer_forward(context, layer, residual(layer), activations, scratch, residual(layer + 1));
-  }
+  const LayerPass piece{.recorder = recorder, .stream = stream, .rope = rope_, .lora = lora_, .caches = keys_, .first_key = pass.first_key};
+  pieces_->begin(piece);
+  for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) pieces_->forward(piece, layer, residual(layer), residual(layer + 1));
   return residual(config_.num_layers);
 }
 
@@ -187,7 +180,7 @@ void Generator::check_text(const Text& text) const {
 }
 
 void Generator::forget_changed_adapters() {
-  if (!adapters_ || !pieces_.linear.lora) return;
+  if (!adapters_ || !lora_) return;
   adapters_->on_device();
   if (std::exchange(adapters_version_, adapters_->version()) == adapters_->version()) return;
   for (auto& seen : seen_) seen.clear();
@@ -199,7 +192,7 @@ std::span<float> Generator::logits_of(std::uint32_t sequence) {
 
 void Generator::compute(std::span<const Text> parts, bool want_logits) {
   const Pass pass = upload(parts);
-  gpu::Recorder recorder(device_);
+  gpu::Recorder recorder(device_, pass.few ? gpu::Pace::even : gpu::Pace::growing);
   const Tensor x = run_layers(recorder, pass);
   Tensor logits;
   if (want_logits) logits = head_.logits(recorder, x, pass.stream.label_rows, pass.stream.labels);
@@ -231,7 +224,7 @@ std::vector<std::span<const float>> Generator::all_logits(std::span<const Text> 
     seen.erase(std::mismatch(seen.begin(), seen.end(), tokens.begin(), tokens.end() - 1).first, seen.end());
     while (tokens.size() - seen.size() > 1) {
       const std::size_t left = tokens.size() - seen.size();
-      const std::size_t most = left <= most_steps_ ? most_steps_ : pieces_.most_tokens;
+      const std::size_t most = left <= most_steps_ ? most_steps_ : most_tokens_;
       const Text part{sequence, tokens.subspan(seen.size(), std::min(left, most))};
       compute({&part, 1}, part.tokens.size() == left);
     }

@@ -3,7 +3,7 @@
 #include "nibble/gpu/readback.h"
 #include "nibble/model/decode_layers.h"
 #include "nibble/model/head.h"
-#include "nibble/model/layer.h"
+#include "nibble/model/layers.h"
 #include "nibble/model/model_state.h"
 
 #include <optional>
@@ -15,7 +15,7 @@ namespace nibble {
 struct GeneratorOptions {
   ProductPath path = ProductPath::f32;  // of a state, its own
   std::uint32_t capacity = 4096;  // tokens of one text, prompt and answer; cut to what the model's positions allow
-  std::uint32_t piece = 512;      // most tokens of a prompt computed at a time
+  std::uint32_t piece = 0;        // most tokens of a prompt computed at a time; 0: by the adapter
   std::uint32_t sequences = 1;    // texts that are kept side by side
 };
 
@@ -55,16 +55,6 @@ class Generator {
                              std::uint32_t rank);
 
  private:
-  // Room for pieces of some number of tokens, and how their products are done.
-  struct Pieces {
-    LinearContext linear;
-    std::uint32_t most_tokens = 0;
-    LayerActivations activations;
-    Scratch scratch;
-  };
-  struct Keys {
-    Tensor k, v;  // (Hk, capacity of all sequences, D)
-  };
   // Tokens that are computed at once: some of one text, or the last one of several; and where the first one's keys go.
   struct Pass {
     DeviceStream stream;
@@ -73,7 +63,6 @@ class Generator {
     bool apart = false;  // of several texts
   };
 
-  Pieces make_pieces(ProductPath path, std::uint32_t most_tokens);
   void check_text(const Text& text) const;
   std::uint32_t first_row(std::uint32_t sequence) const { return sequence * rows_; }  // of the keys
   Pass upload(std::span<const Text> parts);
@@ -89,12 +78,13 @@ class Generator {
   LoraMirror* adapters_;  // of the state; null without
   std::uint64_t adapters_version_ = 0;  // that what has been seen was computed with
   std::uint32_t capacity_, rows_;  // of a text: tokens, and rows of the keys
-  FrozenWeights frozen_;
   Head head_;
-  Pieces pieces_;                       // of a prompt
+  const LoraWeights* lora_ = nullptr;   // in use
+  std::uint32_t most_tokens_;           // of a piece of a prompt
+  std::unique_ptr<Layers> pieces_;
   std::optional<DecodeLayers> steps_;   // of a few tokens; empty where sizes do not allow it, and pieces serve
   std::uint32_t most_steps_ = 0;
-  std::vector<Keys> keys_;    // by layer
+  std::vector<KeyCache> keys_;  // by layer: of all sequences
   bool together_ = false;     // whether last tokens of several texts may be computed at once
   Tensor stream_room_;
   Tensor rope_;

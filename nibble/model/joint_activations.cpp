@@ -4,6 +4,7 @@
 #include "nibble/kernels/product.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace nibble {
 namespace {
@@ -93,7 +94,11 @@ std::uint32_t product_scratch_size(const gpu::Device& device, const ModelConfig&
   for (const Joint joint : all_joints) {
     const auto [out, in] = joint_dims(config, joint);
     const bool tiled = joint_weight_tile(device, config, options.residency, options.max_tokens) > 0;
-    most = std::max(most, product_scratch(device, ProductPath::matrix, options.max_tokens, out, in, tiled));
+    for (std::uint32_t tokens = options.trainable ? options.max_tokens : 1;; tokens *= 2) {
+      const std::uint32_t rows = joint_plan_rows(options, std::min(tokens, options.max_tokens));
+      most = std::max(most, product_scratch(device, ProductPath::matrix, rows, out, in, tiled));
+      if (tokens >= options.max_tokens) break;
+    }
   }
   return static_cast<std::uint32_t>(most);
 }
@@ -130,6 +135,10 @@ JointRoom first_tokens(const JointRoom& room, const ModelConfig& config, const L
   JointRoom result = room;
   visit(result, config, options, tokens, View{});
   return result;
+}
+
+std::uint32_t joint_plan_rows(const LayersOptions& options, std::uint32_t tokens) {
+  return options.trainable ? options.max_tokens : std::min(std::bit_ceil(tokens), options.max_tokens);
 }
 
 Operand narrowed(const Operand& operand, std::uint32_t columns) {

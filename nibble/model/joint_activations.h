@@ -52,6 +52,9 @@ JointRoom first_tokens(const JointRoom& room, const ModelConfig& config, const L
 // The first `columns` columns' worth of an operand's memory, as an operand of so many columns.
 Operand narrowed(const Operand& operand, std::uint32_t columns);
 
+// The rows by which products of so many tokens are planned (ProductNT::plan_rows).
+std::uint32_t joint_plan_rows(const LayersOptions& options, std::uint32_t tokens);
+
 // Bytes that the functions above take.
 std::uint64_t joint_activation_bytes(const ModelConfig& config, const LayersOptions& options);
 std::uint64_t joint_room_bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options);

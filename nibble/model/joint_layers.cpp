@@ -131,16 +131,21 @@ Operand JointLayers::made_again(const At& at, Joint joint, std::optional<std::ui
 
 QkvAttention JointLayers::attention(const At& at) const {
   const DeviceStream& stream = at.pass.stream;
+  const KeyCache cache = at.pass.caches.empty() ? KeyCache{} : at.pass.caches[at.layer];
   return {.qkv = at.kept.qkv, .heads = config_.num_heads, .key_heads = config_.num_kv_heads, .q_norm = at.weights.q_norm,
           .k_norm = at.weights.k_norm, .position = stream.position, .table = at.pass.rope, .eps = config_.rms_norm_eps,
           .key_begin = stream.key_begin, .key_end = stream.key_end, .pairs = stream.pairs, .o = at.kept.attention,
-          .lse = at.kept.log_sum_exp, .room = at.room.attention};
+          .lse = at.kept.log_sum_exp, .room = at.room.attention, .k_cache = cache.k, .v_cache = cache.v,
+          .first_key = at.pass.first_key, .own_begin = stream.own_key_begin, .own_end = stream.own_key_end};
 }
+
+// Batches of training go by the plan of the longest, prompts, whose lengths differ more, by one of a few.
+std::uint32_t JointLayers::plan_rows(const At& at) const { return joint_plan_rows(options_, at.tokens()); }
 
 // y = x W^T + the adapters' share, in f16 where y has a scale, else on top of `plus`.
 void JointLayers::project(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus) {
   ProductNT product{.path = ProductPath::matrix, .x = x, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nt), .y = y.data,
-                    .y_scale = y.scale, .plus = plus, .scratch = at.room.product_scratch, .plan_rows = options_.max_tokens};
+                    .y_scale = y.scale, .plus = plus, .scratch = at.room.product_scratch, .plan_rows = plan_rows(at)};
   if (const LoraGroup* group = adapters(at.pass, at.layer, joint)) {
     record(at.rec, LoraDownMatrix{.group = *group, .x = x.data, .h = at.lora_h(joint), .scratch = at.room.lora_scratch,
                                   .dropout = dropout(at.pass, at.layer, joint)});
@@ -192,7 +197,7 @@ void JointLayers::input_gradient(const At& at, Joint joint, const Operand& dy, c
   if (group && at.pass.dropout.probability > 0) return dropped_input_gradient(at, joint, dy, dx);
   ProductNN product{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nn),
                     .y = dx.data, .y_scale = dx.scale, .scratch = at.room.product_scratch,
-                    .plan_rows = options_.max_tokens};
+                    .plan_rows = plan_rows(at)};
   if (group) product.lora = {.left = at.lora_dh(*group), .right = group->a};
   record(at.rec, product);
 }
@@ -202,7 +207,7 @@ void JointLayers::dropped_input_gradient(const At& at, Joint joint, const Operan
   const LoraGroup& group = *lora_->group(at.layer, joint);
   const Tensor sum = dx.scale ? at.room.d_inputs.view({at.tokens(), dx.data.dim(1)}) : dx.data;
   record(at.rec, ProductNN{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nn),
-                           .y = sum, .scratch = at.room.product_scratch, .plan_rows = options_.max_tokens});
+                           .y = sum, .scratch = at.room.product_scratch, .plan_rows = plan_rows(at)});
   const LoraGroupDropout dropped = dropout(at.pass, at.layer, joint);
   std::uint32_t i = 0;
   for (const Projection p : members_of(joint)) {

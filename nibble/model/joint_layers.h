@@ -47,6 +47,7 @@ class JointLayers : public Layers {
   // x, where the backward pass has to make it again for the joint weight's adapters.
   Operand made_again(const At& at, Joint joint, std::optional<std::uint32_t>& holds, const Operand& x);
   QkvAttention attention(const At& at) const;
+  std::uint32_t plan_rows(const At& at) const;
 
   void project(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus = {});
   void gradients(const At& at, Joint joint, const Operand& x, const Operand& dy, const Operand& dx,

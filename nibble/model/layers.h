@@ -5,8 +5,14 @@
 #include "nibble/weights/config.h"
 
 #include <memory>
+#include <span>
 
 namespace nibble {
+
+// Rotated keys, and values, of one layer, kept from pass to pass.
+struct KeyCache {
+  Tensor k, v;  // (Hk, capacity, D)
+};
 
 // What the layers of one pass share.
 struct LayerPass {
@@ -15,6 +21,8 @@ struct LayerPass {
   Tensor rope;                        // (positions, D/2, 2) cosines and sines
   const LoraWeights* lora = nullptr;  // null: the base alone
   LoraDropout dropout = {};
+  std::span<const KeyCache> caches = {};  // of each layer; empty: keys and values are the stream's alone
+  std::uint32_t first_key = 0;            // row of the caches where the stream's first key goes; bounds count rows of them
 };
 
 struct LayersOptions {

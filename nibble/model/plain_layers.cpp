@@ -42,7 +42,8 @@ Tensor PlainLayers::middle(std::uint32_t layer, std::uint32_t tokens) const { re
 void PlainLayers::forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) {
   const LinearContext linears = linear(pass);
   LayerActivations activations = activations_of(layer, pass.stream.tokens);
-  layer_forward({pass.recorder, config_, weights_, linears, pass.stream, pass.rope}, layer, input, activations,
+  if (!pass.caches.empty()) activations.k_heads = pass.caches[layer].k, activations.v_heads = pass.caches[layer].v;
+  layer_forward({pass.recorder, config_, weights_, linears, pass.stream, pass.rope, pass.first_key}, layer, input, activations,
                 first_tokens(scratch_, config_, pass.stream.tokens), output);
 }
 

@@ -30,6 +30,8 @@ struct DeviceStream {
   // (T) token i meets the keys of [key_begin[i], key_end[i]), up to itself, and key j the queries up to query_end[j]: of its
   // segment, as far as a sliding window reaches.
   gpu::Tensor key_begin, key_end, query_end;
+  // Where bounds count rows of a cache and none before the stream's is met: the same within the stream.
+  gpu::Tensor own_key_begin, own_key_end;
   gpu::Tensor label_rows, label_ids;
   gpu::Tensor sides, reference;  // of pairs; see TokenStream
 };
