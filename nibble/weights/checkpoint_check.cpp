@@ -1,9 +1,11 @@
 #include "nibble/weights/checkpoint_check.h"
 
+#include <algorithm>
 #include <set>
 
 #include "nibble/base/error.h"
 #include "nibble/base/log.h"
+#include "nibble/weights/bnb.h"
 
 namespace nibble {
 namespace {
@@ -21,7 +23,18 @@ void check_tensor(const Checkpoint& checkpoint, const BaseTensor& expected) {
                    "The tensor {} is {}; F32, F16 and BF16 are read.", expected.name, tensor->dtype_name);
 }
 
+// Embedding and head are read as they are alone.
+bool is_quantised(const Checkpoint& checkpoint, const BaseTensor& tensor) {
+  return tensor.shape.size() == 2 && tensor.name != embedding_tensor_name && tensor.name != head_tensor_name && checkpoint.has(tensor.name) &&
+         bnb_matrix(checkpoint, tensor.name, static_cast<std::uint32_t>(tensor.shape[0]), static_cast<std::uint32_t>(tensor.shape[1]));
+}
+
 }  // namespace
+
+bool is_quantised(const Checkpoint& checkpoint) {
+  return std::any_of(checkpoint.tensors().begin(), checkpoint.tensors().end(),
+                     [](const auto& tensor) { return tensor.first.find(".quant_state.bitsandbytes__") != tensor.first.npos; });
+}
 
 std::vector<BaseTensor> base_tensors(const ModelConfig& config) {
   const std::int64_t hidden = config.hidden_size;
@@ -48,8 +61,16 @@ std::vector<BaseTensor> base_tensors(const ModelConfig& config) {
 void check_checkpoint(const Checkpoint& checkpoint, const ModelConfig& config) {
   std::set<std::string, std::less<>> known{std::string(head_tensor_name)};
   for (const auto& tensor : base_tensors(config)) {
-    check_tensor(checkpoint, tensor);
     known.insert(tensor.name);
+    // Of what bitsandbytes has quantised the codes have a shape of their own, and other tensors follow it by name.
+    if (is_quantised(checkpoint, tensor)) {
+      for (auto next = checkpoint.tensors().upper_bound(tensor.name); next != checkpoint.tensors().end(); ++next) {
+        if (!is_bnb_part(next->first, tensor.name)) break;
+        known.insert(next->first);
+      }
+    } else {
+      check_tensor(checkpoint, tensor);
+    }
   }
   std::string first;
   std::size_t unused = 0;

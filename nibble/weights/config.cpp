@@ -106,8 +106,10 @@ void refuse_what_is_not_supported(const JsonObject& json, const ModelConfig& con
   }
   if (json.boolean("use_sliding_window", false)) json.fail_key("use_sliding_window", "false");
   if (json.number("partial_rotary_factor", {0.0, 1.0}, 1.0) != 1.0) json.fail_key("partial_rotary_factor", "1");
-  if (json.has("quantization_config")) {
-    json.fail_key("quantization_config", "absent: the model must not be quantised already");
+  if (const auto quantised = json.object("quantization_config")) {
+    const bool nf4 = quantised->string("quant_method", "") == "bitsandbytes" && quantised->string("bnb_4bit_quant_type", "") == "nf4" &&
+                     quantised->boolean("load_in_4bit", false);
+    if (!nf4) json.fail_key("quantization_config", "absent, or bitsandbytes' in 4 bits of the type \"nf4\"");
   }
   const auto layer_types = json.strings("layer_types");
   if (!layer_types.empty() && layer_types.size() != config.num_layers) {

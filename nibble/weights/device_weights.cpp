@@ -57,28 +57,27 @@ void upload_nf4(gpu::Device& device, const Nf4Values& values, Nf4Matrix& to) {
 }
 
 // Every layer's, in the order of loading.
-std::vector<Checkpoint::Entry> projections_of(const Checkpoint& checkpoint, const ModelConfig& config) {
-  std::vector<Checkpoint::Entry> entries;
+std::vector<Nf4Source> projections_of(const Checkpoint& checkpoint, const ModelConfig& config) {
+  std::vector<Nf4Source> sources;
   for (std::uint32_t layer = 0; layer < config.num_layers; ++layer) {
     for (const Projection p : all_projections) {
       const std::string name = projection_tensor_name(layer, p);
       const auto [out, in] = projection_dims(config, p);
       check<DataError>(std::uint64_t{out} * in % nf4_block == 0, name,
                        "A matrix of {} x {} is no whole number of NF4 blocks of {}.", out, in, nf4_block);
-      entries.push_back(checkpoint.at(name));
+      sources.push_back({checkpoint.at(name), bnb_matrix(checkpoint, name, out, in), std::size_t{out} * in});
     }
   }
-  return entries;
+  return sources;
 }
 
 // As many as keep host memory below the largest tensor, with a quarter of it left for pieces that are being read.
-std::size_t nf4_buffers(const Checkpoint& checkpoint, std::span<const Checkpoint::Entry> projections) {
+std::size_t nf4_buffers(const Checkpoint& checkpoint, std::span<const Nf4Source> projections) {
   constexpr std::size_t most = 8;  // more are never filled
   std::uint64_t largest = 0, largest_nf4 = 1;
   for (const auto& [name, entry] : checkpoint.tensors()) largest = std::max(largest, entry.tensor->bytes);
-  for (const auto& entry : projections) {
-    const std::size_t count = entry.tensor->numel();
-    largest_nf4 = std::max<std::uint64_t>(largest_nf4, nf4_packed_bytes(count) + 4 * nf4_blocks(count));
+  for (const auto& source : projections) {
+    largest_nf4 = std::max<std::uint64_t>(largest_nf4, nf4_packed_bytes(source.count) + 4 * nf4_blocks(source.count));
   }
   return std::clamp<std::uint64_t>(largest / 4 * 3 / largest_nf4, 1, most);
 }

@@ -21,6 +21,7 @@ std::vector<std::byte> bytes_of_values(const Checkpoint::Entry& entry, std::uint
 }
 
 void check_nf4(gpu::Device& device, const Checkpoint::Entry& entry, const Nf4Matrix& matrix, LoadCheck& result) {
+  if (entry.tensor->bytes == matrix.packed.bytes()) return;  // quantised already
   const std::uint64_t blocks = matrix.absmax.size(), part = std::min<std::uint64_t>(64, blocks);
   const auto count = static_cast<std::uint32_t>(part);
   for (std::uint64_t i = 0; i < parts; ++i) {

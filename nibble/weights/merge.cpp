@@ -58,6 +58,8 @@ class Merger {
   explicit Merger(const MergeOptions& options)
       : options_(options), config_(read_model_config(options.model)), base_(options.model) {
     check_checkpoint(base_, config_);
+    check<DataError>(!is_quantised(base_), options.model.string(),
+                     "The base is quantised in 4 bits; merge into the weights that it was made from.");
     if (!options.adapter.empty()) adapter_ = load_lora_adapter(options.adapter, config_);
     for (const auto& tensor : base_tensors(config_)) {
       const auto& info = *base_.at(tensor.name).tensor;

@@ -21,14 +21,16 @@ double seconds_between(Clock::time_point begin, Clock::time_point end) {
 
 }  // namespace
 
-Nf4Reader::Nf4Reader(std::vector<Checkpoint::Entry> tensors, const Nf4ReaderOptions& options) {
+Nf4Reader::Nf4Reader(const std::vector<Nf4Source>& sources, const Nf4ReaderOptions& options) {
   std::size_t largest = 0, pieces = 0;
-  for (const Checkpoint::Entry& entry : tensors) {
-    const TensorInfo& info = *entry.tensor;
-    Matrix matrix{.entry = entry, .name = fmt::format("{}: {}", entry.file->path().string(), info.name), .count = info.numel()};
-    check<DataError>(info.dtype == DType::f32 || info.dtype == DType::f16 || info.dtype == DType::bf16, matrix.name,
+  for (const Nf4Source& source : sources) {
+    const TensorInfo& info = *source.entry.tensor;
+    Matrix matrix{.entry = source.entry, .bnb = source.bnb,
+                  .name = fmt::format("{}: {}", source.entry.file->path().string(), info.name),
+                  .count = source.bnb ? source.count : info.numel()};
+    check<DataError>(source.bnb || info.dtype == DType::f32 || info.dtype == DType::f16 || info.dtype == DType::bf16, matrix.name,
                      "The tensor is {}; F32, F16 and BF16 can be quantised.", info.dtype_name);
-    matrix.pieces = matrix.count / piece_values + (matrix.count % piece_values != 0 ? 1 : 0);
+    matrix.pieces = source.bnb ? 1 : matrix.count / piece_values + (matrix.count % piece_values != 0 ? 1 : 0);
     largest = std::max(largest, matrix.count);
     pieces += matrix.pieces;
     matrices_.push_back(std::move(matrix));
@@ -60,7 +62,7 @@ void Nf4Reader::work(const std::stop_token& stop) {
     std::exception_ptr error;
     Times spent;
     try {
-      room.resize(piece_values * size_of(*matrix.entry.tensor->dtype));
+      if (!matrix.bnb) room.resize(piece_values * size_of(*matrix.entry.tensor->dtype));
       spent = quantize(matrix, piece, buffer, room);
     } catch (...) {
       error = std::current_exception();
@@ -78,6 +80,11 @@ void Nf4Reader::work(const std::stop_token& stop) {
 
 Nf4Reader::Times Nf4Reader::quantize(const Matrix& matrix, std::size_t piece, const Buffer& buffer,
                                      std::span<std::byte> room) const {
+  if (matrix.bnb) {
+    const auto begin = Clock::now();
+    read_bnb(*matrix.bnb, {buffer.packed.get(), nf4_packed_bytes(matrix.count)}, {buffer.absmax.get(), nf4_blocks(matrix.count)});
+    return {.read = seconds_between(begin, Clock::now()), .quantize = 0};
+  }
   const DType dtype = *matrix.entry.tensor->dtype;
   const std::size_t first = piece * piece_values, count = std::min(piece_values, matrix.count - first);
   const auto bytes = room.first(count * size_of(dtype));

@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "nibble/io/checkpoint.h"
+#include "nibble/weights/bnb.h"
 
 namespace nibble {
 
@@ -24,12 +24,19 @@ struct Nf4ReaderOptions {
   unsigned threads = 0;     // 0: as many as the processor has; the result is the same for any number
 };
 
-// Reads tensors (F32, F16 or BF16) and quantises them, in the order given. Its threads share out pieces of about a megabyte,
+// A tensor to be had in NF4: quantised here, or by bitsandbytes already.
+struct Nf4Source {
+  Checkpoint::Entry entry;
+  std::optional<BnbMatrix> bnb = {};
+  std::size_t count = 0;  // values; of a tensor that is not quantised its own
+};
+
+// Reads tensors and quantises those that are F32, F16 or BF16, in the order given. Its threads share out pieces of about a megabyte,
 // also of the matrices that follow, while the caller uploads the last one; a tensor itself is never held.
 class Nf4Reader {
  public:
   // The checkpoint must outlive it. DataError names file and tensor where the type is another.
-  explicit Nf4Reader(std::vector<Checkpoint::Entry> tensors, const Nf4ReaderOptions& options = {});
+  explicit Nf4Reader(const std::vector<Nf4Source>& sources, const Nf4ReaderOptions& options = {});
   Nf4Reader(const Nf4Reader&) = delete;
   Nf4Reader& operator=(const Nf4Reader&) = delete;
 
@@ -46,6 +53,7 @@ class Nf4Reader {
  private:
   struct Matrix {
     Checkpoint::Entry entry;
+    std::optional<BnbMatrix> bnb;
     std::string name;  // for errors
     std::size_t count = 0, pieces = 0;
     std::size_t begun = 0, done = 0;  // pieces

@@ -46,7 +46,7 @@ TEST_F(ReadNf4, EqualsQuantisingTheWholeTensor) {
     std::vector<float> expected_absmax(nf4_blocks(values.size()));
     nf4_quantize(DType::bf16, bytes, expected, expected_absmax);
     for (const unsigned threads : {1u, 3u, 0u}) {
-      Nf4Reader reader({entry}, {.threads = threads});
+      Nf4Reader reader({{entry}}, {.threads = threads});
       const Nf4Values values_read = reader.next();
       EXPECT_TRUE(std::ranges::equal(values_read.packed, expected)) << count;
       EXPECT_TRUE(std::ranges::equal(values_read.absmax, expected_absmax)) << count;
@@ -69,10 +69,10 @@ TEST_F(ReadNf4, GivesTensorsInTheirOrderFromFewBuffers) {
     part.bytes = 2 * count;
     parts.push_back(part);
   }
-  std::vector<Checkpoint::Entry> entries;
-  for (const TensorInfo& part : parts) entries.push_back({entry.file, &part});
+  std::vector<Nf4Source> sources;
+  for (const TensorInfo& part : parts) sources.push_back({{entry.file, &part}});
   for (const std::size_t buffers : {1u, 2u, 3u, 100u}) {
-    Nf4Reader reader(entries, {.buffers = buffers, .threads = 3});
+    Nf4Reader reader(sources, {.buffers = buffers, .threads = 3});
     for (const TensorInfo& part : parts) {
       const auto bytes = std::as_bytes(std::span(values).last(part.numel()));
       std::vector<std::uint8_t> packed(nf4_packed_bytes(part.numel()));
@@ -92,8 +92,8 @@ TEST_F(ReadNf4, GivesTensorsInTheirOrderFromFewBuffers) {
 TEST_F(ReadNf4, EndsBeforeAllHasBeenTaken) {
   std::vector<std::uint16_t> values(1'000'000, f32_to_bf16(1.0f));
   const auto entry = write(DType::bf16, {1'000'000}, std::as_bytes(std::span(values)));
-  { const Nf4Reader unused(std::vector<Checkpoint::Entry>(5, entry), {.buffers = 1, .threads = 3}); }
-  Nf4Reader some(std::vector<Checkpoint::Entry>(5, entry), {.buffers = 2, .threads = 3});
+  { const Nf4Reader unused(std::vector<Nf4Source>(5, {entry}), {.buffers = 1, .threads = 3}); }
+  Nf4Reader some(std::vector<Nf4Source>(5, {entry}), {.buffers = 2, .threads = 3});
   EXPECT_EQ(some.next().absmax[0], 1.0f);
   EXPECT_EQ(Nf4Reader({}).times().read, 0);
 }
@@ -103,19 +103,19 @@ TEST_F(ReadNf4, NamesFileTensorAndIndexOfABadValue) {
   values[1'500'001] = std::numeric_limits<float>::quiet_NaN();
   const auto entry = write(DType::f32, {2000, 1000}, std::as_bytes(std::span(values)));
   {
-    Nf4Reader reader({entry, entry});
+    Nf4Reader reader({{entry}, {entry}});
     expect_error<DataError>([&] { reader.next(); }, "model.safetensors: w]", "index 1500001 is nan");
   }
   values[30'000] = std::numeric_limits<float>::infinity();
   values[900'000] = -std::numeric_limits<float>::infinity();
-  Nf4Reader again({write(DType::f32, {2000, 1000}, std::as_bytes(std::span(values)))});
+  Nf4Reader again({{write(DType::f32, {2000, 1000}, std::as_bytes(std::span(values)))}});
   expect_error<DataError>([&] { again.next(); }, "model.safetensors: w]", "index 30000 is inf");
 }
 
 TEST_F(ReadNf4, RefusesOtherTypes) {
   const std::vector<std::uint8_t> values(64);
   const auto entry = write(DType::u8, {64}, std::as_bytes(std::span(values)));
-  expect_error<DataError>([&] { Nf4Reader reader({entry}); }, "w]", "is U8");
+  expect_error<DataError>([&] { Nf4Reader reader({{entry}}); }, "w]", "is U8");
 }
 
 }  // namespace

@@ -1,0 +1,122 @@
+#include "nibble/weights/bnb.h"
+
+#include "nibble/base/error.h"
+#include "nibble/base/nf4_table.h"
+#include "nibble/io/json.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace nibble {
+namespace {
+
+constexpr std::string_view state_suffix = ".quant_state.bitsandbytes__nf4", other_states = ".quant_state.bitsandbytes__";
+
+std::string place_of(const Checkpoint::Entry& entry) { return entry.file->path().string(); }
+
+const Checkpoint::Entry& part_of(const Checkpoint& checkpoint, const std::string& name, std::string_view suffix, std::string_view dtype,
+                                 std::uint64_t count) {
+  const std::string whole = name + std::string(suffix);
+  check<DataError>(checkpoint.has(whole), checkpoint.folder().string(), "{} is quantised, but {} is missing.", name, whole);
+  const Checkpoint::Entry& entry = checkpoint.at(whole);
+  check<DataError>(entry.tensor->dtype_name == dtype && entry.tensor->numel() == count, place_of(entry),
+                   "The tensor {} is {} of shape {}; {} elements of {} belong to the weight.", whole, entry.tensor->dtype_name,
+                   to_string(entry.tensor->shape), count, dtype);
+  return entry;
+}
+
+template <typename Values>
+void read_whole(const Checkpoint::Entry& entry, Values&& to) {
+  entry.file->read(*entry.tensor, 0, std::as_writable_bytes(std::span(to)));
+}
+
+Json read_state(const Checkpoint::Entry& entry) {
+  constexpr std::uint64_t most = 1 << 16;
+  check<DataError>(entry.tensor->dtype_name == "U8" && entry.tensor->bytes <= most, place_of(entry), "The tensor {} is no state in JSON.",
+                   entry.tensor->name);
+  std::string text(entry.tensor->bytes, '\0');
+  read_whole(entry, text);
+  return parse_json(text, place_of(entry) + ": " + entry.tensor->name);
+}
+
+void check_code_book(const Checkpoint& checkpoint, const std::string& name) {
+  const Checkpoint::Entry& entry = part_of(checkpoint, name, ".quant_map", "F32", nf4_codes.size());
+  std::array<float, nf4_codes.size()> codes;
+  read_whole(entry, std::span(codes));
+  check<DataError>(codes == nf4_codes, place_of(entry), "The tensor {} is not the code book of NF4.", entry.tensor->name);
+}
+
+void check_state(const JsonObject& state, std::uint32_t out, std::uint32_t in) {
+  if (state.string("quant_type") != "nf4") state.fail_key("quant_type", "\"nf4\"");
+  if (state.integer("blocksize", {1, 1 << 20}) != nf4_block) state.fail_key("blocksize", fmt::format("{}", nf4_block));
+  const auto shape = state.integers("shape", {0, INT32_MAX});
+  if (shape.size() != 2 || shape[0] != out || shape[1] != in) state.fail_key("shape", fmt::format("[{}, {}], as config.json makes it", out, in));
+}
+
+void read_nested(const Checkpoint& checkpoint, const std::string& name, const JsonObject& state, std::uint64_t blocks, BnbMatrix& matrix) {
+  matrix.absmax = part_of(checkpoint, name, ".absmax", "U8", blocks);
+  matrix.nested_blocksize = static_cast<std::uint32_t>(state.integer("nested_blocksize", {1, 1 << 20}));
+  matrix.nested_offset = static_cast<float>(state.number("nested_offset", {-1e30, 1e30}));
+  matrix.nested_absmax = part_of(checkpoint, name, ".nested_absmax", "F32", (blocks - 1) / matrix.nested_blocksize + 1);
+  read_whole(part_of(checkpoint, name, ".nested_quant_map", "F32", matrix.nested_map.size()), matrix.nested_map);
+}
+
+// Two roundings, as bitsandbytes multiplies before it adds.
+void read_nested_absmax(const BnbMatrix& matrix, std::span<float> absmax) {
+  std::vector<std::uint8_t> codes(absmax.size());
+  std::vector<float> blocks((absmax.size() - 1) / matrix.nested_blocksize + 1);
+  read_whole(matrix.absmax, codes);
+  read_whole(matrix.nested_absmax, blocks);
+  for (std::size_t i = 0; i < absmax.size(); ++i) {
+    const float scaled = matrix.nested_map[codes[i]] * blocks[i / matrix.nested_blocksize];
+    absmax[i] = scaled + matrix.nested_offset;
+  }
+}
+
+}  // namespace
+
+bool is_bnb_part(std::string_view name, std::string_view weight) {
+  if (!name.starts_with(weight)) return false;
+  const std::string_view suffix = name.substr(weight.size());
+  return suffix == ".absmax" || suffix == ".quant_map" || suffix == ".nested_absmax" || suffix == ".nested_quant_map" || suffix == state_suffix;
+}
+
+std::optional<BnbMatrix> bnb_matrix(const Checkpoint& checkpoint, const std::string& name, std::uint32_t out, std::uint32_t in) {
+  if (!checkpoint.has(name + std::string(state_suffix))) {
+    const auto next = checkpoint.tensors().lower_bound(name + std::string(other_states));
+    const bool other = next != checkpoint.tensors().end() && next->first.starts_with(name + std::string(other_states));
+    check<DataError>(!other, checkpoint.folder().string(), "{} is quantised as {}; of bitsandbytes NF4 is read.", name,
+                     other ? next->first.substr(name.size() + other_states.size()) : "");
+    return std::nullopt;
+  }
+  const Checkpoint::Entry& state_entry = checkpoint.at(name + std::string(state_suffix));
+  const Json json = read_state(state_entry);
+  const JsonObject state(json, place_of(state_entry) + ": " + state_entry.tensor->name);
+  check_state(state, out, in);
+  const std::uint64_t count = std::uint64_t{out} * in, blocks = count / nf4_block;
+  BnbMatrix matrix{.codes = checkpoint.at(name), .absmax = {}, .nested_absmax = {}};
+  // Stored as bytes, or as what wide type suits the training of shards.
+  check<DataError>(matrix.codes.tensor->bytes == count / 2 && count % nf4_block == 0, place_of(matrix.codes),
+                   "The tensor {} has {} bytes; a matrix of {} x {} in 4 bits has {}.", name, matrix.codes.tensor->bytes, out, in, count / 2);
+  check_code_book(checkpoint, name);
+  if (state.has("nested_blocksize")) {
+    read_nested(checkpoint, name, state, blocks, matrix);
+  } else {
+    matrix.absmax = part_of(checkpoint, name, ".absmax", "F32", blocks);
+  }
+  return matrix;
+}
+
+void read_bnb(const BnbMatrix& matrix, std::span<std::uint8_t> codes, std::span<float> absmax) {
+  read_whole(matrix.codes, codes);
+  if (!matrix.nested_absmax.tensor) {
+    read_whole(matrix.absmax, absmax);
+  } else {
+    read_nested_absmax(matrix, absmax);
+  }
+  const auto bad = std::ranges::find_if_not(absmax, [](float value) { return std::isfinite(value); });
+  check<DataError>(bad == absmax.end(), place_of(matrix.codes), "The absmax of block {} of {} is {}; it must be finite.",
+                   bad - absmax.begin(), matrix.codes.tensor->name, bad == absmax.end() ? 0.0f : *bad);
+}
+
+}  // namespace nibble
