@@ -30,6 +30,10 @@ int run(MergeFlags flags) {
              saved.files == 1 ? "" : "s");
   if (norms.weights > 0) {
     const auto share = [&](double squares) { return 100 * std::sqrt(squares / norms.weights); };
+    if (norms.nf4_error == 0) {
+      fmt::print("Of the norm of the adapted weights, which were in NF4 already, the adapter changes {:.3f}%.\n", share(norms.update));
+      return exit_done;
+    }
     fmt::print("Of the norm of the adapted weights, the adapter changes {:.3f}%; NF4 changes {:.3f}%, {}.\n",
                share(norms.update), share(norms.nf4_error),
                flags.options.onto == MergeBase::nf4 ? "which is in what was written"

@@ -25,9 +25,11 @@ const Checkpoint::Entry& part_of(const Checkpoint& checkpoint, const std::string
   return entry;
 }
 
+// Fills `to` from the value of that index on.
 template <typename Values>
-void read_whole(const Checkpoint::Entry& entry, Values&& to) {
-  entry.file->read(*entry.tensor, 0, std::as_writable_bytes(std::span(to)));
+void read_from(const Checkpoint::Entry& entry, std::uint64_t first, Values&& to) {
+  const std::span values(to);
+  entry.file->read(*entry.tensor, first * sizeof(values[0]), std::as_writable_bytes(values));
 }
 
 Json read_state(const Checkpoint::Entry& entry) {
@@ -35,14 +37,14 @@ Json read_state(const Checkpoint::Entry& entry) {
   check<DataError>(entry.tensor->dtype_name == "U8" && entry.tensor->bytes <= most, place_of(entry), "The tensor {} is no state in JSON.",
                    entry.tensor->name);
   std::string text(entry.tensor->bytes, '\0');
-  read_whole(entry, text);
+  read_from(entry, 0, text);
   return parse_json(text, place_of(entry) + ": " + entry.tensor->name);
 }
 
 void check_code_book(const Checkpoint& checkpoint, const std::string& name) {
   const Checkpoint::Entry& entry = part_of(checkpoint, name, ".quant_map", "F32", nf4_codes.size());
   std::array<float, nf4_codes.size()> codes;
-  read_whole(entry, std::span(codes));
+  read_from(entry, 0, codes);
   check<DataError>(codes == nf4_codes, place_of(entry), "The tensor {} is not the code book of NF4.", entry.tensor->name);
 }
 
@@ -53,22 +55,31 @@ void check_state(const JsonObject& state, std::uint32_t out, std::uint32_t in) {
   if (shape.size() != 2 || shape[0] != out || shape[1] != in) state.fail_key("shape", fmt::format("[{}, {}], as config.json makes it", out, in));
 }
 
+DType dtype_of(const JsonObject& state) {
+  const std::string name = state.string("dtype");
+  if (name == "bfloat16") return DType::bf16;
+  if (name == "float16") return DType::f16;
+  if (name != "float32") state.fail_key("dtype", R"("bfloat16", "float16" or "float32")");
+  return DType::f32;
+}
+
 void read_nested(const Checkpoint& checkpoint, const std::string& name, const JsonObject& state, std::uint64_t blocks, BnbMatrix& matrix) {
   matrix.absmax = part_of(checkpoint, name, ".absmax", "U8", blocks);
   matrix.nested_blocksize = static_cast<std::uint32_t>(state.integer("nested_blocksize", {1, 1 << 20}));
   matrix.nested_offset = static_cast<float>(state.number("nested_offset", {-1e30, 1e30}));
   matrix.nested_absmax = part_of(checkpoint, name, ".nested_absmax", "F32", (blocks - 1) / matrix.nested_blocksize + 1);
-  read_whole(part_of(checkpoint, name, ".nested_quant_map", "F32", matrix.nested_map.size()), matrix.nested_map);
+  read_from(part_of(checkpoint, name, ".nested_quant_map", "F32", matrix.nested_map.size()), 0, matrix.nested_map);
 }
 
 // Two roundings, as bitsandbytes multiplies before it adds.
-void read_nested_absmax(const BnbMatrix& matrix, std::span<float> absmax) {
+void read_nested_absmax(const BnbMatrix& matrix, std::uint64_t first, std::span<float> absmax) {
+  const std::uint64_t nested = matrix.nested_blocksize, first_nested = first / nested;
   std::vector<std::uint8_t> codes(absmax.size());
-  std::vector<float> blocks((absmax.size() - 1) / matrix.nested_blocksize + 1);
-  read_whole(matrix.absmax, codes);
-  read_whole(matrix.nested_absmax, blocks);
+  std::vector<float> blocks((first + absmax.size() - 1) / nested + 1 - first_nested);
+  read_from(matrix.absmax, first, codes);
+  read_from(matrix.nested_absmax, first_nested, blocks);
   for (std::size_t i = 0; i < absmax.size(); ++i) {
-    const float scaled = matrix.nested_map[codes[i]] * blocks[i / matrix.nested_blocksize];
+    const float scaled = matrix.nested_map[codes[i]] * blocks[(first + i) / nested - first_nested];
     absmax[i] = scaled + matrix.nested_offset;
   }
 }
@@ -81,8 +92,12 @@ bool is_bnb_part(std::string_view name, std::string_view weight) {
   return suffix == ".absmax" || suffix == ".quant_map" || suffix == ".nested_absmax" || suffix == ".nested_quant_map" || suffix == state_suffix;
 }
 
+bool is_bnb_matrix(const Checkpoint& checkpoint, std::string_view name) {
+  return checkpoint.has(std::string(name) + std::string(state_suffix));
+}
+
 std::optional<BnbMatrix> bnb_matrix(const Checkpoint& checkpoint, const std::string& name, std::uint32_t out, std::uint32_t in) {
-  if (!checkpoint.has(name + std::string(state_suffix))) {
+  if (!is_bnb_matrix(checkpoint, name)) {
     const auto next = checkpoint.tensors().lower_bound(name + std::string(other_states));
     const bool other = next != checkpoint.tensors().end() && next->first.starts_with(name + std::string(other_states));
     check<DataError>(!other, checkpoint.folder().string(), "{} is quantised as {}; of bitsandbytes NF4 is read.", name,
@@ -94,7 +109,7 @@ std::optional<BnbMatrix> bnb_matrix(const Checkpoint& checkpoint, const std::str
   const JsonObject state(json, place_of(state_entry) + ": " + state_entry.tensor->name);
   check_state(state, out, in);
   const std::uint64_t count = std::uint64_t{out} * in, blocks = count / nf4_block;
-  BnbMatrix matrix{.codes = checkpoint.at(name), .absmax = {}, .nested_absmax = {}};
+  BnbMatrix matrix{.rows = out, .columns = in, .dtype = dtype_of(state), .codes = checkpoint.at(name), .absmax = {}, .nested_absmax = {}};
   // Stored as bytes, or as what wide type suits the training of shards.
   check<DataError>(matrix.codes.tensor->bytes == count / 2 && count % nf4_block == 0, place_of(matrix.codes),
                    "The tensor {} has {} bytes; a matrix of {} x {} in 4 bits has {}.", name, matrix.codes.tensor->bytes, out, in, count / 2);
@@ -107,16 +122,16 @@ std::optional<BnbMatrix> bnb_matrix(const Checkpoint& checkpoint, const std::str
   return matrix;
 }
 
-void read_bnb(const BnbMatrix& matrix, std::span<std::uint8_t> codes, std::span<float> absmax) {
-  read_whole(matrix.codes, codes);
+void read_bnb(const BnbMatrix& matrix, std::uint64_t first_block, std::span<std::uint8_t> codes, std::span<float> absmax) {
+  read_from(matrix.codes, first_block * nf4_block / 2, codes);
   if (!matrix.nested_absmax.tensor) {
-    read_whole(matrix.absmax, absmax);
+    read_from(matrix.absmax, first_block, absmax);
   } else {
-    read_nested_absmax(matrix, absmax);
+    read_nested_absmax(matrix, first_block, absmax);
   }
   const auto bad = std::ranges::find_if_not(absmax, [](float value) { return std::isfinite(value); });
   check<DataError>(bad == absmax.end(), place_of(matrix.codes), "The absmax of block {} of {} is {}; it must be finite.",
-                   bad - absmax.begin(), matrix.codes.tensor->name, bad == absmax.end() ? 0.0f : *bad);
+                   first_block + static_cast<std::uint64_t>(bad - absmax.begin()), matrix.codes.tensor->name, bad == absmax.end() ? 0.0f : *bad);
 }
 
 }  // namespace nibble

@@ -12,18 +12,24 @@ namespace nibble {
 // under that name with a suffix the blocks' absmax, the code book and a "quant_state" in JSON. With double quantisation absmax
 // is in 8 bits: map[code] * nested_absmax[block of 256] + offset.
 struct BnbMatrix {
+  std::uint32_t rows = 0, columns = 0;
+  DType dtype = DType::bf16;                       // of the weight that was quantised
   Checkpoint::Entry codes, absmax, nested_absmax;  // the last one without a tensor where absmax is f32
   std::array<float, 256> nested_map{};
   std::uint32_t nested_blocksize = 256;
   float nested_offset = 0;
 };
 
+// Whether a weight of that name is quantised to NF4.
+bool is_bnb_matrix(const Checkpoint& checkpoint, std::string_view name);
+
 // The weight of that name and shape; empty where it is not quantised. Throws DataError that names file, tensor, what was found and
 // what is read: NF4 in blocks of 64.
 std::optional<BnbMatrix> bnb_matrix(const Checkpoint& checkpoint, const std::string& name, std::uint32_t out, std::uint32_t in);
 
-// Its codes (two a byte, the first in the high half) and absmax, as they are; in f32, as bitsandbytes restores them.
-void read_bnb(const BnbMatrix& matrix, std::span<std::uint8_t> codes, std::span<float> absmax);
+// Codes (two a byte, the first in the high half) as they are and absmax as bitsandbytes restores it in f32, of as many blocks
+// from `first_block` on as `absmax` has room for; `codes` has room for theirs.
+void read_bnb(const BnbMatrix& matrix, std::uint64_t first_block, std::span<std::uint8_t> codes, std::span<float> absmax);
 
 // Whether a tensor of that name belongs to the quantised `weight`.
 bool is_bnb_part(std::string_view name, std::string_view weight);

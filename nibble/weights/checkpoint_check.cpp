@@ -1,6 +1,5 @@
 #include "nibble/weights/checkpoint_check.h"
 
-#include <algorithm>
 #include <set>
 
 #include "nibble/base/error.h"
@@ -30,11 +29,6 @@ bool is_quantised(const Checkpoint& checkpoint, const BaseTensor& tensor) {
 }
 
 }  // namespace
-
-bool is_quantised(const Checkpoint& checkpoint) {
-  return std::any_of(checkpoint.tensors().begin(), checkpoint.tensors().end(),
-                     [](const auto& tensor) { return tensor.first.find(".quant_state.bitsandbytes__") != tensor.first.npos; });
-}
 
 std::vector<BaseTensor> base_tensors(const ModelConfig& config) {
   const std::int64_t hidden = config.hidden_size;

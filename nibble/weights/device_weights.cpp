@@ -65,7 +65,7 @@ std::vector<Nf4Source> projections_of(const Checkpoint& checkpoint, const ModelC
       const auto [out, in] = projection_dims(config, p);
       check<DataError>(std::uint64_t{out} * in % nf4_block == 0, name,
                        "A matrix of {} x {} is no whole number of NF4 blocks of {}.", out, in, nf4_block);
-      sources.push_back({checkpoint.at(name), bnb_matrix(checkpoint, name, out, in), std::size_t{out} * in});
+      sources.push_back({checkpoint.at(name), bnb_matrix(checkpoint, name, out, in)});
     }
   }
   return sources;
@@ -77,7 +77,7 @@ std::size_t nf4_buffers(const Checkpoint& checkpoint, std::span<const Nf4Source>
   std::uint64_t largest = 0, largest_nf4 = 1;
   for (const auto& [name, entry] : checkpoint.tensors()) largest = std::max(largest, entry.tensor->bytes);
   for (const auto& source : projections) {
-    largest_nf4 = std::max<std::uint64_t>(largest_nf4, nf4_packed_bytes(source.count) + 4 * nf4_blocks(source.count));
+    largest_nf4 = std::max<std::uint64_t>(largest_nf4, nf4_packed_bytes(source.count()) + 4 * nf4_blocks(source.count()));
   }
   return std::clamp<std::uint64_t>(largest / 4 * 3 / largest_nf4, 1, most);
 }

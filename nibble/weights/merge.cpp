@@ -58,12 +58,15 @@ class Merger {
   explicit Merger(const MergeOptions& options)
       : options_(options), config_(read_model_config(options.model)), base_(options.model) {
     check_checkpoint(base_, config_);
-    check<DataError>(!is_quantised(base_), options.model.string(),
-                     "The base is quantised in 4 bits; merge into the weights that it was made from.");
     if (!options.adapter.empty()) adapter_ = load_lora_adapter(options.adapter, config_);
     for (const auto& tensor : base_tensors(config_)) {
-      const auto& info = *base_.at(tensor.name).tensor;
-      tensors_.push_back({tensor.name, options.dtype.value_or(*info.dtype), info.shape});
+      const auto [name, shape] = tensor;
+      if (is_bnb_matrix(base_, name)) {
+        quantised_.emplace(name, *bnb_matrix(base_, name, static_cast<std::uint32_t>(shape[0]), static_cast<std::uint32_t>(shape[1])));
+      }
+      const auto quantised = quantised_.find(name);
+      const DType dtype = quantised == quantised_.end() ? *base_.at(name).tensor->dtype : quantised->second.dtype;
+      tensors_.push_back({name, options.dtype.value_or(dtype), shape});
     }
     if (trains_head() && config_.tie_word_embeddings) {
       tensors_.push_back(tensors_.front());  // the embedding, of the same type and shape
@@ -106,6 +109,7 @@ class Merger {
       // transformers 4 writes torch_dtype, which 5 still reads.
       json[json.contains("dtype") ? "dtype" : "torch_dtype"] = name(*options_.dtype);
     }
+    json.erase("quantization_config");
     if (trains_head()) json["tie_word_embeddings"] = false;
     write_file_atomically(folder / "config.json", write_json(json) + "\n");
   }
@@ -115,6 +119,7 @@ class Merger {
 
   MergeMatrix matrix_of(const TensorSpec& tensor) const {
     MergeMatrix matrix{.base = base_.at(tensor.name), .dtype = tensor.dtype};
+    if (const auto quantised = quantised_.find(tensor.name); quantised != quantised_.end()) matrix.bnb = quantised->second;
     const auto projection = projections_.find(tensor.name);
     if (projection == projections_.end()) return matrix;
     matrix.through_nf4 = options_.onto == MergeBase::nf4;
@@ -135,6 +140,7 @@ class Merger {
   Checkpoint base_;
   std::optional<LoraAdapter> adapter_;
   std::vector<TensorSpec> tensors_;
+  std::map<std::string, BnbMatrix, std::less<>> quantised_;  // by tensor
   std::map<std::string, const LoraMatrices*, std::less<>> projections_;  // by tensor; null where not adapted
 };
 

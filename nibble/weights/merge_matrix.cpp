@@ -41,9 +41,9 @@ class Piece {
  public:
   Piece(const MergeMatrix& matrix, std::size_t columns, std::size_t most_rows)
       : matrix_(matrix), columns_(columns), stored_(most_rows * columns), norms_(most_rows) {
-    bytes_.resize(stored_.size() * std::max(size_of(dtype()), size_of(matrix.dtype)));
-    if (matrix.lora == nullptr && !matrix.through_nf4) return;
-    nf4_.resize(stored_.size());
+    bytes_.resize(stored_.size() * std::max(matrix.bnb ? 0 : size_of(dtype()), size_of(matrix.dtype)));
+    if (!matrix.bnb && matrix.lora == nullptr && !matrix.through_nf4) return;
+    if (!matrix.bnb) nf4_.resize(stored_.size());
     packed_.resize(nf4_packed_bytes(stored_.size()));
     absmax_.resize(nf4_blocks(stored_.size()));
   }
@@ -75,16 +75,25 @@ class Piece {
 
  private:
   DType dtype() const { return *matrix_.base.tensor->dtype; }
-  std::vector<float>& result() { return matrix_.through_nf4 ? nf4_ : stored_; }
+  std::vector<float>& result() { return matrix_.through_nf4 && !matrix_.bnb ? nf4_ : stored_; }
   const std::string& name() const { return matrix_.base.tensor->name; }
   std::span<float> row_of(std::vector<float>& values, std::size_t row) const {
     return std::span(values).subspan(row * columns_, columns_);
   }
 
   void read(std::size_t rows) {
+    if (matrix_.bnb) return read_quantised(rows);
     const auto bytes = std::span(bytes_).first(rows * columns_ * size_of(dtype()));
     matrix_.base.file->read(*matrix_.base.tensor, first_ * columns_ * size_of(dtype()), bytes);
     convert_to_f32(dtype(), bytes, std::span(stored_).first(rows * columns_));
+  }
+
+  void read_quantised(std::size_t rows) {
+    const std::size_t count = rows * columns_;
+    const auto packed = std::span(packed_).first(nf4_packed_bytes(count));
+    const auto absmax = std::span(absmax_).first(nf4_blocks(count));
+    read_bnb(*matrix_.bnb, first_ * columns_ / nf4_block, packed, absmax);
+    nf4_dequantize(packed, absmax, std::span(stored_).first(count));
   }
 
   // The first row is a multiple of 64, so that blocks begin where those of the whole matrix do.
@@ -99,8 +108,10 @@ class Piece {
 
   void measure_rows(std::size_t begin, std::size_t end) {
     for (std::size_t row = begin; row < end; ++row) {
-      const auto stored = row_of(stored_, row), rounded = row_of(nf4_, row);
+      const auto stored = row_of(stored_, row);
       MergeNorms& norms = norms_[row] = {.weights = squares(stored)};
+      if (nf4_.empty()) continue;
+      const auto rounded = row_of(nf4_, row);
       for (std::size_t i = 0; i < columns_; ++i) {
         const double difference = double{rounded[i]} - stored[i];
         norms.nf4_error += difference * difference;
@@ -178,8 +189,8 @@ void convert_matrix(const MatrixSource& source, DType dtype, std::string_view na
 
 MergeNorms merge_matrix(const MergeMatrix& matrix, const TakeBytes& take) {
   const auto& shape = matrix.base.tensor->shape;
-  const auto columns = shape.size() == 2 ? static_cast<std::size_t>(shape[1]) : 1;
-  const std::size_t rows = columns == 0 ? 0 : matrix.base.tensor->numel() / columns;
+  const auto columns = matrix.bnb ? matrix.bnb->columns : shape.size() == 2 ? static_cast<std::size_t>(shape[1]) : 1;
+  const std::size_t rows = matrix.bnb ? matrix.bnb->rows : columns == 0 ? 0 : matrix.base.tensor->numel() / columns;
   const std::size_t step = std::min(rows, nf4_block * std::max<std::size_t>(1, piece_values / (nf4_block * columns)));
   MergeNorms norms;
   Piece piece(matrix, columns, step);

@@ -2,7 +2,7 @@
 
 #include <functional>
 
-#include "nibble/io/checkpoint.h"
+#include "nibble/weights/bnb.h"
 #include "nibble/weights/peft.h"
 
 // Private to weights: the numbers of a merge.
@@ -11,6 +11,7 @@ namespace nibble {
 // A row-major matrix W of a checkpoint, and what is added to it.
 struct MergeMatrix {
   Checkpoint::Entry base;
+  std::optional<BnbMatrix> bnb = {};   // W is what this restores, where the base is quantised
   bool through_nf4 = false;            // W is what it becomes in NF4
   const LoraMatrices* lora = nullptr;  // adds scaling * B A where there is one
   double scaling = 0;
@@ -18,7 +19,7 @@ struct MergeMatrix {
 };
 
 // Squared 2-norms over the matrices that have an adapter: of W as stored, of scaling * B A, and of what NF4 changes in
-// W.
+// W (nothing where the base is quantised).
 struct MergeNorms {
   double weights = 0, update = 0, nf4_error = 0;
 

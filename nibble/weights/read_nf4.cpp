@@ -27,7 +27,7 @@ Nf4Reader::Nf4Reader(const std::vector<Nf4Source>& sources, const Nf4ReaderOptio
     const TensorInfo& info = *source.entry.tensor;
     Matrix matrix{.entry = source.entry, .bnb = source.bnb,
                   .name = fmt::format("{}: {}", source.entry.file->path().string(), info.name),
-                  .count = source.bnb ? source.count : info.numel()};
+                  .count = source.count()};
     check<DataError>(source.bnb || info.dtype == DType::f32 || info.dtype == DType::f16 || info.dtype == DType::bf16, matrix.name,
                      "The tensor is {}; F32, F16 and BF16 can be quantised.", info.dtype_name);
     matrix.pieces = source.bnb ? 1 : matrix.count / piece_values + (matrix.count % piece_values != 0 ? 1 : 0);
@@ -82,7 +82,7 @@ Nf4Reader::Times Nf4Reader::quantize(const Matrix& matrix, std::size_t piece, co
                                      std::span<std::byte> room) const {
   if (matrix.bnb) {
     const auto begin = Clock::now();
-    read_bnb(*matrix.bnb, {buffer.packed.get(), nf4_packed_bytes(matrix.count)}, {buffer.absmax.get(), nf4_blocks(matrix.count)});
+    read_bnb(*matrix.bnb, 0, {buffer.packed.get(), nf4_packed_bytes(matrix.count)}, {buffer.absmax.get(), nf4_blocks(matrix.count)});
     return {.read = seconds_between(begin, Clock::now()), .quantize = 0};
   }
   const DType dtype = *matrix.entry.tensor->dtype;

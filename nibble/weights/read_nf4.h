@@ -28,7 +28,8 @@ struct Nf4ReaderOptions {
 struct Nf4Source {
   Checkpoint::Entry entry;
   std::optional<BnbMatrix> bnb = {};
-  std::size_t count = 0;  // values; of a tensor that is not quantised its own
+
+  std::size_t count() const { return bnb ? std::size_t{bnb->rows} * bnb->columns : entry.tensor->numel(); }
 };
 
 // Reads tensors and quantises those that are F32, F16 or BF16, in the order given. Its threads share out pieces of about a megabyte,

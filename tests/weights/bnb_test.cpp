@@ -1,6 +1,6 @@
 #include "nibble/weights/bnb.h"
 
-#include <functional>
+#include <algorithm>
 #include <limits>
 
 #include "nibble/base/error.h"
@@ -55,7 +55,7 @@ void replace_state(Tensors& tensors, const std::string& from, const std::string&
 std::vector<float> values_of(const BnbMatrix& matrix, std::size_t count) {
   std::vector<std::uint8_t> codes(nf4_packed_bytes(count));
   std::vector<float> absmax(nf4_blocks(count)), values(count);
-  read_bnb(matrix, codes, absmax);
+  read_bnb(matrix, 0, codes, absmax);
   nf4_dequantize(codes, absmax, values);
   return values;
 }
@@ -81,12 +81,29 @@ TEST(Bnb, DequantisesAsBitsandbytesBitForBit) {
   EXPECT_EQ(compared, 7);
 }
 
-TEST(Bnb, ChecksAFolderAndSaysThatItIsQuantised) {
+// Parts begin within a block of 256 absmax and end in another one.
+TEST(Bnb, ReadsPartsAsTheyAreInTheWhole) {
+  const Checkpoint model(test::source_path("tests/golden/bnb/model"));
+  const auto matrix = bnb_matrix(model, weight, out_features, in_features);
+  const std::size_t blocks = out_features * in_features / nf4_block;
+  std::vector<std::uint8_t> codes(blocks * nf4_block / 2);
+  std::vector<float> absmax(blocks);
+  read_bnb(*matrix, 0, codes, absmax);
+  for (const auto& [first, count] : {std::pair{0u, 1u}, {255u, 2u}, {256u, 256u}, {300u, 700u}, {1535u, 1u}}) {
+    std::vector<std::uint8_t> part(count * nf4_block / 2);
+    std::vector<float> part_absmax(count);
+    read_bnb(*matrix, first, part, part_absmax);
+    EXPECT_TRUE(std::ranges::equal(part, std::span(codes).subspan(first * nf4_block / 2, part.size()))) << first;
+    EXPECT_TRUE(std::ranges::equal(part_absmax, std::span(absmax).subspan(first, count))) << first;
+  }
+}
+
+TEST(Bnb, ChecksAFolderAndKnowsWhatIsQuantised) {
   const auto folder = test::source_path("tests/golden/bnb/model");
   const Checkpoint model(folder);
   EXPECT_NO_THROW(check_checkpoint(model, read_model_config(folder)));
-  EXPECT_TRUE(is_quantised(model));
-  EXPECT_FALSE(is_quantised(Checkpoint(test::source_path("models/tiny-qwen3"))));
+  EXPECT_TRUE(is_bnb_matrix(model, weight));
+  EXPECT_FALSE(is_bnb_matrix(Checkpoint(test::source_path("models/tiny-qwen3")), weight));
 }
 
 // As bitsandbytes writes it without double quantisation, and with another `quant_storage`.
@@ -111,7 +128,7 @@ TEST(Bnb, ReadsAbsmaxInF32AndCodesOfAnyType) {
   ASSERT_TRUE(matrix);
   std::vector<std::uint8_t> codes_read(nf4_packed_bytes(count));
   std::vector<float> absmax_read(absmax.size());
-  read_bnb(*matrix, codes_read, absmax_read);
+  read_bnb(*matrix, 0, codes_read, absmax_read);
   EXPECT_EQ(as_text(std::span<const std::uint8_t>(codes_read)), codes);
   EXPECT_EQ(absmax_read, absmax);
 }
@@ -149,6 +166,7 @@ TEST(Bnb, RefusesOtherStates) {
   expect("[384, 256]", "null", "shape");
   expect(R"("nested_blocksize": 256)", R"("nested_blocksize": 0)", "nested_blocksize");
   expect(R"("nested_offset": 0)", R"("nested_offset": 1e99, "x": 0)", "nested_offset");
+  expect(R"("bfloat16")", R"("int8")", "\"dtype\" must be \"bfloat16\"");
   expect("{", "", "");
 }
 

@@ -9,6 +9,7 @@
 #include "nibble/base/half.h"
 #include "nibble/base/rng.h"
 #include "nibble/quant/nf4.h"
+#include "nibble/weights/checkpoint_check.h"
 #include "tests/support/files.h"
 
 namespace nibble {
@@ -191,6 +192,33 @@ TEST(Merge, AddsTheAdapterToEitherBase) {
     expect_merged(folder / "new/m", tiny, onto);
   }
   EXPECT_EQ(std::distance(fs::directory_iterator(folder / "new"), {}), 1) << "something was left beside the folder";
+}
+
+// Of layer 0, whose projections the golden file has as bitsandbytes restores them.
+TEST(Merge, RestoresABaseThatBitsandbytesHasQuantised) {
+  const fs::path golden = test::source_path("tests/golden/bnb"), model = golden / "model";
+  const test::TemporaryFolder folder;
+  const auto result = merge({.model = model, .output = folder / "m", .adapter = golden / "adapter_nonzero", .dtype = DType::f32});
+  merge({.model = model, .output = folder / "alone", .dtype = DType::f32});
+  EXPECT_GT(result.norms.update, 0);
+  EXPECT_EQ(result.norms.nf4_error, 0);
+  const SafetensorsFile restored(golden / "golden.safetensors");
+  const auto config = read_model_config(model);
+  const auto adapter = load_lora_adapter(golden / "adapter_nonzero", config);
+  const Checkpoint found(folder / "m"), alone(folder / "alone");
+  EXPECT_EQ(found.tensors().size(), base_tensors(config).size());
+  EXPECT_EQ(found.read_as_f32("model.norm.weight"), Checkpoint(model).read_as_f32("model.norm.weight"));
+  for (const Projection p : all_projections) {
+    const std::string name = projection_tensor_name(0, p);
+    SCOPED_TRACE(name);
+    const auto& info = restored.at("dequantized." + name.substr(0, name.size() - std::string_view(".weight").size()));
+    const auto values = restored.read_as_f32(info);
+    EXPECT_EQ(alone.read_as_f32(name), values);
+    expect_near(found.read_as_f32(name), reference(values, static_cast<std::size_t>(info.shape[1]), &adapter.at(0, p), adapter.config.scaling()));
+  }
+  EXPECT_FALSE(read_json_file(folder / "m/config.json").contains("quantization_config"));
+  merge({.model = model, .output = folder / "half", .onto = MergeBase::nf4});
+  EXPECT_EQ(Checkpoint(folder / "half").at(projection_tensor_name(1, Projection::q)).tensor->dtype, DType::bf16);
 }
 
 TEST(Merge, WritesAFolderThatStandsAlone) {
