@@ -46,7 +46,7 @@ Tokens read_prompt(const GenerateFlags& flags, const TextFiles& files) {
     if (flags.raw) return files.tokenizer.encode(text).ids;
     chat.messages.push_back(message("user", text));
   }
-  if (flags.system) chat.messages.insert(chat.messages.begin(), message("system", *flags.system));
+  if (flags.system) set_system(chat.messages, *flags.system);
   return files.prompt(chat.messages, chat.tools, flags.answer.thinking);
 }
 
@@ -155,7 +155,7 @@ void add_generate(CLI::App& app, Action& action) {
                                                 "{\"prompt\": a text or messages}, or training rows, whose last answer is left out");
   verb->add_option("--batch-size", flags->batch_size, "With --prompts: answers at a time. Up to 8 cost little more than one; memory for\n"
                                                       "keys and values grows with them")->capture_default_str()->check(CLI::Range(1u, 256u));
-  verb->add_option("--system", flags->system, "System message to begin with");
+  verb->add_option("--system", flags->system, "System message to begin with, in place of a chat's own");
   verb->add_flag("--raw", flags->raw, "Continue the text as it is, without the chat template");
   verb->add_flag("--no-adapter", flags->no_adapter, "Leave --adapter out, to compare");
   verb->add_flag("--json", flags->json, "Print answer and figures as JSON");

@@ -13,7 +13,8 @@ Tokens chat_tokens(data::Chat chat, const TextFiles& files, const PromptOptions&
   OrderedJson& messages = chat.messages;
   while (!messages.empty() && messages.back().value("role", "") == "assistant") messages.erase(messages.size() - 1);
   check<DataError>(!messages.empty(), "prompt", "The chat has no turn to answer.");
-  if (options.system) messages.insert(messages.begin(), message("system", *options.system));
+  check<DataError>(!options.raw, "prompt", "The row is a chat; --raw takes rows with a text.");
+  if (options.system) set_system(messages, *options.system);
   return files.prompt(messages, chat.tools, options.thinking);
 }
 

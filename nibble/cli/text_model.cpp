@@ -76,6 +76,11 @@ text::OrderedJson message(const char* role, std::string_view content) {
   return {{"role", role}, {"content", text::replace_broken_utf8(content)}};
 }
 
+void set_system(text::OrderedJson& messages, std::string_view content) {
+  if (!messages.empty() && messages.front().value("role", "") == "system") messages.erase(0);
+  messages.insert(messages.begin(), message("system", content));
+}
+
 double Answer::tokens_per_second() const {
   return seconds > 0 && new_tokens > 1 ? static_cast<double>(new_tokens - 1) / seconds : 0.0;
 }

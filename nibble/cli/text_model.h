@@ -49,6 +49,8 @@ struct TextFiles {
 
 // A message of a chat; what is not UTF-8 in it becomes U+FFFD.
 text::OrderedJson message(const char* role, std::string_view content);
+// Puts it before the messages, in place of a system message that they begin with.
+void set_system(text::OrderedJson& messages, std::string_view content);
 
 struct Answer {
   enum class End { end_token, stop_text, length, full, interrupted };

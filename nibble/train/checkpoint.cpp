@@ -168,8 +168,8 @@ std::optional<fs::path> newest_checkpoint(const fs::path& output) {
 void check_fingerprint(const Json& saved, const Json& now, const fs::path& checkpoint) {
   std::string differences;
   for (const auto& [key, value] : now.items()) {
-    const Json before = saved.contains(key) ? saved[key] : Json();
-    if (before != value) differences += fmt::format(" {} was {} and is {};", key, before.dump(), value.dump());
+    if (!saved.contains(key)) continue;  // saved before there was such a key
+    if (saved[key] != value) differences += fmt::format(" {} was {} and is {};", key, saved[key].dump(), value.dump());
   }
   check<UsageError>(differences.empty(), checkpoint.string(),
                     "The run that is resumed was another one:{} give the same, or start anew without --resume.", differences);

@@ -3,6 +3,7 @@
 #include "nibble/data/line_reader.h"
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
 namespace nibble {
@@ -10,6 +11,21 @@ namespace nibble {
 namespace {
 
 std::string hash_text(const data::Dataset& file) { return fmt::format("{:016x}", file.hash()); }
+
+// In the units of config.json, with what it leaves out filled in.
+Json rope_of(const RopeConfig& rope) {
+  constexpr std::array kinds{"default", "linear", "llama3", "yarn"};
+  return {{"rope_type", kinds[static_cast<std::size_t>(rope.kind)]},
+          {"rope_theta", rope.theta},
+          {"factor", rope.factor},
+          {"original_max_position_embeddings", rope.original_positions},
+          {"low_freq_factor", rope.low_freq_factor},
+          {"high_freq_factor", rope.high_freq_factor},
+          {"beta_fast", rope.beta_fast},
+          {"beta_slow", rope.beta_slow},
+          {"attention_factor", rope.attention_factor},
+          {"truncate", rope.truncate}};
+}
 
 }  // namespace
 
@@ -27,7 +43,8 @@ std::string base_hash(const Checkpoint& base) {
   return fmt::format("{:016x}", hash.value());
 }
 
-Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& base, std::uint64_t total_steps) {
+Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& base, const ModelConfig& config,
+                 std::uint64_t total_steps) {
   Json targets = Json::array();
   for (const Projection p : o.lora.target_modules) targets.push_back(name_of(p));
   return {{"lora_rank", o.lora.rank},
@@ -67,7 +84,11 @@ Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& b
           {"skip_bad_rows", o.skip_bad_rows},
           {"data_hash", hash_text(*data.train.file)},
           {"valid_hash", data.valid.file ? Json(hash_text(*data.valid.file)) : Json()},
-          {"base_hash", base_hash(base)}};
+          {"base_hash", base_hash(base)},
+          {"model_type", config.model_type},
+          {"rms_norm_eps", config.rms_norm_eps},
+          {"sliding_window", config.sliding_window},
+          {"rope_parameters", rope_of(config.rope)}};
 }
 
 }  // namespace nibble

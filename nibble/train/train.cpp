@@ -94,7 +94,7 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
   const auto checkpoint = resume_folder(options);
   if (!options.init_adapter.empty()) options.lora = with_dropout(read_lora_config(options.init_adapter), options);
 
-  TrainState state{.total_steps = feed.total_steps(), .fingerprint = fingerprint(options, *data, base, feed.total_steps())};
+  TrainState state{.total_steps = feed.total_steps(), .fingerprint = fingerprint(options, *data, base, config, feed.total_steps())};
   if (!checkpoint.empty()) {
     const Json now = state.fingerprint;
     state = load_train_state(checkpoint);

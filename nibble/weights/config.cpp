@@ -23,17 +23,31 @@ std::uint32_t size(const JsonObject& json, std::string_view key, JsonObject::Int
   return static_cast<std::uint32_t>(json.integer(key, range, otherwise));
 }
 
+// What attention's kernels compute.
+void check_head_dim(const JsonObject& json, const ModelConfig& config) {
+  if (config.head_dim % 16 == 0 && config.head_dim <= 256) return;
+  if (json.has("head_dim")) json.fail_key("head_dim", "a multiple of 16 from 16 to 256");
+  fail<DataError>(json.origin(), "hidden_size / num_attention_heads makes heads of {}; they must have a multiple of 16 from 16 to 256.",
+                  config.head_dim);
+}
+
+// Missing and null differ for families whose class has a number of its own.
+std::uint32_t default_kv_heads(const JsonObject& json, const ModelConfig& config) {
+  const bool missing = !json.json().contains("num_key_value_heads");
+  return missing && config.family.num_key_value_heads ? config.family.num_key_value_heads : config.num_heads;
+}
+
 void read_sizes(const JsonObject& json, ModelConfig& config) {
   config.hidden_size = size(json, "hidden_size", width);
   config.num_layers = size(json, "num_hidden_layers", count);
   config.vocab_size = size(json, "vocab_size", {1, 1 << 24});
   config.num_heads = size(json, "num_attention_heads", count);
   const Family& family = config.family;
-  config.num_kv_heads = size(json, "num_key_value_heads", count, family.num_key_value_heads ? family.num_key_value_heads : config.num_heads);
+  config.num_kv_heads = size(json, "num_key_value_heads", count, default_kv_heads(json, config));
   config.head_dim = size(json, "head_dim", {2, 1 << 12}, family.head_dim ? family.head_dim : std::max(1u, config.hidden_size / config.num_heads));
   config.intermediate_size = size(json, "intermediate_size", width);
   config.max_position_embeddings = size(json, "max_position_embeddings", {1, 1 << 24}, family.max_position_embeddings);
-  if (config.head_dim % 2 != 0) json.fail_key("head_dim", "even, since RoPE turns pairs");
+  check_head_dim(json, config);
   if (config.num_heads % config.num_kv_heads != 0) {
     json.fail_key("num_key_value_heads", fmt::format("a divisor of num_attention_heads ({})", config.num_heads));
   }
@@ -44,6 +58,7 @@ double yarn_mscale(double factor, double scale) { return factor <= 1 ? 1.0 : 0.1
 
 void read_yarn(const JsonObject& json, RopeConfig& rope) {
   constexpr JsonObject::NumberRange positive{1e-6, 1e6};
+  check<DataError>(rope.theta > 1, json.origin(), "\"yarn\" needs a rope_theta above 1; found {}.", rope.theta);
   rope.kind = RopeConfig::Kind::yarn;
   rope.beta_fast = json.number("beta_fast", positive, 32.0);
   rope.beta_slow = json.number("beta_slow", positive, 1.0);
@@ -75,9 +90,20 @@ void read_rope_kind(const JsonObject& json, const std::string& kind, const char*
   }
 }
 
+bool is_given(const std::optional<JsonObject>& rope) { return rope && !rope->json().empty(); }
+
+Json without_theta(const JsonObject& rope) {
+  Json rest = rope.json();
+  rest.erase("rope_theta");
+  return rest;
+}
+
 // Transformers 4 has rope_theta beside rope_scaling, transformers 5 both in rope_parameters.
 void read_rope(const JsonObject& json, ModelConfig& config) {
   constexpr JsonObject::NumberRange theta{1.0, 1e12};
+  const auto scaling = json.object("rope_scaling"), parameters = json.object("rope_parameters");
+  check<DataError>(!is_given(scaling) || !is_given(parameters) || without_theta(*scaling) == without_theta(*parameters), json.origin(),
+                   "\"rope_scaling\" and \"rope_parameters\" differ; only one of them may be given.");
   config.rope.theta = static_cast<float>(json.number("rope_theta", theta, 10000.0));
   for (const auto* key : {"rope_scaling", "rope_parameters"}) {
     const auto rope = json.object(key);

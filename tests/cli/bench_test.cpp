@@ -251,7 +251,7 @@ TEST(BenchGenerate, ComparesThenTimesPromptAndTokens) {
 }
 
 TEST(BenchGenerate, SaysWhereLogitsAreWrong) {
-  const ChangedKernel changed("attention_decode.wgsl", "exp(score - largest)", "exp(0.9 * (score - largest))");
+  const ChangedKernel changed("lib/attention_decode.wgsl", "exp(score - largest)", "exp(0.9 * (score - largest))");
   const auto result = run_nibble({"bench", "generate", "--gpu", "0", "--model", tiny_model, "--prompt-length", "40", "--new-tokens",
                                   "3", "--repeats", "1"});
   EXPECT_EQ(result.code, 3) << result.err;

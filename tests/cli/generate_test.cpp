@@ -64,6 +64,17 @@ TEST(Generate, JsonAndFilesSayTheSame) {
   EXPECT_GT(json_of({"--adapter", trained, "--prompt", question, "--system", "Be brief."})["prompt_tokens"], 22);
 }
 
+TEST(Generate, ASystemMessageTakesThePlaceOfAChatsOwn) {
+  const test::TemporaryFolder folder;
+  const auto turn = [](const char* role, const char* content) { return Json{{"role", role}, {"content", content}}; };
+  const Json plain = Json::array({turn("user", "a")}), own = Json::array({turn("system", "Be long and kind."), turn("user", "a")});
+  const auto asked = [&](const Json& messages) {
+    return json_of({"--messages", folder.write("chat.json", messages.dump()), "--system", "Be brief."});
+  };
+  EXPECT_EQ(asked(own)["prompt_tokens"], asked(plain)["prompt_tokens"]);
+  EXPECT_EQ(asked(own)["token_ids"], asked(plain)["token_ids"]);
+}
+
 TEST(Generate, DrawsRepeatWithTheirSeed) {
   const auto text = [](const char* seed) {
     return json_of({"--prompt", question, "--temperature", "1", "--top-k", "40", "--seed", seed})["text"];
@@ -118,6 +129,8 @@ TEST(Generate, RowsWithoutAPromptAreNamed) {
   refused("not json\n", "rows.jsonl:1");
   refused("{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}\n", "rows.jsonl:1");
   refused("\n", "has no prompts");
+  const std::string chat = folder.write("chat.jsonl", R"({"messages": [{"role": "user", "content": "a"}]})");
+  expect_refused(generate({"--raw", "--prompts", chat}), 1, "chat.jsonl:1");
   expect_refused(generate({"--prompts", folder / "none"}), 1, "none");
 }
 

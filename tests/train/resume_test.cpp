@@ -150,6 +150,23 @@ TEST(Resume, AnotherOptionIsRefusedByName) {
   test::expect_complaint(resume_with("data", test::some_rows(whole.tiny.folder, "train.jsonl", 11).string()), 2, "data");
 }
 
+// The same tensors under another config.json are another base; a checkpoint from before that was kept goes on.
+TEST(Resume, AnotherConfigOfTheBaseIsRefusedByName) {
+  const WholeRun whole({});
+  const fs::path model = whole.tiny.folder / "model";
+  fs::copy(test::source_path("models/tiny-qwen3"), model);
+  Json config = read_json_file(model / "config.json");
+  config["rope_parameters"]["rope_theta"] = 5000.0;
+  std::ofstream(model / "config.json") << config.dump();
+  const Arguments again{{"resume", "auto"}, {"model", model.string()}};
+  test::expect_complaint(whole.tiny.run(again), 2, "rope_parameters", "1000000.0", "5000.0");
+  const fs::path path = whole.tiny.output() / "checkpoint-8/trainer_state.json";
+  Json state = read_json_file(path);
+  ASSERT_EQ(state["nibble"]["fingerprint"].erase("rope_parameters"), 1u);
+  std::ofstream(path) << state.dump();
+  EXPECT_EQ(whole.tiny.run(again).code, 0);
+}
+
 TEST(Resume, ADamagedCheckpointIsOneSentence) {
   const WholeRun whole({});
   const fs::path checkpoint = whole.tiny.output() / "checkpoint-8";

@@ -90,11 +90,16 @@ TEST(ModelConfig, FamiliesDiffer) {
   EXPECT_NO_THROW(parse(json));
   json.erase("layer_types");
   json["model_type"] = "qwen2";
+  json["num_key_value_heads"] = nullptr;
+  EXPECT_EQ(parse(json).num_kv_heads, 40u);
   json["num_key_value_heads"] = 8;
   const auto qwen2 = parse(json);
   EXPECT_EQ(qwen2.sliding_window, 0u);
   EXPECT_FALSE(qwen2.family.qk_norm);
   for (const Projection p : all_projections) EXPECT_EQ(has_bias(qwen2, p), p == Projection::q || p == Projection::k || p == Projection::v);
+  json["num_attention_heads"] = 32;
+  json["hidden_size"] = 3200;
+  expect_error<DataError>([&] { parse(json); }, "config.json", "makes heads of 100");
   EXPECT_EQ(bias_tensor_name(2, Projection::k), "model.layers.2.self_attn.k_proj.bias");
 }
 
@@ -115,6 +120,15 @@ TEST(ModelConfig, ReadsHowRopeIsStretched) {
   json["rope_parameters"] = Json::parse(R"({"rope_type":"linear","factor":2.0,"rope_theta":5000.0})");
   EXPECT_EQ(parse(json).rope.kind, RopeConfig::Kind::linear);
   EXPECT_EQ(parse(json).rope.theta, 5000.0f);
+  json["rope_scaling"] = Json::object();
+  EXPECT_EQ(parse(json).rope.kind, RopeConfig::Kind::linear);
+  json["rope_scaling"] = Json::parse(R"({"rope_type":"linear","factor":2.0})");
+  EXPECT_EQ(parse(json).rope.theta, 5000.0f);
+  json["rope_scaling"]["factor"] = 4.0;
+  expect_error<DataError>([&] { parse(json); }, "\"rope_scaling\" and \"rope_parameters\" differ");
+  json.erase("rope_scaling");
+  json["rope_parameters"] = Json::parse(R"({"rope_type":"yarn","factor":2.0,"rope_theta":1.0})");
+  expect_error<DataError>([&] { parse(json); }, "rope_theta above 1; found 1");
 }
 
 TEST(ModelConfig, TakesTheGenerationConfigsWord) {
@@ -157,7 +171,8 @@ TEST(ModelConfig, RefusesWhatItCannotCompute) {
            {"hidden_size", "4294969856", "found 4294969856"},
            {"hidden_size", "\"2560\"", "found \"2560\""},
            {"num_hidden_layers", "null", "absent"},
-           {"head_dim", "127", "even"},
+           {"head_dim", "100", "a multiple of 16 from 16 to 256; found 100"},
+           {"head_dim", "512", "a multiple of 16 from 16 to 256; found 512"},
            {"num_key_value_heads", "5", "a divisor of num_attention_heads (32); found 5"},
            {"rms_norm_eps", "-1", "a number from"},
            {"rope_theta", "\"big\"", "found \"big\""},
