@@ -1,5 +1,6 @@
 #include "tests/kernels/attention_reference.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -43,18 +44,20 @@ std::vector<double> probabilities(const Rows& rows, std::uint32_t i, std::uint32
 
 std::uint32_t AttentionCase::tokens() const { return std::accumulate(segments.begin(), segments.end(), 0u); }
 
-std::vector<std::uint32_t> AttentionCase::segment_begin() const {
+std::vector<std::uint32_t> AttentionCase::key_begin() const {
   std::vector<std::uint32_t> begins;
   for (const std::uint32_t length : segments) {
-    begins.insert(begins.end(), length, static_cast<std::uint32_t>(begins.size()));
+    const auto first = static_cast<std::uint32_t>(begins.size());
+    for (std::uint32_t i = 0; i < length; ++i) begins.push_back(window > 0 && i >= window ? first + i + 1 - window : first);
   }
   return begins;
 }
 
-std::vector<std::uint32_t> AttentionCase::segment_end() const {
+std::vector<std::uint32_t> AttentionCase::query_end() const {
   std::vector<std::uint32_t> ends;
   for (const std::uint32_t length : segments) {
-    ends.insert(ends.end(), length, static_cast<std::uint32_t>(ends.size()) + length);
+    const auto first = static_cast<std::uint32_t>(ends.size());
+    for (std::uint32_t j = 0; j < length; ++j) ends.push_back(first + (window > 0 ? std::min(length, j + window) : length));
   }
   return ends;
 }
@@ -68,7 +71,7 @@ std::vector<std::uint32_t> AttentionCase::key_end() const {
 AttentionResult attend(const AttentionCase& shape, const std::vector<double>& q, const std::vector<double>& k,
                        const std::vector<double>& v) {
   AttentionResult result{std::vector<double>(shape.query_values()), std::vector<double>(shape.heads * shape.tokens())};
-  const auto begin = shape.segment_begin();
+  const auto begin = shape.key_begin();
   for (std::uint32_t head = 0; head < shape.heads; ++head) {
     const Rows rows{shape, head};
     for (std::uint32_t i = 0; i < shape.tokens(); ++i) {
@@ -90,7 +93,7 @@ AttentionGradients attend_backward(const AttentionCase& shape, const std::vector
   result.dq.resize(q.size());
   result.dk.resize(k.size());
   result.dv.resize(v.size());
-  const auto begin = shape.segment_begin();
+  const auto begin = shape.key_begin();
   const double scale = 1 / std::sqrt(static_cast<double>(shape.head_dim));
   for (std::uint32_t head = 0; head < shape.heads; ++head) {
     const Rows rows{shape, head};

@@ -9,11 +9,12 @@ namespace nibble::test {
 struct AttentionCase {
   std::uint32_t heads, key_heads, head_dim;
   std::vector<std::uint32_t> segments;  // their lengths
+  std::uint32_t window = 0;             // keys that a query meets at most, itself the last; 0: those of its segment
 
   std::uint32_t tokens() const;
-  std::vector<std::uint32_t> segment_begin() const;  // of each token
-  std::vector<std::uint32_t> segment_end() const;
-  std::vector<std::uint32_t> key_end() const;  // causal: i + 1
+  std::vector<std::uint32_t> key_begin() const;  // of each token as query
+  std::vector<std::uint32_t> key_end() const;    // causal: i + 1
+  std::vector<std::uint32_t> query_end() const;  // of each token as key
   std::size_t query_values() const { return std::size_t{heads} * tokens() * head_dim; }
   std::size_t key_values() const { return std::size_t{key_heads} * tokens() * head_dim; }
 };

@@ -73,7 +73,7 @@ struct Step {
     AttentionStep op{.qkv = upload(std::span(qkv).last(shape.row()), {1, shape.row()}), .q_norm = weight(0), .k_norm = weight(1),
                      .position = upload_u32(std::vector{shape.positions().back()}), .table = table(), .eps = qkv_eps, .k = k.tensor(),
                      .v = v.tensor(), .heads = c.heads, .first_key = last,
-                     .key_begin = upload_u32(std::vector{shape.attention.segment_begin().back()}), .o = o.tensor(), .lse = lse.tensor(),
+                     .key_begin = upload_u32(std::vector{shape.attention.key_begin().back()}), .o = o.tensor(), .lse = lse.tensor(),
                      .least_part_keys = c.least_part_keys};
     if (c.least_part_keys) {
       op.parts = {.o = device().tensor(DType::f32, {attention_part_rows, width}, "parts"),

@@ -59,6 +59,14 @@ TEST_P(AttentionVariants, HeadsOfEverySize) {
   }
 }
 
+// Windows that end in, at and beyond a block of keys, and one that no segment fills.
+TEST_P(AttentionVariants, SlidingWindows) {
+  for (const std::uint32_t window : {2u, 15u, 32u, 33u, 64u, 65u, 100u, 1000u}) {
+    SCOPED_TRACE(window);
+    expect_as_reference({.heads = 4, .key_heads = 2, .head_dim = 64, .segments = {150, 40, 1, 70}, .window = window}, GetParam());
+  }
+}
+
 TEST_P(AttentionVariants, GroupsOfHeads) {
   for (const std::uint32_t key_heads : {1u, 2u, 4u}) {
     expect_as_reference({.heads = 4, .key_heads = key_heads, .head_dim = 32, .segments = {40, 9}}, GetParam());
@@ -137,7 +145,7 @@ Generated generate(const AttentionCase& shape, const AttentionInputs& inputs, st
     std::copy_n(inputs.k.begin() + h * tokens * dim, tokens * dim, k.begin() + h * capacity * dim);
     std::copy_n(inputs.v.begin() + h * tokens * dim, tokens * dim, v.begin() + h * capacity * dim);
   }
-  const auto all_begins = shape.segment_begin();
+  const auto all_begins = shape.key_begin();
   const std::vector<std::uint32_t> begins(all_begins.begin() + first, all_begins.begin() + first + count);
   std::vector<std::uint32_t> ends(count);
   std::iota(ends.begin(), ends.end(), first + 1);
@@ -153,7 +161,7 @@ Generated generate(const AttentionCase& shape, const AttentionInputs& inputs, st
                      .lse = lse.tensor(),
                      .variant = piece.variant,
                      .parts = with_parts ? AttentionParts{part_o.tensor(), part_numbers.tensor()} : AttentionParts{},
-                     .most_keys = first + count,
+                     .most_keys = shape.window > 0 ? std::min(first + count, shape.window) : first + count,
                      .least_part_keys = 32};
   gpu::Recorder recorder(device());
   record(recorder, op);
@@ -216,6 +224,18 @@ TEST(Attention, GenerationOfALaterSegment) {
   }
 }
 
+TEST(Attention, GenerationInASlidingWindow) {
+  for (const std::uint32_t window : {1u, 16u, 100u, 150u, 300u}) {
+    const AttentionCase shape{.heads = 4, .key_heads = 2, .head_dim = 64, .segments = {37, 260}, .window = window};
+    SCOPED_TRACE(window);
+    const AttentionInputs inputs(shape);
+    const auto expected = attend(shape, doubles(inputs.q), doubles(inputs.k), doubles(inputs.v));
+    for (const Piece& piece : {Piece{36, 1}, Piece{35, 5}, Piece{80, 2}, Piece{296, 1}, Piece{290, 7}}) {
+      expect_generated(shape, generate(shape, inputs, 300, piece), expected, piece);
+    }
+  }
+}
+
 TEST(Attention, GenerationGivesTheSameBitsEachRun) {
   const AttentionCase shape{.heads = 8, .key_heads = 2, .head_dim = 64, .segments = {500}};
   const AttentionInputs inputs(shape);
@@ -274,7 +294,7 @@ TEST(Attention, TensorsBeyondOneBinding) {
   const Attention forward{.q = zeros({heads, tokens, dim}),
                           .k = zeros({key_heads, tokens, dim}),
                           .v = zeros({key_heads, tokens, dim}),
-                          .key_begin = upload_u32(shape.segment_begin()),
+                          .key_begin = upload_u32(shape.key_begin()),
                           .key_end = upload_u32(shape.key_end()),
                           .o = zeros({tokens, heads * dim}),
                           .lse = zeros({heads, tokens})};

@@ -72,7 +72,7 @@ QkvAttention forward_of(const QkvCase& shape, const Mode& mode, const Inputs& in
                   .position = upload_u32(shape.positions()),
                   .table = upload(rope_table(512, shape.dim(), qkv_theta), {512, shape.dim() / 2, 2}),
                   .eps = qkv_eps,
-                  .key_begin = upload_u32(shape.attention.segment_begin()),
+                  .key_begin = upload_u32(shape.attention.key_begin()),
                   .key_end = upload_u32(shape.attention.key_end()),
                   .o = o,
                   .lse = lse,
@@ -104,7 +104,7 @@ Outputs run(const QkvCase& shape, const Mode& mode, const Inputs& inputs, int bi
   lower(d_o, binades);
   gpu::Recorder recorder(device());
   record(recorder, forward);
-  record(recorder, QkvAttentionBackward{.forward = forward, .query_end = upload_u32(shape.attention.segment_end()), .d_o = d_o,
+  record(recorder, QkvAttentionBackward{.forward = forward, .query_end = upload_u32(shape.attention.query_end()), .d_o = d_o,
                                         .d_qkv = d_qkv.operand()});
   recorder.submit();
   o.expect_guards_intact();
@@ -179,6 +179,18 @@ TEST_P(QkvAttentionModes, GroupsOfHeadsWithAndWithoutNorm) {
   for (const std::uint32_t key_heads : {1u, 2u, 4u}) {
     for (const bool norm : {false, true}) {
       const QkvCase shape{.attention = {.heads = 4, .key_heads = key_heads, .head_dim = 64, .segments = {40, 9}}, .norm = norm};
+      expect_as_reference(shape, Inputs(shape));
+    }
+  }
+}
+
+// As in attention_test.cpp; and as scales of rows are a block's, values of rows that are not met must not count.
+TEST_P(QkvAttentionModes, SlidingWindows) {
+  for (const std::uint32_t head_dim : {64u, 128u}) {
+    for (const std::uint32_t window : {2u, 15u, 32u, 33u, 64u, 65u, 100u, 1000u}) {
+      SCOPED_TRACE(window);
+      const QkvCase shape{
+          .attention = {.heads = 2, .key_heads = 1, .head_dim = head_dim, .segments = {150, 40, 1, 70}, .window = window}};
       expect_as_reference(shape, Inputs(shape));
     }
   }
