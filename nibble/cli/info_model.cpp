@@ -6,7 +6,6 @@
 #include "nibble/report/progress.h"
 #include "nibble/text/chat_template.h"
 #include "nibble/text/tokenizer.h"
-#include "nibble/weights/bnb.h"
 #include "nibble/weights/checkpoint_check.h"
 #include "nibble/weights/peft.h"
 
@@ -55,10 +54,8 @@ ModelFacts read_facts(const std::string& folder) {
   check_checkpoint(checkpoint, facts.config);
   facts.file_bytes = checkpoint.total_bytes();
   for (const auto& tensor : base_tensors(facts.config)) {
-    std::uint64_t count = 1;
-    for (const std::int64_t size : tensor.shape) count *= static_cast<std::uint64_t>(size);
-    facts.parameters += count;
-    facts.dtypes.insert(is_bnb_matrix(checkpoint, tensor.name) ? "NF4" : checkpoint.at(tensor.name).tensor->dtype_name);
+    facts.parameters += tensor.numel();
+    facts.dtypes.insert(quantised(checkpoint, tensor) ? "NF4" : checkpoint.at(tensor.name).tensor->dtype_name);
   }
   for (const Projection p : all_projections) {
     const auto [out, in] = projection_dims(facts.config, p);

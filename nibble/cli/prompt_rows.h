@@ -14,7 +14,7 @@ struct PromptRow {
 };
 
 struct PromptOptions {
-  std::optional<std::string> system;  // put before each chat
+  std::optional<std::string> system;  // in place of a chat's own
   std::optional<bool> thinking;
   bool raw = false;                   // a "prompt" that is a text is continued as it is
 };

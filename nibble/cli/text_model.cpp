@@ -147,15 +147,15 @@ Answer TextModel::answer(Tokens& text, TokenSampler& sampler, const std::functio
   std::optional<Answer::End> end;
   while (!end) {
     const auto logits = generator_.logits(text);
-    if (answer.new_tokens == 0) answer.prompt_seconds = seconds_since(begin);
+    if (builder.new_tokens() == 0) answer.prompt_seconds = seconds_since(begin);
     text.push_back(sampler.next(logits, text));
-    ++answer.new_tokens;
     put(builder.push(text));
     end = builder.end();
     if (!end && interrupted && interrupted()) end = Answer::End::interrupted;
   }
   put(builder.finish());
   answer.end = *end;
+  answer.new_tokens = builder.new_tokens();
   answer.seconds = seconds_since(begin) - answer.prompt_seconds;
   return answer;
 }
@@ -188,12 +188,13 @@ void TextModel::answer_all(std::span<const Tokens> prompts, const SamplingOption
     for (std::size_t i = 0; i < texts.size(); ++i) {
       std::unique_ptr<Running>& place = places[texts[i].sequence];
       Running& r = *place;
-      if (r.answer.new_tokens++ == 0) r.answer.prompt_seconds = seconds_since(r.begin);
+      if (r.builder.new_tokens() == 0) r.answer.prompt_seconds = seconds_since(r.begin);
       r.text.push_back(r.sampler.next(logits[i], r.text));
       r.answer.text += r.builder.push(r.text);
       if (!r.builder.end()) continue;
       r.answer.text += r.builder.finish();
       r.answer.end = *r.builder.end();
+      r.answer.new_tokens = r.builder.new_tokens();
       r.answer.seconds = seconds_since(r.begin) - r.answer.prompt_seconds;
       done(r.index, r.answer, r.text);
       place.reset();

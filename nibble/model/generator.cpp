@@ -73,7 +73,7 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
       seen_(std::max(given.sequences, 1u)),
       readback_(device_, std::uint64_t{logits_rows(given)} * config_.vocab_size * sizeof(float)),
       logits_(seen_.size() * config_.vocab_size),
-      passed_(std::size_t{logits_rows(given)} * config_.vocab_size) {
+      passed_(seen_.size() > 1 ? std::size_t{logits_rows(given)} * config_.vocab_size : 0) {
   const std::uint32_t rank = lora_ ? lora_->rank : 0;
   pieces_ = make_layers(device_, config_, weights_, lora_, layers_options(state.path(), most_tokens_, rank));
   if (DecodeLayers::fits(config_)) {
@@ -200,10 +200,11 @@ void Generator::compute(std::span<const Text> parts, bool want_logits) {
   for (const Text& part : parts) seen_[part.sequence].insert(seen_[part.sequence].end(), part.tokens.begin(), part.tokens.end());
   computed_ += pass.stream.tokens;
   if (!want_logits) return;
-  const std::span<float> passed = std::span(passed_).first(parts.size() * config_.vocab_size);
+  const bool one = parts.size() == 1;
+  const std::span<float> passed = one ? logits_of(parts[0].sequence) : std::span(passed_).first(parts.size() * config_.vocab_size);
   readback_.begin(logits);
   readback_.finish(std::as_writable_bytes(passed));
-  for (std::size_t i = 0; i < parts.size(); ++i) {
+  for (std::size_t i = 0; !one && i < parts.size(); ++i) {
     std::copy_n(passed.begin() + static_cast<std::ptrdiff_t>(i * config_.vocab_size), config_.vocab_size, logits_of(parts[i].sequence).begin());
   }
 }

@@ -91,7 +91,7 @@ class Generator {
   std::array<Tensor, 2> residual_;
   std::vector<std::vector<std::uint32_t>> seen_;  // by sequence
   gpu::Readback readback_;                        // of the logits of a pass
-  std::vector<float> logits_, passed_;            // of all sequences, of the last pass
+  std::vector<float> logits_, passed_;            // of all sequences, and of a pass of several
   std::uint64_t computed_ = 0;
 };
 

@@ -92,12 +92,8 @@ bool is_bnb_part(std::string_view name, std::string_view weight) {
   return suffix == ".absmax" || suffix == ".quant_map" || suffix == ".nested_absmax" || suffix == ".nested_quant_map" || suffix == state_suffix;
 }
 
-bool is_bnb_matrix(const Checkpoint& checkpoint, std::string_view name) {
-  return checkpoint.has(std::string(name) + std::string(state_suffix));
-}
-
 std::optional<BnbMatrix> bnb_matrix(const Checkpoint& checkpoint, const std::string& name, std::uint32_t out, std::uint32_t in) {
-  if (!is_bnb_matrix(checkpoint, name)) {
+  if (!checkpoint.has(name + std::string(state_suffix))) {
     const auto next = checkpoint.tensors().lower_bound(name + std::string(other_states));
     const bool other = next != checkpoint.tensors().end() && next->first.starts_with(name + std::string(other_states));
     check<DataError>(!other, checkpoint.folder().string(), "{} is quantised as {}; of bitsandbytes NF4 is read.", name,

@@ -20,9 +20,6 @@ struct BnbMatrix {
   float nested_offset = 0;
 };
 
-// Whether a weight of that name is quantised to NF4.
-bool is_bnb_matrix(const Checkpoint& checkpoint, std::string_view name);
-
 // The weight of that name and shape; empty where it is not quantised. Throws DataError that names file, tensor, what was found and
 // what is read: NF4 in blocks of 64.
 std::optional<BnbMatrix> bnb_matrix(const Checkpoint& checkpoint, const std::string& name, std::uint32_t out, std::uint32_t in);

@@ -1,10 +1,10 @@
 #include "nibble/weights/checkpoint_check.h"
 
+#include <numeric>
 #include <set>
 
 #include "nibble/base/error.h"
 #include "nibble/base/log.h"
-#include "nibble/weights/bnb.h"
 
 namespace nibble {
 namespace {
@@ -22,13 +22,17 @@ void check_tensor(const Checkpoint& checkpoint, const BaseTensor& expected) {
                    "The tensor {} is {}; F32, F16 and BF16 are read.", expected.name, tensor->dtype_name);
 }
 
-// Embedding and head are read as they are alone.
-bool is_quantised(const Checkpoint& checkpoint, const BaseTensor& tensor) {
-  return tensor.shape.size() == 2 && tensor.name != embedding_tensor_name && tensor.name != head_tensor_name && checkpoint.has(tensor.name) &&
-         bnb_matrix(checkpoint, tensor.name, static_cast<std::uint32_t>(tensor.shape[0]), static_cast<std::uint32_t>(tensor.shape[1]));
+}  // namespace
+
+std::uint64_t BaseTensor::numel() const {
+  return std::accumulate(shape.begin(), shape.end(), std::uint64_t{1}, [](auto product, auto size) { return product * static_cast<std::uint64_t>(size); });
 }
 
-}  // namespace
+std::optional<BnbMatrix> quantised(const Checkpoint& checkpoint, const BaseTensor& tensor) {
+  const bool projection = tensor.shape.size() == 2 && tensor.name != embedding_tensor_name && tensor.name != head_tensor_name;
+  if (!projection || !checkpoint.has(tensor.name)) return std::nullopt;
+  return bnb_matrix(checkpoint, tensor.name, static_cast<std::uint32_t>(tensor.shape[0]), static_cast<std::uint32_t>(tensor.shape[1]));
+}
 
 std::vector<BaseTensor> base_tensors(const ModelConfig& config) {
   const std::int64_t hidden = config.hidden_size;
@@ -57,7 +61,7 @@ void check_checkpoint(const Checkpoint& checkpoint, const ModelConfig& config) {
   for (const auto& tensor : base_tensors(config)) {
     known.insert(tensor.name);
     // Of what bitsandbytes has quantised the codes have a shape of their own, and other tensors follow it by name.
-    if (is_quantised(checkpoint, tensor)) {
+    if (quantised(checkpoint, tensor)) {
       for (auto next = checkpoint.tensors().upper_bound(tensor.name); next != checkpoint.tensors().end(); ++next) {
         if (!is_bnb_part(next->first, tensor.name)) break;
         known.insert(next->first);

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "nibble/io/checkpoint.h"
+#include "nibble/weights/bnb.h"
 #include "nibble/weights/config.h"
 
 namespace nibble {
@@ -8,10 +8,16 @@ namespace nibble {
 struct BaseTensor {
   std::string name;
   Shape shape;
+
+  std::uint64_t numel() const;
 };
 
 // Every tensor that a checkpoint of this config must have; lm_head.weight only where it is not tied.
 std::vector<BaseTensor> base_tensors(const ModelConfig& config);
+
+// What bitsandbytes has made of a tensor; empty where it is stored as it is. Of projections alone: embedding, head and norms are
+// read as they are. DataError as bnb_matrix.
+std::optional<BnbMatrix> quantised(const Checkpoint& checkpoint, const BaseTensor& tensor);
 
 // Compares a checkpoint with its config before anything is loaded. DataError names file, tensor, expected and found
 // shape or type, or what is missing; tensors that no one needs are said through the log.

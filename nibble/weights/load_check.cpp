@@ -2,6 +2,7 @@
 
 #include "nibble/base/half.h"
 #include "nibble/quant/nf4.h"
+#include "nibble/weights/bnb.h"
 
 #include <algorithm>
 
@@ -20,16 +21,21 @@ std::vector<std::byte> bytes_of_values(const Checkpoint::Entry& entry, std::uint
   return bytes;
 }
 
-void check_nf4(gpu::Device& device, const Checkpoint::Entry& entry, const Nf4Matrix& matrix, LoadCheck& result) {
-  if (entry.tensor->bytes == matrix.packed.bytes()) return;  // quantised already
+void check_nf4(gpu::Device& device, const Checkpoint& checkpoint, const std::string& name, const Nf4Matrix& matrix, LoadCheck& result) {
+  const Checkpoint::Entry& entry = checkpoint.at(name);
+  const auto bnb = bnb_matrix(checkpoint, name, matrix.out, matrix.in);
   const std::uint64_t blocks = matrix.absmax.size(), part = std::min<std::uint64_t>(64, blocks);
   const auto count = static_cast<std::uint32_t>(part);
   for (std::uint64_t i = 0; i < parts; ++i) {
     const std::uint64_t first = part_begin(i, part, blocks);
     std::vector<std::uint8_t> packed(part * nf4_block / 2);
     std::vector<float> absmax(part);
-    nf4_quantize(*entry.tensor->dtype, bytes_of_values(entry, first * nf4_block, part * nf4_block), packed, absmax,
-                 {.threads = 1, .simd = Simd::scalar, .name = entry.tensor->name});
+    if (bnb) {
+      read_bnb(*bnb, first, packed, absmax);
+    } else {
+      nf4_quantize(*entry.tensor->dtype, bytes_of_values(entry, first * nf4_block, part * nf4_block), packed, absmax,
+                   {.threads = 1, .simd = Simd::scalar, .name = name});
+    }
     const auto got = device.read<std::uint8_t>(matrix.packed.part(first * nf4_block / 8, {count * std::uint32_t{nf4_block} / 8}));
     const auto got_absmax = device.read<float>(matrix.absmax.part(first, {count}));
     for (std::uint64_t block = 0; block < part; ++block) {
@@ -71,7 +77,7 @@ LoadCheck check_loaded(gpu::Device& device, const Checkpoint& checkpoint, const 
   if (weights.head.data.buffer() != weights.embedding.data.buffer()) dense(head_tensor_name, weights.head);
   for (std::uint32_t layer = 0; layer < weights.layers.size(); ++layer) {
     for (const Projection p : all_projections) {
-      check_nf4(device, checkpoint.at(projection_tensor_name(layer, p)), weights.layers[layer].projection(p), result);
+      check_nf4(device, checkpoint, projection_tensor_name(layer, p), weights.layers[layer].projection(p), result);
     }
   }
   return result;

@@ -60,13 +60,9 @@ class Merger {
     check_checkpoint(base_, config_);
     if (!options.adapter.empty()) adapter_ = load_lora_adapter(options.adapter, config_);
     for (const auto& tensor : base_tensors(config_)) {
-      const auto [name, shape] = tensor;
-      if (is_bnb_matrix(base_, name)) {
-        quantised_.emplace(name, *bnb_matrix(base_, name, static_cast<std::uint32_t>(shape[0]), static_cast<std::uint32_t>(shape[1])));
-      }
-      const auto quantised = quantised_.find(name);
-      const DType dtype = quantised == quantised_.end() ? *base_.at(name).tensor->dtype : quantised->second.dtype;
-      tensors_.push_back({name, options.dtype.value_or(dtype), shape});
+      const auto bnb = quantised(base_, tensor);
+      tensors_.push_back({tensor.name, options.dtype.value_or(bnb ? bnb->dtype : *base_.at(tensor.name).tensor->dtype), tensor.shape});
+      if (bnb) quantised_.emplace(tensor.name, *bnb);
     }
     if (trains_head() && config_.tie_word_embeddings) {
       tensors_.push_back(tensors_.front());  // the embedding, of the same type and shape
@@ -122,7 +118,7 @@ class Merger {
     if (const auto quantised = quantised_.find(tensor.name); quantised != quantised_.end()) matrix.bnb = quantised->second;
     const auto projection = projections_.find(tensor.name);
     if (projection == projections_.end()) return matrix;
-    matrix.through_nf4 = options_.onto == MergeBase::nf4;
+    matrix.through_nf4 = options_.onto == MergeBase::nf4 && !matrix.bnb;  // what is quantised has been through it
     matrix.lora = projection->second;
     if (adapter_) matrix.scaling = adapter_->config.scaling();
     return matrix;

@@ -75,7 +75,7 @@ class Piece {
 
  private:
   DType dtype() const { return *matrix_.base.tensor->dtype; }
-  std::vector<float>& result() { return matrix_.through_nf4 && !matrix_.bnb ? nf4_ : stored_; }
+  std::vector<float>& result() { return matrix_.through_nf4 ? nf4_ : stored_; }
   const std::string& name() const { return matrix_.base.tensor->name; }
   std::span<float> row_of(std::vector<float>& values, std::size_t row) const {
     return std::span(values).subspan(row * columns_, columns_);

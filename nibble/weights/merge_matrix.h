@@ -12,7 +12,7 @@ namespace nibble {
 struct MergeMatrix {
   Checkpoint::Entry base;
   std::optional<BnbMatrix> bnb = {};   // W is what this restores, where the base is quantised
-  bool through_nf4 = false;            // W is what it becomes in NF4
+  bool through_nf4 = false;            // W is what it becomes in NF4; not with bnb
   const LoraMatrices* lora = nullptr;  // adds scaling * B A where there is one
   double scaling = 0;
   DType dtype = DType::f32;  // of the result

@@ -42,6 +42,20 @@ TEST_P(LoadedWeights, AreRefusedWhereOneCodeOrScaleOrValueDiffers) {
   EXPECT_FALSE(check.passed());
 }
 
+TEST(LoadedNf4, OfAQuantisedFolderAreItsCodesAndScales) {
+  const std::filesystem::path model = test::source_path("tests/golden/bnb/model");
+  const Checkpoint checkpoint(model);
+  const DeviceWeights weights = load_weights(device(), checkpoint, read_model_config(model), {.dense_dtype = DType::f32});
+  const LoadCheck check = check_loaded(device(), checkpoint, weights);
+  EXPECT_TRUE(check.passed());
+  EXPECT_EQ(check.blocks, 4u * 7 * 3 * 64);
+  const gpu::Tensor& absmax = weights.layers[2].projection(Projection::v).absmax;
+  auto words = device().read<std::uint32_t>(absmax);
+  words[0] ^= 1u;
+  device().write(absmax, std::as_bytes(std::span(words)));
+  EXPECT_EQ(check_loaded(device(), checkpoint, weights).wrong_blocks, 1u);
+}
+
 TEST_P(LoadedWeights, TakeTheTimesThatTheyAreAskedFor) {
   LoadTimes times;
   load_weights(device(), checkpoint, read_model_config(model), {.dense_dtype = GetParam(), .times = &times});

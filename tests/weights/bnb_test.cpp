@@ -102,8 +102,10 @@ TEST(Bnb, ChecksAFolderAndKnowsWhatIsQuantised) {
   const auto folder = test::source_path("tests/golden/bnb/model");
   const Checkpoint model(folder);
   EXPECT_NO_THROW(check_checkpoint(model, read_model_config(folder)));
-  EXPECT_TRUE(is_bnb_matrix(model, weight));
-  EXPECT_FALSE(is_bnb_matrix(Checkpoint(test::source_path("models/tiny-qwen3")), weight));
+  const BaseTensor tensor{weight, {out_features, in_features}};
+  EXPECT_TRUE(quantised(model, tensor));
+  EXPECT_FALSE(quantised(Checkpoint(test::source_path("models/tiny-qwen3")), tensor));
+  EXPECT_FALSE(quantised(model, {"model.layers.9.self_attn.q_proj.weight", {out_features, in_features}}));
 }
 
 // As bitsandbytes writes it without double quantisation, and with another `quant_storage`.
@@ -182,6 +184,17 @@ TEST(Bnb, RefusesOtherCodeBooksAndKinds) {
   tensors.erase(state_name);
   write(folder / "model.safetensors", tensors);
   expect_error<DataError>([&] { bnb_matrix(Checkpoint(folder.path()), weight, out_features, in_features); }, "fp4");
+}
+
+// A norm with the state of a matrix is a norm, and what lies beside it is left out.
+TEST(Bnb, LooksAtProjectionsAlone) {
+  const test::TemporaryFolder folder;
+  Tensors tensors = golden_tensors();
+  const std::string norm = "model.norm.weight";
+  tensors[norm] = {DType::f32, {256}, std::string(1024, '\0')};
+  tensors[norm + ".quant_state.bitsandbytes__nf4"] = tensors.at(state_name);
+  write(folder / "model.safetensors", tensors);
+  EXPECT_FALSE(quantised(Checkpoint(folder.path()), {norm, {256}}));
 }
 
 TEST(Bnb, RefusesAnAbsmaxThatIsNotFinite) {

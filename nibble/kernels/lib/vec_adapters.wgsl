@@ -26,4 +26,3 @@ fn share_of_adapters(row: u32, output: u32, part: u32) -> f32 {
   }
   return params.scaling * sum;
 }
-

@@ -17,4 +17,3 @@ struct Params {
 fn silu(g: f32) -> f32 {
   return g / (1.0 + exp(-max(g, -87.0)));
 }
-
