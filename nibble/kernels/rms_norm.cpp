@@ -17,11 +17,11 @@ struct Params {
 };
 
 gpu::Kernel rms_kernel(gpu::Device& device, std::string_view entry, std::uint32_t columns, DType data, bool gather,
-                       bool stores_y = false) {
+                       std::uint32_t y_at) {
   const RowKernel row_kernel(device, columns);
-  const std::uint32_t kept = row_kernel.kept(columns / row_kernel.width, 4), y_at = stores_y ? 7 : 9;
+  const std::uint32_t kept = row_kernel.kept(columns / row_kernel.width, 4);
   gpu::Prelude prelude = row_kernel.prelude(data).constant("GATHER", gather).constant("KEPT", kept);
-  return row_kernel.kernel(device, "rms_norm", entry, prelude.constant("Y_AT", y_at).constant("PACKED_AT", 16 - y_at));
+  return row_kernel.kernel(device, "rms_norm", entry, prelude.constant("Y_AT", y_at));
 }
 
 // The slices of x that a slice of y draws from.
@@ -49,7 +49,7 @@ void record(gpu::Recorder& recorder, const RmsNorm& op) {
   const std::uint64_t x_bytes = std::uint64_t{columns} * sizeof(float);
   const bool scaled = is_scaled(op.y);
   const auto entry = rms_kernel(device, scaled ? "forward_scaled" : "forward", columns, op.y.data.dtype(),
-                                static_cast<bool>(op.rows));
+                                static_cast<bool>(op.rows), 5);
   for (const auto slice : gpu::binding_slices(device, rows, {x_bytes, data_row_bytes(op.y), sizeof(float)})) {
     const std::uint32_t count = slice.end - slice.begin;
     const Operand y = operand_rows(op.y, slice);
@@ -89,7 +89,7 @@ void record(gpu::Recorder& recorder, const RmsNormBackward& op) {
   const std::string_view name = packs ? (stores_y ? "backward_packed_and_y" : "backward_packed")
                                       : (stores_y ? "backward_and_y" : "backward");
   const auto entry = rms_kernel(device, name, columns, packs || stores_y ? DType::f16 : DType::f32,
-                                static_cast<bool>(op.rows), stores_y);
+                                static_cast<bool>(op.rows), stores_y ? 7 : 9);
   const double stored_bytes = 2.0 * columns * (packs + stores_y);
   const std::uint64_t row_bytes = std::uint64_t{columns} * sizeof(float);
   for (const auto slice : gpu::binding_slices(device, rows, {row_bytes, sizeof(float)})) {

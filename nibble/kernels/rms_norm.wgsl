@@ -19,8 +19,9 @@ struct Params {
 @group(0) @binding(3) var<storage, read> rows: array<u32>;  // unused without GATHER
 
 @group(0) @binding(4) var<storage, read_write> inv_rms: array<f32>;
-@group(0) @binding(5) var<storage, read_write> y: array<Data>;
-@group(0) @binding(6) var<storage, read_write> y_scale: array<f32>;
+// Y_AT: 5 in forward kernels; in backward ones 7, or 9 where they store no y.
+@group(0) @binding(Y_AT) var<storage, read_write> y: array<Data>;
+@group(0) @binding(Y_AT + 1u) var<storage, read_write> y_scale: array<f32>;
 
 fn source_of(row: u32) -> u32 {
   if (GATHER) {
@@ -61,6 +62,26 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
   }
 }
 
+var<private> kept_x: array<Wide, max(KEPT, 1u)>;
+
+// y of the row in f16, from what is kept of the row of x that begins at `first`; `largest` is the lane's largest |x * weight|.
+fn store_y(lane: u32, row: u32, first: u32, wides: u32, inverse: f32, largest: u32) {
+  // Rounding is monotonic, so this product is the largest of the products below.
+  let scale = row_scale(bitcast<u32>(bitcast<f32>(row_max(lane, largest)) * inverse));
+  if (lane == 0u) {
+    y_scale[row] = scale.down;
+  }
+  for (var n = 0u; n < KEPT; n++) {
+    let i = lane + n * WORKGROUP;
+    if (i < wides) {
+      y[row * wides + i] = Data(kept_x[n] * weight[i] * inverse * scale.up);
+    }
+  }
+  for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
+    y[row * wides + i] = Data(x[first + i] * weight[i] * inverse * scale.up);
+  }
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn forward_scaled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                   @builtin(local_invocation_index) lane: u32) {
@@ -73,12 +94,11 @@ fn forward_scaled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
   let first = (source - params.first_source) * wides;
   var squares = 0.0;
   var largest = 0u;
-  var kept: array<Wide, max(KEPT, 1u)>;
   for (var n = 0u; n < KEPT; n++) {
     let i = lane + n * WORKGROUP;
-    kept[n] = select(Wide(0.0), x[first + min(i, wides - 1u)], i < wides);
-    squares += wide_sum(kept[n] * kept[n]);
-    largest = max(largest, wide_max_bits(wide_bits(kept[n] * weight[min(i, wides - 1u)]) & WideIndex(MAGNITUDE)));
+    kept_x[n] = select(Wide(0.0), x[first + min(i, wides - 1u)], i < wides);
+    squares += wide_sum(kept_x[n] * kept_x[n]);
+    largest = max(largest, wide_max_bits(wide_bits(kept_x[n] * weight[min(i, wides - 1u)]) & WideIndex(MAGNITUDE)));
   }
   for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
     let value = x[first + i];
@@ -86,34 +106,21 @@ fn forward_scaled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
     largest = max(largest, wide_max_bits(wide_bits(value * weight[i]) & WideIndex(MAGNITUDE)));
   }
   let inverse = inverse_rms(lane, squares);
-  // Rounding is monotonic, so this product is the largest of the products below.
-  let scale = row_scale(bitcast<u32>(bitcast<f32>(row_max(lane, largest)) * inverse));
   if (lane == 0u) {
     inv_rms[row] = inverse;
-    y_scale[row] = scale.down;
   }
-  for (var n = 0u; n < KEPT; n++) {
-    let i = lane + n * WORKGROUP;
-    if (i < wides) {
-      y[row * wides + i] = Data(kept[n] * weight[i] * inverse * scale.up);
-    }
-  }
-  for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
-    y[row * wides + i] = Data(x[first + i] * weight[i] * inverse * scale.up);
-  }
+  store_y(lane, row, first, wides, inverse, largest);
 }
 
 @group(0) @binding(4) var<storage, read> kept_inv_rms: array<f32>;
-@group(0) @binding(5) var<storage, read> dy: array<Wide>;
-@group(0) @binding(6) var<storage, read_write> dx: array<Wide>;
-
-// Those that a kernel stores begin at binding 7; of both, y comes first.
-@group(0) @binding(Y_AT) var<storage, read_write> y_again: array<Data>;
-@group(0) @binding(Y_AT + 1u) var<storage, read_write> y_again_scale: array<f32>;
+// All kernels are compiled together, so that what a kernel does without must not lie where it has something else.
+const DY_AT = select(5u, 7u, Y_AT == 5u);
+const PACKED_AT = 21u - Y_AT - DY_AT;
+@group(0) @binding(DY_AT) var<storage, read> dy: array<Wide>;
+@group(0) @binding(DY_AT + 1u) var<storage, read_write> dx: array<Wide>;
 @group(0) @binding(PACKED_AT) var<storage, read_write> packed: array<Data>;
 @group(0) @binding(PACKED_AT + 1u) var<storage, read_write> packed_scale: array<f32>;
 
-var<private> kept_x: array<Wide, max(KEPT, 1u)>;
 var<private> kept_dy: array<Wide, max(KEPT, 1u)>;  // times the weight
 
 // What x is taken out by: inv_rms^2 * mean(dy * weight * x) of a row of dy and the row of x that begins at `first`.
@@ -180,8 +187,7 @@ fn add_and_pack_row(lane: u32, row: u32, first: u32, wides: u32, pull: f32) {
 }
 
 // y as forward_scaled has it.
-fn store_y(lane: u32, row: u32, first: u32, wides: u32) {
-  let inverse = kept_inv_rms[row];
+fn store_y_again(lane: u32, row: u32, first: u32, wides: u32) {
   var largest = 0u;
   for (var n = 0u; n < KEPT; n++) {
     let at = min(lane + n * WORKGROUP, wides - 1u);
@@ -190,19 +196,7 @@ fn store_y(lane: u32, row: u32, first: u32, wides: u32) {
   for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
     largest = max(largest, wide_max_bits(wide_bits(x[first + i] * weight[i]) & WideIndex(MAGNITUDE)));
   }
-  let scale = row_scale(bitcast<u32>(bitcast<f32>(row_max(lane, largest)) * inverse));
-  if (lane == 0u) {
-    y_again_scale[row] = scale.down;
-  }
-  for (var n = 0u; n < KEPT; n++) {
-    let i = lane + n * WORKGROUP;
-    if (i < wides) {
-      y_again[first + i] = Data(kept_x[n] * weight[i] * inverse * scale.up);
-    }
-  }
-  for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
-    y_again[first + i] = Data(x[first + i] * weight[i] * inverse * scale.up);
-  }
+  store_y(lane, row, first, wides, kept_inv_rms[row], largest);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -227,7 +221,7 @@ fn backward_and_y(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
   }
   let wides = params.columns / WIDTH;
   let pull = pull_of(lane, row, row * wides, wides);
-  store_y(lane, row, row * wides, wides);
+  store_y_again(lane, row, row * wides, wides);
   add_row(lane, row, row * wides, wides, pull);
 }
 
@@ -251,6 +245,6 @@ fn backward_packed_and_y(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_w
   }
   let wides = params.columns / WIDTH;
   let pull = pull_of(lane, row, row * wides, wides);
-  store_y(lane, row, row * wides, wides);
+  store_y_again(lane, row, row * wides, wides);
   add_and_pack_row(lane, row, row * wides, wides, pull);
 }

@@ -12,10 +12,10 @@ struct Params {
   std::uint32_t rows, row_vectors;  // of h
 };
 
-gpu::Kernel pair_kernel(gpu::Device& device, std::string_view entry, std::uint32_t columns) {
+gpu::Kernel pair_kernel(gpu::Device& device, std::string_view entry, std::uint32_t columns, std::uint32_t h_at) {
   // A lane takes twice what those of other row kernels take.
   const RowKernel rows(device, columns / 2);
-  const gpu::Prelude prelude = rows.prelude(DType::f16).constant("KEPT", rows.kept(columns / width, 6));
+  const gpu::Prelude prelude = rows.prelude(DType::f16).constant("KEPT", rows.kept(columns / width, 6)).constant("H_AT", h_at);
   return kernel(device, "swiglu_pair", prelude, {"grid", "row_reduce", "row_scale", "eight_f16"}, entry);
 }
 
@@ -34,7 +34,7 @@ std::uint32_t check_shapes(std::string_view where, const Operand& wide, std::str
 void record(gpu::Recorder& recorder, const SwiGluPair& op) {
   auto& device = recorder.device();
   const std::uint32_t columns = check_shapes("swiglu", op.gate_up, "gate_up", op.h, "h");
-  const auto forward = pair_kernel(device, "forward", columns);
+  const auto forward = pair_kernel(device, "forward", columns, 3);
   for (const auto slice : gpu::binding_slices(device, op.h.data.dim(0), {data_row_bytes(op.gate_up), sizeof(float)})) {
     const Operand gate_up = operand_rows(op.gate_up, slice), h = operand_rows(op.h, slice);
     const std::uint32_t rows = slice.end - slice.begin;
@@ -50,7 +50,7 @@ void record(gpu::Recorder& recorder, const SwiGluPairBackward& op) {
   check_shapes("swiglu backward", op.d_gate_up, "d_gate_up", op.dh, "dh");
   const bool and_h = static_cast<bool>(op.h.data);
   if (and_h) check_shapes("swiglu backward", op.gate_up, "gate_up", op.h, "h");
-  const auto backward = pair_kernel(device, and_h ? "backward_and_h" : "backward", columns);
+  const auto backward = pair_kernel(device, and_h ? "backward_and_h" : "backward", columns, 7);
   for (const auto slice : gpu::binding_slices(device, op.dh.data.dim(0), {data_row_bytes(op.gate_up), sizeof(float)})) {
     const Operand gate_up = operand_rows(op.gate_up, slice), dh = operand_rows(op.dh, slice);
     const Operand d_gate_up = operand_rows(op.d_gate_up, slice);

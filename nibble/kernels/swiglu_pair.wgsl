@@ -27,8 +27,9 @@ fn times(values: Eight, factor: f32) -> Eight {
   return Eight(values.low * factor, values.high * factor);
 }
 
-@group(0) @binding(3) var<storage, read_write> h: array<vec4<u32>>;
-@group(0) @binding(4) var<storage, read_write> h_scale: array<f32>;
+// H_AT: 3 in the forward kernel, 7 in backward ones.
+@group(0) @binding(H_AT) var<storage, read_write> h: array<vec4<u32>>;
+@group(0) @binding(H_AT + 1u) var<storage, read_write> h_scale: array<f32>;
 
 // Of the vector `at` of gate, in real units.
 fn product(at: u32, unit: f32) -> Eight {
@@ -37,20 +38,15 @@ fn product(at: u32, unit: f32) -> Eight {
   return Eight(gate.low * sigmoid(gate.low) * up.low, gate.high * sigmoid(gate.high) * up.high);
 }
 
-@compute @workgroup_size(WORKGROUP)
-fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-           @builtin(local_invocation_index) lane: u32) {
-  let row = linear_workgroup(group, groups);
-  if (row >= params.rows) {
-    return;
-  }
+var<private> kept_h: array<Eight, max(KEPT, 1u)>;
+
+// h of a row, from what the lane keeps.
+fn store_h(row: u32, lane: u32) {
   let unit = scale[row];
   let first = 2u * row * params.row_vectors;
   var largest = 0u;
-  var kept: array<Eight, max(KEPT, 1u)>;
   for (var n = 0u; n < KEPT; n++) {
-    kept[n] = product(first + min(lane + n * WORKGROUP, params.row_vectors - 1u), unit);
-    largest = max(largest, largest_of(kept[n]));
+    largest = max(largest, largest_of(kept_h[n]));
   }
   if (KEPT == 0u) {
     for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
@@ -64,7 +60,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
   for (var n = 0u; n < KEPT; n++) {
     let i = lane + n * WORKGROUP;
     if (i < params.row_vectors) {
-      h[row * params.row_vectors + i] = bits_of(times(kept[n], to.up));
+      h[row * params.row_vectors + i] = bits_of(times(kept_h[n], to.up));
     }
   }
   if (KEPT == 0u) {
@@ -74,10 +70,26 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
   }
 }
 
-@group(0) @binding(3) var<storage, read_write> d_gate_up: array<vec4<u32>>;
-@group(0) @binding(4) var<storage, read_write> d_scale: array<f32>;
-@group(0) @binding(5) var<storage, read> dh: array<vec4<u32>>;
-@group(0) @binding(6) var<storage, read> dh_scale: array<f32>;
+@compute @workgroup_size(WORKGROUP)
+fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+           @builtin(local_invocation_index) lane: u32) {
+  let row = linear_workgroup(group, groups);
+  if (row >= params.rows) {
+    return;
+  }
+  let first = 2u * row * params.row_vectors;
+  for (var n = 0u; n < KEPT; n++) {
+    kept_h[n] = product(first + min(lane + n * WORKGROUP, params.row_vectors - 1u), scale[row]);
+  }
+  store_h(row, lane);
+}
+
+// All kernels are compiled together, so that what the forward one does without must not lie where it has h.
+const D_AT = select(3u, 5u, H_AT == 3u);
+@group(0) @binding(D_AT) var<storage, read_write> d_gate_up: array<vec4<u32>>;
+@group(0) @binding(D_AT + 1u) var<storage, read_write> d_scale: array<f32>;
+@group(0) @binding(D_AT + 2u) var<storage, read> dh: array<vec4<u32>>;
+@group(0) @binding(D_AT + 3u) var<storage, read> dh_scale: array<f32>;
 
 struct Slopes {
   gate: Eight,
@@ -120,6 +132,7 @@ var<private> kept_slopes: array<Slopes, max(KEPT, 1u)>;
 fn keep_slopes(row: u32, lane: u32) {
   for (var n = 0u; n < KEPT; n++) {
     kept_slopes[n] = slopes(row, min(lane + n * WORKGROUP, params.row_vectors - 1u));
+    kept_h[n] = kept_slopes[n].h;
   }
 }
 
@@ -147,36 +160,6 @@ fn store_slopes(row: u32, lane: u32) {
   if (KEPT == 0u) {
     for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
       store(row, i, slopes(row, i), to.up);
-    }
-  }
-}
-
-@group(0) @binding(7) var<storage, read_write> h_again: array<vec4<u32>>;
-@group(0) @binding(8) var<storage, read_write> h_again_scale: array<f32>;
-
-fn store_h(row: u32, lane: u32) {
-  var largest = 0u;
-  for (var n = 0u; n < KEPT; n++) {
-    largest = max(largest, largest_of(kept_slopes[n].h));
-  }
-  if (KEPT == 0u) {
-    for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
-      largest = max(largest, largest_of(slopes(row, i).h));
-    }
-  }
-  let to = row_scale(row_max(lane, largest));
-  if (lane == 0u) {
-    h_again_scale[row] = to.down;
-  }
-  for (var n = 0u; n < KEPT; n++) {
-    let i = lane + n * WORKGROUP;
-    if (i < params.row_vectors) {
-      h_again[row * params.row_vectors + i] = bits_of(times(kept_slopes[n].h, to.up));
-    }
-  }
-  if (KEPT == 0u) {
-    for (var i = lane; i < params.row_vectors; i += WORKGROUP) {
-      h_again[row * params.row_vectors + i] = bits_of(times(slopes(row, i).h, to.up));
     }
   }
 }
