@@ -110,26 +110,26 @@ bool fits(const LoraConfig& lora) {
 }
 
 TEST(JointLayers, AreTheLayersInF32) {
-  if (!has_matrices()) GTEST_SKIP();
+  if (!has_matrices()) GTEST_SKIP() << "The adapter has no matrices.";
   ASSERT_TRUE(fits(all_targets()));
   expect_near_f32({.path = {}, .lora = all_targets()});
 }
 
 // Dropout's masks are the same on every path.
 TEST(JointLayers, DropTheSameInputs) {
-  if (!has_matrices()) GTEST_SKIP();
+  if (!has_matrices()) GTEST_SKIP() << "The adapter has no matrices.";
   expect_near_f32({.path = {}, .lora = all_targets(), .dropout = 0.4f});
 }
 
 TEST(JointLayers, LeaveOutProjectionsWithoutAdapters) {
-  if (!has_matrices()) GTEST_SKIP();
+  if (!has_matrices()) GTEST_SKIP() << "The adapter has no matrices.";
   expect_near_f32({.path = {}, .lora = targets({Projection::q, Projection::v, Projection::up})});
   expect_near_f32({.path = {}, .lora = targets({Projection::o, Projection::down}), .dropout = 0.2f});
 }
 
 // Ranks beyond what products take along go through the other layers.
 TEST(JointLayers, LeaveWideRanksToPlainLayers) {
-  if (!has_matrices()) GTEST_SKIP();
+  if (!has_matrices()) GTEST_SKIP() << "The adapter has no matrices.";
   EXPECT_TRUE(fits(all_targets(256)));
   EXPECT_FALSE(fits(all_targets(264)));
   expect_near_f32({.path = {}, .lora = all_targets(264)});
@@ -137,7 +137,7 @@ TEST(JointLayers, LeaveWideRanksToPlainLayers) {
 
 // What is kept, what is made again and where weights are decoded are the same numbers.
 TEST(JointLayers, AreTheSameBitsHoweverMemoryIsUsed) {
-  if (!has_matrices()) GTEST_SKIP();
+  if (!has_matrices()) GTEST_SKIP() << "The adapter has no matrices.";
   const Batch batch(most_tokens);
   Setting setting{.path = ProductPath::matrix, .lora = all_targets(), .dropout = 0.3f};
   const Result kept = gradients_of(setting, batch);
@@ -151,7 +151,7 @@ TEST(JointLayers, AreTheSameBitsHoweverMemoryIsUsed) {
 
 // A device that was tuned: weights in tiles, inner dimensions split.
 TEST(JointLayers, AreTheLayersHoweverProductsAreTuned) {
-  if (!has_matrices()) GTEST_SKIP();
+  if (!has_matrices()) GTEST_SKIP() << "The adapter has no matrices.";
   const gpu::Device& device = test::device();
   const ModelConfig config = read_model_config(test::source_path("models/tiny-qwen3"));
   const auto direct = direct_matrix_tile(device.info());
@@ -196,7 +196,7 @@ TEST(JointLayers, MakeAllPipelinesInTheFirstStep) {
 
 // With the adapters switched off, and on again.
 TEST(JointLayers, KnowTheBaseAlone) {
-  if (!has_matrices()) GTEST_SKIP();
+  if (!has_matrices()) GTEST_SKIP() << "The adapter has no matrices.";
   auto& device = test::device();
   const Batch batch(most_tokens);
   std::array<std::vector<float>, 3> losses[2];
@@ -221,7 +221,7 @@ TEST(JointLayers, KnowTheBaseAlone) {
 
 // Tensors are rounded up to 256 bytes on the device.
 TEST(JointLayers, TakeThePlannedBytes) {
-  if (!has_matrices()) GTEST_SKIP();
+  if (!has_matrices()) GTEST_SKIP() << "The adapter has no matrices.";
   auto& device = test::device();
   for (const bool dropout : {false, true}) {
     for (const bool keeps_all : {false, true}) {

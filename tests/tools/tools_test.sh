@@ -27,7 +27,7 @@ make_tree() {
 # refuses CHECK WORDS: the check fails on the tree and its message holds the words.
 refuses() {
   local message
-  if message=$("$root/tools/$1" "$scratch/tree"); then
+  if message=$("$root/tools/$1" "${3:-$scratch/tree}"); then
     message="nothing was refused"
   elif [[ $message == *"$2"* ]]; then
     return
@@ -37,7 +37,7 @@ refuses() {
 }
 
 accepts() {
-  "$root/tools/$1" "$scratch/tree" || { printf 'FAILED: %s refused a sound tree.\n' "$1" && failures=1; }
+  "$root/tools/$1" "${2:-$scratch/tree}" || { printf 'FAILED: %s refused a sound tree.\n' "$1" && failures=1; }
 }
 
 lines() { for ((i = 0; i < $1; i++)); do printf '  x();\n'; done; }
@@ -82,5 +82,12 @@ refuses check_sizes "nibble/text/t.cpp:7: has a function of 63 lines"
 
 make_tree && { printf 'S::S(int x,\n     int y)\n    : x_(x), y_(y) {\n' && lines 58 && printf '}\n'; } >>nibble/text/t.cpp
 refuses check_sizes "nibble/text/t.cpp:6: has a function of 62 lines"
+
+printf 't.cpp:5: Skipped\nNo disk.\n\n[  SKIPPED ] A.B (0 ms)\n[  SKIPPED ] 1 test, listed below:\n' >"$scratch/log"
+[[ $("$root/tools/skipped" "$scratch/log") == *"Skipped:"*"A.B: No disk." ]] || { printf 'FAILED: skipped left out a test.\n' && failures=1; }
+accepts skipped "$scratch/log" >/dev/null
+
+printf 't.cpp:5: Skipped\n\n[  SKIPPED ] A.B (0 ms)\n' >"$scratch/log"
+refuses skipped "A.B: no reason is given" "$scratch/log"
 
 exit $failures
