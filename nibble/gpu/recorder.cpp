@@ -32,6 +32,7 @@ struct RecorderState {
   std::size_t most_commands = first_submission;
   double flops = 0;
   std::vector<std::uint64_t> key;  // of the bind group that is looked for
+  std::vector<wgpu::CommandBuffer> encoded;  // of Pace::held
 
   void keep(const Buffer& buffer);
   std::uint32_t put_params(std::span<const std::byte> bytes);
@@ -102,6 +103,7 @@ wgpu::BindGroup RecorderState::make_bind_group(KernelState& kernel, std::span<co
 Recorder::Recorder(Device& device, Pace pace) : device_(device), state_(new RecorderState{.device = device.state(), .pace = pace}) {}
 
 Recorder::~Recorder() {
+  if (state_->pace == Pace::held) return;
   try {
     submit();
   } catch (const Error&) {
@@ -125,11 +127,15 @@ void Recorder::dispatch_bytes(const Kernel& kernel, std::span<const Binding> bin
           "A tensor of {} bytes was bound; the adapter binds at most {}.", binding.tensor.bytes(), limits.max_binding);
   }
   begin_pipeline(device_.state(), state, bindings, params.size());
-  if (round_up(state_->params.size(), 256) + 512 > params_arena_bytes) submit();
+  if (round_up(state_->params.size(), 256) + 512 > params_arena_bytes) {
+    check(state_->pace != Pace::held, "recorder", "More was recorded than can be held.");
+    submit();
+  }
   DispatchCommand command{.kernel = &state, .group = state_->bind_group(state, bindings, params.size()), .params_at = {}, .grid = grid, .work = work};
   if (!params.empty()) command.params_at = state_->put_params(params);
   state_->commands.emplace_back(std::move(command));
   state_->flops += work.flops;
+  if (state_->pace == Pace::held) return;
   // While kernels are being compiled, what comes next is recorded, so that its kernels are compiled beside them.
   const bool enough = state_->commands.size() >= state_->most_commands || state_->flops > most_flops_in_submission;
   if (enough && pipelines_ready(device_.state())) submit();
@@ -148,8 +154,18 @@ void Recorder::clear(const Tensor& tensor) {
   state_->commands.emplace_back(ClearCommand{tensor.buffer()->buffer, tensor.offset(), round_up(tensor.bytes(), 4)});
 }
 
+void Recorder::encode() {
+  auto& state = *state_;
+  check(state.pace == Pace::held && state.encoded.empty(), "recorder", "What is not held, or encoded already, was to be encoded.");
+  if (state.device.options.profile) return;  // dispatches are timed as they are submitted
+  const auto commands = std::exchange(state.commands, {});
+  wait_for_pipelines(state.device);
+  state.encoded = state.submission.encode_held(commands);
+}
+
 void Recorder::submit() {
   auto& state = *state_;
+  if (!state.encoded.empty()) return submit_encoded();
   if (state.commands.empty()) return;
   // What is in hand is gone whatever comes: after an error it must not be submitted again.
   const auto commands = std::exchange(state.commands, {});
@@ -161,6 +177,18 @@ void Recorder::submit() {
   if (!params.empty()) state.device.queue.WriteBuffer(state.device.params_arena, 0, params.data(), params.size());
   state.submission.encode(commands);
   if (state.pace == Pace::growing) state.most_commands = std::min(2 * state.most_commands, most_in_submission);
+  device_.check();
+}
+
+void Recorder::submit_encoded() {
+  auto& state = *state_;
+  check(state.commands.empty(), "recorder", "Something was recorded after encoding.");
+  const auto encoded = std::exchange(state.encoded, {});
+  const auto params = std::exchange(state.params, {});
+  const auto in_use = std::exchange(state.in_use, {});
+  state.number = state.device.next_submission++;
+  if (!params.empty()) state.device.queue.WriteBuffer(state.device.params_arena, 0, params.data(), params.size());
+  for (const wgpu::CommandBuffer& commands : encoded) state.device.queue.Submit(1, &commands);
   device_.check();
 }
 

@@ -42,6 +42,7 @@ struct Work {
 enum class Pace {
   growing,  // each may be twice as long as the last: submitting costs least
   even,     // all are short: for work that takes the GPU no longer than recording it takes, and must not wait for all of that
+  held,     // nothing is submitted before submit(): for work that is known in advance, of at most a few thousand dispatches
 };
 
 struct RecorderState;
@@ -72,11 +73,17 @@ class Recorder {
   void copy(const Tensor& from, const Tensor& to);
   void clear(const Tensor& tensor);
 
-  // Hands over what has been recorded; also done by the destructor, which swallows errors (Device::check finds them).
+  // Hands over what has been recorded; also done by the destructor, which swallows errors (Device::check finds them), but for
+  // a held recorder, which forgets it.
   void submit();
+
+  // Of a held recorder, once before submit(): does what can be done of it now.
+  void encode();
 
  private:
   Device& device_;
+  void submit_encoded();
+
   std::unique_ptr<RecorderState> state_;
 };
 

@@ -11,14 +11,21 @@ namespace {
 constexpr std::size_t most_timed = 128;
 constexpr std::uint32_t timestamps = 2 * most_timed;
 
-}  // namespace
+// Dispatches of held command buffers: the GPU begins with the first one while the next is handed over.
+constexpr std::size_t first_held = 32, later_held = 128;
 
-void Submission::encode(const std::vector<Command>& commands) {
+void check_compiled(const std::vector<Command>& commands) {
   for (const Command& command : commands) {
     if (const auto* dispatch = std::get_if<DispatchCommand>(&command)) {
       check<DeviceError>(dispatch->kernel->pipeline != nullptr, dispatch->kernel->label, "The kernel was not compiled.");
     }
   }
+}
+
+}  // namespace
+
+void Submission::encode(const std::vector<Command>& commands) {
+  check_compiled(commands);
   const std::size_t most = device_.options.profile ? most_timed : most_in_submission;
   for (const Command& command : commands) {
     if (!encoder_) encoder_ = device_.device.CreateCommandEncoder();
@@ -26,6 +33,27 @@ void Submission::encode(const std::vector<Command>& commands) {
     if (dispatches_ >= most || flops_ > most_flops_in_submission) submit();
   }
   submit();
+}
+
+std::vector<wgpu::CommandBuffer> Submission::encode_held(const std::vector<Command>& commands) {
+  check_compiled(commands);
+  std::vector<wgpu::CommandBuffer> held;
+  for (const Command& command : commands) {
+    if (!encoder_) encoder_ = device_.device.CreateCommandEncoder();
+    std::visit([this](const auto& one) { put(one); }, command);
+    if (dispatches_ >= (held.empty() ? first_held : later_held)) held.push_back(finish());
+  }
+  if (encoder_) held.push_back(finish());
+  return held;
+}
+
+wgpu::CommandBuffer Submission::finish() {
+  close_pass();
+  wgpu::CommandBuffer commands = encoder_.Finish();
+  encoder_ = nullptr;
+  dispatches_ = 0;
+  flops_ = 0;
+  return commands;
 }
 
 void Submission::put(const DispatchCommand& command) {
@@ -115,11 +143,8 @@ void Submission::submit() {
     encoder_.ResolveQuerySet(queries_, 0, count, resolved_, 0);
     encoder_.CopyBufferToBuffer(resolved_, 0, mapped_, 0, count * sizeof(std::uint64_t));
   }
-  const wgpu::CommandBuffer commands = encoder_.Finish();
-  encoder_ = nullptr;
+  const wgpu::CommandBuffer commands = finish();
   device_.queue.Submit(1, &commands);
-  dispatches_ = 0;
-  flops_ = 0;
   if (!timed_.empty()) collect_times();
 }
 

@@ -42,6 +42,8 @@ class Submission {
  public:
   explicit Submission(DeviceState& device) : device_(device) {}
   void encode(const std::vector<Command>& commands);
+  // The same without submitting: command buffers, in their order, untimed.
+  std::vector<wgpu::CommandBuffer> encode_held(const std::vector<Command>& commands);
 
  private:
   void put(const DispatchCommand&);
@@ -52,6 +54,7 @@ class Submission {
   void make_queries();
   void collect_times();
   void submit();
+  wgpu::CommandBuffer finish();
 
   DeviceState& device_;
   wgpu::CommandEncoder encoder_;

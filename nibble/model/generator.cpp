@@ -115,7 +115,7 @@ void Generator::use_adapter(bool use) {
 }
 
 // Every token attends to all of its text before it.
-Generator::Pass Generator::upload(std::span<const Text> parts) {
+std::pair<Generator::Pass, std::vector<std::uint32_t>> Generator::plan(std::span<const Text> parts) const {
   std::uint32_t count = 0, most = 0;
   for (const Text& part : parts) count += static_cast<std::uint32_t>(part.tokens.size());
   const std::uint32_t stride = part_of_stream(count);
@@ -137,12 +137,11 @@ Generator::Pass Generator::upload(std::span<const Text> parts) {
     }
     rows[i] = t - 1;
   }
-  device_.write(stream_room_.part(0, {stream_parts * stride}), std::as_bytes(std::span(values)));
   const auto view = [&](std::uint32_t index, std::size_t length) {
     return stream_room_.part(std::uint64_t{index} * stride, {static_cast<std::uint32_t>(length)});
   };
   const bool fresh = parts.size() == 1 && seen(parts[0].sequence) == 0;
-  return {.stream = {.tokens = count, .labels = static_cast<std::uint32_t>(parts.size()), .pairs = pairs, .token_ids = view(0, count),
+  const Pass pass{.stream = {.tokens = count, .labels = static_cast<std::uint32_t>(parts.size()), .pairs = pairs, .token_ids = view(0, count),
                      .position = view(1, count), .segment_begin = {}, .segment_end = {}, .key_begin = view(2, count),
                      .key_end = view(3, count), .query_end = {}, .own_key_begin = fresh ? view(4, count) : Tensor{},
                      .own_key_end = fresh ? view(5, count) : Tensor{}, .label_rows = view(6, parts.size()), .label_ids = {}, .sides = {}, .reference = {}},
@@ -150,6 +149,7 @@ Generator::Pass Generator::upload(std::span<const Text> parts) {
           .most_keys = most,
           .few = count <= most_steps_,
           .apart = parts.size() > 1};
+  return {pass, std::move(values)};
 }
 
 Tensor Generator::run_layers(gpu::Recorder& recorder, const Pass& pass) {
@@ -190,19 +190,55 @@ std::span<float> Generator::logits_of(std::uint32_t sequence) {
   return std::span(logits_).subspan(std::size_t{sequence} * config_.vocab_size, config_.vocab_size);
 }
 
-void Generator::compute(std::span<const Text> parts, bool want_logits) {
-  const Pass pass = upload(parts);
-  gpu::Recorder recorder(device_, pass.few ? gpu::Pace::even : gpu::Pace::growing);
+Tensor Generator::record_pass(gpu::Recorder& recorder, const Pass& pass, bool want_logits) {
   const Tensor x = run_layers(recorder, pass);
-  Tensor logits;
-  if (want_logits) logits = head_.logits(recorder, x, pass.stream.label_rows, pass.stream.labels);
-  recorder.submit();
+  return want_logits ? head_.logits(recorder, x, pass.stream.label_rows, pass.stream.labels) : Tensor{};
+}
+
+std::vector<std::uint32_t> Generator::places_of(std::span<const Text> parts) const {
+  std::vector<std::uint32_t> places;
+  for (const Text& part : parts) places.insert(places.end(), {part.sequence, seen(part.sequence)});
+  return places;
+}
+
+// After a step of the same texts, one token each. A change of the adapter forgets what was seen, and with it the places.
+void Generator::prepare_next(std::span<const Text> parts) {
+  const std::uint32_t any = 0;
+  std::vector<Text> next;
+  for (const Text& part : parts) {
+    if (part.tokens.size() != 1 || seen(part.sequence) >= capacity_) return;
+    next.push_back({part.sequence, {&any, 1}});
+  }
+  Prepared prepared{.places = places_of(next), .recorder = std::make_unique<gpu::Recorder>(device_, gpu::Pace::held), .logits = {}};
+  prepared.logits = record_pass(*prepared.recorder, plan(next).first, true);
+  prepared.recorder->encode();
+  prepared_ = std::move(prepared);
+}
+
+std::optional<Tensor> Generator::submit_prepared(std::span<const Text> parts) {
+  const auto prepared = std::exchange(prepared_, {});
+  const bool one_each = std::all_of(parts.begin(), parts.end(), [](const Text& part) { return part.tokens.size() == 1; });
+  if (!prepared || !one_each || prepared->places != places_of(parts)) return {};
+  prepared->recorder->submit();
+  return prepared->logits;
+}
+
+void Generator::compute(std::span<const Text> parts, bool want_logits) {
+  const auto [pass, values] = plan(parts);
+  device_.write(stream_room_.part(0, {static_cast<std::uint32_t>(values.size())}), std::as_bytes(std::span(values)));
+  std::optional<Tensor> logits = want_logits ? submit_prepared(parts) : std::nullopt;
+  if (!logits) {
+    gpu::Recorder recorder(device_, pass.few ? gpu::Pace::even : gpu::Pace::growing);
+    logits = record_pass(recorder, pass, want_logits);
+    recorder.submit();
+  }
   for (const Text& part : parts) seen_[part.sequence].insert(seen_[part.sequence].end(), part.tokens.begin(), part.tokens.end());
   computed_ += pass.stream.tokens;
   if (!want_logits) return;
   const bool one = parts.size() == 1;
   const std::span<float> passed = one ? logits_of(parts[0].sequence) : std::span(passed_).first(parts.size() * config_.vocab_size);
-  readback_.begin(logits);
+  readback_.begin(*logits);
+  prepare_next(parts);
   readback_.finish(std::as_writable_bytes(passed));
   for (std::size_t i = 0; !one && i < parts.size(); ++i) {
     std::copy_n(passed.begin() + static_cast<std::ptrdiff_t>(i * config_.vocab_size), config_.vocab_size, logits_of(parts[i].sequence).begin());

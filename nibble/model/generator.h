@@ -6,8 +6,10 @@
 #include "nibble/model/layers.h"
 #include "nibble/model/model_state.h"
 
+#include <memory>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace nibble {
@@ -63,9 +65,22 @@ class Generator {
     bool apart = false;  // of several texts
   };
 
+  // The step after the last one, recorded while the GPU computes that one: it differs from what will be asked for in nothing but
+  // the tokens, which are uploaded before it is submitted.
+  struct Prepared {
+    std::vector<std::uint32_t> places;  // sequence and tokens seen, of each text
+    std::unique_ptr<gpu::Recorder> recorder;
+    Tensor logits;
+  };
+
   void check_text(const Text& text) const;
   std::uint32_t first_row(std::uint32_t sequence) const { return sequence * rows_; }  // of the keys
-  Pass upload(std::span<const Text> parts);
+  // What upload() writes, and how a pass sees it.
+  std::pair<Pass, std::vector<std::uint32_t>> plan(std::span<const Text> parts) const;
+  Tensor record_pass(gpu::Recorder& recorder, const Pass& pass, bool want_logits);
+  std::vector<std::uint32_t> places_of(std::span<const Text> parts) const;
+  void prepare_next(std::span<const Text> parts);
+  std::optional<Tensor> submit_prepared(std::span<const Text> parts);
   Tensor run_layers(gpu::Recorder& recorder, const Pass& pass);
   void forget_changed_adapters();
   // Computes and keeps the parts, whose texts go on from what has been seen; with their logits where wanted.
@@ -90,6 +105,7 @@ class Generator {
   Tensor rope_;
   std::array<Tensor, 2> residual_;
   std::vector<std::vector<std::uint32_t>> seen_;  // by sequence
+  std::optional<Prepared> prepared_;
   gpu::Readback readback_;                        // of the logits of a pass
   std::vector<float> logits_, passed_;            // of all sequences, and of a pass of several
   std::uint64_t computed_ = 0;

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -150,6 +151,46 @@ TEST(Recorder, WhatIsRecordedWhileKernelsAreCompiledKeepsItsOrder) {
   EXPECT_EQ(device.pipelines_made(), 40u);
   recorder.submit();
   EXPECT_EQ(device.read<float>(x), std::vector<float>(64, expected));
+}
+
+// Held work sees what was written after it was recorded, with its own params, though others were submitted in between.
+TEST(Recorder, HeldWorkIsDoneWhenItIsSubmitted) {
+  Device device;
+  const Tensor x = device.tensor(DType::f32, {1}, "x"), y = device.tensor(DType::f32, {1}, "y");
+  const auto put = [&](float value) { device.write(x, std::as_bytes(std::span(&value, 1))); };
+  Recorder held(device, Pace::held);
+  scale(held, x, y, 2.0f);
+  for (int i = 0; i < 400; ++i) scale(held, i % 2 ? x : y, i % 2 ? y : x, i % 2 ? 1.0f : 0.5f);
+  held.encode();
+  EXPECT_THROW(held.encode(), Error);
+  {
+    Recorder other(device);
+    scale(other, x, y, 7.0f);
+  }
+  EXPECT_EQ(device.read<float>(y)[0], 0.0f);
+  put(3.0f);
+  EXPECT_EQ(device.read<float>(y)[0], 0.0f);
+  held.submit();
+  EXPECT_EQ(device.read<float>(y)[0], std::ldexp(6.0f, -200));
+  // Nothing is left of it, and it serves again.
+  put(5.0f);
+  held.submit();
+  EXPECT_EQ(device.read<float>(x)[0], 5.0f);
+  scale(held, x, y, 3.0f);
+  held.submit();
+  EXPECT_EQ(device.read<float>(y)[0], 15.0f);
+}
+
+TEST(Recorder, HeldWorkIsForgottenWithItsRecorder) {
+  Device device;
+  const std::vector<float> one = {1.0f};
+  const Tensor x = device.tensor<float>(DType::f32, {1}, one, "x"), y = device.tensor(DType::f32, {1}, "y");
+  for (const bool encoded : {false, true}) {
+    Recorder held(device, Pace::held);
+    scale(held, x, y, 2.0f);
+    if (encoded) held.encode();
+  }
+  EXPECT_EQ(device.read<float>(y)[0], 0.0f);
 }
 
 TEST(Readback, TakesWhatWasThereWhenItBegan) {

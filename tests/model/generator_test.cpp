@@ -135,6 +135,20 @@ TEST(Generator, KeepsTheCommonBeginningAlone) {
   EXPECT_LT(test::relative_error(changed, expected.back()), allowed_error(ProductPath::f32));
 }
 
+// After a step the next one is recorded already; what is asked for instead is a step at another place.
+TEST(Generator, AStepCanGoBack) {
+  const ModelState state = load_tiny(ProductPath::f32);
+  Generator generator(state, {.capacity = 128});
+  Tokens tokens = golden_row(1);
+  for (std::uint32_t count = 18; count <= 21; ++count) generator.logits(first(tokens, count));
+  const std::uint64_t computed = generator.computed();
+  tokens[14] ^= 1;
+  const auto back = generator.logits(first(tokens, 15));
+  EXPECT_EQ(generator.computed(), computed + 1);
+  const auto expected = training_logits(state, {tokens.begin(), tokens.begin() + 15});
+  EXPECT_LT(test::relative_error(back, expected.back()), allowed_error(ProductPath::f32));
+}
+
 TEST(Generator, TheAdapterCanBeLeftOutAndTakenBack) {
   const ModelState state = load_tiny(ProductPath::f32);
   const Tokens tokens = golden_row(2);
