@@ -294,6 +294,7 @@ TEST_P(QkvAttentionModes, CachesOfKeysAndValues) {
     std::iota(position.begin(), position.end(), first);
     std::iota(end.begin(), end.end(), first + 1);
     op.position = upload_u32(position);
+    op.key_begin = upload_u32(std::vector<std::uint32_t>(count, 0u));
     op.key_end = upload_u32(end);
     op.room = make_qkv_attention_room(device(), sizes);
     op.k_cache = k, op.v_cache = v, op.first_key = first;
