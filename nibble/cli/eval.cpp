@@ -3,6 +3,7 @@
 #include "nibble/cli/device_flags.h"
 #include "nibble/cli/eval_labels.h"
 #include "nibble/cli/eval_pairs.h"
+#include "nibble/cli/row_flags.h"
 #include "nibble/io/json.h"
 #include "nibble/model/model.h"
 #include "nibble/report/progress.h"
@@ -107,6 +108,7 @@ void add_eval(CLI::App& app, Action& action) {
       ->capture_default_str()->check(CLI::PositiveNumber);
   verb->add_option("--train-on", flags->train_on, "What the loss counts: assistant, last or all")
       ->check(CLI::IsMember({"assistant", "last", "all"}))->capture_default_str();
+  add_think_option(*verb, flags->options.think);
   verb->add_option("--format", flags->form, "Form of the rows; auto detects it")->capture_default_str();
   verb->add_flag("--skip-bad-rows", flags->options.skip_bad_rows, "Leave out rows that cannot be used");
   verb->add_option("--head-chunk", flags->options.head_chunk, "Rows of logits at a time");

@@ -140,7 +140,8 @@ void LabelFlags::check(const TrainOptions& options) const {
 LabelledData::LabelledData(const LabelFlags& flags, const TrainOptions& options) {
   const auto tokenizer = text::Tokenizer::load(options.model);
   const auto chat_template = text::ChatTemplate::load(options.model);
-  const data::RowEncoder encoder(tokenizer, chat_template ? &*chat_template : nullptr, data::TrainOn::assistant);
+  const data::RowEncoder encoder(tokenizer, chat_template ? &*chat_template : nullptr, data::TrainOn::assistant,
+                                 text::OrderedJson::object(), options.think);
   CandidateOptions reading{.labels = flags.labels,
                            .max_length = options.max_length,
                            .drop_over_long = options.overflow == data::Overflow::drop,

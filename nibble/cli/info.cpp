@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/cli/command.h"
+#include "nibble/cli/row_flags.h"
 #include "nibble/cli/terminal.h"
 
 #include <fmt/format.h>
@@ -33,6 +34,7 @@ void add_data_options(CLI::App& verb, InfoFlags& flags) {
   group->add_option("--train-on", flags.train_on,
                     "What the loss counts: assistant (every answer), last (the last answer), all")
       ->check(CLI::IsMember({"assistant", "last", "all"}))->capture_default_str();
+  add_think_option(*group, flags.think);
   group->add_option("--format", flags.format,
                     "Form of the rows: auto, messages, conversations, prompt-completion, instruction-output, "
                     "instruction-response, preference, classification, text")

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/cli/device_flags.h"
+#include "nibble/data/think.h"
 
 #include <cstdint>
 #include <string>
@@ -17,6 +18,7 @@ struct InfoFlags {
   std::uint64_t rows = 3;  // shown
   std::uint32_t max_length = 1024;
   std::string format = "auto", train_on = "assistant", color = "auto";
+  data::Think think = data::Think::stock;
   bool skip_bad_rows = false;
 };
 

@@ -153,6 +153,7 @@ void info_data(const InfoFlags& flags) {
   const auto tokenizer = text::Tokenizer::load(flags.model);
   const auto chat_template = text::ChatTemplate::load(flags.model);
   data::DatasetOptions options{.train_on = data::train_on_of(flags.train_on),
+                               .think = flags.think,
                                .overflow = data::Overflow::cut,
                                .max_length = std::numeric_limits<std::uint32_t>::max(),
                                .skip_bad_rows = flags.skip_bad_rows};

@@ -1,6 +1,7 @@
 #include "nibble/cli/train_flags.h"
 
 #include "nibble/base/error.h"
+#include "nibble/cli/row_flags.h"
 
 namespace nibble::cli {
 
@@ -109,6 +110,7 @@ void TrainFlags::add_data(CLI::App& verb) {
   group->add_flag("--packing", options.packing, "Fill each pass with as many rows as fit; none sees another");
   group->add_option("--train-on", train_on_, "What the loss counts: assistant (every answer), last (the last answer), all")
       ->check(CLI::IsMember({"assistant", "last", "all"}))->capture_default_str();
+  add_think_option(*group, options.think);
   group->add_option("--format", form_,
                     "Form of the rows: auto, messages, conversations, prompt-completion, instruction-output, "
                     "instruction-response, preference, classification, text")

@@ -111,7 +111,7 @@ Overflow overflow_of(std::string_view name) {
 Dataset::Dataset(const fs::path& path, const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template,
                  DatasetOptions options)
     : file_(path),
-      encoder_(tokenizer, chat_template, options.train_on, options.template_variables),
+      encoder_(tokenizer, chat_template, options.train_on, options.template_variables, options.think),
       options_(std::move(options)) {
   check<UsageError>(options_.max_length >= 2, where, "The longest row may have {} tokens, but at least 2 are needed.",
                     options_.max_length);

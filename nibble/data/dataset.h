@@ -33,6 +33,7 @@ Overflow overflow_of(std::string_view name);  // UsageError listing the names
 struct DatasetOptions {
   std::optional<RowForm> form;  // detected by the first row where absent
   TrainOn train_on = TrainOn::assistant;
+  Think think = Think::stock;
   Overflow overflow = Overflow::error;
   std::uint32_t max_length = 1024;  // in tokens; of each side of a preference
   bool skip_bad_rows = false;       // counts them instead of throwing

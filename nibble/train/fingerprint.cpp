@@ -78,6 +78,7 @@ Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& b
           {"shuffle", o.shuffle},
           {"seed", o.seed},
           {"train_on", data::name_of(o.train_on)},
+          {"think", data::name_of(o.think)},
           {"overflow", data::name_of(o.overflow)},
           {"valid_fraction", o.valid.empty() ? o.valid_fraction : 0.0},
           {"format", data::name_of(data.train.file->form())},

@@ -51,6 +51,7 @@ struct TrainOptions {
   std::uint64_t seed = 42;
 
   data::TrainOn train_on = data::TrainOn::assistant;
+  data::Think think = data::Think::stock;
   data::Overflow overflow = data::Overflow::error;
   std::optional<data::RowForm> form;
   bool skip_bad_rows = false;

@@ -28,7 +28,7 @@ std::shared_ptr<const data::Dataset> open_file(const RunData& data, const std::f
   const auto form = options.form || !options.loss.takes_pairs() ? options.form : data::RowForm::preference;
   auto file = std::make_shared<data::Dataset>(
       path, data.tokenizer, data.chat_template ? &*data.chat_template : nullptr,
-      data::DatasetOptions{.form = form, .train_on = options.train_on, .overflow = options.overflow,
+      data::DatasetOptions{.form = form, .train_on = options.train_on, .think = options.think, .overflow = options.overflow,
                            .max_length = options.max_length, .skip_bad_rows = options.skip_bad_rows});
   const bool pairs = file->form() == data::RowForm::preference;
   check<UsageError>(pairs == options.loss.takes_pairs(), "--loss", "{}: The rows are of the form {}, which the loss {} does "
