@@ -1,7 +1,7 @@
 #pragma once
 
 #include "nibble/cli/device_flags.h"
-#include "nibble/data/think.h"
+#include "nibble/cli/row_flags.h"
 
 #include <cstdint>
 #include <string>
@@ -10,7 +10,8 @@ namespace nibble::cli {
 
 // The options of `nibble info`.
 struct InfoFlags {
-  std::string model, adapter, data;
+  std::string model, adapter;
+  RowFlags data;
   DeviceFlags device;
   bool json = false;
 

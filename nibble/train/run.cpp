@@ -146,7 +146,7 @@ void TrainingRun::fail_diverged(const StepInput& input, const StepResult& result
     for (std::uint32_t token = 1; token <= place->token; ++token) segment += batch.position[token] == 0;
     const std::size_t example = batch.sides.empty() ? segment : segment / 2;
     fail<Diverged>("train", "Step {}: {} is not finite, first in row {} of {}; lower --learning-rate or look at that row. "
-                   "{}", state_.step + 1, place->where, batch.rows.at(example), setup_.options.data.string(), last_checkpoint());
+                   "{}", state_.step + 1, place->where, batch.rows.at(example), batch.files.at(example), last_checkpoint());
   }
   fail<Diverged>("train", "Step {}: the loss is {} and the gradient norm {}{}; lower --learning-rate. {}", state_.step + 1,
                  result.loss, result.grad_norm, describe_nonfinite_gradient(), last_checkpoint());
