@@ -7,6 +7,8 @@ BEGIN {
   outside["CLI/"] = "CLI11::CLI11"
   outside["pcre2.h"] = "PkgConfig::PCRE2"
   outside["utf8proc.h"] = "PkgConfig::UTF8PROC"
+  outside["zlib.h"] = "PkgConfig::ZLIB"
+  outside["zstd.h"] = "PkgConfig::ZSTD"
   outside["webgpu/"] = "nibble_dawn"
   outside["dawn/"] = "nibble_dawn"
   split("data text io quant", without_gpu)

@@ -3,6 +3,7 @@
 #include "nibble/cli/device_flags.h"
 #include "nibble/cli/eval_labels.h"
 #include "nibble/cli/eval_pairs.h"
+#include "nibble/cli/row_flags.h"
 #include "nibble/io/json.h"
 #include "nibble/model/model.h"
 #include "nibble/report/progress.h"
@@ -17,6 +18,7 @@ namespace nibble::cli {
 namespace {
 
 struct EvalFlags {
+  RowFlags data;
   TrainOptions options;  // of which model, data and the rows' options count
   std::string adapter, loss = "sft", train_on = "assistant", overflow = "error", form = "auto";
   bool rows = false, json = false;
@@ -24,9 +26,14 @@ struct EvalFlags {
   DeviceFlags device;
 };
 
-void print_rows(const Evaluation& result) {
-  for (const RowLoss& row : result.rows) {
-    fmt::print("{}\n", write_json_line({{"row", row.row}, {"loss", row.loss}, {"tokens", row.tokens}, {"correct", row.correct}}));
+// `set` is what was evaluated.
+void print_rows(const Evaluation& result, const ExampleSet& set) {
+  const bool several = set.file->files().size() > 1;
+  for (std::size_t i = 0; i < result.rows.size(); ++i) {
+    const RowLoss& row = result.rows[i];
+    Json line{{"row", row.row}, {"loss", row.loss}, {"tokens", row.tokens}, {"correct", row.correct}};
+    if (several) line["file"] = set.file->file_name(set.examples[i]);
+    fmt::print("{}\n", write_json_line(line));
   }
 }
 
@@ -45,6 +52,8 @@ int run(EvalFlags flags) {
   flags.options.train_on = data::train_on_of(flags.train_on);
   flags.options.overflow = data::overflow_of(flags.overflow);
   if (flags.form != "auto") flags.options.form = data::row_form_of(flags.form);
+  flags.options.data = flags.data.unweighted_files();
+  flags.options.map = flags.data.columns();
   flags.labels.check(flags.options);
   Progress progress(stderr, isatty(STDERR_FILENO) == 1);
   gpu::Device device = flags.device.open();
@@ -74,8 +83,8 @@ int run(EvalFlags flags) {
     evaluate_answers(model, data->train, flags.options, {.rows = flags.rows, .json = flags.json}, progress);
   } else {
     const Evaluation result = evaluate(model, data->train, flags.options.batch_size, show);
-    check<Diverged>(std::isfinite(result.loss), flags.options.data.string(), "The loss is {}.", result.loss);
-    if (flags.rows) print_rows(result);
+    check<Diverged>(std::isfinite(result.loss), flags.options.data.text(), "The loss is {}.", result.loss);
+    if (flags.rows) print_rows(result, data->train);
     print_summary(result, flags.json);
   }
   print_profile(device);
@@ -87,12 +96,12 @@ int run(EvalFlags flags) {
 void add_eval(CLI::App& app, Action& action) {
   auto flags = std::make_shared<EvalFlags>();
   CLI::App* verb = app.add_subcommand(
-      "eval", "Loss, perplexity and token accuracy of a model, with or without an adapter, on a JSONL file.\n"
+      "eval", "Loss, perplexity and token accuracy of a model, with or without an adapter, on rows.\n"
               "With --labels: how well it tells labels apart. With --loss dpo or orpo: how well it tells chosen answers\n"
               "from rejected ones.");
   verb->add_option("--model", flags->options.model, "Model folder")->required();
   verb->add_option("--adapter", flags->adapter, "PEFT adapter folder; left out, the base is evaluated");
-  verb->add_option("--data", flags->options.data, "Rows, JSONL")->required();
+  flags->data.add_data(*verb, "Rows, JSONL or CSV: one file, several, or - (standard input)")->required();
   verb->add_flag("--rows", flags->rows,
                  "Also print a JSON line a row: line of the file, loss, trained tokens, right ones; or label, prediction and scores; "
                  "or rewards and log-probabilities");
@@ -107,6 +116,8 @@ void add_eval(CLI::App& app, Action& action) {
       ->capture_default_str()->check(CLI::PositiveNumber);
   verb->add_option("--train-on", flags->train_on, "What the loss counts: assistant, last or all")
       ->check(CLI::IsMember({"assistant", "last", "all"}))->capture_default_str();
+  add_think_option(*verb, flags->options.think);
+  flags->data.add_map(*verb);
   verb->add_option("--format", flags->form, "Form of the rows; auto detects it")->capture_default_str();
   verb->add_flag("--skip-bad-rows", flags->options.skip_bad_rows, "Leave out rows that cannot be used");
   verb->add_option("--head-chunk", flags->options.head_chunk, "Rows of logits at a time");

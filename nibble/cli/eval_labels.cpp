@@ -133,6 +133,8 @@ void LabelFlags::check(const TrainOptions& options) const {
   nibble::check<UsageError>(usable, "--overflow",
                             "A row with labels cannot be {}: its end is what is judged. Choose error or drop.",
                             options.overflow == data::Overflow::cut ? "cut" : "split");
+  nibble::check<UsageError>(options.data.files().size() == 1, "--labels", "One file is judged at a time; {} were given.",
+                            options.data.files().size());
   nibble::check<UsageError>(!options.form || options.form == data::RowForm::classification, "--format",
                             "Rows for --labels have the form classification.");
 }
@@ -140,13 +142,15 @@ void LabelFlags::check(const TrainOptions& options) const {
 LabelledData::LabelledData(const LabelFlags& flags, const TrainOptions& options) {
   const auto tokenizer = text::Tokenizer::load(options.model);
   const auto chat_template = text::ChatTemplate::load(options.model);
-  const data::RowEncoder encoder(tokenizer, chat_template ? &*chat_template : nullptr, data::TrainOn::assistant);
+  const data::RowEncoder encoder(tokenizer, chat_template ? &*chat_template : nullptr, data::TrainOn::assistant,
+                                 text::OrderedJson::object(), options.think);
   CandidateOptions reading{.labels = flags.labels,
                            .max_length = options.max_length,
                            .drop_over_long = options.overflow == data::Overflow::drop,
-                           .skip_bad_rows = options.skip_bad_rows};
+                           .skip_bad_rows = options.skip_bad_rows,
+                           .map = options.map};
   if (flags.labels == std::vector<std::string>{"auto"}) reading.labels.clear();
-  data = read_candidates(options.data, encoder, reading);
+  data = read_candidates(options.data.files().front().path, encoder, reading);
   if (flags.valid.empty()) return;
   nibble::check<UsageError>(data.labels.size() == 2, "--valid", "A threshold is for two labels; there are {}.",
                             data.labels.size());

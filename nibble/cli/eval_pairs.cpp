@@ -11,12 +11,14 @@
 namespace nibble::cli {
 namespace {
 
-void print_pairs(const PairEvaluation& result) {
-  for (const PairLoss& pair : result.pairs) {
-    const PreferenceStatistics& s = pair.statistics;
-    fmt::print("{}\n", write_json_line({{"row", pair.row}, {"loss", s.loss}, {"rewards/chosen", s.chosen_reward},
-                                        {"rewards/rejected", s.rejected_reward}, {"logps/chosen", s.chosen_logps},
-                                        {"logps/rejected", s.rejected_logps}}));
+void print_pairs(const PairEvaluation& result, const ExampleSet& set) {
+  const bool several = set.file->files().size() > 1;
+  for (std::size_t i = 0; i < result.pairs.size(); ++i) {
+    const PreferenceStatistics& s = result.pairs[i].statistics;
+    Json line{{"row", result.pairs[i].row}, {"loss", s.loss}, {"rewards/chosen", s.chosen_reward},
+              {"rewards/rejected", s.rejected_reward}, {"logps/chosen", s.chosen_logps}, {"logps/rejected", s.rejected_logps}};
+    if (several) line["file"] = set.file->file_name(set.examples[i]);
+    fmt::print("{}\n", write_json_line(line));
   }
 }
 
@@ -50,8 +52,8 @@ void evaluate_answers(Model& model, ExampleSet& pairs, const TrainOptions& optio
   }
   const PairEvaluation result = evaluate_pairs(model, pairs, options.loss, options.batch_size,
                                                [&](double done) { progress.part("Evaluating", done); });
-  check<Diverged>(std::isfinite(result.loss), options.data.string(), "The loss is {}.", result.loss);
-  if (printing.rows) print_pairs(result);
+  check<Diverged>(std::isfinite(result.loss), options.data.text(), "The loss is {}.", result.loss);
+  if (printing.rows) print_pairs(result, pairs);
   print_summary(result, printing.json);
 }
 

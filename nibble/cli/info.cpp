@@ -10,10 +10,10 @@ namespace nibble::cli {
 namespace {
 
 int run(const InfoFlags& flags) {
-  check<UsageError>(!flags.model.empty() || !flags.adapter.empty() || !flags.data.empty(), "info",
+  check<UsageError>(!flags.model.empty() || !flags.adapter.empty() || !flags.data.data.empty(), "info",
                     "Give --model, --adapter, or --data with --model.");
-  check<UsageError>(flags.data.empty() || flags.adapter.empty(), "info", "Give either --data or --adapter.");
-  if (!flags.data.empty()) {
+  check<UsageError>(flags.data.data.empty() || flags.adapter.empty(), "info", "Give either --data or --adapter.");
+  if (!flags.data.data.empty()) {
     check<UsageError>(!flags.model.empty(), "info",
                       "--data needs --model, whose tokenizer and template make the tokens.");
     info_data(flags);
@@ -33,6 +33,8 @@ void add_data_options(CLI::App& verb, InfoFlags& flags) {
   group->add_option("--train-on", flags.train_on,
                     "What the loss counts: assistant (every answer), last (the last answer), all")
       ->check(CLI::IsMember({"assistant", "last", "all"}))->capture_default_str();
+  add_think_option(*group, flags.think);
+  flags.data.add_map(*group);
   group->add_option("--format", flags.format,
                     "Form of the rows: auto, messages, conversations, prompt-completion, instruction-output, "
                     "instruction-response, preference, classification, text")
@@ -55,7 +57,7 @@ void add_info(CLI::App& app, Action& action) {
               "--model also whether it fits. --data with --model: how rows become tokens and which of them are trained.");
   verb->add_option("--model", flags->model, "Model folder");
   verb->add_option("--adapter", flags->adapter, "PEFT adapter folder");
-  verb->add_option("--data", flags->data, "Rows, JSONL");
+  flags->data.add_data(*verb, "Rows, JSONL or CSV: one file, several (with weights, as training takes them), or - (standard input)");
   add_data_options(*verb, *flags);
   flags->device.add_to(*verb, DeviceFlags::AdapterOption::names_lora);
   verb->add_flag("--json", flags->json, "Print as JSON");

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/cli/device_flags.h"
+#include "nibble/cli/row_flags.h"
 
 #include <cstdint>
 #include <string>
@@ -9,7 +10,8 @@ namespace nibble::cli {
 
 // The options of `nibble info`.
 struct InfoFlags {
-  std::string model, adapter, data;
+  std::string model, adapter;
+  RowFlags data;
   DeviceFlags device;
   bool json = false;
 
@@ -17,6 +19,7 @@ struct InfoFlags {
   std::uint64_t rows = 3;  // shown
   std::uint32_t max_length = 1024;
   std::string format = "auto", train_on = "assistant", color = "auto";
+  data::Think think = data::Think::stock;
   bool skip_bad_rows = false;
 };
 

@@ -1,6 +1,7 @@
 #include "nibble/cli/info.h"
 #include "nibble/cli/terminal.h"
 #include "nibble/data/dataset.h"
+#include "nibble/data/sampler.h"
 #include "nibble/io/json.h"
 #include "nibble/report/progress.h"
 
@@ -88,8 +89,10 @@ void print_rows(const data::Dataset& rows, const text::Tokenizer& tokenizer, con
   const std::size_t count = std::min<std::uint64_t>(flags.rows, rows.size());
   const auto legend = colour ? "Trained tokens are green." : "Trained tokens stand in \u27e6\u27e7; \u2502 divides tokens.";
   if (count > 0) fmt::print("{}\n\n", legend);
+  const bool several = rows.files().size() > 1;
   for (std::size_t i = 0; i < count; ++i) {
-    fmt::print("Line {}: {} tokens, {} trained\n", rows.row(i), grouped(rows.tokens(i)), grouped(rows.trained_tokens(i)));
+    const std::string file = several ? rows.file_name(i) + ", line" : "Line";
+    fmt::print("{} {}: {} tokens, {} trained\n", printable(file), rows.row(i), grouped(rows.tokens(i)), grouped(rows.trained_tokens(i)));
     const data::Example row = rows.example(i);
     if (row.is_pair()) {
       const auto [chosen, rejected] = sides_of(row);
@@ -111,10 +114,30 @@ void print_histogram(const std::vector<Bar>& bars) {
   }
 }
 
-void print_text(const data::Dataset& rows, const text::Tokenizer& tokenizer, const InfoFlags& flags) {
+// How many examples of each file an epoch takes; each once where the files have no weights.
+std::vector<std::uint32_t> taken(const data::Dataset& rows, const data::DataFiles& files) {
+  std::vector<data::Share> shares;
+  std::vector<std::uint32_t> result;
+  for (const data::FileExamples& part : rows.files()) {
+    result.push_back(static_cast<std::uint32_t>(part.end - part.begin));
+    shares.push_back({.examples = result.back(), .weight = files.files()[shares.size()].weight.value_or(1)});
+  }
+  return files.weighted() ? data::drawn_of(shares, static_cast<std::uint32_t>(rows.size())) : result;
+}
+
+void print_text(const data::Dataset& rows, const data::DataFiles& files, const text::Tokenizer& tokenizer, const InfoFlags& flags) {
   const auto& counts = rows.counts();
   print_rows(rows, tokenizer, flags);
-  print_fact("form", data::name_of(rows.form()));
+  print_fact("form", rows.form_names());
+  if (files.files().size() > 1) {
+    const auto of_epoch = taken(rows, files);
+    const auto parts = rows.files();
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      const data::FileExamples& part = parts[i];
+      print_fact("file", fmt::format("{} ({}): {} rows, {} an epoch", part.name, data::name_of(part.form), grouped(part.rows),
+                                     grouped(of_epoch[i])));
+    }
+  }
   print_fact("rows", grouped(counts.rows));
   if (flags.skip_bad_rows) print_fact("bad rows", grouped(counts.bad_rows));
   print_fact("tokens", grouped(counts.tokens));
@@ -126,7 +149,7 @@ void print_text(const data::Dataset& rows, const text::Tokenizer& tokenizer, con
   print_histogram(bars_of(counts));
 }
 
-Json to_json(const data::Dataset& rows, const InfoFlags& flags) {
+Json to_json(const data::Dataset& rows, const data::DataFiles& files, const InfoFlags& flags) {
   Json shown = Json::array(), bars = Json::array();
   for (std::size_t i = 0; i < std::min<std::uint64_t>(flags.rows, rows.size()); ++i) {
     const data::Example row = rows.example(i);
@@ -135,7 +158,14 @@ Json to_json(const data::Dataset& rows, const InfoFlags& flags) {
   }
   for (const Bar& bar : bars_of(rows.counts())) bars.push_back({{"from", bar.from}, {"to", bar.to}, {"rows", bar.rows}});
   const auto& counts = rows.counts();
-  return {{"form", data::name_of(rows.form())},
+  Json parts = Json::array();
+  const auto of_epoch = taken(rows, files);
+  for (const data::FileExamples& part : rows.files()) {
+    parts.push_back({{"name", part.name}, {"form", data::name_of(part.form)}, {"rows", part.rows},
+                     {"examples_in_epoch", of_epoch[parts.size()]}});
+  }
+  return {{"form", rows.form_names()},
+          {"files", parts},
           {"rows", counts.rows},
           {"bad_rows", counts.bad_rows},
           {"tokens", counts.tokens},
@@ -152,16 +182,19 @@ Json to_json(const data::Dataset& rows, const InfoFlags& flags) {
 void info_data(const InfoFlags& flags) {
   const auto tokenizer = text::Tokenizer::load(flags.model);
   const auto chat_template = text::ChatTemplate::load(flags.model);
-  data::DatasetOptions options{.train_on = data::train_on_of(flags.train_on),
+  data::DatasetOptions options{.map = flags.data.columns(),
+                               .train_on = data::train_on_of(flags.train_on),
+                               .think = flags.think,
                                .overflow = data::Overflow::cut,
                                .max_length = std::numeric_limits<std::uint32_t>::max(),
                                .skip_bad_rows = flags.skip_bad_rows};
   if (flags.format != "auto") options.form = data::row_form_of(flags.format);
-  const data::Dataset rows(flags.data, tokenizer, chat_template ? &*chat_template : nullptr, options);
+  const data::DataFiles files = flags.data.files();
+  const data::Dataset rows(files, tokenizer, chat_template ? &*chat_template : nullptr, options);
   if (flags.json) {
-    fmt::print("{}\n", write_json(to_json(rows, flags)));
+    fmt::print("{}\n", write_json(to_json(rows, files, flags)));
   } else {
-    print_text(rows, tokenizer, flags);
+    print_text(rows, files, tokenizer, flags);
   }
 }
 

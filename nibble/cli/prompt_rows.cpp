@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/data/line_reader.h"
+#include "nibble/data/open_rows.h"
 #include "nibble/data/row.h"
 
 namespace nibble::cli {
@@ -49,13 +50,13 @@ Tokens tokens_of_row(const OrderedJson& row, const TextFiles& files, const Promp
 }  // namespace
 
 std::vector<PromptRow> read_prompt_rows(const std::string& path, const TextFiles& files, const PromptOptions& options) {
-  const File file(path);
-  data::LineReader reader(file);
+  const data::RowText text = data::open_rows(path);
+  data::LineReader reader(text.file, text.name);
   std::vector<PromptRow> rows;
   const std::uint32_t most = files.config.max_position_embeddings;
   for (data::Line line; reader.next(line);) {
     if (line.text.find_first_not_of(" \t") == line.text.npos) continue;
-    const std::string place = fmt::format("{}:{}", path, line.number);
+    const std::string place = fmt::format("{}:{}", text.name, line.number);
     try {
       rows.push_back({line.number, tokens_of_row(data::parse_row(line.text), files, options)});
     } catch (const DataError& error) {

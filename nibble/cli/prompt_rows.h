@@ -15,7 +15,7 @@ struct PromptRow {
 
 struct PromptOptions {
   std::optional<std::string> system;  // in place of a chat's own
-  std::optional<bool> thinking;
+  PromptThinking thinking;
   bool raw = false;                   // a "prompt" that is a text is continued as it is
 };
 

@@ -1,7 +1,9 @@
 #include "nibble/cli/text_model.h"
 
 #include "nibble/base/error.h"
+#include "nibble/cli/row_flags.h"
 #include "nibble/cli/terminal.h"
+#include "nibble/data/chat_mask.h"
 #include "nibble/report/progress.h"
 #include "nibble/text/utf8.h"
 
@@ -38,8 +40,9 @@ void AnswerFlags::add_to(CLI::App& verb) {
   verb.add_option("--repetition-penalty", repetition_penalty, "Above 1: tokens of the text so far become less likely");
   verb.add_option("--seed", seed, "Of the draws")->capture_default_str();
   verb.add_option("--stop", stop, "End the answer before this text; several may be given");
-  verb.add_flag_callback("--thinking", [this] { thinking = true; }, "Set enable_thinking of the chat template");
-  verb.add_flag_callback("--no-thinking", [this] { thinking = false; }, "Clear it: Qwen3 then answers at once");
+  verb.add_flag_callback("--thinking", [this] { thinking.enabled = true; }, "Set enable_thinking of the chat template");
+  verb.add_flag_callback("--no-thinking", [this] { thinking.enabled = false; }, "Clear it: Qwen3 then answers at once");
+  add_think_option(verb, thinking.earlier);
   device.add_to(verb, DeviceFlags::AdapterOption::names_lora);
 }
 
@@ -65,11 +68,12 @@ TextFiles::TextFiles(const std::string& folder)
 }
 
 Tokens TextFiles::prompt(const text::OrderedJson& messages, const text::OrderedJson& tools,
-                         const std::optional<bool>& thinking) const {
+                         const PromptThinking& thinking) const {
   check<DataError>(chat_template.has_value(), "chat", "The model has no chat template; `generate --raw` does without.");
-  text::ChatRequest request{.messages = messages, .tools = tools, .add_generation_prompt = true};
-  if (thinking) request.variables["enable_thinking"] = *thinking;
-  return tokenizer.encode(chat_template->render(request).text, {.add_special_tokens = false}).ids;
+  text::OrderedJson variables = text::OrderedJson::object();
+  if (thinking.enabled) variables["enable_thinking"] = *thinking.enabled;
+  const data::ChatMask chat(tokenizer, *chat_template, variables, thinking.earlier);
+  return tokenizer.encode(chat.prompt({.messages = messages, .tools = tools}), {.add_special_tokens = false}).ids;
 }
 
 text::OrderedJson message(const char* role, std::string_view content) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/cli/device_flags.h"
+#include "nibble/data/think.h"
 #include "nibble/model/generator.h"
 #include "nibble/model/sampler.h"
 #include "nibble/text/chat_template.h"
@@ -18,6 +19,12 @@ namespace nibble::cli {
 
 using Tokens = std::vector<std::uint32_t>;
 
+// How a chat is put to the model.
+struct PromptThinking {
+  std::optional<bool> enabled;  // enable_thinking of the chat template; empty leaves it to the template
+  data::Think earlier = data::Think::stock;  // the thoughts of earlier turns
+};
+
 // What the verbs that answer in text have in common.
 struct AnswerFlags {
   std::string model, adapter;
@@ -27,7 +34,7 @@ struct AnswerFlags {
   std::optional<std::uint32_t> top_k;
   std::uint64_t seed = 0;
   std::vector<std::string> stop;
-  std::optional<bool> thinking;  // enable_thinking of the chat template; empty leaves it to the template
+  PromptThinking thinking;
 
   void add_to(CLI::App& verb);
   // The flags before generation_config.json before nibble's defaults. Throws UsageError for a value out of range.
@@ -43,8 +50,9 @@ struct TextFiles {
 
   explicit TextFiles(const std::string& folder);
 
-  // The chat as tokens, up to where the assistant's answer begins. Throws DataError where the model has no template.
-  Tokens prompt(const text::OrderedJson& messages, const text::OrderedJson& tools, const std::optional<bool>& thinking) const;
+  // The chat as tokens, up to where the assistant's answer begins. Throws DataError where the model has no template, UsageError
+  // where that knows no thoughts to be treated so.
+  Tokens prompt(const text::OrderedJson& messages, const text::OrderedJson& tools, const PromptThinking& thinking) const;
 };
 
 // A message of a chat; what is not UTF-8 in it becomes U+FFFD.

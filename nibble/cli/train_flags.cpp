@@ -18,8 +18,9 @@ void TrainFlags::add_to(CLI::App& verb) {
 void TrainFlags::add_files(CLI::App& verb) {
   auto* group = verb.add_option_group("Files");
   group->add_option("--model", options.model, "Model folder: config.json, tokenizer.json, safetensors")->required();
-  group->add_option("--data", options.data, "Training rows, JSONL")->required();
-  group->add_option("--valid", options.valid, "Validation rows, JSONL");
+  rows_.add_data(*group, "Training rows, JSONL or CSV: one file, several, or - (standard input); as a.jsonl:0.7 b.jsonl:0.3 drawn in these\n"
+                         "proportions")->required();
+  group->add_option("--valid", valid_, "Validation rows, one file or several");
   group->add_option("--valid-fraction", options.valid_fraction, "Part of the training rows to validate on instead, as 0.05")->capture_default_str();
   group->add_option("--output", options.output, "Folder for the adapter, metrics.jsonl and checkpoints")->required();
   group->add_option("--init-adapter", options.init_adapter, "Start from this PEFT adapter; its rank, alpha and targets hold");
@@ -109,6 +110,8 @@ void TrainFlags::add_data(CLI::App& verb) {
   group->add_flag("--packing", options.packing, "Fill each pass with as many rows as fit; none sees another");
   group->add_option("--train-on", train_on_, "What the loss counts: assistant (every answer), last (the last answer), all")
       ->check(CLI::IsMember({"assistant", "last", "all"}))->capture_default_str();
+  add_think_option(*group, options.think);
+  rows_.add_map(*group);
   group->add_option("--format", form_,
                     "Form of the rows: auto, messages, conversations, prompt-completion, instruction-output, "
                     "instruction-response, preference, classification, text")
@@ -171,6 +174,9 @@ void TrainFlags::finish() {
   options.shuffle = shuffle_ == "on";
   options.train_on = data::train_on_of(train_on_);
   options.overflow = data::overflow_of(overflow_);
+  options.data = rows_.files();
+  options.valid = data::DataFiles::parse(valid_);
+  options.map = rows_.columns();
   if (form_ != "auto") options.form = data::row_form_of(form_);
   options.gradient_checkpointing = gradient_checkpointing_ == "on"    ? Checkpointing::on
                                    : gradient_checkpointing_ == "off" ? Checkpointing::off

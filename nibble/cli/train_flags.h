@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/cli/device_flags.h"
+#include "nibble/cli/row_flags.h"
 #include "nibble/train/train.h"
 
 #include <string>
@@ -28,6 +29,8 @@ struct TrainFlags {
   void add_data(CLI::App& verb);
   void add_run(CLI::App& verb);
 
+  RowFlags rows_;
+  std::vector<std::string> valid_;
   std::vector<std::string> target_modules_ = {"all-linear"};
   std::string loss_ = "sft", recipe_ = "pytorch", lr_scheduler_ = "cosine", shuffle_ = "on", train_on_ = "assistant",
               overflow_ = "error", form_ = "auto", gradient_checkpointing_ = "auto", residency_ = "resident",

@@ -18,7 +18,7 @@ std::string targets_text(const LoraConfig& lora) {
 
 std::string data_text(const RunPlan& plan, const TrainOptions& options) {
   std::string text =
-      fmt::format("{} ({}): {} rows, {} tokens, {} trained", options.data.string(), data::name_of(plan.form),
+      fmt::format("{} ({}): {} rows, {} tokens, {} trained", options.data.text(), plan.forms,
                   grouped(plan.train_examples), grouped(plan.train_tokens), grouped(plan.trained_tokens));
   if (plan.counts.bad_rows > 0) text += fmt::format("; {} bad rows left out", grouped(plan.counts.bad_rows));
   if (plan.counts.over_long_rows > 0) {
@@ -26,6 +26,16 @@ std::string data_text(const RunPlan& plan, const TrainOptions& options) {
                         data::name_of(options.overflow));
   }
   return text;
+}
+
+// How training draws from files with weights, a line each.
+void print_draws(const RunPlan& plan, Progress& progress) {
+  for (std::size_t i = 0; i < plan.drawn.size(); ++i) {
+    const auto& part = plan.files[i];
+    const double times = static_cast<double>(plan.drawn[i]) / static_cast<double>(plan.train_rows[i]);
+    progress.say(fmt::format("         {} of an epoch's {} rows from {}, which has {}: each {:.2f} times", grouped(plan.drawn[i]),
+                             grouped(plan.train_examples), part.name, grouped(plan.train_rows[i]), times));
+  }
 }
 
 std::string head_text(const RunPlan& plan) {
@@ -56,6 +66,7 @@ void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& prog
                            plan.lora.use_rslora ? " (rsLoRA)" : "", targets_text(plan.lora), grouped(plan.trainable_parameters)));
   if (plan.head) progress.say("Head     " + head_text(plan));
   progress.say(fmt::format("Data     {}", data_text(plan, options)));
+  print_draws(plan, progress);
   if (plan.valid_examples > 0) progress.say(fmt::format("Valid    {} rows", grouped(plan.valid_examples)));
   if (options.loss.takes_pairs()) {
     progress.say(fmt::format("Loss     {}, beta {}{}", nibble::name_of(options.loss.kind), options.loss.beta,

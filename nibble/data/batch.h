@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 namespace nibble::data {
@@ -35,6 +36,7 @@ struct Batch {
   // Log-probabilities of a reference for these answers (2P), where whoever trains on the batch knows them.
   std::vector<float> reference;
   std::vector<std::uint64_t> rows;  // number of each example's line in its file, from 1; 0 where unknown
+  std::vector<std::string> files;   // of each example, where whoever made the batch knows them
 };
 
 // `rows` may be empty. Throws UsageError where an example's vectors differ in length or where preferences are mixed with

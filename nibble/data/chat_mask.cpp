@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "nibble/base/error.h"
+#include "nibble/data/chat_turns.h"
 
 namespace nibble::data {
 namespace {
@@ -10,186 +11,138 @@ namespace {
 using text::ByteSpan;
 
 constexpr std::string_view where = "chat_mask";
-constexpr std::string_view blanks = " \t\r\n";
-
 constexpr std::pair<TrainOn, std::string_view> train_on_names[] = {
     {TrainOn::assistant, "assistant"}, {TrainOn::last, "last"}, {TrainOn::all, "all"}};
 
-std::size_t skip_blanks(std::string_view text, std::size_t at) {
-  return std::min(text.find_first_not_of(blanks, at), text.size());
-}
-
-std::string_view trimmed(std::string_view text) {
-  const std::size_t begin = skip_blanks(text, 0);
-  return text.substr(begin, text.find_last_not_of(blanks) + 1 - begin);
-}
-
-// What an assistant's turn prints, before its end is looked for.
-struct Turn {
-  std::size_t begin = 0;
-  std::size_t end = 0;
-  bool exact = false;
-  bool calls = false;
-};
-
-// The turns of one chat in its rendered text.
-class Turns {
- public:
-  Turns(const ChatProbe& probe, const Chat& chat, const text::Tokenizer& tokenizer, const MaskedChat& masked)
-      : probe_(probe), chat_(chat), tokenizer_(tokenizer), full_(masked.text), encoding_(masked.encoding) {}
-
-  std::vector<ByteSpan> find(const std::vector<std::size_t>& messages) {
-    find_end_mark();
-    std::vector<ByteSpan> spans;
-    for (const std::size_t message : messages) {
-      const auto turn = find_turn(message);
-      if (!turn) continue;
-      const ByteSpan span{static_cast<std::uint32_t>(turn->begin), static_cast<std::uint32_t>(end_of(*turn, message))};
-      check<DataError>(spans.empty() || spans.back().end <= span.begin, where,
-                       "The template prints message {} in a place that cannot be told from the one before.", message);
-      spans.push_back(span);
-    }
-    return spans;
-  }
-
- private:
-  std::optional<Turn> find_turn(std::size_t message) const {
-    const OrderedJson& turn = chat_.messages[message];
-    std::optional<Region> found[3];
-    for (const Field field : {Field::content, Field::reasoning, Field::calls}) {
-      if (!ChatProbe::has_field(turn, field)) continue;
-      found[static_cast<int>(field)] = probe_.find(full_, chat_.messages.size(), message, field);
-    }
-    const auto& [content, reasoning, calls] = found;
-    if (!content && !reasoning && !calls) return std::nullopt;
-    Turn result{.begin = full_.size(), .end = 0, .exact = content && content->exact, .calls = calls.has_value()};
-    for (const auto& region : found) {
-      if (!region) continue;
-      result.begin = std::min(result.begin, region->begin);
-      result.end = std::max(result.end, region->end);
-    }
-    // The content stands where it begins, unless the template or another field puts something before it.
-    const bool content_first = result.exact && content->begin == result.begin && !reasoning &&
-                               !(calls && content->begin == content->end);
-    if (!content_first) result.begin = begin_after_prompt(message, result);
-    return result;
-  }
-
-  std::size_t begin_after_prompt(std::size_t message, const Turn& turn) const {
-    const std::size_t from = end_of_previous(message);
-    const std::size_t until = begin_of_next(message);
-    std::optional<std::size_t> begin;
-    if (from <= turn.begin && turn.end <= until) begin = probe_.prompt_end(full_, message, from, turn.begin);
-    check<DataError>(begin.has_value(), where,
-                     "Where message {} begins in what the chat template prints cannot be told; mark the assistant's "
-                     "part of the template with {{% generation %}}, or train on all.",
-                     message);
-    return *begin;
-  }
-
-  std::size_t end_of_previous(std::size_t message) const {
-    while (message > 0) {
-      if (const auto region = region_of(--message)) return region->end;
-    }
-    return 0;
-  }
-
-  std::size_t begin_of_next(std::size_t message) const {
-    while (++message < chat_.messages.size()) {
-      if (const auto region = region_of(message)) return region->begin;
-    }
-    return full_.size();
-  }
-
-  std::optional<Region> region_of(std::size_t message) const {
-    std::optional<Region> result;
-    for (const Field field : {Field::content, Field::reasoning, Field::calls}) {
-      if (!ChatProbe::has_field(chat_.messages[message], field)) continue;
-      const auto region = probe_.find(full_, chat_.messages.size(), message, field);
-      if (!region) continue;
-      if (!result) result = region;
-      result->begin = std::min(result->begin, region->begin);
-      result->end = std::max(result->end, region->end);
-    }
-    return result;
-  }
-
-  // What closes a turn, as the last assistant turn shows it where nothing follows: up to the first special token.
-  void find_end_mark() {
-    std::size_t last = chat_.messages.size();
-    while (last > 0 && chat_.messages[last - 1]["role"] != "assistant") --last;
-    if (last == 0) return;
-    const bool is_end = last == chat_.messages.size();
-    const std::string shorter = is_end ? std::string() : probe_.render(last);
-    const std::string_view text = is_end ? full_ : std::string_view(shorter);
-    std::size_t end = 0;
-    const OrderedJson& turn = chat_.messages[last - 1];
-    for (const Field field : {Field::content, Field::reasoning, Field::calls}) {
-      if (!ChatProbe::has_field(turn, field)) continue;
-      if (const auto region = probe_.find(text, last, last - 1, field)) end = std::max(end, region->end);
-    }
-    if (end == 0) return;
-    const bool calls = ChatProbe::has_field(turn, Field::calls);
-    const text::Encoding encoding = is_end ? encoding_ : tokenizer_.encode(text, options_);
-    for (std::size_t i = 0; i < encoding.ids.size(); ++i) {
-      const ByteSpan span = encoding.offsets[i];
-      if (span.begin < end || span.begin == span.end || !tokenizer_.is_special(encoding.ids[i])) continue;
-      const std::size_t begin = calls ? span.begin : skip_blanks(text, end);
-      end_mark_ = text.substr(begin, span.end - begin);
-      return;
-    }
-    if (!calls) end_mark_ = trimmed(text.substr(end));
-  }
-
-  // Behind the mark that ends the turn, or where its own text ends.
-  std::size_t end_of(const Turn& turn, std::size_t message) const {
-    if (end_mark_.empty()) return turn.end;
-    if (turn.calls) {
-      const std::size_t until = begin_of_next(message);
-      const std::size_t found = full_.substr(0, until).find(end_mark_, turn.end);
-      check<DataError>(found != full_.npos, where, "The end of the calls of message {} cannot be found.", message);
-      return found + end_mark_.size();
-    }
-    const std::size_t begin = skip_blanks(full_, turn.end);
-    if (full_.substr(begin).starts_with(end_mark_)) return begin + end_mark_.size();
-    check<DataError>(turn.exact, where,
-                     "Where message {} ends in what the chat template prints cannot be told; mark the assistant's "
-                     "part of the template with {{% generation %}}, or train on all.",
-                     message);
-    return turn.end;
-  }
-
-  static constexpr text::EncodeOptions options_{.add_special_tokens = false, .parse_special = true, .offsets = true};
-
-  const ChatProbe& probe_;
-  const Chat& chat_;
-  const text::Tokenizer& tokenizer_;
-  std::string_view full_;
-  const text::Encoding& encoding_;
-  std::string end_mark_;
-};
-
 std::vector<std::size_t> trained_messages(const Chat& chat, TrainOn train_on) {
+  std::size_t last = chat.messages.size();
+  while (last > 0 && chat.messages[last - 1]["role"] != "assistant") --last;
   std::vector<std::size_t> result;
-  for (std::size_t i = chat.first_completion; i < chat.messages.size(); ++i) {
-    if (chat.messages[i]["role"] == "assistant") result.push_back(i);
+  for (std::size_t i = 0; i < chat.messages.size(); ++i) {
+    const bool answer = i >= chat.first_completion && chat.messages[i]["role"] == "assistant";
+    const bool wanted = answer && (train_on == TrainOn::assistant || i + 1 == last);
+    if (chat.counts(i).value_or(wanted)) result.push_back(i);
   }
-  if (train_on == TrainOn::last && result.size() > 1) result.erase(result.begin(), result.end() - 1);
   return result;
 }
 
-// The spans that the template marks, if they can be put to the trained messages.
-std::vector<ByteSpan> marked_spans(const Chat& chat, const std::vector<ByteSpan>& marked,
-                                   const std::vector<std::size_t>& messages) {
+std::vector<std::size_t> silenced_messages(const Chat& chat) {
+  std::vector<std::size_t> result;
+  for (std::size_t i = 0; i < chat.messages.size(); ++i) {
+    if (chat.counts(i) == false) result.push_back(i);
+  }
+  return result;
+}
+
+// What of a text of `bytes` lies outside of the spans.
+std::vector<ByteSpan> outside(const std::vector<ByteSpan>& spans, std::size_t bytes) {
   std::vector<ByteSpan> result;
+  std::uint32_t begin = 0;
+  for (const ByteSpan span : spans) {
+    if (span.begin > begin) result.push_back({begin, span.begin});
+    begin = span.end;
+  }
+  if (begin < bytes) result.push_back({begin, static_cast<std::uint32_t>(bytes)});
+  return result;
+}
+
+// The spans that the template marks, by message; none where they cannot be put to the assistant's turns.
+std::vector<std::optional<ByteSpan>> marked_spans(const Chat& chat, const std::vector<ByteSpan>& marked) {
+  std::vector<std::optional<ByteSpan>> result(chat.messages.size());
   std::size_t turns = 0;
   for (std::size_t i = 0; i < chat.messages.size(); ++i) {
     if (chat.messages[i]["role"] != "assistant") continue;
-    const bool wanted = std::find(messages.begin(), messages.end(), i) != messages.end();
-    if (turns < marked.size() && wanted) result.push_back(marked[turns]);
+    if (turns < marked.size()) result[i] = marked[turns];
     ++turns;
   }
-  return turns == marked.size() ? result : std::vector<ByteSpan>();
+  if (turns != marked.size()) result.clear();
+  return result;
+}
+
+// What turns begin with in place of what the template puts there.
+class Thoughts {
+ public:
+  Thoughts() = default;
+  Thoughts(const SplitChat& split, const ThinkFormat& format, Think think, const ChatTurns& turns, std::string_view text)
+      : edits_(split.thoughts.size()) {
+    for (std::size_t i = 0; i < edits_.size(); ++i) {
+      if (split.chat.messages[i]["role"] != "assistant") continue;
+      const auto begin = turns.begin(i);
+      if (!begin) continue;
+      edits_[i] = edit(split.thoughts[i], format, think);
+      edits_[i]->place = empty_block_at(text, *begin);
+    }
+  }
+
+  std::string put_into(std::string_view text) const {
+    std::string result;
+    std::size_t at = 0;
+    for (const auto& edit : edits_) {
+      if (!edit) continue;
+      check<DataError>(edit->place.begin >= at, where, "The template does not print the turns in their order.");
+      result.append(text.substr(at, edit->place.begin - at)).append(edit->block);
+      at = edit->place.end;
+    }
+    return result.append(text.substr(at));
+  }
+
+  // Appends where a message's span of the text lies afterwards, with as much of its thought as is counted.
+  void append_span(std::vector<ByteSpan>& spans, std::size_t message, ByteSpan span) const {
+    const auto* edit = message < edits_.size() && edits_[message] ? &*edits_[message] : nullptr;
+    if (!edit) {
+      spans.push_back({moved(span.begin), moved(span.end)});
+      return;
+    }
+    const std::uint32_t behind = moved(edit->place.end);
+    const auto block = static_cast<std::uint32_t>(edit->block.size());
+    if (span.begin < edit->place.begin) spans.push_back({moved(span.begin), behind - block});
+    spans.push_back({behind - block + static_cast<std::uint32_t>(edit->counted_from), moved(span.end)});
+  }
+
+ private:
+  struct Edit {
+    BlockPlace place = {};
+    std::string block;
+    std::size_t counted_from = 0;  // in the block
+  };
+
+  static Edit edit(const std::optional<std::string>& thought, const ThinkFormat& format, Think think) {
+    Edit result;
+    if (think == Think::empty) {
+      result.block = format.empty;
+      const bool own = thought && thought->find_first_not_of(" \t\r\n") == thought->npos;
+      result.counted_from = own ? 0 : result.block.size();
+    } else if (think == Think::keep && thought) {
+      result.block = format.open + *thought + format.close;
+    }
+    if (result.counted_from == 0 && !result.block.empty() && format.prompt_opens) result.counted_from = format.open.size();
+    return result;
+  }
+
+  std::uint32_t moved(std::size_t at) const {
+    std::size_t result = at;
+    for (const auto& edit : edits_) {
+      if (edit && edit->place.end <= at) result += edit->block.size() - (edit->place.end - edit->place.begin);
+    }
+    return static_cast<std::uint32_t>(result);
+  }
+
+  std::vector<std::optional<Edit>> edits_;  // by message
+};
+
+std::vector<ByteSpan> spans_of(const std::vector<std::size_t>& messages, const std::vector<std::optional<ByteSpan>>& marked,
+                               ChatTurns& turns, const Thoughts& thoughts) {
+  std::vector<ByteSpan> spans;
+  for (const std::size_t message : messages) {
+    const bool is_marked = message < marked.size() && marked[message];
+    const auto span = is_marked ? marked[message] : turns.span(message);
+    if (!span) continue;
+    const std::size_t before = spans.size();
+    thoughts.append_span(spans, message, *span);
+    check<DataError>(before == 0 || spans[before - 1].end <= spans[before].begin, where,
+                     "The template prints message {} in a place that cannot be told from the one before.", message);
+  }
+  return spans;
 }
 
 }  // namespace
@@ -208,22 +161,50 @@ TrainOn train_on_of(std::string_view name) {
   fail<UsageError>("data", "The loss cannot be on \"{}\"; it is on assistant, last or all.", name);
 }
 
-MaskedChat ChatMask::apply(const Chat& chat, TrainOn train_on) const {
+ChatMask::ChatMask(const text::Tokenizer& tokenizer, const text::ChatTemplate& chat_template, OrderedJson variables, Think think)
+    : tokenizer_(tokenizer), template_(chat_template), variables_(std::move(variables)), think_(think) {
+  if (think_ == Think::stock) return;
+  format_ = think_format(template_, variables_);
+  if (think_ == Think::empty && !variables_.contains("enable_thinking")) variables_["enable_thinking"] = false;
+}
+
+MaskedChat ChatMask::apply(const Chat& given, TrainOn train_on) const {
+  std::optional<SplitChat> split;
+  if (think_ != Think::stock) split = split_thoughts(given);
+  const Chat& chat = split ? split->chat : given;
   const ChatProbe probe(template_, chat, variables_);
-  text::RenderedChat rendered = probe.render_all();
+  const text::RenderedChat rendered = probe.render_all();
+  ChatTurns turns(probe, chat, tokenizer_, rendered.text);
+  const Thoughts thoughts = split ? Thoughts(*split, format_, think_, turns, rendered.text) : Thoughts();
   MaskedChat result;
-  result.text = std::move(rendered.text);
+  result.text = split ? thoughts.put_into(rendered.text) : rendered.text;
   result.encoding =
       tokenizer_.encode(result.text, {.add_special_tokens = false, .parse_special = true, .offsets = true});
+  const auto marked = marked_spans(chat, rendered.generated);
   if (train_on == TrainOn::all) {
-    result.trained.push_back({0, static_cast<std::uint32_t>(result.text.size())});
+    result.trained = outside(spans_of(silenced_messages(chat), marked, turns, thoughts), result.text.size());
     return result;
   }
   const auto messages = trained_messages(chat, train_on);
-  check<DataError>(!messages.empty(), where, "The chat has no assistant turn to train on.");
-  result.trained = marked_spans(chat, rendered.generated, messages);
-  if (result.trained.empty()) result.trained = Turns(probe, chat, tokenizer_, result).find(messages);
+  check<DataError>(!messages.empty(), where, "The chat has no assistant turn to train on{}.",
+                   silenced_messages(chat).empty() ? "" : " that its messages' \"train\" or \"weight\" leave");
+  result.trained = spans_of(messages, marked, turns, thoughts);
   return result;
+}
+
+std::string ChatMask::prompt(const Chat& given) const {
+  if (think_ == Think::stock) return ChatProbe(template_, given, variables_).render(given.messages.size(), true);
+  const SplitChat split = split_thoughts(given);
+  const ChatProbe probe(template_, split.chat, variables_);
+  const std::string text = probe.render(split.chat.messages.size());
+  const std::string with_prompt = probe.render(split.chat.messages.size(), true);
+  check<DataError>(with_prompt.starts_with(text), where,
+                   "The template prints the chat otherwise before an answer than without; leave --think at stock.");
+  const ChatTurns turns(probe, split.chat, tokenizer_, text);
+  std::string result = Thoughts(split, format_, think_, turns, text).put_into(text) + with_prompt.substr(text.size());
+  if (think_ != Think::empty || result.ends_with(format_.empty)) return result;
+  const bool opened = result.ends_with(format_.open);
+  return result + (opened ? format_.close : format_.empty);
 }
 
 }  // namespace nibble::data

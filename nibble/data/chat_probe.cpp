@@ -11,8 +11,6 @@ namespace {
 // that the text they stand for cannot share both.
 constexpr std::string_view markers[] = {"QmarkerQnibbleQ", "ZmarkerZnibbleZ"};
 
-constexpr const char* reasoning_keys[] = {"reasoning_content", "reasoning", "thinking"};
-
 void mark_content(OrderedJson& message, std::string_view marker) {
   OrderedJson& content = message["content"];
   if (!content.is_array()) {

@@ -10,6 +10,9 @@
 
 namespace nibble::data {
 
+// Where messages keep their reasoning.
+inline constexpr const char* reasoning_keys[] = {"reasoning_content", "reasoning", "thinking"};
+
 // A part of a message that the template may print.
 enum class Field { content, reasoning, calls };
 

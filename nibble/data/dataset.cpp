@@ -11,6 +11,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/base/log.h"
+#include "nibble/data/open_rows.h"
 
 namespace nibble::data {
 namespace {
@@ -108,28 +109,49 @@ Overflow overflow_of(std::string_view name) {
   fail<UsageError>(where, "Over-long rows cannot be treated by \"{}\"; choose error, drop, cut or split.", name);
 }
 
-Dataset::Dataset(const fs::path& path, const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template,
+Dataset::Dataset(const DataFiles& files, const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template,
                  DatasetOptions options)
-    : file_(path),
-      encoder_(tokenizer, chat_template, options.train_on, options.template_variables),
+    : encoder_(tokenizer, chat_template, options.train_on, options.template_variables, options.think),
       options_(std::move(options)) {
   check<UsageError>(options_.max_length >= 2, where, "The longest row may have {} tokens, but at least 2 are needed.",
                     options_.max_length);
-  if (options_.form) {
-    form_ = *options_.form;
-    form_known_ = true;
+  check<UsageError>(!files.empty(), where, "There is no file to read.");
+  for (const DataFile& file : files.files()) {
+    RowText text = open_rows(file.path);
+    Source source{.file = std::move(text.file)};
+    source.examples.name = std::move(text.name);
+    source.form_known = options_.form.has_value();
+    source.examples.form = options_.form.value_or(RowForm::text);
+    const DatasetCounts before = counts_;
+    index(source);
+    const bool too_long = options_.overflow == Overflow::error && counts_.over_long_rows > before.over_long_rows;
+    check<DataError>(source.examples.end > source.examples.begin || too_long, where,
+                     "{}: No row is left to train on ({} rows, {} bad, {} over-long).", source.examples.name,
+                     source.examples.rows, counts_.bad_rows - before.bad_rows, counts_.over_long_rows - before.over_long_rows);
+    log_info(fmt::format("{}: {} rows of the form {}", source.examples.name, source.examples.rows, name_of(source.examples.form)));
+    files_.push_back(std::move(source));
   }
-  index();
+  counts_.examples = records_.size();
   check_overflow();
-  check<DataError>(!records_.empty(), where, "{}: No row is left to train on ({} rows, {} bad, {} over-long).",
-                   file_.path().string(), counts_.rows, counts_.bad_rows, counts_.over_long_rows);
-  log_info(fmt::format("{}: {} rows of the form {}", file_.path().string(), counts_.rows, name_of(form_)));
+  check_forms();
 }
 
-void Dataset::index() {
+void Dataset::check_forms() const {
+  const auto takes_pairs = [](const Source& source) { return source.examples.form == RowForm::preference; };
+  const auto other = std::find_if(files_.begin(), files_.end(),
+                                  [&](const Source& source) { return takes_pairs(source) != takes_pairs(files_.front()); });
+  if (other == files_.end()) return;
+  fail<UsageError>(where, "{} holds rows of the form {} and {} of the form {}; preferences and other rows do not mix.",
+                   files_.front().examples.name, name_of(files_.front().examples.form), other->examples.name,
+                   name_of(other->examples.form));
+}
+
+void Dataset::index(Source& source) {
   constexpr std::size_t block_lines = 4096;
   constexpr std::size_t block_bytes = std::size_t{16} << 20;
-  LineReader reader(file_);
+  source.examples.begin = records_.size();
+  const std::uint64_t rows_before = counts_.rows;
+  LineReader reader(source.file, source.examples.name);
   bool more = true;
   while (more) {
     std::vector<Line> lines;
@@ -139,50 +161,54 @@ void Dataset::index() {
       bytes += line.text.size();
       lines.push_back(std::move(line));
     }
-    index_block(lines);
+    index_block(source, lines);
   }
-  hash_ = reader.hash();
-  counts_.examples = records_.size();
+  source.hash = reader.hash();
+  source.examples.end = records_.size();
+  source.examples.rows = counts_.rows - rows_before;
 }
 
 // Encodes on all cores and then adds in the file's order, so the result does not depend on the threads.
-void Dataset::index_block(const std::vector<Line>& lines) {
-  if (!form_known_) detect_form(lines);
-  check<UsageError>(form_ != RowForm::preference || options_.overflow != Overflow::split, "--overflow",
+void Dataset::index_block(Source& source, const std::vector<Line>& lines) {
+  if (!source.form_known) detect_form(source, lines);
+  check<UsageError>(source.examples.form != RowForm::preference || options_.overflow != Overflow::split, "--overflow",
                     "A preference cannot be split; choose error, drop or cut.");
   std::vector<std::variant<Example, std::string>> encoded(lines.size());
-  run_in_parallel(lines.size(), options_.threads, [&](std::size_t i) { encoded[i] = encode(lines[i]); });
+  run_in_parallel(lines.size(), options_.threads, [&](std::size_t i) { encoded[i] = encode(source, lines[i]); });
   for (std::size_t i = 0; i < lines.size(); ++i) {
     if (const auto* fault = std::get_if<std::string>(&encoded[i])) {
       ++counts_.bad_rows;
-      check<DataError>(options_.skip_bad_rows, where, "{}, line {}: {}", file_.path().string(), lines[i].number,
-                       *fault);
+      check<DataError>(options_.skip_bad_rows, where, "{}, line {}: {}", source.examples.name, lines[i].number, *fault);
       continue;
     }
+    const bool none_before = counts_.over_long_rows == 0;
     add_row(std::get<Example>(encoded[i]), {.offset = lines[i].offset,
                                             .line = static_cast<std::uint32_t>(lines[i].number),
                                             .checksum = checksum_of(lines[i].text)});
+    if (none_before && counts_.over_long_rows > 0) {
+      first_over_long_ = fmt::format("{}, line {}", source.examples.name, lines[i].number);
+    }
   }
 }
 
 // By the first line that has one.
-void Dataset::detect_form(const std::vector<Line>& lines) {
+void Dataset::detect_form(Source& source, const std::vector<Line>& lines) const {
   for (const Line& line : lines) {
     try {
-      form_ = detect_row_form(parse_row(line.text));
-      form_known_ = true;
+      source.examples.form = detect_row_form(options_.map.apply(parse_row(line.text)));
+      source.form_known = true;
       return;
     } catch (const DataError& error) {
-      check<DataError>(options_.skip_bad_rows, where, "{}, line {}: {}", file_.path().string(), line.number,
+      check<DataError>(options_.skip_bad_rows, where, "{}, line {}: {}", source.examples.name, line.number,
                        sentence_of(error));
     }
   }
 }
 
-std::variant<Example, std::string> Dataset::encode(const Line& line) const {
+std::variant<Example, std::string> Dataset::encode(const Source& source, const Line& line) const {
   try {
     check<DataError>(line.number <= std::numeric_limits<std::uint32_t>::max(), where, "The file has over 2^32 lines.");
-    return encoder_.encode(read_row(parse_row(line.text), form_));
+    return encoder_.encode(read_row(options_.map.apply(parse_row(line.text)), source.examples.form));
   } catch (const DataError& error) {
     return std::string(sentence_of(error));
   }
@@ -197,7 +223,7 @@ void Dataset::add_row(const Example& example, Record record) {
   counts_.longest_row = std::max(counts_.longest_row, length);
   const std::uint32_t limit = options_.max_length;
   const bool over_long = length > limit;
-  if (over_long && counts_.over_long_rows++ == 0) first_over_long_ = record.line;
+  counts_.over_long_rows += over_long;
   if (over_long && (options_.overflow == Overflow::drop || options_.overflow == Overflow::error)) return;
   if (example.is_pair()) {
     add_piece(example, record);
@@ -237,10 +263,36 @@ Example Dataset::piece_of(const Example& row, const Record& record) const {
 void Dataset::check_overflow() const {
   if (options_.overflow != Overflow::error || counts_.over_long_rows == 0) return;
   fail<DataError>(where,
-                  "{}: {} of {} rows have more than {} tokens (the longest {}; the first in line {}). Raise "
+                  "{} of {} rows have more than {} tokens (the longest {}; the first in {}). Raise "
                   "--max-length, or choose --overflow drop, cut or split.",
-                  file_.path().string(), counts_.over_long_rows, counts_.rows, options_.max_length,
-                  counts_.longest_row, first_over_long_);
+                  counts_.over_long_rows, counts_.rows, options_.max_length, counts_.longest_row, first_over_long_);
+}
+
+const Dataset::Source& Dataset::source_of(std::size_t example) const {
+  return *std::upper_bound(files_.begin(), files_.end(), example,
+                           [](std::size_t index, const Source& source) { return index < source.examples.end; });
+}
+
+std::vector<FileExamples> Dataset::files() const {
+  std::vector<FileExamples> result;
+  for (const Source& source : files_) result.push_back(source.examples);
+  return result;
+}
+
+std::string Dataset::form_names() const {
+  std::string names;
+  for (const Source& source : files_) {
+    const std::string_view name = name_of(source.examples.form);
+    if (names.find(name) == names.npos) names += (names.empty() ? "" : ", ") + std::string(name);
+  }
+  return names;
+}
+
+std::uint64_t Dataset::hash() const {
+  if (files_.size() == 1) return files_.front().hash;
+  Fnv1a64 hash;
+  for (const Source& source : files_) hash.add(fmt::format("{:016x}", source.hash));
+  return hash.value();
 }
 
 std::uint32_t Dataset::longest_segment(std::size_t example) const {
@@ -258,20 +310,25 @@ Example Dataset::example(std::size_t index) const {
   check<UsageError>(index < records_.size(), where, "There is no example {}; there are {}.", index, records_.size());
   if (index < cache_.size()) return cache_[index];
   const Record& record = records_[index];
-  const std::string line = LineReader::read_at(file_, record.offset, record.line);
+  const Source& source = source_of(index);
+  const std::string line = LineReader::read_at(source.file, record.offset);
   check<DataError>(checksum_of(line) == record.checksum, where,
-                   "{}, line {}: The file has changed while it was in use.", file_.path().string(), record.line);
-  return piece_of(encoder_.encode(read_row(parse_row(line), form_)), record);
+                   "{}, line {}: The file has changed while it was in use.", source.examples.name, record.line);
+  return piece_of(encoder_.encode(read_row(options_.map.apply(parse_row(line)), source.examples.form)), record);
 }
 
 Batch Dataset::batch(std::span<const std::uint32_t> examples) const {
   std::vector<Example> read;
   std::vector<std::uint64_t> rows;
+  std::vector<std::string> names;
   for (const std::uint32_t index : examples) {
     read.push_back(example(index));
     rows.push_back(row(index));
+    names.push_back(file_name(index));
   }
-  return make_batch(read, rows);
+  Batch batch = make_batch(read, rows);
+  batch.files = std::move(names);
+  return batch;
 }
 
 }  // namespace nibble::data

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "nibble/data/batch.h"
+#include "nibble/data/column_map.h"
+#include "nibble/data/data_files.h"
 #include "nibble/data/line_reader.h"
 #include "nibble/data/row.h"
 #include "nibble/data/row_encoder.h"
@@ -31,8 +33,10 @@ std::string_view name_of(Overflow overflow);
 Overflow overflow_of(std::string_view name);  // UsageError listing the names
 
 struct DatasetOptions {
-  std::optional<RowForm> form;  // detected by the first row where absent
+  ColumnMap map = {};
+  std::optional<RowForm> form;  // detected by each file's first row where absent
   TrainOn train_on = TrainOn::assistant;
+  Think think = Think::stock;
   Overflow overflow = Overflow::error;
   std::uint32_t max_length = 1024;  // in tokens; of each side of a preference
   bool skip_bad_rows = false;       // counts them instead of throwing
@@ -54,28 +58,40 @@ struct DatasetCounts {
   std::array<std::uint64_t, 32> histogram{};
 };
 
-// The examples of a JSONL file. One pass at the start counts and checks every row; after it only a small record a row
-// stays in memory and examples are read and encoded again on demand, so the file may be larger than memory. Once made
+// Some of a data set's examples: those of one file.
+struct FileExamples {
+  std::string name;
+  RowForm form = RowForm::text;
+  std::uint64_t rows = 0;  // read, bad ones aside
+  std::size_t begin = 0, end = 0;  // its examples
+};
+
+// The examples of JSONL files, one file after the other. One pass at the start counts and checks every row; after it only a small record a row
+// stays in memory and examples are read and encoded again on demand, so files may be larger than memory. Once made
 // it may be read from several threads.
 class Dataset {
  public:
   // Tokenizer and template (which may be null) must outlive it. Throws DataError naming file and line, also where the
-  // file has no row left, and UsageError where preferences are to be split or trained on all.
-  Dataset(const fs::path& path, const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template,
+  // file has no row left, and UsageError where preferences are to be split, trained on all or mixed with other rows.
+  Dataset(const DataFiles& files, const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template,
           DatasetOptions options);
 
-  RowForm form() const { return form_; }
+  RowForm form() const { return files_.front().examples.form; }
+  // Their names, a form that all have once: "messages, text".
+  std::string form_names() const;
   const DatasetCounts& counts() const { return counts_; }
-  // FNV-1a of 64 bits over the file's bytes, as checkpoints keep it.
-  std::uint64_t hash() const { return hash_; }
+  std::vector<FileExamples> files() const;
+  // FNV-1a of 64 bits over the file's bytes, as checkpoints keep it; of several files over their hashes.
+  std::uint64_t hash() const;
 
   std::size_t size() const { return records_.size(); }
   std::uint32_t tokens(std::size_t example) const { return records_[example].tokens; }
   std::uint32_t trained_tokens(std::size_t example) const { return records_[example].trained; }
   // Of a preference the longer side's tokens, of others all.
   std::uint32_t longest_segment(std::size_t example) const;
-  // The line of the file, from 1.
+  // The line of its file, from 1.
   std::uint64_t row(std::size_t example) const { return records_[example].line; }
+  const std::string& file_name(std::size_t example) const { return source_of(example).examples.name; }
   // The number of tokens of each example, in order.
   std::vector<std::uint32_t> lengths() const;
 
@@ -94,25 +110,31 @@ class Dataset {
     std::uint32_t rejected_begin;  // see Example
   };
 
-  void index();
-  void index_block(const std::vector<Line>& lines);
+  struct Source {
+    File file;
+    FileExamples examples;
+    bool form_known = false;
+    std::uint64_t hash = 0;
+  };
+
+  void index(Source& source);
+  void index_block(Source& source, const std::vector<Line>& lines);
   // What an encoded line became: an example, or the sentence that says what is wrong with it.
-  std::variant<Example, std::string> encode(const Line& line) const;
-  void detect_form(const std::vector<Line>& lines);
+  std::variant<Example, std::string> encode(const Source& source, const Line& line) const;
+  void detect_form(Source& source, const std::vector<Line>& lines) const;
+  const Source& source_of(std::size_t example) const;
   void add_row(const Example& example, Record record);
   void add_piece(const Example& row, Record record);
   // What of a row is the record's example.
   Example piece_of(const Example& row, const Record& record) const;
   void check_overflow() const;
+  void check_forms() const;
 
-  File file_;
+  std::vector<Source> files_;
   RowEncoder encoder_;
   DatasetOptions options_;
-  RowForm form_ = RowForm::text;
-  bool form_known_ = false;
   DatasetCounts counts_;
-  std::uint64_t hash_ = 0;
-  std::uint64_t first_over_long_ = 0;  // its line
+  std::string first_over_long_;  // its file and line
   std::vector<Record> records_;
   std::vector<Example> cache_;  // of the first examples, as many as fit
 };

@@ -4,27 +4,28 @@
 
 #include "nibble/base/error.h"
 #include "nibble/data/line_reader.h"
+#include "nibble/data/open_rows.h"
 
 namespace nibble::data {
 
-LabelledFile read_labelled_file(const fs::path& path, bool skip_bad_rows) {
-  const File file(path);
-  LineReader reader(file);
+LabelledFile read_labelled_file(const fs::path& path, bool skip_bad_rows, const ColumnMap& map) {
+  const RowText text = open_rows(path);
+  LineReader reader(text.file, text.name);
   LabelledFile result;
   for (Line line; reader.next(line);) {
     if (line.text.find_first_not_of(" \t") == std::string::npos) continue;
     try {
-      auto content = read_row(parse_row(line.text), RowForm::classification);
+      auto content = read_row(map.apply(parse_row(line.text)), RowForm::classification);
       result.rows.push_back({.line = line.number, .content = std::get<LabelledInput>(std::move(content))});
     } catch (const DataError& error) {
       ++result.bad_rows;
       if (skip_bad_rows) continue;
       const std::string_view what = error.what();
-      fail<DataError>("data", "{}, line {}: {}", path.string(), line.number, what.substr(what.find("] ") + 2));
+      fail<DataError>("data", "{}, line {}: {}", text.name, line.number, what.substr(what.find("] ") + 2));
     }
   }
   check<DataError>(!result.rows.empty(), "data", "{}: The file has no row with \"input\" and \"label\".",
-                   path.string());
+                   text.name);
   return result;
 }
 

@@ -11,11 +11,6 @@ constexpr std::string_view where = "data";
 constexpr std::size_t block_bytes = std::size_t{1} << 20;
 constexpr std::string_view byte_order_mark = "\xef\xbb\xbf";
 
-void check_length(const File& file, std::uint64_t number, std::size_t bytes) {
-  check<DataError>(bytes <= max_line_bytes, where, "{}, line {}: The line is longer than {} bytes.",
-                   file.path().string(), number, max_line_bytes);
-}
-
 std::string read_block(const File& file, std::uint64_t offset, std::size_t bytes) {
   std::string block(std::min<std::uint64_t>(bytes, file.size() - offset), '\0');
   file.read(offset, std::as_writable_bytes(std::span(block)));
@@ -45,7 +40,8 @@ bool LineReader::next(Line& line) {
   while (true) {
     const std::size_t end = std::min(buffer_.find('\n', at_), buffer_.size());
     line.text.append(buffer_, at_, end - at_);
-    check_length(file_, line.number, line.text.size());
+    check<DataError>(line.text.size() <= max_line_bytes, where, "{}, line {}: The line is longer than {} bytes.", name_, line.number,
+                     max_line_bytes);
     at_ = std::min(end + 1, buffer_.size());
     if (end < buffer_.size() || !fill()) break;
   }
@@ -57,14 +53,13 @@ bool LineReader::next(Line& line) {
   return true;
 }
 
-std::string LineReader::read_at(const File& file, std::uint64_t offset, std::uint64_t number) {
+std::string LineReader::read_at(const File& file, std::uint64_t offset) {
   std::string text;
   for (std::size_t bytes = std::size_t{16} << 10; offset < file.size(); bytes = block_bytes) {
     const std::string block = read_block(file, offset, bytes);
     const std::size_t end = block.find('\n');
     text.append(block, 0, end);
-    check_length(file, number, text.size());
-    if (end != block.npos) break;
+    if (end != block.npos || text.size() > max_line_bytes) break;
     offset += block.size();
   }
   drop_carriage_return(text);

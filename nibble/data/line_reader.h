@@ -33,19 +33,21 @@ constexpr std::size_t max_line_bytes = std::size_t{32} << 20;
 // Reads a file line by line in one pass, and any line again by its offset. Throws DataError naming file and line.
 class LineReader {
  public:
-  explicit LineReader(const File& file) : file_(file) {}
+  // `name` is the file's in errors.
+  LineReader(const File& file, std::string name) : file_(file), name_(std::move(name)) {}
 
   // False at the end of the file. Takes a byte order mark off the first line.
   bool next(Line& line);
   // Of all bytes read so far.
   std::uint64_t hash() const { return hash_.value(); }
 
-  static std::string read_at(const File& file, std::uint64_t offset, std::uint64_t number);
+  static std::string read_at(const File& file, std::uint64_t offset);
 
  private:
   bool fill();
 
   const File& file_;
+  std::string name_;
   Fnv1a64 hash_;
   std::string buffer_;
   std::size_t at_ = 0;           // in buffer_

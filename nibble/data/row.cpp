@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "nibble/base/error.h"
+#include "nibble/data/csv.h"
 
 namespace nibble::data {
 namespace {
@@ -47,6 +48,13 @@ bool is_shallow(std::string_view line) {
   return true;
 }
 
+// A line that csv_to_rows made, not one of a file that happens to begin so.
+bool is_bad_row(std::string_view line) {
+  constexpr std::size_t longest = 400;
+  const auto steers = [](char c) { return static_cast<unsigned char>(c) < ' '; };
+  return line.starts_with(bad_row_mark) && line.size() <= longest && std::none_of(line.begin() + 1, line.end(), steers);
+}
+
 }  // namespace
 
 std::string_view name_of(RowForm form) {
@@ -85,6 +93,7 @@ RowForm detect_row_form(const OrderedJson& row) {
 }
 
 OrderedJson parse_row(std::string_view line) {
+  if (is_bad_row(line)) fail<DataError>("row", "{}", line.substr(1));
   check<DataError>(is_shallow(line), "row", "The JSON is nested deeper than {} levels.", max_depth);
   OrderedJson row;
   try {

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 #include <variant>
+#include <vector>
 
 #include "nibble/text/chat_template.h"
 
@@ -34,6 +35,10 @@ struct Chat {
   OrderedJson messages;
   OrderedJson tools;                // a list, or null
   std::size_t first_completion = 0;  // turns before this one are the prompt and are never trained
+  // By message, whether its own "train" or "weight" has it counted; empty where no message says. It decides before TrainOn.
+  std::vector<std::optional<bool>> counted = {};
+
+  std::optional<bool> counts(std::size_t message) const { return counted.empty() ? std::nullopt : counted[message]; }
 };
 
 // A text whose bytes from `trained_from` on are trained, as is the end token that is put behind it.

@@ -45,9 +45,11 @@ bool has_trained(const Example& example) {
 }  // namespace
 
 RowEncoder::RowEncoder(const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template, TrainOn train_on,
-                       OrderedJson variables)
+                       OrderedJson variables, Think think)
     : tokenizer_(tokenizer), train_on_(train_on) {
-  if (chat_template != nullptr) mask_.emplace(tokenizer, *chat_template, std::move(variables));
+  check<UsageError>(chat_template != nullptr || think == Think::stock, "--think",
+                    "The model has no chat template, whose thoughts these would be; leave --think at stock.");
+  if (chat_template != nullptr) mask_.emplace(tokenizer, *chat_template, std::move(variables), think);
 }
 
 Example RowEncoder::encode(const RowContent& row) const {

@@ -53,6 +53,28 @@ void read_calls(OrderedJson& turn, std::size_t index) {
   }
 }
 
+// A message's "train" (true or false) or "weight" (1 or 0) as the first of them; null stands for none.
+void read_flags(OrderedJson& turn, std::size_t index) {
+  const auto take = [&](const char* key) {
+    const OrderedJson value = turn.value(key, OrderedJson());
+    turn.erase(key);
+    return value;
+  };
+  OrderedJson train = take("train");
+  const OrderedJson weight = take("weight");
+  check<DataError>(train.is_null() || train.is_boolean(), where, "\"train\" of message {} is {}; true or false is allowed.", index,
+                   train.dump());
+  if (!weight.is_null()) {
+    check<DataError>(weight.is_number() && (weight == 0 || weight == 1), where,
+                     "\"weight\" of message {} is {}; 1 or 0 is allowed, for a token counts whole or not at all.", index, weight.dump());
+    const OrderedJson counted = weight == 1;
+    check<DataError>(train.is_null() || train == counted, where, "\"train\" and \"weight\" of message {} contradict each other.",
+                     index);
+    train = counted;
+  }
+  if (!train.is_null()) turn["train"] = std::move(train);
+}
+
 }  // namespace
 
 const OrderedJson& member(const OrderedJson& row, const char* key) {
@@ -104,8 +126,21 @@ OrderedJson checked_messages(const OrderedJson& value, const char* key) {
       turn.erase("tool_calls");
     }
     check_content(turn, i, has_calls(turn));
+    read_flags(turn, i);
   }
   return messages;
+}
+
+Chat make_chat(OrderedJson messages, OrderedJson tools, std::size_t first_completion) {
+  Chat chat{.messages = std::move(messages), .tools = std::move(tools), .first_completion = first_completion};
+  for (std::size_t i = 0; i < chat.messages.size(); ++i) {
+    OrderedJson& turn = chat.messages[i];
+    if (!turn.contains("train")) continue;
+    chat.counted.resize(chat.messages.size());
+    chat.counted[i] = turn["train"].get<bool>();
+    turn.erase("train");
+  }
+  return chat;
 }
 
 namespace {
@@ -148,8 +183,11 @@ RowContent read_conversations(const OrderedJson& row) {
     const std::string role = role_of_share(from, i);
     messages.push_back(from == "function_call" ? called_function(turn["value"].get<std::string>(), i)
                                                : message(role, turn["value"]));
+    for (const char* flag : {"train", "weight"}) {
+      if (turn.contains(flag)) messages.back()[flag] = turn[flag];
+    }
   }
-  return Chat{.messages = checked_messages(messages, "conversations"), .tools = tools_of(row)};
+  return make_chat(checked_messages(messages, "conversations"), tools_of(row));
 }
 
 RowContent read_prompt_completion(const OrderedJson& row) {
@@ -165,7 +203,7 @@ RowContent read_prompt_completion(const OrderedJson& row) {
   OrderedJson messages = checked_messages(prompt, "prompt");
   const std::size_t first = messages.size();
   for (OrderedJson& turn : checked_messages(completion, "completion")) messages.push_back(std::move(turn));
-  return Chat{.messages = std::move(messages), .tools = tools_of(row), .first_completion = first};
+  return make_chat(std::move(messages), tools_of(row), first);
 }
 
 RowContent read_instruction(const OrderedJson& row, const char* answer) {
@@ -198,7 +236,7 @@ RowContent read_classification(const OrderedJson& row) {
 RowContent read_row(const OrderedJson& row, RowForm form) {
   switch (form) {
     case RowForm::messages:
-      return Chat{.messages = checked_messages(member(row, "messages"), "messages"), .tools = tools_of(row)};
+      return make_chat(checked_messages(member(row, "messages"), "messages"), tools_of(row));
     case RowForm::conversations: return read_conversations(row);
     case RowForm::prompt_completion: return read_prompt_completion(row);
     case RowForm::instruction_output: return read_instruction(row, "output");

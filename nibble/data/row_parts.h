@@ -16,8 +16,11 @@ OrderedJson tools_of(const OrderedJson& row);
 
 bool has_calls(const OrderedJson& turn);
 
-// A list of messages with roles, contents and calls checked; `key` names it in errors.
+// A list of messages with roles, contents, calls and flags checked; `key` names it in errors.
 OrderedJson checked_messages(const OrderedJson& value, const char* key);
+
+// A chat of such messages, whose flags "train" and "weight" become Chat::counted.
+Chat make_chat(OrderedJson messages, OrderedJson tools, std::size_t first_completion = 0);
 
 PreferencePair read_preference(const OrderedJson& row);
 

@@ -34,8 +34,12 @@ std::size_t common_messages(const OrderedJson& a, const OrderedJson& b) {
 }
 
 Chat chat_of(const OrderedJson& prompt, const OrderedJson& answer, std::size_t first_completion, const OrderedJson& tools) {
-  Chat chat{.messages = prompt, .tools = tools, .first_completion = first_completion};
-  for (const OrderedJson& turn : answer) chat.messages.push_back(turn);
+  OrderedJson messages = prompt;
+  for (const OrderedJson& turn : answer) messages.push_back(turn);
+  Chat chat = make_chat(std::move(messages), tools, first_completion);
+  for (std::size_t i = 0; i < first_completion; ++i) {
+    check<DataError>(chat.counts(i) != true, where, "Message {} is of the prompt, which a preference cannot train.", i);
+  }
   return chat;
 }
 

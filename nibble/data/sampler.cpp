@@ -13,6 +13,14 @@ namespace {
 constexpr std::string_view where = "sampler";
 // Keeps the streams of the shuffles apart from any other use of the seed.
 constexpr std::uint64_t shuffle_stream = std::uint64_t{0x5a} << 56;
+constexpr std::uint64_t share_stream = std::uint64_t{0x5b} << 56;
+
+// Fisher and Yates' shuffle.
+void shuffle(std::span<std::uint32_t> order, Rng rng) {
+  for (std::size_t i = order.size() - 1; i > 0; --i) {
+    std::swap(order[i], order[rng.below(static_cast<std::uint32_t>(i) + 1)]);
+  }
+}
 
 }  // namespace
 
@@ -27,6 +35,31 @@ Cursor cursor_from_json(const nlohmann::json& json) {
   return {.epoch = number("epoch"), .batch = number("batch")};
 }
 
+std::vector<std::uint32_t> drawn_of(std::span<const Share> shares, std::uint32_t examples) {
+  double total = 0;
+  for (const Share& share : shares) total += share.weight;
+  std::vector<std::uint32_t> result;
+  std::vector<double> rest;
+  std::uint32_t left = examples;
+  for (const Share& share : shares) {
+    const double exact = share.weight / total * examples;
+    result.push_back(std::min(left, static_cast<std::uint32_t>(exact)));
+    rest.push_back(exact - result.back());
+    left -= result.back();
+  }
+  for (; left > 0; --left) {
+    const auto most = std::max_element(rest.begin(), rest.end()) - rest.begin();
+    ++result[static_cast<std::size_t>(most)];
+    rest[static_cast<std::size_t>(most)] -= 1;
+  }
+  for (std::size_t i = 0; i < result.size(); ++i) {
+    check<UsageError>(result[i] > 0, "--data",
+                      "The weight {} of file {} is too small beside {} in all: of an epoch's {} examples it gets none.",
+                      shares[i].weight, i + 1, total, examples);
+  }
+  return result;
+}
+
 Sampler::Sampler(std::vector<std::uint32_t> lengths, const SamplerOptions& options)
     : lengths_(std::move(lengths)), options_(options) {
   check<UsageError>(!lengths_.empty(), where, "There is no example to choose from.");
@@ -38,6 +71,16 @@ Sampler::Sampler(std::vector<std::uint32_t> lengths, const SamplerOptions& optio
   const std::uint32_t longest = *std::max_element(lengths_.begin(), lengths_.end());
   check<UsageError>(longest <= options_.max_length, where, "An example has {} tokens, at most {} are allowed.", longest,
                     options_.max_length);
+  if (!options_.shares.empty()) {
+    std::uint64_t sum = 0;
+    for (const Share& share : options_.shares) {
+      check<UsageError>(share.examples > 0 && share.weight > 0, where, "A share of {} examples and the weight {} cannot be drawn from.",
+                        share.examples, share.weight);
+      sum += share.examples;
+    }
+    check<UsageError>(sum == lengths_.size(), where, "The shares have {} examples, but there are {}.", sum, lengths_.size());
+    drawn_ = drawn_of(options_.shares, static_cast<std::uint32_t>(lengths_.size()));
+  }
   plan_ = plan(0);
 }
 
@@ -73,15 +116,34 @@ std::uint64_t Sampler::batches_in(std::uint64_t epochs) const {
   return total;
 }
 
-// Fisher and Yates' shuffle.
-std::vector<std::uint32_t> Sampler::shuffled(std::uint64_t epoch) const {
+// In their order, those of several shares spread evenly among each other.
+std::vector<std::uint32_t> Sampler::drawn(std::uint64_t epoch) const {
   std::vector<std::uint32_t> order(lengths_.size());
   std::iota(order.begin(), order.end(), 0u);
-  if (!options_.shuffle) return order;
-  Rng rng(options_.seed, shuffle_stream + epoch);
-  for (std::size_t i = order.size() - 1; i > 0; --i) {
-    std::swap(order[i], order[rng.below(static_cast<std::uint32_t>(i) + 1)]);
+  if (drawn_.empty()) return order;
+  std::vector<std::pair<double, std::uint32_t>> placed;
+  std::uint32_t first = 0;
+  for (std::size_t i = 0; i < drawn_.size(); ++i) {
+    const std::uint32_t size = options_.shares[i].examples;
+    std::vector<std::uint32_t> pass(size);
+    for (std::uint32_t k = 0; k < drawn_[i]; ++k) {
+      const std::uint64_t at = epoch * drawn_[i] + k;
+      if (k == 0 || at % size == 0) {
+        std::iota(pass.begin(), pass.end(), first);
+        if (options_.shuffle) shuffle(pass, Rng(options_.seed, share_stream + (std::uint64_t{i} << 40) + at / size));
+      }
+      placed.emplace_back((k + 0.5) / drawn_[i], pass[at % size]);
+    }
+    first += size;
   }
+  std::stable_sort(placed.begin(), placed.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::transform(placed.begin(), placed.end(), order.begin(), [](const auto& one) { return one.second; });
+  return order;
+}
+
+std::vector<std::uint32_t> Sampler::shuffled(std::uint64_t epoch) const {
+  std::vector<std::uint32_t> order = drawn(epoch);
+  if (options_.shuffle) shuffle(order, Rng(options_.seed, shuffle_stream + epoch));
   return order;
 }
 

@@ -63,28 +63,6 @@ void save_optimizer(const fs::path& path, const ModelState& model_state) {
   writer.finish();
 }
 
-Json to_json(const TrainState& state, const std::string& best_folder) {
-  Json json = {{"global_step", state.step},
-               {"max_steps", state.total_steps},
-               {"epoch", state.epoch},
-               {"num_input_tokens_seen", state.tokens},
-               {"best_metric", nullptr},
-               {"best_model_checkpoint", nullptr},
-               {"best_global_step", state.best_step},
-               {"is_local_process_zero", true},
-               {"is_world_process_zero", true},
-               {"nibble",
-                {{"cursor", data::to_json(state.cursor)},
-                 {"evaluations_without_gain", state.evaluations_without_gain},
-                 {"evaluated_step", state.evaluated_step ? Json(*state.evaluated_step) : Json()},
-                 {"fingerprint", state.fingerprint}}}};
-  if (state.best_eval_loss) {
-    json["best_metric"] = *state.best_eval_loss;
-    json["best_model_checkpoint"] = best_folder;
-  }
-  return json;
-}
-
 std::optional<std::uint64_t> step_of(const fs::path& folder) {
   const std::string name = folder.filename().string();
   if (!name.starts_with(folder_prefix)) return {};
@@ -107,12 +85,35 @@ std::map<std::uint64_t, fs::path> checkpoints_of(const fs::path& output) {
 
 }  // namespace
 
+Json trainer_state(const TrainState& state, const fs::path& output, const Json& more) {
+  Json json = {{"global_step", state.step},
+               {"max_steps", state.total_steps},
+               {"epoch", state.epoch},
+               {"num_input_tokens_seen", state.tokens},
+               {"best_metric", nullptr},
+               {"best_model_checkpoint", nullptr},
+               {"best_global_step", state.best_step},
+               {"is_local_process_zero", true},
+               {"is_world_process_zero", true},
+               {"nibble",
+                {{"cursor", data::to_json(state.cursor)},
+                 {"evaluations_without_gain", state.evaluations_without_gain},
+                 {"evaluated_step", state.evaluated_step ? Json(*state.evaluated_step) : Json()},
+                 {"fingerprint", state.fingerprint}}}};
+  if (state.best_eval_loss) {
+    json["best_metric"] = *state.best_eval_loss;
+    json["best_model_checkpoint"] = output.string();
+  }
+  json.update(more);
+  return json;
+}
+
 void save_checkpoint(const fs::path& output, const TrainState& state, const ModelState& model_state,
-                     const LoraAdapter& adapter, std::uint32_t keep) {
+                     const LoraAdapter& adapter, const Json& more, std::uint32_t keep) {
   AtomicFolder folder(output / fmt::format("{}{}", folder_prefix, state.step));
   save_lora_adapter(folder.path(), adapter);
   save_optimizer(folder.path() / "optimizer.safetensors", model_state);
-  write_file_atomically(folder.path() / "trainer_state.json", write_json(to_json(state, output.string())) + "\n");
+  write_file_atomically(folder.path() / "trainer_state.json", write_json(trainer_state(state, output, more)) + "\n");
   folder.commit();
   auto all = checkpoints_of(output);
   // A later one is left over from a run that was started again from an earlier step.

@@ -23,11 +23,15 @@ struct TrainState {
   Json fingerprint;                 // of options, data and base: what the result depends on
 };
 
+// The content of trainer_state.json: the state under the names of transformers' Trainer, and `more` of its keys. What a resume
+// needs beyond them stands under "nibble".
+Json trainer_state(const TrainState& state, const std::filesystem::path& output, const Json& more);
+
 // Writes OUTPUT/checkpoint-STEP: adapter_model.safetensors and adapter_config.json (PEFT), optimizer.safetensors (exp_avg.*
-// and exp_avg_sq.* by PEFT's tensor names) and trainer_state.json (the keys of transformers' Trainer, and "nibble"). The
-// folder appears whole or not at all. Then removes the oldest beyond `keep`.
+// and exp_avg_sq.* by PEFT's tensor names) and trainer_state.json. The folder
+// appears whole or not at all. Then removes the oldest beyond `keep`.
 void save_checkpoint(const std::filesystem::path& output, const TrainState& state, const ModelState& model_state,
-                     const LoraAdapter& adapter, std::uint32_t keep);
+                     const LoraAdapter& adapter, const Json& more, std::uint32_t keep);
 
 // Reads the state alone. Throws DataError where the folder is no checkpoint of nibble.
 TrainState load_train_state(const std::filesystem::path& checkpoint);

@@ -56,7 +56,7 @@ double divisor(LossNormalization normalization, std::uint64_t tokens, const std:
 }  // namespace
 
 CandidateSet read_candidates(const fs::path& path, const data::RowEncoder& encoder, const CandidateOptions& options) {
-  const auto file = data::read_labelled_file(path, options.skip_bad_rows);
+  const auto file = data::read_labelled_file(path, options.skip_bad_rows, options.map);
   CandidateSet set{.labels = options.labels.empty() ? data::labels_of(file.rows) : options.labels,
                    .bad_rows = file.bad_rows};
   check_labels(set.labels);

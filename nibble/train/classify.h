@@ -36,6 +36,7 @@ struct CandidateOptions {
   std::uint32_t max_length = 1024;  // in tokens, of each candidate
   bool drop_over_long = false;      // leaves such rows out instead of throwing
   bool skip_bad_rows = false;
+  data::ColumnMap map = {};
 };
 
 // Reads and encodes a file; all of it stays in memory. DataError names file and line of a row that cannot be used, has

@@ -27,6 +27,13 @@ Json rope_of(const RopeConfig& rope) {
           {"truncate", rope.truncate}};
 }
 
+Json weights_of(const data::DataFiles& files) {
+  Json weights;
+  if (!files.weighted()) return weights;
+  for (const data::DataFile& file : files.files()) weights.push_back(*file.weight);
+  return weights;
+}
+
 }  // namespace
 
 std::string base_hash(const Checkpoint& base) {
@@ -78,9 +85,12 @@ Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& b
           {"shuffle", o.shuffle},
           {"seed", o.seed},
           {"train_on", data::name_of(o.train_on)},
+          {"think", data::name_of(o.think)},
           {"overflow", data::name_of(o.overflow)},
           {"valid_fraction", o.valid.empty() ? o.valid_fraction : 0.0},
-          {"format", data::name_of(data.train.file->form())},
+          {"format", data.train.file->form_names()},
+          {"map", o.map.text()},
+          {"data_weights", weights_of(o.data)},
           {"skip_bad_rows", o.skip_bad_rows},
           {"data_hash", hash_text(*data.train.file)},
           {"valid_hash", data.valid.file ? Json(hash_text(*data.valid.file)) : Json()},

@@ -20,7 +20,8 @@ enum class Checkpointing { automatic, on, off };
 // Everything that a run is made of. The command line and a configuration file fill it; the names are those of Hugging Face's
 // trainers where these have one.
 struct TrainOptions {
-  std::filesystem::path model, data, valid, output;
+  std::filesystem::path model, output;
+  data::DataFiles data, valid;
   double valid_fraction = 0;  // of the data's examples, where there is no file `valid`
 
   LoraConfig lora{.rank = 16, .lora_alpha = 32};
@@ -51,8 +52,10 @@ struct TrainOptions {
   std::uint64_t seed = 42;
 
   data::TrainOn train_on = data::TrainOn::assistant;
+  data::Think think = data::Think::stock;
   data::Overflow overflow = data::Overflow::error;
   std::optional<data::RowForm> form;
+  data::ColumnMap map;
   bool skip_bad_rows = false;
 
   std::optional<std::uint64_t> eval_every;  // steps; empty: a tenth of the run

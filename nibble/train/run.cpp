@@ -1,7 +1,9 @@
 #include "nibble/train/run.h"
 
 #include "nibble/base/error.h"
+#include "nibble/io/atomic.h"
 #include "nibble/kernels/nonfinite.h"
+#include "nibble/report/log_history.h"
 #include "nibble/train/preference.h"
 
 #include <cmath>
@@ -61,7 +63,9 @@ TrainingRun::StepInput TrainingRun::next_input() {
 }
 
 TrainResult TrainingRun::run() {
-  recent_.emplace_back(Clock::now(), state_.tokens);
+  begin_ = Clock::now();
+  first_step_ = state_.step;
+  recent_.emplace_back(begin_, state_.tokens);
   const bool stopped = early_stop();
   if (stopped) result_.end = TrainEnd::stopped_early;
   if (!stopped) find_reference();
@@ -83,6 +87,7 @@ TrainResult TrainingRun::run() {
   if (result_.end != TrainEnd::interrupted) evaluate_now();
   save_now();
   if (!state_.best_eval_loss) save_output();
+  save_trainer_state();
   result_.step = state_.step;
   result_.best_eval_loss = state_.best_eval_loss;
   result_.best_step = state_.best_step;
@@ -111,7 +116,10 @@ void TrainingRun::step() {
   begun_.pop_front();
   if (model_state_.step == state_.step) fail_diverged(input, result);
   state_.step = model_state_.step;
-  for (const data::Batch& batch : input.batches) state_.tokens += batch.tokens.size();
+  for (const data::Batch& batch : input.batches) {
+    state_.tokens += batch.tokens.size();
+    rows_ += batch.rows.size();
+  }
   state_.cursor = input.cursor;
   state_.epoch = input.epoch;
   report_step(input, result, rate);
@@ -146,7 +154,7 @@ void TrainingRun::fail_diverged(const StepInput& input, const StepResult& result
     for (std::uint32_t token = 1; token <= place->token; ++token) segment += batch.position[token] == 0;
     const std::size_t example = batch.sides.empty() ? segment : segment / 2;
     fail<Diverged>("train", "Step {}: {} is not finite, first in row {} of {}; lower --learning-rate or look at that row. "
-                   "{}", state_.step + 1, place->where, batch.rows.at(example), setup_.options.data.string(), last_checkpoint());
+                   "{}", state_.step + 1, place->where, batch.rows.at(example), batch.files.at(example), last_checkpoint());
   }
   fail<Diverged>("train", "Step {}: the loss is {} and the gradient norm {}{}; lower --learning-rate. {}", state_.step + 1,
                  result.loss, result.grad_norm, describe_nonfinite_gradient(), last_checkpoint());
@@ -227,10 +235,49 @@ LoraAdapter TrainingRun::adapter() const {
 
 void TrainingRun::save_output() { save_lora_adapter(setup_.options.output, adapter()); }
 
+Json TrainingRun::trainer_keys() const {
+  const TrainOptions& options = setup_.options;
+  const double part = static_cast<double>(state_.step) / static_cast<double>(state_.total_steps);
+  const double epochs = options.max_steps > 0 && part > 0 ? state_.epoch / part : options.epochs;
+  return {{"eval_steps", setup_.plan.eval_every},
+          {"is_hyper_param_search", false},
+          {"log_history", log_history(setup_.options.output / "metrics.jsonl", state_.step)},
+          {"logging_steps", 1},
+          {"num_train_epochs", static_cast<std::uint64_t>(std::ceil(epochs - 1e-9))},
+          {"save_steps", setup_.plan.save_every},
+          {"stateful_callbacks", Json::object()},
+          {"total_flos", 0},
+          {"train_batch_size", options.batch_size},
+          {"trial_name", nullptr},
+          {"trial_params", nullptr}};
+}
+
+// As Trainer leaves it beside the adapter, with a last entry about the whole. Times are of this process.
+void TrainingRun::save_trainer_state() {
+  Json keys = trainer_keys();
+  double sum = 0;
+  std::uint64_t steps = 0;
+  for (const Json& entry : keys["log_history"]) {
+    if (!entry.contains("loss") || !entry["loss"].is_number()) continue;
+    sum += entry["loss"].get<double>();
+    ++steps;
+  }
+  const double seconds = std::max(1e-9, std::chrono::duration<double>(Clock::now() - begin_).count());
+  keys["log_history"].push_back({{"epoch", state_.epoch},
+                                 {"step", state_.step},
+                                 {"total_flos", 0},
+                                 {"train_loss", steps > 0 ? sum / static_cast<double>(steps) : 0},
+                                 {"train_runtime", seconds},
+                                 {"train_samples_per_second", static_cast<double>(rows_) / seconds},
+                                 {"train_steps_per_second", static_cast<double>(state_.step - first_step_) / seconds}});
+  write_file_atomically(setup_.options.output / "trainer_state.json",
+                        write_json(trainer_state(state_, setup_.options.output, keys)) + "\n");
+}
+
 void TrainingRun::save_now() {
   if (saved_step_ == state_.step) return;
   saved_step_ = state_.step;
-  save_checkpoint(setup_.options.output, state_, model_state_, adapter(), setup_.options.keep_checkpoints);
+  save_checkpoint(setup_.options.output, state_, model_state_, adapter(), trainer_keys(), setup_.options.keep_checkpoints);
   result_.checkpoint = setup_.options.output / fmt::format("checkpoint-{}", state_.step);
   if (setup_.events.saved) setup_.events.saved(result_.checkpoint);
 }

@@ -61,6 +61,9 @@ class TrainingRun {
   EvalRecord evaluation();
   LoraAdapter adapter() const;  // as it is to be saved
   void save_output();
+  // What transformers' Trainer has in trainer_state.json beside the state.
+  Json trainer_keys() const;
+  void save_trainer_state();
   void save_now();
   static bool due(std::uint64_t every, std::uint64_t step) { return every > 0 && step % every == 0; }
 
@@ -73,6 +76,8 @@ class TrainingRun {
   std::deque<BegunStep> begun_;     // oldest first, as the trainer's
   std::optional<StepInput> ahead_;  // the batches of the step that begins next, made while the GPU works
   std::optional<std::uint64_t> saved_step_;
+  std::uint64_t first_step_ = 0, rows_ = 0;  // before this process, and trained by it
+  std::chrono::steady_clock::time_point begin_;
   TrainResult result_;
   std::deque<std::pair<std::chrono::steady_clock::time_point, std::uint64_t>> recent_;  // when, and tokens so far
 };

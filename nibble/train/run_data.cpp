@@ -17,22 +17,21 @@ std::uint32_t row_limit(const TrainOptions& options) {
   return options.max_length * (options.loss.takes_pairs() ? 2 : 1);
 }
 
-data::SamplerOptions sampler_options(const TrainOptions& options) {
+data::SamplerOptions sampler_options(const TrainOptions& options, const std::vector<data::Share>& shares) {
   return {.shuffle = options.shuffle, .seed = options.seed, .batch_size = options.batch_size, .packing = options.packing,
-          .max_length = row_limit(options)};
+          .max_length = row_limit(options), .shares = shares};
 }
 
-std::shared_ptr<const data::Dataset> open_file(const RunData& data, const std::filesystem::path& path,
-                                               const TrainOptions& options) {
+std::shared_ptr<const data::Dataset> open_files(const RunData& data, const data::DataFiles& files, const TrainOptions& options) {
   // Rows of pairs may have columns of other forms beside them.
   const auto form = options.form || !options.loss.takes_pairs() ? options.form : data::RowForm::preference;
   auto file = std::make_shared<data::Dataset>(
-      path, data.tokenizer, data.chat_template ? &*data.chat_template : nullptr,
-      data::DatasetOptions{.form = form, .train_on = options.train_on, .overflow = options.overflow,
+      files, data.tokenizer, data.chat_template ? &*data.chat_template : nullptr,
+      data::DatasetOptions{.map = options.map, .form = form, .train_on = options.train_on, .think = options.think, .overflow = options.overflow,
                            .max_length = options.max_length, .skip_bad_rows = options.skip_bad_rows});
   const bool pairs = file->form() == data::RowForm::preference;
   check<UsageError>(pairs == options.loss.takes_pairs(), "--loss", "{}: The rows are of the form {}, which the loss {} does "
-                    "not take; {}.", path.string(), name_of(file->form()), name_of(options.loss.kind),
+                    "not take; {}.", files.text(), name_of(file->form()), name_of(options.loss.kind),
                     pairs ? "give --loss dpo or orpo" : "pairs of answers have the form preference");
   return file;
 }
@@ -84,6 +83,8 @@ BatchRoom room_of_any_batch(const ExampleSet& set, const TrainOptions& options) 
     std::vector<std::uint32_t> sizes;
     for (const std::uint32_t example : set.examples) sizes.push_back(size_of(example));
     std::sort(sizes.rbegin(), sizes.rend());
+    // With weights an example may come again in the same batch.
+    if (options.data.weighted()) std::fill(sizes.begin(), sizes.end(), sizes.front());
     sizes.resize(std::min<std::uint64_t>(sizes.size(), examples));
     return static_cast<std::uint32_t>(std::min(limit, std::accumulate(sizes.begin(), sizes.end(), std::uint64_t{0})));
   };
@@ -103,6 +104,17 @@ std::uint64_t chosen_labels(const data::Batch& batch) {
   std::uint64_t count = 0;
   for (std::size_t side = 0; side + 1 < batch.sides.size(); side += 2) count += batch.sides[side + 1] - batch.sides[side];
   return count;
+}
+
+std::vector<data::Share> ExampleSet::shares(const data::DataFiles& files) const {
+  std::vector<data::Share> shares;
+  for (const data::FileExamples& part : file->files()) {
+    const auto begin = std::lower_bound(examples.begin(), examples.end(), part.begin);
+    const auto count = static_cast<std::uint32_t>(std::lower_bound(begin, examples.end(), part.end) - begin);
+    check<UsageError>(count > 0, "--valid-fraction", "It takes all examples of {}, and none is left to train on.", part.name);
+    shares.push_back({.examples = count, .weight = *files.files()[shares.size()].weight});
+  }
+  return shares;
 }
 
 std::vector<std::uint32_t> ExampleSet::lengths() const {
@@ -137,9 +149,11 @@ data::Batch ExampleSet::batch(std::span<const std::uint32_t> of_set) const {
 std::unique_ptr<RunData> open_run_data(const TrainOptions& options) {
   auto data = std::make_unique<RunData>(
       RunData{.tokenizer = text::Tokenizer::load(options.model), .chat_template = text::ChatTemplate::load(options.model)});
-  data->train = whole(open_file(*data, options.data, options));
+  check<UsageError>(!options.valid.weighted(), "--valid", "Weights say how training draws; every validation row counts once, so leave "
+                    "them out of {}.", options.valid.text());
+  data->train = whole(open_files(*data, options.data, options));
   if (!options.valid.empty()) {
-    data->valid = whole(open_file(*data, options.valid, options));
+    data->valid = whole(open_files(*data, options.valid, options));
   } else if (options.valid_fraction > 0) {
     data->valid = split_off(data->train, options.valid_fraction, options.seed);
   }
@@ -147,7 +161,10 @@ std::unique_ptr<RunData> open_run_data(const TrainOptions& options) {
 }
 
 StepFeed::StepFeed(const ExampleSet& set, const TrainOptions& options)
-    : set_(set), options_(options), sampler_(set.lengths(), sampler_options(options)) {
+    : set_(set),
+      options_(options),
+      shares_(options.data.weighted() ? set.shares(options.data) : std::vector<data::Share>()),
+      sampler_(set.lengths(), sampler_options(options, shares_)) {
   if (options.max_steps > 0) {
     total_steps_ = options.max_steps;
   } else {
@@ -158,6 +175,10 @@ StepFeed::StepFeed(const ExampleSet& set, const TrainOptions& options)
   }
   check<UsageError>(total_steps_ > 0, "train", "The run has no steps; give more epochs or --max-steps.");
   measure();
+}
+
+std::vector<std::uint32_t> StepFeed::drawn() const {
+  return shares_.empty() ? std::vector<std::uint32_t>() : data::drawn_of(shares_, static_cast<std::uint32_t>(set_.examples.size()));
 }
 
 std::uint64_t StepFeed::batches_in_epoch(std::uint64_t epoch) const {

@@ -20,12 +20,14 @@ TokenStream stream_of(const data::Batch& batch);
 // Labels of the chosen answers of a batch of pairs.
 std::uint64_t chosen_labels(const data::Batch& batch);
 
-// Some examples of a file: all of it, or the part that training or validation has.
+// Some examples of a data set, in its order: all, or the part that training or validation has.
 struct ExampleSet {
   std::shared_ptr<const data::Dataset> file;
   std::vector<std::uint32_t> examples;
   std::vector<float> reference;  // of DPO, two of each example; see reference_logps
 
+  // The examples of each of the files, with their weights. Throws UsageError where a file has none.
+  std::vector<data::Share> shares(const data::DataFiles& files) const;
   std::vector<std::uint32_t> lengths() const;
   std::uint64_t tokens() const;
   std::uint64_t trained_tokens() const;
@@ -52,6 +54,9 @@ class StepFeed {
   StepFeed(const ExampleSet& set, const TrainOptions& options);
 
   std::uint64_t total_steps() const { return total_steps_; }
+  // Of each file, and how many of them an epoch draws; empty where the files have no weights.
+  const std::vector<data::Share>& shares() const { return shares_; }
+  std::vector<std::uint32_t> drawn() const;
   // Of all steps of the run.
   BatchRoom room() const { return room_; }
   double epoch() const;  // done so far, with the part of the current one
@@ -67,6 +72,7 @@ class StepFeed {
 
   const ExampleSet& set_;
   const TrainOptions& options_;
+  std::vector<data::Share> shares_;  // empty where the files have no weights
   data::Sampler sampler_;
   std::uint64_t total_steps_ = 0;
   BatchRoom room_;

@@ -35,6 +35,10 @@ void check_options(const TrainOptions& o) {
                     "What is said of the head holds where it is trained; give --train-head.");
   check<UsageError>(!o.head_learning_rate || o.learning_rate > 0, "--head-learning-rate",
                     "The head's rate follows the schedule of --learning-rate, which must be above 0.");
+  const auto reads_input = [](const data::DataFile& file) { return file.path == "-"; };
+  check<UsageError>(std::none_of(o.valid.files().begin(), o.valid.files().end(), reads_input) ||
+                        std::none_of(o.data.files().begin(), o.data.files().end(), reads_input),
+                    "--valid", "Standard input (-) is the training data already; it can be read once.");
   check<UsageError>(o.early_stopping == 0 || !o.valid.empty() || o.valid_fraction > 0, "--early-stopping",
                     "Without --valid or --valid-fraction there is no loss to stop by.");
 }
@@ -111,8 +115,8 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
   const BatchRoom room = room_of_run(feed, *data, options);
   const Placement placement = place(options, device, config, path, room, device.info().memory_bytes);
 
-  RunPlan plan{.gpu = device.info(), .path = path, .config = config, .form = data->train.file->form(),
-               .counts = data->train.file->counts(), .train_examples = data->train.examples.size(),
+  RunPlan plan{.gpu = device.info(), .path = path, .config = config, .forms = data->train.file->form_names(),
+               .counts = data->train.file->counts(), .files = data->train.file->files(), .drawn = feed.drawn(), .train_examples = data->train.examples.size(),
                .valid_examples = data->valid.examples.size(), .train_tokens = data->train.tokens(),
                .trained_tokens = data->train.trained_tokens(), .trainable_parameters = trainable_params(config, options.lora),
                .lora = options.lora, .head = placement.head, .gradient_checkpointing = placement.model.gradient_checkpointing,
@@ -123,6 +127,7 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
                                    : static_cast<std::uint64_t>(std::ceil(options.warmup_ratio * static_cast<double>(feed.total_steps()))),
                .eval_every = options.eval_every.value_or(tenth(feed.total_steps())),
                .save_every = options.save_every.value_or(tenth(feed.total_steps()))};
+  for (const data::Share& share : feed.shares()) plan.train_rows.push_back(share.examples);
   if (events.plan) events.plan(plan);
   if (options.dry_run) return {.end = TrainEnd::dry_run, .planned = plan.memory};
   return TrainingRun({.options = options, .plan = plan, .data = *data, .feed = feed, .device = device, .model = placement.model,

@@ -15,10 +15,13 @@ struct RunPlan {
   gpu::AdapterInfo gpu;
   ProductPath path = ProductPath::f32;
   ModelConfig config;
-  data::RowForm form = data::RowForm::messages;
-  data::DatasetCounts counts;                      // of the data file
+  std::string forms;                               // of the rows
+  data::DatasetCounts counts;                      // of the data files
+  std::vector<data::FileExamples> files;
+  // Where the files have weights, of each: the examples that training has, and how many an epoch draws.
+  std::vector<std::uint32_t> train_rows, drawn;
   std::uint64_t train_examples = 0, valid_examples = 0;
-  std::uint64_t train_tokens = 0, trained_tokens = 0;  // of one epoch
+  std::uint64_t train_tokens = 0, trained_tokens = 0;  // of each example once
   std::uint64_t trainable_parameters = 0;
   LoraConfig lora;
   std::optional<TrainedHeadOptions> head;          // where it is trained

@@ -129,6 +129,59 @@ TEST(Sampler, PackingWastesLittle) {
   EXPECT_LE(sampler.batches_in_epoch(0), least + least / 50);
 }
 
+// 10 examples of the first file, 90 of the second.
+SamplerOptions with_shares(double first, double second, bool shuffle = true) {
+  return {.shuffle = shuffle, .seed = 5, .batch_size = 8, .max_length = 50, .shares = {{10, first}, {90, second}}};
+}
+
+TEST(SamplerShares, AnEpochDrawsInProportion) {
+  for (const bool packing : {false, true}) {
+    SamplerOptions options = with_shares(0.7, 0.3);
+    options.packing = packing;
+    Sampler sampler(some_lengths(100, 50), options);
+    std::vector<int> times(100);
+    for (std::uint64_t epoch = 0; epoch < 3; ++epoch) {
+      const auto drawn = joined(take(sampler, sampler.batches_in_epoch(epoch)));
+      ASSERT_EQ(drawn.size(), 100u);
+      EXPECT_EQ(std::count_if(drawn.begin(), drawn.end(), [](std::uint32_t i) { return i < 10; }), 70);
+      for (const std::uint32_t i : drawn) ++times[i];
+      EXPECT_FALSE(std::is_sorted(drawn.begin(), drawn.end()));
+    }
+    // 210 draws of 10, and 90 of 90: each example as often as any other of its file.
+    for (std::size_t i = 0; i < times.size(); ++i) EXPECT_EQ(times[i], i < 10 ? 21 : 1) << i;
+  }
+}
+
+TEST(SamplerShares, ACursorGoesOnAcrossEpochs) {
+  Sampler whole(some_lengths(100, 50), with_shares(1, 2));
+  const std::uint64_t total = whole.batches_in(4);
+  const Batches expected = take(whole, total);
+  for (const std::uint64_t stop : {0u, 5u, 13u, 30u, 51u}) {
+    Sampler first(some_lengths(100, 50), with_shares(1, 2)), second(some_lengths(100, 50), with_shares(1, 2));
+    take(first, stop);
+    second.seek(first.cursor());
+    EXPECT_EQ(take(second, total - stop), Batches(expected.begin() + static_cast<std::ptrdiff_t>(stop), expected.end()));
+  }
+}
+
+TEST(SamplerShares, WithoutShuffleFilesAreSpreadEvenlyInTheirOrder) {
+  Sampler sampler(some_lengths(100, 50), with_shares(0.2, 0.8, false));
+  const auto drawn = joined(take(sampler, sampler.batches_in_epoch(0)));
+  std::vector<std::uint32_t> of_first;
+  for (std::size_t i = 0; i < drawn.size(); ++i) {
+    if (drawn[i] < 10) of_first.push_back(drawn[i]);
+    EXPECT_NEAR(static_cast<double>(of_first.size()), 0.2 * static_cast<double>(i + 1), 1.0) << i;
+  }
+  EXPECT_EQ(of_first, (std::vector<std::uint32_t>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9}));
+}
+
+TEST(SamplerShares, RoundToWholeExamples) {
+  const std::vector<Share> thirds{{1, 1}, {1, 1}, {1, 1}};
+  EXPECT_EQ(drawn_of(thirds, 10), (std::vector<std::uint32_t>{4, 3, 3}));
+  EXPECT_THROW(drawn_of(std::vector<Share>{{5, 1e-9}, {5, 1}}, 10), UsageError);
+  EXPECT_THROW(Sampler(some_lengths(99, 50), with_shares(1, 1)), UsageError);
+}
+
 TEST(Sampler, RefusesWhatCannotBe) {
   EXPECT_THROW(Sampler({}, {}), UsageError);
   EXPECT_THROW(Sampler({5}, {.max_length = 4}), UsageError);
