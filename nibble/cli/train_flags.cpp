@@ -1,6 +1,10 @@
 #include "nibble/cli/train_flags.h"
 
 #include "nibble/base/error.h"
+#include "nibble/cli/cache_flag.h"
+
+#include <algorithm>
+#include <charconv>
 
 namespace nibble::cli {
 
@@ -52,6 +56,7 @@ void TrainFlags::add_loss(CLI::App& verb) {
       ->capture_default_str();
 }
 
+  add_cache_option(*group, options.cache_dir);
 void TrainFlags::add_head(CLI::App& verb) {
   auto* group = verb.add_option_group("Head");
   group->add_flag("--train-head", options.train_head,

@@ -1,6 +1,6 @@
 #include "nibble/train/fingerprint.h"
 
-#include "nibble/data/line_reader.h"
+#include "nibble/base/fnv.h"
 
 #include <algorithm>
 #include <array>
@@ -37,7 +37,7 @@ Json weights_of(const data::DataFiles& files) {
 }  // namespace
 
 std::string base_hash(const Checkpoint& base) {
-  data::Fnv1a64 hash;
+  Fnv1a64 hash;
   std::vector<std::byte> head;
   for (const auto& [name, entry] : base.tensors()) {
     hash.add(name);
