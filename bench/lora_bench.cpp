@@ -83,7 +83,7 @@ Group make_group(gpu::Device& device, const LoraGroupShape& shape, std::uint32_t
   for (const std::uint32_t outputs : shape.outputs) {
     g.a.push_back(random(device, {rank, shape.inputs}, 0.02f));
     g.b.push_back(random(device, {outputs, rank}, 0.02f));
-    masters.projections.push_back({g.a.back(), g.b.back()});
+    masters.projections.push_back({g.a.back(), g.b.back(), scaling});
     for (auto* to : {&g.da, &g.old_da})
       to->push_back(flat.part(std::exchange(at, at + rank * shape.inputs), {rank, shape.inputs}));
     for (auto* to : {&g.db, &g.old_db})
@@ -92,7 +92,7 @@ Group make_group(gpu::Device& device, const LoraGroupShape& shape, std::uint32_t
     g.old_dy.push_back(pattern(device, tokens, std::exchange(first, first + outputs), outputs));
     old_scratch = std::max(old_scratch, lora_scratch(device, tokens, outputs, shape.inputs, rank));
   }
-  g.pack = make_lora_pack(device, std::span(&masters, 1), scaling);
+  g.pack = make_lora_pack(device, std::span(&masters, 1));
   const auto operand = [&](std::uint32_t columns) {
     std::vector<float> scales(rows);
     for (std::uint32_t i = 0; i < rows; ++i) scales[i] = std::ldexp(1.0f, -10 - static_cast<int>(i % 7));
@@ -112,7 +112,7 @@ void record_new(gpu::Recorder& recorder, const Group& g, std::uint32_t i) {
   const LoraGroup& group = g.pack.groups[0];
   const Operand x = g.copy(g.x, i), dy = g.copy(g.dy, i);
   LoraBackwardMatrix backward{
-      .group = group, .x = x, .dy = dy, .h = g.h, .dh = g.dh, .scaling = scaling, .scratch = g.scratch};
+      .group = group, .x = x, .dy = dy, .h = g.h, .dh = g.dh, .scratch = g.scratch};
   for (std::size_t p = 0; p < g.da.size(); ++p) backward.da[p] = g.da[p], backward.db[p] = g.db[p];
   record(recorder, LoraDownMatrix{.group = group, .x = x.data, .h = g.h, .scratch = g.scratch});
   record(recorder, backward);

@@ -1,4 +1,5 @@
 #include "nibble/base/error.h"
+#include "nibble/cli/cache_flag.h"
 #include "nibble/cli/command.h"
 #include "nibble/cli/device_flags.h"
 #include "nibble/cli/eval_labels.h"
@@ -71,7 +72,7 @@ int run(EvalFlags flags) {
     room = room_of(data->train, evaluation_batches(data->train, flags.options.batch_size));
   }
   const ModelState state =
-      ModelState::load(device, flags.options.model,
+      ModelState::load(device, through_cache(flags.options.model, flags.options.cache_dir, progress),
                        {.path = path, .adapter = flags.adapter, .trainable = false,
                         .progress = [&](double done) { progress.part("Loading the model", done); }});
   Model model(state, {.max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = flags.options.head_chunk,
@@ -100,6 +101,7 @@ void add_eval(CLI::App& app, Action& action) {
               "With --labels: how well it tells labels apart. With --loss dpo or orpo: how well it tells chosen answers\n"
               "from rejected ones.");
   verb->add_option("--model", flags->options.model, "Model folder")->required();
+  add_cache_option(*verb, flags->options.cache_dir);
   verb->add_option("--adapter", flags->adapter, "PEFT adapter folder; left out, the base is evaluated");
   flags->data.add_data(*verb, "Rows, JSONL or CSV: one file, several, or - (standard input)")->required();
   verb->add_flag("--rows", flags->rows,

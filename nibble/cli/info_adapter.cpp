@@ -60,8 +60,14 @@ AdapterFacts read_facts(const InfoFlags& flags) {
 void print_text(const AdapterFacts& facts, bool fits) {
   const LoraConfig& c = facts.config;
   print_fact("base model", c.base_model_name_or_path.empty() ? "not named" : c.base_model_name_or_path);
-  print_fact("rank", fmt::format("{}, alpha {}{}: B A is scaled by {}", c.rank, c.lora_alpha,
-                                 c.use_rslora ? " (rsLoRA)" : "", c.scaling()));
+  if (c.is_uniform()) {
+    print_fact("rank", fmt::format("{}, alpha {}{}: B A is scaled by {}", c.rank, c.lora_alpha,
+                                   c.use_rslora ? " (rsLoRA)" : "", c.scaling()));
+  } else {
+    print_fact("rank", fmt::format("{} by {} patterns, alpha {} and {} patterns{}", ranks_text(c), c.rank_pattern.size(), c.lora_alpha,
+                                   c.alpha_pattern.size(), c.use_rslora ? " (rsLoRA)" : ""));
+  }
+  if (!c.layers_to_transform.empty()) print_fact("layers", fmt::format("{}", fmt::join(c.layers_to_transform, ", ")));
   print_fact("dropout", fmt::format("{}", c.lora_dropout));
   print_fact("parameters", grouped(facts.parameters));
   if (c.saves_head) print_fact("head", fmt::format("trained, {} of them", grouped(facts.head_parameters)));
@@ -76,6 +82,13 @@ void print_text(const AdapterFacts& facts, bool fits) {
   if (b_squares == 0 && !c.saves_head) fmt::print("Every B is zero: the adapter changes nothing yet.\n");
 }
 
+template <typename Value>
+Json object_of(const LoraConfig::Pattern<Value>& pattern) {
+  Json json = Json::object();
+  for (const auto& [key, value] : pattern) json.emplace(key, value);
+  return json;
+}
+
 Json to_json(const AdapterFacts& facts) {
   const auto number = [](double value) { return std::isfinite(value) ? Json(value) : Json(); };
   Json targets = Json::object();
@@ -88,7 +101,9 @@ Json to_json(const AdapterFacts& facts) {
   const LoraConfig& c = facts.config;
   return {{"base_model_name_or_path", c.base_model_name_or_path}, {"rank", c.rank},
           {"lora_alpha", c.lora_alpha},                           {"use_rslora", c.use_rslora},
-          {"scaling", c.scaling()},                               {"lora_dropout", c.lora_dropout},
+          {"scaling", c.is_uniform() ? Json(c.scaling()) : Json()}, {"lora_dropout", c.lora_dropout},
+          {"rank_pattern", object_of(c.rank_pattern)},            {"alpha_pattern", object_of(c.alpha_pattern)},
+          {"layers_to_transform", c.layers_to_transform},
           {"parameters", facts.parameters},                       {"targets", targets},
           {"head_parameters", facts.head_parameters}};
 }

@@ -56,6 +56,7 @@ int main(int argc, char** argv) {
   add_generate(app, action);
   add_chat(app, action);
   add_merge(app, action);
+  add_quantize(app, action);
   add_info(app, action);
   add_tokenize(app, action);
   add_verify(app, action);

@@ -1,11 +1,15 @@
-#include "nibble/weights/merge.h"
+#include "nibble/train/merge_losses.h"
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <map>
 
+#include "nibble/base/error.h"
 #include "nibble/cli/command.h"
+#include "nibble/cli/device_flags.h"
 #include "nibble/cli/terminal.h"
 #include "nibble/report/progress.h"
 
@@ -14,13 +18,62 @@ namespace {
 
 struct MergeFlags {
   MergeOptions options;
+  std::vector<std::string> adapters;
   std::string dtype, onto = "original";
+  std::string valid;
+  TrainOptions rows;  // of which what is said of the rows of `valid` counts
+  DeviceFlags device;
 };
+
+// "FOLDER", or "FOLDER:WEIGHT". A folder that is there counts as one, whatever its name.
+MergeAdapter adapter_of(const std::string& text) {
+  const auto colon = text.rfind(':');
+  if (colon == text.npos || path_exists(text)) return {.folder = text};
+  MergeAdapter adapter{.folder = text.substr(0, colon)};
+  const auto [end, error] = std::from_chars(text.data() + colon + 1, text.data() + text.size(), adapter.weight);
+  check<UsageError>(error == std::errc() && end == text.data() + text.size(), "--adapter",
+                    "\"{}\" does not end with a number; give a folder, or FOLDER:WEIGHT.", text);
+  return adapter;
+}
 
 const std::map<std::string, DType> dtypes{{"bf16", DType::bf16}, {"f16", DType::f16}, {"f32", DType::f32}};
 
+// What the other base would have come to.
+void print_losses(const MergeFlags& flags, Progress& progress) {
+  TrainOptions rows = flags.rows;
+  rows.model = flags.options.model;
+  rows.data = flags.valid;
+  rows.max_length = std::min(rows.max_length, read_model_config(rows.model).max_position_embeddings);
+  const auto data = open_run_data(rows);
+  gpu::Device device = flags.device.open();
+  const MergeLosses losses = merge_losses(flags.options, device, data->train, rows.batch_size,
+                                          [&](double done) { progress.part("Evaluating", done); });
+  progress.finish_line();
+  if (losses.original) {
+    fmt::print("Validation loss, in f32: {:.6f} merged onto the original weights, {:.6f} onto those in NF4, which is {:+.6f}.\n",
+               *losses.original, losses.nf4, losses.nf4 - *losses.original);
+  } else {
+    fmt::print("Validation loss, in f32: {:.6f}; the model is in NF4 already.\n", losses.nf4);
+  }
+  print_profile(device);
+}
+
+void print_norms(const MergeFlags& flags, const MergeNorms& norms) {
+  if (norms.weights == 0) return;
+  const char* changes = flags.adapters.size() > 1 ? "the adapters change" : "the adapter changes";
+  const auto share = [&](double squares) { return 100 * std::sqrt(squares / norms.weights); };
+  if (norms.nf4_error == 0) {
+    fmt::print("Of the norm of the adapted weights, which were in NF4 already, {} {:.3f}%.\n", changes, share(norms.update));
+    return;
+  }
+  fmt::print("Of the norm of the adapted weights, {} {:.3f}%; NF4 changes {:.3f}%, {}.\n", changes, share(norms.update),
+             share(norms.nf4_error),
+             flags.options.onto == MergeBase::nf4 ? "which is in what was written" : "which training saw and what was written leaves out");
+}
+
 int run(MergeFlags flags) {
   if (!flags.dtype.empty()) flags.options.dtype = dtypes.at(flags.dtype);
+  for (const std::string& adapter : flags.adapters) flags.options.adapters.push_back(adapter_of(adapter));
   flags.options.onto = flags.onto == "nf4" ? MergeBase::nf4 : MergeBase::original;
   Progress progress(stderr, is_terminal(stderr));
   flags.options.progress = [&](double done) { progress.part("Merging", done); };
@@ -28,17 +81,8 @@ int run(MergeFlags flags) {
   progress.finish_line();
   fmt::print("{}: {} in {} file{}\n", flags.options.output.string(), human_bytes(saved.bytes), saved.files,
              saved.files == 1 ? "" : "s");
-  if (norms.weights > 0) {
-    const auto share = [&](double squares) { return 100 * std::sqrt(squares / norms.weights); };
-    if (norms.nf4_error == 0) {
-      fmt::print("Of the norm of the adapted weights, which were in NF4 already, the adapter changes {:.3f}%.\n", share(norms.update));
-      return exit_done;
-    }
-    fmt::print("Of the norm of the adapted weights, the adapter changes {:.3f}%; NF4 changes {:.3f}%, {}.\n",
-               share(norms.update), share(norms.nf4_error),
-               flags.options.onto == MergeBase::nf4 ? "which is in what was written"
-                                                    : "which training saw and what was written leaves out");
-  }
+  print_norms(flags, norms);
+  if (!flags.valid.empty()) print_losses(flags, progress);
   return exit_done;
 }
 
@@ -49,11 +93,13 @@ void add_merge(CLI::App& app, Action& action) {
   MergeOptions& options = flags->options;
   CLI::App* verb = app.add_subcommand(
       "merge",
-      "Adds an adapter to its model and writes a model folder that stands alone.\n"
+      "Adds an adapter, or several, to their model and writes a model folder that stands alone.\n"
       "W + scaling * B A is computed in f32. Training saw W in NF4, so what is merged onto the original weights is\n"
       "not quite what was trained, but is free of NF4's rounding; --onto nf4 gives the weights of training.");
   verb->add_option("--model", options.model, "Model folder")->required();
-  verb->add_option("--adapter", options.adapter, "PEFT adapter folder; left out, the model alone is written");
+  verb->add_option("--adapter", flags->adapters,
+                   "PEFT adapter folder, or several, each with the weight of its update behind it, as A:0.7 B:0.3;\n"
+                   "left out, the model alone is written");
   verb->add_option("--output", options.output, "Folder to write")->required();
   verb->add_option("--onto", flags->onto,
                    "What the adapter is added to: original (the weights of the model) or nf4 (what they are in NF4)")
@@ -64,6 +110,13 @@ void add_merge(CLI::App& app, Action& action) {
   verb->add_option("--max-shard-size", options.max_shard_bytes, "Largest file of weights, as 5GB or 2GiB")
       ->transform(CLI::AsSizeValue(true))
       ->default_str("5GB");
+  verb->add_option("--valid", flags->valid,
+                   "Rows, JSONL: print their loss merged onto the original weights and onto those in NF4, before you choose with --onto")
+      ->check(CLI::ExistingFile);
+  verb->add_option("--batch-size", flags->rows.batch_size, "Of --valid: rows of one pass")->capture_default_str()->check(CLI::Range(1u, 65536u));
+  verb->add_option("--max-length", flags->rows.max_length, "Of --valid: longest row in tokens")
+      ->capture_default_str()->check(CLI::Range(2u, 1u << 20));
+  flags->device.add_to(*verb, DeviceFlags::AdapterOption::names_lora);
   verb->add_flag("--overwrite", options.overwrite, "Replace the output folder where it is not empty");
   verb->callback([flags, &action] { action = [flags] { return run(*flags); }; });
 }

@@ -1,6 +1,7 @@
 #include "nibble/cli/text_model.h"
 
 #include "nibble/base/error.h"
+#include "nibble/cli/cache_flag.h"
 #include "nibble/cli/row_flags.h"
 #include "nibble/cli/terminal.h"
 #include "nibble/data/chat_mask.h"
@@ -19,16 +20,17 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 ModelState load(gpu::Device& device, const AnswerFlags& flags) {
-  Progress progress(stderr, true);
+  Progress progress(stderr, is_terminal(stderr));
   StateOptions options{.path = flags.device.path(device.info()), .adapter = flags.adapter, .trainable = false};
   if (is_terminal(stderr)) options.progress = [&](double done) { progress.part("Loading", done); };
-  return ModelState::load(device, flags.model, options);
+  return ModelState::load(device, through_cache(flags.model, flags.cache_dir, progress), options);
 }
 
 }  // namespace
 
 void AnswerFlags::add_to(CLI::App& verb) {
   verb.add_option("--model", model, "Model folder (config.json, tokenizer.json, safetensors)")->required();
+  add_cache_option(verb, cache_dir);
   verb.add_option("--adapter", adapter, "PEFT adapter folder");
   verb.add_option("--max-new-tokens", max_new_tokens, "Longest answer")->capture_default_str()->check(CLI::Range(1u, 1u << 30));
   verb.add_option("--temperature", temperature,

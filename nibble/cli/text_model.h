@@ -28,6 +28,7 @@ struct PromptThinking {
 // What the verbs that answer in text have in common.
 struct AnswerFlags {
   std::string model, adapter;
+  std::filesystem::path cache_dir;
   DeviceFlags device;
   std::uint32_t max_new_tokens = 512;
   std::optional<float> temperature, top_p, min_p, repetition_penalty;

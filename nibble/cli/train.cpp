@@ -1,6 +1,7 @@
 #include "nibble/cli/train_flags.h"
 
 #include "nibble/base/error.h"
+#include "nibble/cli/cache_flag.h"
 #include "nibble/cli/command.h"
 #include "nibble/cli/config_file.h"
 #include "nibble/cli/train_print.h"
@@ -54,6 +55,8 @@ int run(TrainFlags& flags, const std::string& config_text) {
         if (flags.options.dry_run) return;
         write_file_atomically(flags.options.output / "config.toml", config_text);
       },
+      .caching = [&](double done) { progress.part("Quantising into the cache", done); },
+      .cached = [&](const CachedModel& cached) { progress.say("Cache    " + cache_text(cached)); },
       .loading = [&](double done) { progress.part(progress_what, done); },
       .step = [&](const StepRecord& record) { progress.step(record); },
       .referring = [&](double done) { progress.part("Reading the pairs with the base alone", done); },

@@ -1,8 +1,45 @@
 #include "nibble/cli/train_flags.h"
 
 #include "nibble/base/error.h"
+#include "nibble/cli/cache_flag.h"
+
+#include <algorithm>
+#include <charconv>
 
 namespace nibble::cli {
+namespace {
+
+template <typename Value>
+bool parse_whole(std::string_view text, Value& value) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc() && end == text.data() + text.size();
+}
+
+// "KEY=VALUE"
+template <typename Value>
+std::pair<std::string, Value> split_pattern(std::string_view option, const std::string& text) {
+  const auto equals = text.rfind('=');
+  Value value{};
+  check<UsageError>(equals != text.npos && equals > 0 && parse_whole(std::string_view(text).substr(equals + 1), value), option,
+                    "\"{}\" cannot be taken; give NAME=NUMBER, as down_proj=32.", text);
+  return {text.substr(0, equals), value};
+}
+
+// "3" or "4-7"
+void add_layers(const std::string& text, std::vector<std::uint32_t>& layers) {
+  constexpr std::uint32_t most = 4096;
+  const auto dash = text.find('-');
+  std::uint32_t first = 0, last = 0;
+  bool good = parse_whole(std::string_view(text).substr(0, dash), first);
+  last = first;
+  if (dash != text.npos) good = good && parse_whole(std::string_view(text).substr(dash + 1), last);
+  check<UsageError>(good && first <= last && last < most, "--layers-to-transform",
+                    "\"{}\" is no layer; give numbers from 0, or ranges as 4-7, below {}.", text, most);
+  for (std::uint32_t layer = first; layer <= last; ++layer) layers.push_back(layer);
+}
+
+}  // namespace
+
 
 void TrainFlags::add_to(CLI::App& verb) {
   add_files(verb);
@@ -18,6 +55,7 @@ void TrainFlags::add_to(CLI::App& verb) {
 void TrainFlags::add_files(CLI::App& verb) {
   auto* group = verb.add_option_group("Files");
   group->add_option("--model", options.model, "Model folder: config.json, tokenizer.json, safetensors")->required();
+  add_cache_option(*group, options.cache_dir);
   rows_.add_data(*group, "Training rows, JSONL or CSV: one file, several, or - (standard input); as a.jsonl:0.7 b.jsonl:0.3 drawn in these\n"
                          "proportions")->required();
   group->add_option("--valid", valid_, "Validation rows, one file or several");
@@ -39,6 +77,10 @@ void TrainFlags::add_adapter(CLI::App& verb) {
                     "Projections to adapt: all-linear, or any of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj")
       ->delimiter(',')
       ->default_str("all-linear");
+  group->add_option("--rank-pattern", rank_pattern_,
+                    "Other ranks for modules whose name ends so, a regular expression, as down_proj=32 'layers.[0-3].mlp.*=8'");
+  group->add_option("--alpha-pattern", alpha_pattern_, "The same for alpha");
+  group->add_option("--layers-to-transform", layers_to_transform_, "Layers to adapt, from 0, as 0,2,4-7; left out, all")->delimiter(',');
 }
 
 void TrainFlags::add_loss(CLI::App& verb) {
@@ -140,6 +182,26 @@ void TrainFlags::add_run(CLI::App& verb) {
   group->add_flag("--dry-run", options.dry_run, "Show the plan and stop");
 }
 
+// Each once, as repeated keys of a configuration file and the command line's would otherwise add up.
+void TrainFlags::finish_patterns() {
+  LoraConfig& lora = options.lora;
+  lora.rank_pattern.clear(), lora.alpha_pattern.clear(), lora.layers_to_transform.clear();
+  for (const std::string& text : rank_pattern_) {
+    const auto [key, rank] = split_pattern<std::uint32_t>("--rank-pattern", text);
+    check<UsageError>(rank >= 1 && rank <= 256, "--rank-pattern", "The rank of \"{}\" is {}; give 1 to 256.", key, rank);
+    lora.rank_pattern.emplace_back(key, rank);
+  }
+  for (const std::string& text : alpha_pattern_) {
+    const auto [key, alpha] = split_pattern<double>("--alpha-pattern", text);
+    check<UsageError>(alpha >= 0 && alpha <= 1e9, "--alpha-pattern", "The alpha of \"{}\" is {}; give 0 to 1e9.", key, alpha);
+    lora.alpha_pattern.emplace_back(key, alpha);
+  }
+  for (const std::string& text : layers_to_transform_) add_layers(text, lora.layers_to_transform);
+  std::sort(lora.layers_to_transform.begin(), lora.layers_to_transform.end());
+  const auto end = std::unique(lora.layers_to_transform.begin(), lora.layers_to_transform.end());
+  lora.layers_to_transform.erase(end, lora.layers_to_transform.end());
+}
+
 void TrainFlags::apply_recipe(CLI::App& verb) {
   const AdamWOptions values = adamw_recipe(recipe_);
   const auto give = [&](const std::string& name, double& target, double value) {
@@ -155,6 +217,7 @@ void TrainFlags::apply_recipe(CLI::App& verb) {
 }
 
 void TrainFlags::finish() {
+  finish_patterns();
   options.lora.target_modules.clear();
   for (const std::string& name : target_modules_) {
     if (name == "all-linear") {

@@ -28,10 +28,12 @@ struct TrainFlags {
   void add_optimisation(CLI::App& verb);
   void add_data(CLI::App& verb);
   void add_run(CLI::App& verb);
+  void finish_patterns();
 
   RowFlags rows_;
   std::vector<std::string> valid_;
   std::vector<std::string> target_modules_ = {"all-linear"};
+  std::vector<std::string> rank_pattern_, alpha_pattern_, layers_to_transform_;
   std::string loss_ = "sft", recipe_ = "pytorch", lr_scheduler_ = "cosine", shuffle_ = "on", train_on_ = "assistant",
               overflow_ = "error", form_ = "auto", gradient_checkpointing_ = "auto", residency_ = "resident",
               head_moments_ = "f32", head_state_ = "auto";

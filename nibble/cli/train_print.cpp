@@ -10,10 +10,17 @@ namespace nibble::cli {
 namespace {
 
 std::string targets_text(const LoraConfig& lora) {
-  if (lora.target_modules.size() == all_projections.size()) return "all linear layers";
+  std::string where;
+  if (!lora.layers_to_transform.empty()) where = fmt::format(" of layers {}", fmt::join(lora.layers_to_transform, ", "));
+  if (lora.target_modules.size() == all_projections.size()) return "all linear layers" + where;
   std::string text;
   for (const Projection p : lora.target_modules) text += fmt::format("{}{}", text.empty() ? "" : ", ", nibble::name_of(p));
-  return text;
+  return text + where;
+}
+
+std::string alpha_text(const LoraConfig& lora) {
+  if (lora.alpha_pattern.empty()) return fmt::format("{}", lora.lora_alpha);
+  return fmt::format("{}, or by {} patterns", lora.lora_alpha, lora.alpha_pattern.size());
 }
 
 std::string data_text(const RunPlan& plan, const TrainOptions& options) {
@@ -62,7 +69,7 @@ void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& prog
   progress.say(fmt::format("GPU      {}", describe(plan.gpu, plan.path)));
   progress.say(fmt::format("Model    {}: {}, {} layers, hidden {}, vocabulary {}", options.model.string(), c.model_type,
                            c.num_layers, c.hidden_size, grouped(c.vocab_size)));
-  progress.say(fmt::format("Adapter  rank {}, alpha {}{}, {}: {} trainable parameters", plan.lora.rank, plan.lora.lora_alpha,
+  progress.say(fmt::format("Adapter  rank {}, alpha {}{}, {}: {} trainable parameters", ranks_text(plan.lora), alpha_text(plan.lora),
                            plan.lora.use_rslora ? " (rsLoRA)" : "", targets_text(plan.lora), grouped(plan.trainable_parameters)));
   if (plan.head) progress.say("Head     " + head_text(plan));
   progress.say(fmt::format("Data     {}", data_text(plan, options)));

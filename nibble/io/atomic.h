@@ -14,6 +14,7 @@ class AtomicFile {
   ~AtomicFile();
 
   void write(std::span<const std::byte> bytes) { file_.write(bytes); }
+  void write_at(std::uint64_t offset, std::span<const std::byte> bytes) { file_.write_at(offset, bytes); }
   void commit();
 
  private:

@@ -6,8 +6,6 @@
 namespace nibble {
 namespace {
 
-constexpr std::size_t max_shards = 1000;  // each holds a descriptor, and a process has 1024 by default
-
 // A link is followed, as the hub's cache consists of them; a name that leads elsewhere is not.
 bool is_plain_name(const std::string& name) {
   return !name.empty() && name != "." && name != ".." && name.find_first_of("/\\") == name.npos &&

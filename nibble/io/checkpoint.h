@@ -6,6 +6,8 @@
 
 namespace nibble {
 
+constexpr std::size_t max_shards = 1000;  // each holds a descriptor, and a process has 1024 by default
+
 // The weights of a model folder as Hugging Face lays it out: `model.safetensors`, or `model.safetensors.index.json` and
 // the shards it names (which must lie in the folder itself). Shards stay open; their data is read piece by piece.
 class Checkpoint {

@@ -91,6 +91,16 @@ void OutputFile::write(std::span<const std::byte> bytes) {
   }
 }
 
+void OutputFile::write_at(std::uint64_t offset, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const auto put = ::pwrite(fd_.get(), bytes.data(), std::min(bytes.size(), piece_bytes), static_cast<off_t>(offset));
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) fail_with_errno(path_, "write this file");
+    bytes = bytes.subspan(static_cast<std::size_t>(put));
+    offset += static_cast<std::uint64_t>(put);
+  }
+}
+
 void OutputFile::sync_and_close() {
   if (::fsync(fd_.get()) != 0) fail_with_errno(path_, "put this file on the disk");
   if (fd_.close() != 0) fail_with_errno(path_, "close this file");

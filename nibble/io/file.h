@@ -59,6 +59,8 @@ class OutputFile {
 
   const fs::path& path() const { return path_; }
   void write(std::span<const std::byte> bytes);
+  // The same at a place of the file, whatever write() has written; what lies between is zeros until it is written too.
+  void write_at(std::uint64_t offset, std::span<const std::byte> bytes);
   // Puts the bytes on the disk and closes.
   void sync_and_close();
 

@@ -87,13 +87,19 @@ class SafetensorsWriter {
   const std::vector<TensorSpec>& tensors() const { return tensors_; }
   // The next bytes, in pieces of any size; more than the tensors have is an error.
   void append(std::span<const std::byte> bytes);
+  // The next bytes of one tensor, the tensors in any order. A file is filled in this way or in the other.
+  void append(std::string_view tensor, std::span<const std::byte> bytes);
   // Checks that every byte has come, syncs, and puts the file in its place.
   void finish();
 
  private:
   struct Target;
+  struct Place {
+    std::uint64_t next, end;  // in the file
+  };
 
   std::vector<TensorSpec> tensors_;
+  std::map<std::string_view, Place> places_;  // by tensor
   std::uint64_t missing_bytes_ = 0;
   std::unique_ptr<Target> target_;
 };

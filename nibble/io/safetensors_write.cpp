@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "nibble/base/error.h"
 #include "nibble/io/atomic.h"
@@ -61,15 +60,15 @@ SafetensorsWriter::SafetensorsWriter(const fs::path& path, std::vector<TensorSpe
     const auto order_a = file_order(a.dtype), order_b = file_order(b.dtype);
     return order_a != order_b ? order_a > order_b : a.name < b.name;
   });
-  std::set<std::string_view> names;
-  for (const auto& tensor : tensors_) {
-    check(names.insert(tensor.name).second && tensor.name != "__metadata__", "write_safetensors",
-          "The tensor name {} is reserved or given twice.", tensor.name);
-    missing_bytes_ += bytes_of(tensor);
-  }
-  target_ = std::make_unique<Target>(path);
   const std::string header = header_of(tensors_, metadata);
   const std::uint64_t length = header.size();
+  for (const auto& tensor : tensors_) {
+    const std::uint64_t begin = sizeof length + length + missing_bytes_, bytes = bytes_of(tensor);
+    check(places_.try_emplace(tensor.name, Place{begin, begin + bytes}).second && tensor.name != "__metadata__", "write_safetensors",
+          "The tensor name {} is reserved or given twice.", tensor.name);
+    missing_bytes_ += bytes;
+  }
+  target_ = std::make_unique<Target>(path);
   target_->file.write(std::as_bytes(std::span(&length, 1)));
   target_->file.write(std::as_bytes(std::span(header)));
 }
@@ -80,6 +79,17 @@ void SafetensorsWriter::append(std::span<const std::byte> bytes) {
   check(bytes.size() <= missing_bytes_, "write_safetensors", "{} bytes were appended, but only {} are still missing.",
         bytes.size(), missing_bytes_);
   target_->file.write(bytes);
+  missing_bytes_ -= bytes.size();
+}
+
+void SafetensorsWriter::append(std::string_view tensor, std::span<const std::byte> bytes) {
+  const auto place = places_.find(tensor);
+  check(place != places_.end(), "write_safetensors", "The file has no tensor {} to append to.", tensor);
+  Place& at = place->second;
+  check(bytes.size() <= at.end - at.next, "write_safetensors", "{} bytes were appended to {}, but only {} are still missing.",
+        bytes.size(), tensor, at.end - at.next);
+  target_->file.write_at(at.next, bytes);
+  at.next += bytes.size();
   missing_bytes_ -= bytes.size();
 }
 

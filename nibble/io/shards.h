@@ -21,6 +21,28 @@ using FillTensor = std::function<void(const TensorSpec& tensor, SafetensorsWrite
 SavedShards save_shards(const fs::path& folder, const std::vector<TensorSpec>& tensors, std::uint64_t max_shard_bytes,
                         const FillTensor& fill);
 
+// The same with all files open at once, so that tensors are filled in any order: what is made of one tensor may go to several
+// places. Tensors that are named together should stand together in `tensors`.
+class ShardWriter {
+ public:
+  ShardWriter(const fs::path& folder, const std::vector<TensorSpec>& tensors, std::uint64_t max_shard_bytes);
+
+  // The next bytes of a tensor.
+  void append(std::string_view tensor, std::span<const std::byte> bytes);
+  // Puts the files in their places, and the index where there are several. `parameters` is the number it states for the model.
+  SavedShards finish(std::uint64_t parameters);
+
+ private:
+  struct Shard {
+    std::string name;
+    std::unique_ptr<SafetensorsWriter> writer;
+  };
+
+  fs::path folder_;
+  std::vector<Shard> shards_;
+  std::map<std::string, std::size_t, std::less<>> shard_of_;  // by tensor
+};
+
 // In bytes; the shape must have been checked.
 std::uint64_t bytes_of(const TensorSpec& tensor);
 

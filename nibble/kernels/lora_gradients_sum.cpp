@@ -12,9 +12,8 @@ constexpr std::uint32_t none = UINT32_MAX, lanes = 128;
 struct Kind {
   std::array<LoraSegment, 3> segments{};
   std::array<std::uint32_t, 4> targets{none, none, none, none};
+  std::array<float, 3> factors{};
   std::uint32_t first, count, parts, powers, narrow, block, width, n_stride, c_stride;
-  float factor;
-  std::array<std::uint32_t, 2> unused;
 };
 
 struct Params {
@@ -26,6 +25,7 @@ struct Params {
 Kind kind_of(const LoraSum& sum) {
   const LoraParams& p = sum.plan.params;
   return {.segments = p.segments,
+          .factors = sum.factors,
           .first = sum.first,
           .count = p.part_size,
           .parts = p.parts,
@@ -34,9 +34,7 @@ Kind kind_of(const LoraSum& sum) {
           .block = sum.plan.tile.block,
           .width = p.width,
           .n_stride = sum.n_stride,
-          .c_stride = sum.c_stride,
-          .factor = sum.factor,
-          .unused = {}};
+          .c_stride = sum.c_stride};
 }
 
 // One tensor over all targets, if there is one.

@@ -12,7 +12,7 @@ struct LoraSum {
   std::uint32_t first;  // where they begin in the scratch, in elements
   std::array<Tensor, 3> targets;
   std::uint32_t n_stride, c_stride;  // element (n, c) of a projection lies at n * n_stride + c * c_stride
-  float factor;
+  std::array<float, 3> factors;  // of each projection
 };
 
 // Adds one or two, in one dispatch where all targets are parts of one buffer that a binding holds.

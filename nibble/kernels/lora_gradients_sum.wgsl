@@ -1,4 +1,4 @@
-// y[n, c] += factor * sum over parts of power[part] * sums[part, block, c, n in block], in the order of the parts: the
+// y[n, c] += factors[p] * sum over parts of power[part] * sums[part, block, c, n in block], in the order of the parts: the
 // second pass of gradients (lora_matrix.h), of up to two kinds. Columns c of a block belong to projections in turn,
 // `padded_rank` each, of which `rank` count; projection p's gradient begins at targets[p] of y. A workgroup does 128 elements
 // of a part: SHARES invocations each add up every SHARES-th part of four of them, in order, then one what these come to.
@@ -6,6 +6,7 @@
 struct Kind {
   segments: array<vec4<u32>, 3>,  // first vector of 8 columns, end, first block
   targets: vec4<u32>,             // NONE: that projection has no adapter
+  factors: vec3<f32>,             // of each projection
   first: u32,                     // where its parts begin in sums
   count: u32,                     // elements of a part, 0 where there is no such kind
   parts: u32,
@@ -15,8 +16,6 @@ struct Kind {
   width: u32,                     // columns c of a segment
   n_stride: u32,
   c_stride: u32,
-  factor: f32,
-  unused: vec2<u32>,
 }
 
 struct Params {
@@ -36,8 +35,8 @@ const SHARES = 4u;
 
 var<workgroup> shares: array<vec4<f32>, VECTORS * SHARES>;
 
-// The place of element `at` of a part in y, or NONE.
-fn place_of(kind: u32, at: u32) -> u32 {
+// The place of element `at` of a part in y, or NONE, and its projection.
+fn place_of(kind: u32, at: u32) -> vec2<u32> {
   let block_columns = params.kinds[kind].block;
   let narrow = params.kinds[kind].narrow;
   let width = params.kinds[kind].width;
@@ -52,9 +51,10 @@ fn place_of(kind: u32, at: u32) -> u32 {
   let beyond = n >= (place.y - place.x) * 8u || c >= width || rank_at >= params.rank;
   let target_first = params.kinds[kind].targets[min(projection, 3u)];
   if (beyond || target_first == NONE) {
-    return NONE;
+    return vec2<u32>(NONE, 0u);
   }
-  return target_first + n * params.kinds[kind].n_stride + rank_at * params.kinds[kind].c_stride;
+  let place_in_y = target_first + n * params.kinds[kind].n_stride + rank_at * params.kinds[kind].c_stride;
+  return vec2<u32>(place_in_y, projection);
 }
 
 @compute @workgroup_size(VECTORS * SHARES)
@@ -68,7 +68,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   if (begin >= count) {
     return;
   }
-  let to = place_of(kind, begin + lane);
+  let place = place_of(kind, begin + lane);
+  let to = place.x;
   var old = 0.0;
   if (to != NONE) {
     old = y[to];
@@ -101,5 +102,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   for (var share = 0u; share < SHARES; share++) {
     total += shares[share * VECTORS + lane / 4u][lane % 4u];
   }
-  y[to] = old + params.kinds[kind].factor * total;
+  y[to] = old + params.kinds[kind].factors[place.y] * total;
 }

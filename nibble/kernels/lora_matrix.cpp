@@ -267,6 +267,11 @@ Room room_of(const gpu::Device& device, const LoraGroupShape& shape, const std::
   return room;
 }
 
+std::array<float, 3> times(std::array<float, 3> factors, float factor) {
+  for (float& each : factors) each *= factor;
+  return factors;
+}
+
 void check_targets(const LoraBackwardMatrix& op) {
   const LoraGroupShape& shape = op.group.shape;
   for (std::size_t i = 0; i < shape.outputs.size(); ++i) {
@@ -314,7 +319,7 @@ LoraBackward::LoraBackward(gpu::Recorder& recorder, const LoraBackwardMatrix& gi
                            .targets = op.db,
                            .n_stride = shape.rank,
                            .c_stride = 1,
-                           .factor = op.scaling * gradient_unit},
+                           .factors = times(op.group.scaling, gradient_unit)},
                    .dropout = {}};
   if (once) {
     state_->records.both(db, op.dh);
@@ -337,7 +342,7 @@ void LoraBackward::finish() {
                                    .targets = op.da,
                                    .n_stride = 1,
                                    .c_stride = shape.inputs,
-                                   .factor = gradient_unit * op.group.weight_scale * keep_scale(op.dropout)},
+                                   .factors = times({1.0f, 1.0f, 1.0f}, gradient_unit * op.group.weight_scale * keep_scale(op.dropout))},
                            .dropout = op.dropout});
   state_->records.add_up();
 }

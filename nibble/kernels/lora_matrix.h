@@ -32,7 +32,7 @@ struct LoraDownMatrix {
 void record(gpu::Recorder&, const LoraDownMatrix&);
 
 // dh = (dy.data b) * 2^-12, each projection's columns of dy with its own b; and for the projections that have an
-// adapter db (outputs, r) += scaling * sum over t of dy[t]^T h[t] and da (r, K) += sum over t of dh[t]^T dropout(x)[t],
+// adapter db (outputs, r) += the group's scaling * sum over t of dy[t]^T h[t] and da (r, K) += sum over t of dh[t]^T dropout(x)[t],
 // in f32. Rows' factors are powers of two that differ: in each part of the sum h and dh are multiplied by a row's own
 // over the part's largest, which is exact in f16 as far as it counts.
 struct LoraBackwardMatrix {
@@ -40,7 +40,6 @@ struct LoraBackwardMatrix {
   Operand x, dy;
   Tensor h, dh;
   std::array<Tensor, 3> da, db;  // empty where there is no adapter; best parts of one buffer
-  float scaling = 1.0f;
   Tensor scratch;
   LoraGroupDropout dropout = {};
 };

@@ -58,7 +58,7 @@ void check_masters(const LoraGroupMasters& masters) {
         "lora", "A group has {} projections and {} adapters; 1 to 3 are possible.", shape.outputs.size(),
         masters.projections.size());
   for (std::size_t i = 0; i < shape.outputs.size(); ++i) {
-    const auto& [a, b] = masters.projections[i];
+    const auto& [a, b, scaling] = masters.projections[i];
     if (!a) continue;
     check(a.dtype() == DType::f32 && b.dtype() == DType::f32 && a.dim(0) == shape.rank && a.dim(1) == shape.inputs &&
               b.dim(0) == shape.outputs[i] && b.dim(1) == shape.rank,
@@ -68,16 +68,17 @@ void check_masters(const LoraGroupMasters& masters) {
 }
 
 // Matrices in the order in which A and then B lie.
-std::vector<Item> items_of(std::span<const LoraGroupMasters> masters, std::vector<LoraGroup>& groups, float scaling) {
+std::vector<Item> items_of(std::span<const LoraGroupMasters> masters, std::vector<LoraGroup>& groups) {
   std::vector<Item> a_items, b_items;
   for (std::size_t g = 0; g < groups.size(); ++g) {
     LoraGroup& group = groups[g];
     const std::uint32_t rank = group.shape.padded_rank();
     std::uint32_t output = 0;
     for (std::uint32_t i = 0; i < masters[g].projections.size(); ++i) {
-      const auto& [a, b] = masters[g].projections[i];
+      const auto& [a, b, scaling] = masters[g].projections[i];
       const std::uint32_t end = output + group.shape.outputs[i];
       group.adapted[i] = static_cast<bool>(a);
+      group.scaling[i] = scaling;
       if (a) a_items.push_back({a, group.a.rows(i * rank, i * rank + rank), unit, false});
       if (a) b_items.push_back({b, group.b.rows(output, end), unit * scaling / group.weight_scale, true});
       output = end;
@@ -141,7 +142,7 @@ std::uint32_t LoraGroupShape::all_outputs() const {
   return sum;
 }
 
-LoraPack make_lora_pack(gpu::Device& device, std::span<const LoraGroupMasters> masters, float scaling) {
+LoraPack make_lora_pack(gpu::Device& device, std::span<const LoraGroupMasters> masters) {
   for (const auto& group : masters) check_masters(group);
   LoraPack pack;
   const std::uint64_t elements = place_groups(masters, {}, pack.groups);
@@ -149,7 +150,7 @@ LoraPack make_lora_pack(gpu::Device& device, std::span<const LoraGroupMasters> m
                     elements, UINT32_MAX);
   const Tensor flat = device.tensor(DType::f16, {static_cast<std::uint32_t>(elements)}, "packed adapter");
   place_groups(masters, flat, pack.groups);
-  const auto items = items_of(masters, pack.groups, scaling);
+  const auto items = items_of(masters, pack.groups);
   std::vector<Matrix> table;
   const std::uint64_t most = device.info().limits.max_binding - 16;
   for (std::size_t i = 0; i < items.size(); i += pack.runs.back().count)

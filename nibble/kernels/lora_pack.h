@@ -24,6 +24,7 @@ struct LoraGroupShape {
 struct LoraGroup {
   LoraGroupShape shape;
   std::array<bool, 3> adapted{};
+  std::array<float, 3> scaling{1.0f, 1.0f, 1.0f};  // of each projection's adapter
   float weight_scale = 1.0f;  // of the frozen weight, in whose units the adapters' share is added to its products
   Tensor a;  // (R, K) f16 = A * 2^6
   Tensor b;  // (N, r16) f16 = B * scaling * 2^6 / weight_scale
@@ -32,6 +33,7 @@ struct LoraGroup {
 // What optimisers change: A (r, K) and B (outputs, r), f32, parts of one buffer; empty where there is no adapter.
 struct LoraMasters {
   Tensor a, b;
+  float scaling = 1.0f;
 };
 
 struct LoraGroupMasters {
@@ -52,7 +54,7 @@ struct LoraPack {
   std::vector<Run> runs;
 };
 
-LoraPack make_lora_pack(gpu::Device& device, std::span<const LoraGroupMasters> masters, float scaling);
+LoraPack make_lora_pack(gpu::Device& device, std::span<const LoraGroupMasters> masters);
 void record(gpu::Recorder&, const LoraPack&);
 
 // values (T, r) = the gradients of one projection's hidden values in f32, from dh (T, R) of lora_matrix.h: what

@@ -15,7 +15,8 @@ constexpr std::string_view where = "nf4_vec";
 
 struct Params {
   std::uint32_t rows, outputs, inputs, rank = 0, first_end = 0, second_end = 0, adapted = 0;
-  float eps = 0, scaling = 1;
+  float eps = 0;
+  std::array<float, 3> scaling{};
   std::uint32_t hidden = 0;
 };
 

@@ -22,7 +22,7 @@ struct VecInput {
 // Adapters of up to three projections that lie side by side in a weight; empty where there is none.
 struct VecLora {
   std::uint32_t rank = 0;
-  float scaling = 1.0f;
+  std::array<float, 3> scaling{1.0f, 1.0f, 1.0f};  // of each
   std::array<Tensor, 3> b{};             // (outputs, rank)
   std::array<std::uint32_t, 3> ends{};   // the output where each projection ends; N where there are fewer
   Tensor h;                              // (M, projections * rank), of LoraVec; empty: no adapters

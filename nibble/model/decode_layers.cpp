@@ -27,7 +27,7 @@ class JointVec {
   // Records the hidden values of the joint's adapters, where there are any.
   VecLora adapters(Joint joint, const VecInput& input) const {
     if (!pass_.lora) return {};
-    VecLora lora{.rank = pass_.lora->rank, .scaling = pass_.lora->scaling, .b = {}, .ends = joint_ends(config_, joint), .h = {}};
+    VecLora lora{.rank = pass_.lora->rank, .b = {}, .ends = joint_ends(config_, joint), .h = {}};
     const auto members = members_of(joint);
     const auto count = static_cast<std::uint32_t>(members.size());
     LoraVec hidden{.input = input, .rank = lora.rank, .projections = count, .a = {}, .h = h_.view({input.x.dim(0), count * lora.rank})};
@@ -37,6 +37,7 @@ class JointVec {
       if (!slot.used()) continue;
       any = true;
       lora.b[i] = slot.b;
+      lora.scaling[i] = slot.scaling;
       hidden.a[i] = slot.a;
     }
     if (!any) return {};

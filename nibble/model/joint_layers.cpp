@@ -59,10 +59,7 @@ LayersBytes JointLayers::bytes(const gpu::Device& device, const ModelConfig& con
 JointLayers::JointLayers(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
                          const LayersOptions& options)
     : config_(config), weights_(weights), options_(options), frozen_(device, weights, config, options.residency, options.max_tokens) {
-  if (lora) {
-    lora_.emplace(device, config_, frozen_, *lora);
-    lora_scaling_ = lora->scaling;
-  }
+  if (lora) lora_.emplace(device, config_, frozen_, *lora);
   for (std::uint32_t i = 0; i < sets_of(config_, options_); ++i) {
     activations_.push_back(make_joint_activations(device, config_, options_));
   }
@@ -184,7 +181,7 @@ void JointLayers::gradients(const At& at, Joint joint, const Operand& x, const O
   if (const LoraGroup* group = adapters(at.pass, at.layer, joint)) {
     const auto [da, db] = lora_->gradients(at.layer, joint);
     lora.emplace(at.rec, LoraBackwardMatrix{.group = *group, .x = x, .dy = dy, .h = at.lora_h(joint), .dh = at.lora_dh(*group), .da = da,
-                                            .db = db, .scaling = lora_scaling_, .scratch = at.room.lora_scratch,
+                                            .db = db, .scratch = at.room.lora_scratch,
                                             .dropout = dropout(at.pass, at.layer, joint)});
   }
   if (dx.data) input_gradient(at, joint, dy, dx);

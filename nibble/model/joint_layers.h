@@ -62,7 +62,6 @@ class JointLayers : public Layers {
   LayersOptions options_;
   JointWeights frozen_;
   std::optional<JointLora> lora_;
-  float lora_scaling_ = 1.0f;
   std::vector<JointActivations> activations_;  // of each layer, or one for all
   JointRoom room_;
   Holds holds_;

@@ -13,7 +13,7 @@ std::vector<LoraGroupMasters> masters_of(const ModelConfig& config, const JointW
                              .weight_scale = weights.scale(layer, joint)};
       for (const Projection p : members_of(joint)) {
         const LoraSlot& slot = lora.slot(layer, p);
-        group.projections.push_back({.a = slot.a, .b = slot.b});
+        group.projections.push_back({.a = slot.a, .b = slot.b, .scaling = slot.scaling});
       }
       masters.push_back(std::move(group));
     }
@@ -30,7 +30,7 @@ LoraGroupShape joint_lora_shape(const ModelConfig& config, Joint joint, std::uin
 }
 
 JointLora::JointLora(gpu::Device& device, const ModelConfig& config, const JointWeights& weights, const LoraWeights& lora)
-    : lora_(lora), pack_(make_lora_pack(device, masters_of(config, weights, lora), lora.scaling)) {}
+    : lora_(lora), pack_(make_lora_pack(device, masters_of(config, weights, lora))) {}
 
 const LoraGroup* JointLora::group(std::uint32_t layer, Joint joint) const {
   const LoraGroup& group = pack_.groups[layer * all_joints.size() + static_cast<std::size_t>(joint)];

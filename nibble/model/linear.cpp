@@ -64,18 +64,18 @@ void record(gpu::Recorder& recorder, const LinearContext& context, const LinearF
   if (direct) {
     Nf4Product product{.x = op.x.data, .w = context.frozen->nf4(op.site.layer, op.site.projection), .y = op.y,
                        .accumulate = op.accumulate};
-    if (term) product = with_term(product, op.h, slot->b, context.lora->scaling);
+    if (term) product = with_term(product, op.h, slot->b, slot->scaling);
     record_nt(recorder, product);
   } else {
     record_base(recorder, context, op);
   }
-  if (slot && !term) record(recorder, LoraUp{.h = op.h, .b = slot->b, .y = op.y, .scaling = context.lora->scaling});
+  if (slot && !term) record(recorder, LoraUp{.h = op.h, .b = slot->b, .y = op.y, .scaling = slot->scaling});
 }
 
 void record(gpu::Recorder& recorder, const LinearContext& context, const LinearBackward& op) {
   const LoraSlot* slot = slot_at(context, op.site);
   const Dropout dropout = dropout_at(context.dropout, op.site);
-  const float scaling = slot ? context.lora->scaling : 1.0f;
+  const float scaling = slot ? slot->scaling : 1.0f;
   if (slot) record(recorder, LoraUpBackwardInput{.dy = op.dy, .b = slot->b, .dh = op.dh, .scaling = scaling});
   const bool direct = op.dx && reads_nf4(recorder, context, op.site);
   const bool term = direct && takes_term(slot) && dropout.probability == 0;

@@ -48,17 +48,19 @@ std::uint64_t frozen_bytes(const ModelConfig& config, ProductPath path, bool has
 
 MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options,
                        const LoraConfig& lora, const std::optional<TrainedHeadOptions>& trained_head) {
-  const LayersBytes layers = layers_bytes(device, config, layers_options(options, lora.rank));
+  LoraConfig padded = lora;  // as the device has it
+  padded.rank = largest_rank(modules_of(lora, config.num_layers));
+  padded.rank_pattern.clear();
+  padded.saves_head = false;
+  const LayersBytes layers = layers_bytes(device, config, layers_options(options, padded.rank));
   const HeadOptions head = Head::settled(device.info(), config, head_options(options));
   const std::uint64_t stream_bytes = 4ull * options.max_tokens * config.hidden_size;
-  LoraConfig matrices = lora;
-  matrices.saves_head = false;
   const TrainedHead::Bytes trained = trained_head ? TrainedHead::bytes(config, *trained_head) : TrainedHead::Bytes{};
   const std::uint64_t partial_sums =
       trained_head ? product_tn_scratch(device, head.chunk_rows, config.vocab_size, config.hidden_size) : 0;
   return {.frozen_weights = frozen_bytes(config, options.path, !trained_head),
           .decoded_weights = layers.decoded_weights,
-          .adapters = trainable_params(config, matrices) * 4 * (options.trainable ? 4 : 1),
+          .adapters = trainable_params(config, padded) * 4 * (options.trainable ? 4 : 1),
           .activations = residual_count(config, options) * stream_bytes + layers.activations,
           .scratch = layers.scratch + (options.trainable ? stream_bytes : 0),
           .head = Head::bytes(device, config, head),

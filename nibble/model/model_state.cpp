@@ -56,11 +56,13 @@ std::vector<Nf4Layer> frozen_shapes(const ModelConfig& config) {
 
 std::uint64_t trainable_params(const ModelConfig& config, const LoraConfig& lora) {
   std::uint64_t count = 0;
-  for (const Projection p : lora.target_modules) {
-    const auto [out, in] = projection_dims(config, p);
-    count += std::uint64_t{lora.rank} * (std::uint64_t{out} + in);
+  for (const auto& layer : modules_of(lora, config.num_layers)) {
+    for (const Projection p : all_projections) {
+      const auto [out, in] = projection_dims(config, p);
+      count += layer[static_cast<std::size_t>(p)].rank * (std::uint64_t{out} + in);
+    }
   }
-  return count * config.num_layers + (lora.saves_head ? std::uint64_t{config.vocab_size} * config.hidden_size : 0);
+  return count + (lora.saves_head ? std::uint64_t{config.vocab_size} * config.hidden_size : 0);
 }
 
 ModelState::ModelState(gpu::Device& device, ModelConfig config, ProductPath path)

@@ -4,9 +4,18 @@
 
 // The one-file checkpoints of ModelState.
 namespace nibble {
+namespace {
+
+void check_form(const LoraConfig& config) {
+  check<UsageError>(config.is_uniform() && config.layers_to_transform.empty(), "model state",
+                    "Such a checkpoint has one rank and one alpha for every layer; the adapter's differ by module.");
+}
+
+}  // namespace
 
 std::filesystem::path ModelState::save_checkpoint(const std::filesystem::path& dir, std::uint64_t at_step, double loss) const {
   const LoraConfig& config = lora_config();
+  check_form(config);
   check<UsageError>(static_cast<bool>(lora_mirror().on_device()->grads), "model state",
                     "The adapter is not trainable and has no moments to save; load it with StateOptions::trainable.");
   const std::filesystem::path path =
@@ -20,6 +29,7 @@ std::filesystem::path ModelState::save_checkpoint(const std::filesystem::path& d
 
 ModelState::Position ModelState::load_checkpoint(const std::filesystem::path& path) {
   const LoraConfig& config = lora_config();
+  check_form(config);
   JsonCheckpoint checkpoint = load_json_checkpoint(path, config_, config);
   check<DataError>(checkpoint.header.alpha == config.lora_alpha, path.string(),
                    "The checkpoint's alpha is {}; the state's adapter has {}.", checkpoint.header.alpha, config.lora_alpha);

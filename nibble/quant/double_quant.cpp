@@ -9,11 +9,13 @@
 
 namespace nibble {
 
-DoubleQuantized double_quantize(std::span<const float> absmax) {
-  if (absmax.empty()) return {};
-  const double sum = std::accumulate(absmax.begin(), absmax.end(), 0.0);
-  return double_quantize(absmax, static_cast<float>(sum / static_cast<double>(absmax.size())));
+float mean_scale(std::span<const float> absmax) {
+  if (absmax.empty()) return 0;
+  const auto sum = static_cast<float>(std::accumulate(absmax.begin(), absmax.end(), 0.0));
+  return sum * (1.0f / static_cast<float>(absmax.size()));
 }
+
+DoubleQuantized double_quantize(std::span<const float> absmax) { return double_quantize(absmax, mean_scale(absmax)); }
 
 DoubleQuantized double_quantize(std::span<const float> absmax, float offset) {
   DoubleQuantized result;

@@ -18,8 +18,12 @@ struct DoubleQuantized {
   float offset = 0;                  // the mean of the scales
 };
 
-// Quantises the scales: offset = mean (summed in f64; torch's sum in f32 may differ in the last bit), then each block
-// of 256 of what is left by the nearest entry of dynamic_map(), a tie going to the lower one.
+// The mean as PyTorch takes it on a GPU, the sum times 1 / count in f32; the sum here is in f64, and where it has more than 24 bits
+// PyTorch's, in f32 and in the order of its blocks, may differ in the last one.
+float mean_scale(std::span<const float> absmax);
+
+// Quantises the scales: offset = mean_scale, then each block of 256 of what is left by the nearest entry of dynamic_map(), a tie
+// going to the lower one.
 DoubleQuantized double_quantize(std::span<const float> absmax);
 // The same about a given offset.
 DoubleQuantized double_quantize(std::span<const float> absmax, float offset);

@@ -1,6 +1,6 @@
 #include "nibble/train/fingerprint.h"
 
-#include "nibble/data/line_reader.h"
+#include "nibble/base/fnv.h"
 
 #include <algorithm>
 #include <array>
@@ -37,7 +37,7 @@ Json weights_of(const data::DataFiles& files) {
 }  // namespace
 
 std::string base_hash(const Checkpoint& base) {
-  data::Fnv1a64 hash;
+  Fnv1a64 hash;
   std::vector<std::byte> head;
   for (const auto& [name, entry] : base.tensors()) {
     hash.add(name);
@@ -59,6 +59,9 @@ Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& b
           {"lora_dropout", o.lora.lora_dropout},
           {"use_rslora", o.lora.use_rslora},
           {"target_modules", targets},
+          {"rank_pattern", o.lora.rank_pattern},
+          {"alpha_pattern", o.lora.alpha_pattern},
+          {"layers_to_transform", o.lora.layers_to_transform},
           {"loss", name_of(o.loss.kind)},
           {"beta", o.loss.takes_pairs() ? Json(o.loss.beta) : Json()},
           {"focal_gamma", o.loss.focal_gamma},

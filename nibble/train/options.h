@@ -21,6 +21,7 @@ enum class Checkpointing { automatic, on, off };
 // trainers where these have one.
 struct TrainOptions {
   std::filesystem::path model, output;
+  std::filesystem::path cache_dir;  // keeps the model quantised (nibble/weights/model_cache.h); empty: it is quantised each time
   data::DataFiles data, valid;
   double valid_fraction = 0;  // of the data's examples, where there is no file `valid`
 

@@ -16,8 +16,16 @@ using Clock = std::chrono::steady_clock;
 // Steps whose speed is averaged.
 constexpr std::size_t speed_window = 20;
 
+// The model itself, or what the cache has of it.
+std::filesystem::path folder_to_load(const RunSetup& setup) {
+  if (setup.options.cache_dir.empty()) return setup.options.model;
+  const CachedModel cached = cached_model(setup.options.model, setup.options.cache_dir, setup.events.caching);
+  if (setup.events.cached) setup.events.cached(cached);
+  return cached.folder;
+}
+
 ModelState load(const RunSetup& setup) {
-  ModelState state = ModelState::load(setup.device, setup.options.model,
+  ModelState state = ModelState::load(setup.device, folder_to_load(setup),
                                       {.path = setup.plan.path, .base_head = !setup.plan.head, .progress = setup.events.loading});
   state.set_lora(setup.adapter, true);
   if (setup.plan.head) state.train_head(*setup.plan.head);

@@ -4,6 +4,7 @@
 #include "nibble/report/records.h"
 #include "nibble/train/evaluate.h"
 #include "nibble/train/options.h"
+#include "nibble/weights/model_cache.h"
 
 #include <functional>
 #include <string>
@@ -35,6 +36,8 @@ struct RunPlan {
 // What a run tells while it goes on; each may be empty.
 struct TrainEvents {
   std::function<void(const RunPlan&)> plan;
+  std::function<void(double)> caching;     // part of the model that is quantised into the cache
+  std::function<void(const CachedModel&)> cached;  // where the model is loaded from, where there is a cache
   std::function<void(double)> loading;     // part of the model that is on the device
   std::function<void(const StepRecord&)> step;
   std::function<void(double)> referring;   // part of the pairs whose reference is known (DPO), training's, then validation's

@@ -84,7 +84,7 @@ std::vector<float> Trainer::lora_forward(std::uint32_t layer, Projection project
   const Tensor y = device.tensor(DType::f32, {input.dim(0), slot.b.dim(0)}, "y");
   gpu::Recorder recorder(device);
   record(recorder, LoraDown{.x = {input, {}}, .a = slot.a, .h = h});
-  record(recorder, LoraUp{.h = h, .b = slot.b, .y = y, .scaling = lora.scaling});
+  record(recorder, LoraUp{.h = h, .b = slot.b, .y = y, .scaling = slot.scaling});
   recorder.submit();
   return device.read<float>(y);
 }
@@ -104,8 +104,8 @@ LoraGradients Trainer::lora_backward(std::uint32_t layer, Projection projection,
   gpu::Recorder recorder(device);
   recorder.clear(lora.grads);
   record(recorder, LoraDown{.x = {input, {}}, .a = slot.a, .h = h});
-  record(recorder, LoraUpBackwardInput{.dy = {d_output, {}}, .b = slot.b, .dh = dh, .scaling = lora.scaling});
-  record(recorder, LoraUpBackwardWeight{.dy = {d_output, {}}, .h = h, .db = slot.b_grad, .scaling = lora.scaling, .scratch = scratch});
+  record(recorder, LoraUpBackwardInput{.dy = {d_output, {}}, .b = slot.b, .dh = dh, .scaling = slot.scaling});
+  record(recorder, LoraUpBackwardWeight{.dy = {d_output, {}}, .h = h, .db = slot.b_grad, .scaling = slot.scaling, .scratch = scratch});
   record(recorder, LoraDownBackwardWeight{.dh = dh, .x = {input, {}}, .da = slot.a_grad, .dropout = {}, .scratch = scratch});
   record(recorder, LoraDownBackwardInput{.dh = dh, .a = slot.a, .dx = d_input});
   recorder.submit();

@@ -10,7 +10,7 @@
 namespace nibble {
 namespace {
 
-constexpr std::string_view state_suffix = ".quant_state.bitsandbytes__nf4", other_states = ".quant_state.bitsandbytes__";
+constexpr std::string_view other_states = ".quant_state.bitsandbytes__";
 
 std::string place_of(const Checkpoint::Entry& entry) { return entry.file->path().string(); }
 
@@ -89,18 +89,18 @@ void read_nested_absmax(const BnbMatrix& matrix, std::uint64_t first, std::span<
 bool is_bnb_part(std::string_view name, std::string_view weight) {
   if (!name.starts_with(weight)) return false;
   const std::string_view suffix = name.substr(weight.size());
-  return suffix == ".absmax" || suffix == ".quant_map" || suffix == ".nested_absmax" || suffix == ".nested_quant_map" || suffix == state_suffix;
+  return suffix == ".absmax" || suffix == ".quant_map" || suffix == ".nested_absmax" || suffix == ".nested_quant_map" || suffix == bnb_state_suffix;
 }
 
 std::optional<BnbMatrix> bnb_matrix(const Checkpoint& checkpoint, const std::string& name, std::uint32_t out, std::uint32_t in) {
-  if (!checkpoint.has(name + std::string(state_suffix))) {
+  if (!checkpoint.has(name + std::string(bnb_state_suffix))) {
     const auto next = checkpoint.tensors().lower_bound(name + std::string(other_states));
     const bool other = next != checkpoint.tensors().end() && next->first.starts_with(name + std::string(other_states));
     check<DataError>(!other, checkpoint.folder().string(), "{} is quantised as {}; of bitsandbytes NF4 is read.", name,
                      other ? next->first.substr(name.size() + other_states.size()) : "");
     return std::nullopt;
   }
-  const Checkpoint::Entry& state_entry = checkpoint.at(name + std::string(state_suffix));
+  const Checkpoint::Entry& state_entry = checkpoint.at(name + std::string(bnb_state_suffix));
   const Json json = read_state(state_entry);
   const JsonObject state(json, place_of(state_entry) + ": " + state_entry.tensor->name);
   check_state(state, out, in);

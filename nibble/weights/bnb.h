@@ -8,6 +8,9 @@
 
 namespace nibble {
 
+// Of the tensor that says how a weight is quantised.
+inline constexpr std::string_view bnb_state_suffix = ".quant_state.bitsandbytes__nf4";
+
 // A matrix as bitsandbytes stores it in 4 bits (functional.py, QuantState; docs/formats.md): codes under the weight's name, and
 // under that name with a suffix the blocks' absmax, the code book and a "quant_state" in JSON. With double quantisation absmax
 // is in 8 bits: map[code] * nested_absmax[block of 256] + offset.

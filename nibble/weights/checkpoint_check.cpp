@@ -28,9 +28,12 @@ std::uint64_t BaseTensor::numel() const {
   return std::accumulate(shape.begin(), shape.end(), std::uint64_t{1}, [](auto product, auto size) { return product * static_cast<std::uint64_t>(size); });
 }
 
+bool is_projection(std::string_view name, const Shape& shape) {
+  return shape.size() == 2 && name != embedding_tensor_name && name != head_tensor_name;
+}
+
 std::optional<BnbMatrix> quantised(const Checkpoint& checkpoint, const BaseTensor& tensor) {
-  const bool projection = tensor.shape.size() == 2 && tensor.name != embedding_tensor_name && tensor.name != head_tensor_name;
-  if (!projection || !checkpoint.has(tensor.name)) return std::nullopt;
+  if (!is_projection(tensor.name, tensor.shape) || !checkpoint.has(tensor.name)) return std::nullopt;
   return bnb_matrix(checkpoint, tensor.name, static_cast<std::uint32_t>(tensor.shape[0]), static_cast<std::uint32_t>(tensor.shape[1]));
 }
 

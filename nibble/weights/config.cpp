@@ -125,12 +125,23 @@ void read_window(const JsonObject& json, ModelConfig& config) {
   config.sliding_window = missing ? config.family.window : size(json, "sliding_window", {1, 1 << 24}, 0);
 }
 
+// Qwen's classes have windows from layer max_window_layers on; a list of layer_types is what counts where there is one.
+bool some_layers_have_windows(const JsonObject& json, const ModelConfig& config) {
+  constexpr std::int64_t class_default = 28;
+  if (!json.boolean("use_sliding_window", false) || json.has("layer_types")) return false;
+  if (json.json().contains("sliding_window") && !json.has("sliding_window")) return false;
+  return json.integer("max_window_layers", {0, 1 << 12}, class_default) < config.num_layers;
+}
+
 void refuse_what_is_not_supported(const JsonObject& json, const ModelConfig& config) {
   if (json.string("hidden_act", "silu") != "silu") json.fail_key("hidden_act", "\"silu\"");
   for (const char* bias : {"attention_bias", "mlp_bias"}) {
     if (json.boolean(bias, false)) json.fail_key(bias, "false");
   }
-  if (json.boolean("use_sliding_window", false)) json.fail_key("use_sliding_window", "false");
+  if (some_layers_have_windows(json, config)) {
+    json.fail_key("use_sliding_window", fmt::format("false, or \"max_window_layers\" at least {}, as windows in some layers alone are not supported",
+                                                    config.num_layers));
+  }
   if (json.number("partial_rotary_factor", {0.0, 1.0}, 1.0) != 1.0) json.fail_key("partial_rotary_factor", "1");
   if (const auto quantised = json.object("quantization_config")) {
     const bool nf4 = quantised->string("quant_method", "") == "bitsandbytes" && quantised->string("bnb_4bit_quant_type", "") == "nf4" &&

@@ -15,28 +15,30 @@ namespace nibble {
 struct LoraSlot {
   gpu::Tensor a, a_grad;  // (rank, in) f32
   gpu::Tensor b, b_grad;  // (out, rank) f32
+  float scaling = 1.0f;   // lora_alpha / rank, or lora_alpha / sqrt(rank) for rsLoRA, of the module's own rank
   bool used() const { return static_cast<bool>(a); }
 };
 
-// All adapters of a model. The matrices lie one after the other in `params`, all A before all B, each beginning at a multiple
+// All adapters of a model. Modules of a lower rank than others are padded to the largest with rows of A and columns of B that are
+// zero, and stay so: the gradient of such a row of A is a sum over that column of B, and the other way round, so both are zero, and
+// so are their moments, their share of the gradient's norm and what decay takes. The matrices lie one after the other in `params`, all A before all B, each beginning at a multiple
 // of 64 elements, and in the same places in gradients and moments, so that the optimiser is one kernel, or two where B
 // learns faster than A.
 struct LoraWeights {
-  std::uint32_t rank = 0;
-  float scaling = 1.0f;  // lora_alpha / rank, or lora_alpha / sqrt(rank) for rsLoRA
+  std::uint32_t rank = 0;  // the largest
   std::uint64_t b_begin = 0;  // the first element of the first B
   gpu::Tensor params;
   gpu::Tensor grads, first_moment, second_moment;  // only where trainable
   std::vector<std::array<LoraSlot, 7>> layers;     // by Projection
 
   const LoraSlot& slot(std::uint32_t layer, Projection p) const { return layers[layer][static_cast<std::size_t>(p)]; }
-  std::uint64_t parameter_count() const;  // without the gaps
+  std::uint64_t parameter_count() const;  // without the gaps, with what pads ranks
 };
 
 // Room for an adapter of this form, filled from it.
 LoraWeights upload_lora(gpu::Device& device, const ModelConfig& config, const LoraAdapter& adapter, bool trainable);
 
-// A flat tensor (params, gradients or a moment) as matrices, in the form of `like`, and back.
+// A flat tensor (params, gradients or a moment) as matrices of the modules' own ranks, in the form of `like`, and back.
 LoraAdapter download_lora(gpu::Device& device, const gpu::Tensor& flat, const LoraAdapter& like);
 void upload_flat(gpu::Device& device, const gpu::Tensor& flat, const LoraAdapter& adapter);
 

@@ -42,7 +42,7 @@ class Piece {
   Piece(const MergeMatrix& matrix, std::size_t columns, std::size_t most_rows)
       : matrix_(matrix), columns_(columns), stored_(most_rows * columns), norms_(most_rows) {
     bytes_.resize(stored_.size() * std::max(matrix.bnb ? 0 : size_of(dtype()), size_of(matrix.dtype)));
-    if (!matrix.bnb && matrix.lora == nullptr && !matrix.through_nf4) return;
+    if (!matrix.bnb && matrix.terms.empty() && !matrix.through_nf4) return;
     if (!matrix.bnb) nf4_.resize(stored_.size());
     packed_.resize(nf4_packed_bytes(stored_.size()));
     absmax_.resize(nf4_blocks(stored_.size()));
@@ -52,7 +52,7 @@ class Piece {
   std::span<const std::byte> merge(std::size_t first, std::size_t rows) {
     first_ = first;
     read(rows);
-    const bool adapted = matrix_.lora != nullptr;
+    const bool adapted = !matrix_.terms.empty();
     if (!nf4_.empty()) round_to_nf4(rows);
     const std::size_t out_size = size_of(matrix_.dtype);
     parallel_ranges(
@@ -119,28 +119,34 @@ class Piece {
     }
   }
 
-  // W += scaling * (B A) a block of columns at a time, whose rows of A stay in the first-level cache.
+  // W += the sum of scaling * (B A), a block of columns at a time, whose rows of A stay in the first-level cache.
   void add_product(std::size_t begin, std::size_t end) {
-    constexpr std::size_t block = 256;
-    std::array<float, block> sum;
-    const std::size_t rank = matrix_.lora->a.size() / columns_;
-    const auto scaling = static_cast<float>(matrix_.scaling);
-    for (std::size_t column = 0; column < columns_; column += block) {
-      const std::size_t width = std::min(block, columns_ - column);
+    std::array<float, block_columns> sum;
+    for (std::size_t column = 0; column < columns_; column += block_columns) {
+      const auto update = std::span(sum).first(std::min(block_columns, columns_ - column));
       for (std::size_t row = begin; row < end; ++row) {
-        sum.fill(0);
-        for (std::size_t k = 0; k < rank; ++k) {
-          const float b = matrix_.lora->b[(first_ + row) * rank + k];
-          const float* a = matrix_.lora->a.data() + k * columns_ + column;
-          for (std::size_t i = 0; i < width; ++i) sum[i] += b * a[i];
-        }
-        for (std::size_t i = 0; i < width; ++i) sum[i] *= scaling;
-        norms_[row].update += squares(std::span(sum).first(width));
+        std::fill(update.begin(), update.end(), -0.0f);  // to which adding leaves every value as it is
+        for (const MergeTerm& term : matrix_.terms) add_term(term, row, column, update);
+        norms_[row].update += squares(update);
         float* w = result().data() + row * columns_ + column;
-        for (std::size_t i = 0; i < width; ++i) w[i] += sum[i];
+        for (std::size_t i = 0; i < update.size(); ++i) w[i] += update[i];
       }
     }
   }
+
+  void add_term(const MergeTerm& term, std::size_t row, std::size_t column, std::span<float> update) const {
+    std::array<float, block_columns> sum{};
+    const std::size_t rank = term.lora->a.size() / columns_, width = update.size();
+    const auto scaling = static_cast<float>(term.scaling);
+    for (std::size_t k = 0; k < rank; ++k) {
+      const float b = term.lora->b[(first_ + row) * rank + k];
+      const float* a = term.lora->a.data() + k * columns_ + column;
+      for (std::size_t i = 0; i < width; ++i) sum[i] += b * a[i];
+    }
+    for (std::size_t i = 0; i < width; ++i) update[i] += sum[i] * scaling;
+  }
+
+  static constexpr std::size_t block_columns = 256;
 
   const MergeMatrix& matrix_;
   std::size_t columns_;

@@ -8,17 +8,22 @@
 // Private to weights: the numbers of a merge.
 namespace nibble {
 
+// scaling * B A
+struct MergeTerm {
+  const LoraMatrices* lora = nullptr;
+  double scaling = 0;
+};
+
 // A row-major matrix W of a checkpoint, and what is added to it.
 struct MergeMatrix {
   Checkpoint::Entry base;
   std::optional<BnbMatrix> bnb = {};   // W is what this restores, where the base is quantised
   bool through_nf4 = false;            // W is what it becomes in NF4; not with bnb
-  const LoraMatrices* lora = nullptr;  // adds scaling * B A where there is one
-  double scaling = 0;
-  DType dtype = DType::f32;  // of the result
+  std::vector<MergeTerm> terms = {};   // their sum is added
+  DType dtype = DType::f32;            // of the result
 };
 
-// Squared 2-norms over the matrices that have an adapter: of W as stored, of scaling * B A, and of what NF4 changes in
+// Squared 2-norms over the matrices that have an adapter: of W as stored, of the sum of the terms, and of what NF4 changes in
 // W (nothing where the base is quantised).
 struct MergeNorms {
   double weights = 0, update = 0, nf4_error = 0;

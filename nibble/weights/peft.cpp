@@ -14,15 +14,19 @@ struct Place {
   std::uint32_t layer;
   Projection projection;
   LoraMatrix matrix;
+  std::uint32_t rank;
 };
 
 // Each tensor that the adapter must have, by name.
 std::map<std::string, Place, std::less<>> places_of(const ModelConfig& model, const LoraConfig& config) {
   std::map<std::string, Place, std::less<>> places;
+  const LoraModules modules = modules_of(config, model.num_layers);
   for (std::uint32_t layer = 0; layer < model.num_layers; ++layer) {
     for (const Projection projection : config.target_modules) {
+      const LoraModule& module = modules[layer][static_cast<std::size_t>(projection)];
+      if (!module.used()) continue;
       for (const auto matrix : {LoraMatrix::a, LoraMatrix::b}) {
-        places.emplace(peft_tensor_name(layer, projection, matrix), Place{layer, projection, matrix});
+        places.emplace(peft_tensor_name(layer, projection, matrix), Place{layer, projection, matrix, module.rank});
       }
     }
   }
@@ -68,15 +72,6 @@ std::string peft_tensor_name(std::uint32_t layer, Projection projection, LoraMat
                      matrix == LoraMatrix::a ? 'A' : 'B');
 }
 
-bool LoraConfig::targets(Projection projection) const {
-  return std::find(target_modules.begin(), target_modules.end(), projection) != target_modules.end();
-}
-
-double LoraConfig::scaling() const {
-  const double divisor = rank;
-  return lora_alpha / (use_rslora ? std::sqrt(divisor) : divisor);
-}
-
 std::uint64_t LoraAdapter::parameter_count() const {
   std::uint64_t count = 0;
   for (const auto& layer : layers) {
@@ -94,7 +89,7 @@ LoraAdapter make_lora_adapter(const ModelConfig& model, LoraConfig config) {
   LoraAdapter adapter{.config = std::move(config)};
   adapter.layers.resize(model.num_layers);
   for (const auto& [name, place] : places_of(model, adapter.config)) {
-    const auto [rows, columns] = lora_dims(model, adapter.config.rank, place.projection, place.matrix);
+    const auto [rows, columns] = lora_dims(model, place.rank, place.projection, place.matrix);
     adapter.at(place.layer, place.projection).matrix(place.matrix).resize(std::size_t{rows} * columns);
   }
   return adapter;
@@ -108,11 +103,11 @@ LoraAdapter load_lora_adapter(const fs::path& folder, const ModelConfig& model) 
   for (const auto& [name, tensor] : file.tensors()) {
     if (adapter.config.saves_head && name == peft_head_tensor_name) continue;
     check<DataError>(places.contains(name), file.path().string(),
-                     "The tensor {} is no LoRA matrix of a module in target_modules of this model.", name);
+                     "The tensor {} is no LoRA matrix of a module of this model that adapter_config.json names.", name);
   }
   adapter.layers.resize(model.num_layers);
   for (const auto& [name, place] : places) {
-    const auto dims = lora_dims(model, adapter.config.rank, place.projection, place.matrix);
+    const auto dims = lora_dims(model, place.rank, place.projection, place.matrix);
     adapter.at(place.layer, place.projection).matrix(place.matrix) = read_matrix(file, name, dims);
   }
   if (adapter.config.saves_head) {

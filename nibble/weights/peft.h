@@ -19,8 +19,21 @@ std::string peft_tensor_name(std::uint32_t layer, Projection projection, LoraMat
 // Of a head that was trained with the adapter (modules_to_save).
 inline constexpr std::string_view peft_head_tensor_name = "base_model.model.lm_head.weight";
 
-// What adapter_config.json says of an adapter.
+// What an adapter is to one projection of one layer.
+struct LoraModule {
+  std::uint32_t rank = 0;  // 0: not adapted
+  double scaling = 0;      // what B A x is multiplied by
+
+  bool used() const { return rank > 0; }
+};
+using LoraModules = std::vector<std::array<LoraModule, 7>>;  // by layer and Projection
+
+// What adapter_config.json says of an adapter. A pattern holds for modules whose name ends with what its key, a regular expression,
+// matches whole: at the beginning of the name or behind a dot. The first that matches counts.
 struct LoraConfig {
+  template <typename Value>
+  using Pattern = std::vector<std::pair<std::string, Value>>;
+
   std::string base_model_name_or_path;
   std::uint32_t rank = 16;
   double lora_alpha = 32;
@@ -28,13 +41,24 @@ struct LoraConfig {
   bool use_rslora = false;
   bool saves_head = false;  // modules_to_save is ["lm_head"]: the adapter brings a head of its own
   std::vector<Projection> target_modules{all_projections.begin(), all_projections.end()};
+  Pattern<std::uint32_t> rank_pattern = {};             // in place of `rank`
+  Pattern<double> alpha_pattern = {};                   // in place of `lora_alpha`
+  std::vector<std::uint32_t> layers_to_transform = {};  // rising; empty: all
 
   bool targets(Projection projection) const;
-  // What B A x is multiplied by: lora_alpha / rank, or lora_alpha / sqrt(rank) for rsLoRA.
+  // Without patterns: lora_alpha / rank, or lora_alpha / sqrt(rank) for rsLoRA.
   double scaling() const;
+  // Whether rank and alpha are the same everywhere.
+  bool is_uniform() const { return rank_pattern.empty() && alpha_pattern.empty(); }
 };
 
-// y += scaling * B (A x)
+// Of a model with so many layers. DataError where a pattern is no regular expression, or a layer is named that the model has not.
+LoraModules modules_of(const LoraConfig& config, std::uint32_t num_layers);
+std::uint32_t largest_rank(const LoraModules& modules);
+// "8", or "8 to 32" of modules that differ.
+std::string ranks_text(const LoraConfig& config);
+
+// y += scaling * B (A x), of the module's own rank
 struct LoraMatrices {
   std::vector<float> a;  // (rank, in)
   std::vector<float> b;  // (out, rank)
@@ -53,6 +77,7 @@ struct LoraAdapter {
   LoraMatrices& at(std::uint32_t layer, Projection p) { return layers[layer][static_cast<std::size_t>(p)]; }
   const LoraMatrices& at(std::uint32_t layer, Projection p) const { return layers[layer][static_cast<std::size_t>(p)]; }
   std::uint64_t parameter_count() const;  // of the matrices, without the head
+  LoraModules modules() const { return modules_of(config, static_cast<std::uint32_t>(layers.size())); }
 };
 
 // (rank, in) or (out, rank)
@@ -62,7 +87,7 @@ ProjectionDims lora_dims(const ModelConfig& model, std::uint32_t rank, Projectio
 LoraAdapter make_lora_adapter(const ModelConfig& model, LoraConfig config);
 
 // Reads adapter_config.json of any PEFT since 0.10; keys that do not change the result are passed over. DataError names
-// what is not supported: DoRA, biases, saved modules but for lm_head, patterns, other tuners.
+// what is not supported: DoRA, biases, saved modules but for lm_head, other tuners.
 LoraConfig read_lora_config(const fs::path& folder);
 
 // Reads the whole adapter, from F32, F16 or BF16. DataError names file and tensor where one is missing, unknown, of

@@ -7,6 +7,10 @@
 namespace nibble {
 namespace {
 
+using OrderedJson = nlohmann::ordered_json;
+
+constexpr JsonLimits config_limits{.max_bytes = std::size_t{1} << 20};
+
 // Keys that change what the adapter computes; each must be absent, null, false or empty.
 constexpr std::array must_be_unset{
     "use_dora",
@@ -14,9 +18,6 @@ constexpr std::array must_be_unset{
     "use_bdlora",
     "lora_bias",
     "fan_in_fan_out",
-    "rank_pattern",
-    "alpha_pattern",
-    "layers_to_transform",
     "layer_replication",
     "exclude_modules",
     "target_parameters",
@@ -86,23 +87,57 @@ std::vector<Projection> read_targets(const JsonObject& json) {
   return targets;
 }
 
+constexpr JsonObject::IntegerRange ranks{1, 1 << 16};
+constexpr JsonObject::NumberRange alphas{0.0, 1e9};
+
+// In the order of the file, in which PEFT tries them.
+template <typename Value, typename Read>
+LoraConfig::Pattern<Value> read_pattern(const JsonObject& json, const OrderedJson& ordered, const std::string& key, Read&& read) {
+  LoraConfig::Pattern<Value> pattern;
+  const auto object = json.object(key);
+  if (!object) return pattern;
+  for (const auto& [name, unused] : ordered.at(key).items()) pattern.emplace_back(name, read(*object, name));
+  return pattern;
+}
+
+// PEFT passes over indices that the model has not; here they are refused when the model is known.
+std::vector<std::uint32_t> read_layers(const JsonObject& json) {
+  std::vector<std::uint32_t> layers;
+  for (const auto layer : json.integers("layers_to_transform", {0, 1 << 12})) layers.push_back(static_cast<std::uint32_t>(layer));
+  std::sort(layers.begin(), layers.end());
+  layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
+  if (json.has("layers_pattern") && !is_unset(json.json()["layers_pattern"])) {
+    const Json& pattern = json.json()["layers_pattern"];
+    const bool known = pattern == "layers" || (pattern.is_array() && std::find(pattern.begin(), pattern.end(), "layers") != pattern.end());
+    if (!known) json.fail_key("layers_pattern", "unset or \"layers\", as the layers of these models are called");
+  }
+  return layers;
+}
+
 }  // namespace
 
 LoraConfig read_lora_config(const fs::path& folder) {
   const auto path = folder / "adapter_config.json";
   check<DataError>(path_exists(path), folder.string(),
                    "The folder has no adapter_config.json; a PEFT adapter is expected.");
-  const Json parsed = read_json_file(path, {.max_bytes = std::size_t{1} << 20});
+  const Json parsed = read_json_file(path, config_limits);
+  const auto ordered = OrderedJson::parse(read_file(path, config_limits.max_bytes));  // which has just been parsed in another order
   const JsonObject json(parsed, path.string());
   refuse_what_is_not_supported(json);
   LoraConfig config;
   config.base_model_name_or_path = json.string("base_model_name_or_path", "");
-  config.rank = static_cast<std::uint32_t>(json.integer("r", {1, 1 << 16}));
-  config.lora_alpha = json.number("lora_alpha", {0.0, 1e9});
+  config.rank = static_cast<std::uint32_t>(json.integer("r", ranks));
+  config.lora_alpha = json.number("lora_alpha", alphas);
   config.lora_dropout = json.number("lora_dropout", {0.0, 1.0}, 0.0);
   config.use_rslora = json.boolean("use_rslora", false);
   config.saves_head = saves_head(json);
   config.target_modules = read_targets(json);
+  config.rank_pattern = read_pattern<std::uint32_t>(json, ordered, "rank_pattern", [](const JsonObject& object, const std::string& name) {
+    return static_cast<std::uint32_t>(object.integer(name, ranks));
+  });
+  config.alpha_pattern = read_pattern<double>(
+      json, ordered, "alpha_pattern", [](const JsonObject& object, const std::string& name) { return object.number(name, alphas); });
+  config.layers_to_transform = read_layers(json);
   return config;
 }
 

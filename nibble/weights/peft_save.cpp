@@ -18,26 +18,62 @@ Json number(double value) {
   return value;
 }
 
+// As the file has it, whose keys are sorted.
+template <typename Value>
+Json pattern_json(LoraConfig::Pattern<Value> pattern) {
+  Json json = Json::object();
+  for (const auto& [key, value] : pattern) json.emplace(key, number(value));  // of equal keys the first counts
+  return json;
+}
+
+bool equal(const LoraModules& a, const LoraModules& b) {
+  const auto same = [](const LoraModule& x, const LoraModule& y) { return x.rank == y.rank && x.scaling == y.scaling; };
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [&](const auto& x, const auto& y) { return std::equal(x.begin(), x.end(), y.begin(), same); });
+}
+
+// The first key that matches counts, and JSON is written in the order of names: where that would change what holds, each module
+// gets keys of its own.
+LoraConfig with_patterns_for_file(const LoraAdapter& adapter) {
+  LoraConfig config = adapter.config;
+  std::stable_sort(config.rank_pattern.begin(), config.rank_pattern.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::stable_sort(config.alpha_pattern.begin(), config.alpha_pattern.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  const LoraModules modules = adapter.modules();
+  if (equal(modules, modules_of(config, static_cast<std::uint32_t>(modules.size())))) return config;
+  config.rank_pattern.clear();
+  config.alpha_pattern.clear();
+  for (std::uint32_t layer = 0; layer < modules.size(); ++layer) {
+    for (const Projection projection : config.target_modules) {
+      const LoraModule& module = modules[layer][static_cast<std::size_t>(projection)];
+      if (!module.used()) continue;
+      const double divisor = config.use_rslora ? std::sqrt(module.rank) : module.rank;
+      config.rank_pattern.emplace_back(projection_module_name(layer, projection), module.rank);
+      config.alpha_pattern.emplace_back(projection_module_name(layer, projection), module.scaling * divisor);
+    }
+  }
+  return config;
+}
+
 // Only the keys that every PEFT since 0.10 knows: an older one warns at each newer key.
 Json config_json(const LoraConfig& config) {
   std::vector<std::string> targets;
   for (const Projection projection : config.target_modules) targets.emplace_back(name_of(projection));
   std::sort(targets.begin(), targets.end());
   return {
-      {"alpha_pattern", Json::object()},
+      {"alpha_pattern", pattern_json(config.alpha_pattern)},
       {"base_model_name_or_path", config.base_model_name_or_path},
       {"bias", "none"},
       {"fan_in_fan_out", false},
       {"inference_mode", true},
       {"init_lora_weights", true},
       {"layers_pattern", nullptr},
-      {"layers_to_transform", nullptr},
+      {"layers_to_transform", config.layers_to_transform.empty() ? Json() : Json(config.layers_to_transform)},
       {"lora_alpha", number(config.lora_alpha)},
       {"lora_dropout", config.lora_dropout},
       {"modules_to_save", config.saves_head ? Json::array({"lm_head"}) : Json()},
       {"peft_type", "LORA"},
       {"r", config.rank},
-      {"rank_pattern", Json::object()},
+      {"rank_pattern", pattern_json(config.rank_pattern)},
       {"revision", nullptr},
       {"target_modules", targets},
       {"task_type", "CAUSAL_LM"},
@@ -71,15 +107,17 @@ std::string card(const LoraConfig& config) {
       "base = AutoModelForCausalLM.from_pretrained({})\n"
       "model = PeftModel.from_pretrained(base, \"PATH_TO_THIS_FOLDER\")\n"
       "```\n",
-      yaml(base), yaml("base_model:adapter:" + base), config.rank, base, config.saves_head ? head_text : "", yaml(base));
+      yaml(base), yaml("base_model:adapter:" + base), ranks_text(config), base, config.saves_head ? head_text : "", yaml(base));
 }
 
 void write_weights(const fs::path& path, const LoraAdapter& adapter) {
   std::map<std::string, const std::vector<float>*> values;
   std::vector<TensorSpec> specs;
-  const std::int64_t rank = adapter.config.rank;
+  const LoraModules modules = adapter.modules();
   for (std::uint32_t layer = 0; layer < adapter.layers.size(); ++layer) {
     for (const Projection projection : adapter.config.target_modules) {
+      const std::int64_t rank = modules[layer][static_cast<std::size_t>(projection)].rank;
+      if (rank == 0) continue;
       const auto& matrices = adapter.at(layer, projection);
       for (const auto matrix : {LoraMatrix::a, LoraMatrix::b}) {
         const auto name = peft_tensor_name(layer, projection, matrix);
@@ -112,7 +150,7 @@ void save_lora_adapter(const fs::path& folder, const LoraAdapter& adapter) {
   check(adapter.config.saves_head == adapter.head.has_value(), "save_lora_adapter",
         "The adapter's config and its matrices must agree on whether it brings a head.");
   write_weights(folder / "adapter_model.safetensors", adapter);
-  write_file_atomically(folder / "adapter_config.json", write_json(config_json(adapter.config)));
+  write_file_atomically(folder / "adapter_config.json", write_json(config_json(with_patterns_for_file(adapter))));
   write_file_atomically(folder / "README.md", card(adapter.config));
 }
 

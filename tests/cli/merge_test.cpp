@@ -36,6 +36,45 @@ TEST_F(MergeVerb, SaysWhatItWrote) {
   EXPECT_EQ(answer.code, 0) << answer.err;
 }
 
+TEST_F(MergeVerb, TakesSeveralAdaptersWithWeights) {
+  const std::string patterns = test::source_path("tests/golden/patterns/adapter_nonzero");
+  const auto result = merge({"--adapter", adapter + ":0.7", patterns + ":0.3"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.out.find("the adapters change 3."), std::string::npos) << result.out;
+  expect_refused({"--overwrite", "--adapter", adapter + ":much"}, 2, "FOLDER:WEIGHT");
+  expect_refused({"--overwrite", "--adapter", adapter + ":nan"}, 2, "finite");
+  expect_refused({"--overwrite", "--adapter", "/nowhere:0.5"}, 1, "/nowhere");
+}
+
+// Merged onto NF4 the loss is that of training's model, which eval computes with the adapter beside the weights.
+TEST_F(MergeVerb, PrintsTheLossOnEitherBase) {
+  const std::string valid = folder_.write("valid.jsonl", [] {
+    std::ifstream in(test::source_path("data/define/valid.jsonl"));
+    std::string text, line;
+    for (int i = 0; i < 4 && std::getline(in, line); ++i) text += line + "\n";
+    return text;
+  }());
+  const auto result = merge({"--adapter", adapter, "--dtype", "f32", "--valid", valid});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const auto number_behind = [&](const std::string& words) {
+    const std::size_t at = result.out.find(words);
+    EXPECT_NE(at, std::string::npos) << result.out;
+    return at == std::string::npos ? 0.0 : std::stod(result.out.substr(at + words.size()));
+  };
+  const double original = number_behind("in f32: "), nf4 = number_behind("original weights, ");
+  const auto loss_of = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"eval", "--data", valid, "--json"});
+    return parse_json(run_nibble(more).out, "eval")["eval_loss"].get<double>();
+  };
+  // Six digits are printed, and the sums of merged weights round once more.
+  EXPECT_NEAR(nf4, loss_of({"--model", tiny, "--adapter", adapter}), 1e-5);
+  EXPECT_GT(std::abs(nf4 - original), 1e-3) << "the bases differ by 9% of their norm";
+  EXPECT_NEAR(number_behind("which is "), nf4 - original, 1.5e-6);
+  const auto alone = run_nibble({"merge", "--model", test::source_path("tests/golden/bnb/model"), "--output", folder_ / "bnb", "--valid", valid});
+  EXPECT_EQ(alone.code, 1) << "that folder has no tokenizer";
+  expect_refused({"--overwrite", "--valid", "/nowhere"}, 2, "--valid");
+}
+
 TEST_F(MergeVerb, RefusesByName) {
   expect_refused({"--dtype", "f64"}, 2, "--dtype");
   expect_refused({"--onto", "fp4"}, 2, "--onto");

@@ -61,5 +61,45 @@ TEST(Shards, NeedRoomForAByte) {
   EXPECT_EQ(save(folder / "m", tensors, 1).files, 5);
 }
 
+// Byte after byte of all tensors in turn, the last tensor first.
+TEST(ShardWriter, TakesTensorsInAnyOrder) {
+  const test::TemporaryFolder folder;
+  save(folder / "m", tensors, 32);
+  fs::create_directories(folder / "n");
+  ShardWriter writer(folder / "n", tensors, 32);
+  for (std::uint64_t i = 0; i < 45; ++i) {
+    for (auto tensor = tensors.rbegin(); tensor != tensors.rend(); ++tensor) {
+      if (i < bytes_of(*tensor)) writer.append(tensor->name, std::vector<std::byte>(1, static_cast<std::byte>(tensor->name[0])));
+    }
+  }
+  const auto saved = writer.finish(61);
+  EXPECT_EQ(saved.files, 3);
+  EXPECT_EQ(saved.bytes, 93);
+  for (const auto& entry : fs::directory_iterator(folder / "m")) {
+    EXPECT_EQ(test::slurp(entry.path()), test::slurp(folder / "n" / entry.path().filename().string())) << entry.path();
+  }
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder / "n"), {}), 4);
+}
+
+TEST(ShardWriter, RefusesWhatDoesNotBelong) {
+  const test::TemporaryFolder folder;
+  {
+    ShardWriter writer(folder.path(), tensors, 1000);
+    EXPECT_THROW(writer.append("f", {}), Error);
+    EXPECT_THROW(writer.append("e", std::vector<std::byte>(5)), Error);
+    writer.append("e", std::vector<std::byte>(4));
+    EXPECT_THROW(writer.append("e", std::vector<std::byte>(1)), Error);
+    EXPECT_THROW(writer.finish(61), Error);
+  }
+  EXPECT_TRUE(fs::is_empty(folder.path()));
+  const std::vector<TensorSpec> many = [] {
+    std::vector<TensorSpec> specs;
+    for (int i = 0; i <= 1000; ++i) specs.push_back({std::to_string(i), DType::u8, {2}});
+    return specs;
+  }();
+  test::expect_error<UsageError>([&] { ShardWriter(folder.path(), many, 1); }, "1001 files", "at most 1000");
+  EXPECT_TRUE(fs::is_empty(folder.path()));
+}
+
 }  // namespace
 }  // namespace nibble

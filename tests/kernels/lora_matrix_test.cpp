@@ -63,6 +63,7 @@ Operand make_operand(std::uint32_t rows, std::uint32_t columns, float amplitude,
 }
 
 constexpr float weight_scale = 0.5f;
+constexpr std::array<float, 3> scaling{0.75f, 1.5f, 0.25f};  // of the projections
 
 // Adapters, what the kernels read, and the same values for a reference.
 struct Group {
@@ -75,10 +76,11 @@ struct Group {
         pair.a =
             test::upload(test::random_values(std::size_t{rank} * c.shape.inputs, 10 + i, 0.3f), {rank, c.shape.inputs});
         pair.b = test::upload(test::random_values(std::size_t{rank} * outputs, 20 + i, 0.3f), {outputs, rank});
+        pair.scaling = scaling[i];
       }
       masters.projections.push_back(pair);
     }
-    pack = make_lora_pack(test::device(), std::span(&masters, 1), 0.75f);
+    pack = make_lora_pack(test::device(), std::span(&masters, 1));
     test::run(pack);
     a = doubles(test::download(group().a));
     b = doubles(test::download(group().b));
@@ -134,7 +136,7 @@ TEST_P(LoraMatrix, PackIsTheMastersInF16) {
     const auto half_of = [](float value) { return f16_to_f32(f32_to_f16(value)); };
     for (std::size_t j = 0; j < a_values.size(); ++j) a[i * rank * inputs + j] = half_of(a_values[j] * 64.0f);
     for (std::size_t j = 0; j < b_values.size(); ++j) {
-      b[(first + j / c.shape.rank) * rank + j % c.shape.rank] = half_of(b_values[j] * 96.0f);
+      b[(first + j / c.shape.rank) * rank + j % c.shape.rank] = half_of(b_values[j] * scaling[i] * 64.0f / weight_scale);
     }
   }
   EXPECT_EQ(made.a, a);
@@ -244,7 +246,7 @@ TEST_P(LoraMatrix, BackwardEqualsTheFormula) {
     GuardedTensor dh(DType::f16, {c.rows, width});
     Gradients to(c, one_buffer);
     const LoraBackwardMatrix op{.group = made.group(), .x = x, .dy = dy, .h = h, .dh = dh.tensor(), .da = to.a,
-                                .db = to.b, .scaling = 0.75f, .scratch = make_scratch(c), .dropout = c.dropout};
+                                .db = to.b, .scratch = make_scratch(c), .dropout = c.dropout};
     test::run(op);
     test::run(op);
     expect_close(dh.tensor(), dh_of(c, made, dy_data), rounded(outputs));
@@ -258,7 +260,7 @@ TEST_P(LoraMatrix, BackwardEqualsTheFormula) {
       Matrix b = product_over_rows(c, factors, {dy_data, outputs, first, c.shape.outputs[i]},
                                    {h_values, width, narrow, c.shape.rank});
       Matrix a = product_over_rows(c, factors, {dh_values, width, narrow, c.shape.rank}, {dropped, inputs, 0, inputs});
-      for (double& value : b) value *= 2 * 0.75;
+      for (double& value : b) value *= 2 * double{scaling[i]};
       for (double& value : a) value *= 2 * weight_scale;
       expect_close(to.b[i], b, tolerance);
       expect_close(to.a[i], a, tolerance);

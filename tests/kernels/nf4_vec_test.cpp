@@ -13,7 +13,8 @@ namespace {
 using test::GuardedTensor;
 using Matrix = std::vector<double>;
 
-constexpr float eps = 1e-6f, scaling = 0.75f;
+constexpr float eps = 1e-6f;
+constexpr std::array<float, 3> scaling{0.75f, 1.5f, -0.5f};  // of the projections
 
 struct Case {
   std::uint32_t m, n, k;  // n of the weight
@@ -79,7 +80,7 @@ struct Made {
     for (std::uint32_t r = 0; r < c.rank; ++r) {
       double h = 0;
       for (std::uint32_t i = 0; i < c.k; ++i) h += x[m * c.k + i] * a[p][r * c.k + i];
-      sum += double{scaling} * h * b[p][(n - begin) * c.rank + r];
+      sum += double{scaling[p]} * h * b[p][(n - begin) * c.rank + r];
     }
     return sum;
   }

@@ -13,7 +13,7 @@ struct Variant {
   bool train_head = false;
 
   std::string folder() const { return test::source_path("tests/golden/" + family); }
-  std::string model() const { return family == "tiny" ? std::string(test::source_path("models/tiny-qwen3")) : folder() + "/model"; }
+  std::string model() const { return family == "tiny" || family == "patterns" ? std::string(test::source_path("models/tiny-qwen3")) : folder() + "/model"; }
 };
 
 ParityReport parity(ProductPath path, const Variant& variant) {
@@ -39,8 +39,9 @@ void expect_parity(const Variant& variant) {
     const bool tiny = variant.family == "tiny";  // its file alone has the head's gradient and a sample of NF4
     EXPECT_EQ(report.nf4_codes, tiny ? 128u * 256u : 0u);
     EXPECT_EQ(report.nf4_differences, 0u);
-    // Of each layer's 7 projections two matrices.
-    EXPECT_EQ(report.gradients.size(), 14u * read_model_config(variant.model()).num_layers + (tiny ? 1u : 0u));
+    // Of each layer's 7 projections two matrices; of 3 projections in 2 layers where the adapter has no more.
+    const std::size_t all = 14u * read_model_config(variant.model()).num_layers;
+    EXPECT_EQ(report.gradients.size(), variant.family == "patterns" ? 12u : all + (tiny ? 1u : 0u));
     EXPECT_TRUE(report.passes(bars));
   }
 }
@@ -57,6 +58,11 @@ TEST(Parity, OfOtherFamilies) {
   }
 }
 TEST(Parity, OfWeightsThatBitsandbytesHasQuantised) { expect_parity({.family = "bnb"}); }
+// Ranks and alphas by module, some layers and projections alone.
+TEST(Parity, OfAnAdapterWithPatterns) {
+  expect_parity({.family = "patterns"});
+  expect_parity({.family = "patterns", .gradient_checkpointing = true});
+}
 TEST(Parity, WithCachedWeights) { expect_parity({.residency = Residency::cached}); }
 
 }  // namespace

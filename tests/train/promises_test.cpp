@@ -8,7 +8,7 @@ namespace nibble {
 namespace {
 
 std::uint64_t hash_of_base(const ModelState& state) {
-  data::Fnv1a64 hash;
+  Fnv1a64 hash;
   for (const LayerWeights& layer : state.weights().layers) {
     for (const Nf4Matrix& matrix : layer.projections) {
       for (const auto& tensor : {matrix.packed, matrix.absmax}) {

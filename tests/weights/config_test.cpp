@@ -49,6 +49,29 @@ TEST(ModelConfig, ReadsTransformers5) {
   EXPECT_FALSE(config.generation.temperature.has_value());
 }
 
+// Qwen's windows begin at layer max_window_layers; a model whose layers all lie below has none.
+TEST(ModelConfig, TakesWindowsThatNoLayerHas) {
+  for (const char* family : {"qwen2", "qwen3"}) {
+    auto json = qwen3_4b();
+    json["model_type"] = family;
+    json["use_sliding_window"] = true;
+    EXPECT_NO_THROW(parse(json)) << "no width is given";
+    json["sliding_window"] = 4096;
+    EXPECT_EQ(parse(json).sliding_window, 0u);
+    json["max_window_layers"] = 35;
+    expect_error<DataError>([&] { parse(json); }, "\"use_sliding_window\"", "at least 36");
+    json["layer_types"] = std::vector<std::string>(36, "full_attention");
+    EXPECT_NO_THROW(parse(json));
+    json["layer_types"][35] = "sliding_attention";
+    expect_error<DataError>([&] { parse(json); }, "sliding_attention");
+    json.erase("layer_types");
+    json.erase("max_window_layers");
+    expect_error<DataError>([&] { parse(json); }, "at least 36");
+    json["num_hidden_layers"] = 28;
+    EXPECT_NO_THROW(parse(json));
+  }
+}
+
 TEST(ModelConfig, FillsInWhatIsAbsent) {
   auto json = qwen3_4b();
   for (const auto* key : {"num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta",
@@ -155,7 +178,6 @@ TEST(ModelConfig, RefusesWhatItCannotCompute) {
            {"model_type", "null", "absent"},
            {"hidden_act", "\"gelu\"", "\"silu\"; found \"gelu\""},
            {"attention_bias", "true", "must be false"},
-           {"use_sliding_window", "true", "must be false"},
            {"partial_rotary_factor", "0.5", "must be 1"},
            {"quantization_config", "{}", "absent, or bitsandbytes' in 4 bits"},
            {"quantization_config", R"({"quant_method":"gptq","bits":4})", "absent, or bitsandbytes' in 4 bits"},

@@ -102,8 +102,7 @@ TEST(MergeMatrix, IsTheSumInSeveralPiecesOfAnOddShape) {
   const OneMatrix base(rows, columns);
   const LoraMatrices lora{.a = normals(rank * columns, 2), .b = normals(rows * rank, 3)};
   auto matrix = base.matrix();
-  matrix.lora = &lora;
-  matrix.scaling = 0.75;
+  matrix.terms = {{&lora, 0.75}};
   MergeNorms norms;
   expect_near(merged(matrix, &norms), reference(base.values(), columns, &lora, 0.75));
   const auto rounded = through_nf4(base.values());
@@ -118,7 +117,7 @@ TEST(MergeMatrix, IsTheSumInSeveralPiecesOfAnOddShape) {
   EXPECT_GT(norms.update, 0);
   matrix.through_nf4 = true;
   expect_near(merged(matrix), reference(rounded, columns, &lora, 0.75));
-  matrix.lora = nullptr;
+  matrix.terms.clear();
   EXPECT_EQ(merged(matrix), rounded);
 }
 
@@ -139,14 +138,13 @@ TEST(MergeMatrix, NamesWhatLeavesTheType) {
   const OneMatrix base(100, 4);
   LoraMatrices lora{.a = {0, 0, 1, 0}, .b = std::vector<float>(100)};
   auto matrix = base.matrix();
-  matrix.lora = &lora;
-  matrix.scaling = 2;
+  matrix.terms = {{&lora, 2}};
   matrix.dtype = DType::f16;
   lora.b[77] = 40'000;
   expect_error<DataError>([&] { merged(matrix); }, "[w]", "at index 310", "range of f16");
   matrix.dtype = DType::bf16;
   EXPECT_NEAR(merged(matrix)[310], 80'000, 256);
-  matrix.scaling = 1e38;
+  matrix.terms = {{&lora, 1e38}};
   expect_error<DataError>([&] { merged(matrix); }, "[w]", "at index 310", "range of bf16");
   matrix.dtype = DType::f32;
   expect_error<DataError>([&] { merged(matrix); }, "[w]", "at index 310", "range of f32");
@@ -181,7 +179,7 @@ TEST(Merge, AddsTheAdapterToEitherBase) {
     double last = 0;
     const auto result = merge({.model = tiny,
                                .output = folder / "new/m",
-                               .adapter = adapter_nonzero,
+                               .adapters = {{adapter_nonzero}},
                                .dtype = DType::f32,
                                .onto = onto,
                                .overwrite = true,
@@ -194,11 +192,46 @@ TEST(Merge, AddsTheAdapterToEitherBase) {
   EXPECT_EQ(std::distance(fs::directory_iterator(folder / "new"), {}), 1) << "something was left beside the folder";
 }
 
+// Linear in the updates: one of 7 projections in all layers, one with ranks and alphas by module in two layers.
+TEST(Merge, AddsSeveralAdaptersWithWeights) {
+  const test::TemporaryFolder folder;
+  const fs::path patterns = test::source_path("tests/golden/patterns/adapter_nonzero");
+  merge({.model = tiny, .output = folder / "m", .adapters = {{adapter_nonzero, 0.7}, {patterns, -0.3}}, .dtype = DType::f32});
+  const auto config = read_model_config(tiny);
+  const auto first = load_lora_adapter(adapter_nonzero, config), second = load_lora_adapter(patterns, config);
+  const Checkpoint base(tiny), found(folder / "m");
+  for (std::uint32_t layer = 0; layer < config.num_layers; ++layer) {
+    for (const Projection p : all_projections) {
+      const std::string name = projection_tensor_name(layer, p);
+      SCOPED_TRACE(name);
+      const auto columns = static_cast<std::size_t>(base.at(name).tensor->shape[1]);
+      auto expected = reference(base.read_as_f32(name), columns, &first.at(layer, p), 0.7 * first.config.scaling());
+      const LoraModule& module = second.modules()[layer][static_cast<std::size_t>(p)];
+      if (module.used()) {
+        const auto other = reference(std::vector<float>(expected.value.size()), columns, &second.at(layer, p), std::abs(0.3 * module.scaling));
+        for (std::size_t i = 0; i < other.value.size(); ++i) {
+          expected.value[i] -= other.value[i];
+          expected.bound[i] += other.bound[i] + 2 * 0x1p-24 * std::abs(other.value[i]);  // the sum of both rounds once more
+        }
+      }
+      expect_near(found.read_as_f32(name), expected);
+    }
+  }
+  // The same twice is the double; with the weight 0 nothing is added.
+  merge({.model = tiny, .output = folder / "twice", .adapters = {{adapter_nonzero}, {adapter_nonzero, 1.0}}, .dtype = DType::f32});
+  merge({.model = tiny, .output = folder / "double", .adapters = {{adapter_nonzero, 2}}, .dtype = DType::f32});
+  EXPECT_TRUE(test::slurp(folder / "twice/model.safetensors") == test::slurp(folder / "double/model.safetensors"));
+  merge({.model = tiny, .output = folder / "none", .adapters = {{adapter_nonzero, 0}}});
+  EXPECT_TRUE(test::slurp(folder / "none/model.safetensors") == test::slurp(tiny / "model.safetensors"));
+  expect_error<UsageError>([&] { merge({.model = tiny, .output = folder / "x", .adapters = {{adapter_nonzero, std::nan("")}}}); }, "finite");
+  expect_error<UsageError>([&] { merge({.model = tiny, .output = adapter_nonzero, .adapters = {{patterns}, {adapter_nonzero}}}); }, "take the place");
+}
+
 // Of layer 0, whose projections the golden file has as bitsandbytes restores them.
 TEST(Merge, RestoresABaseThatBitsandbytesHasQuantised) {
   const fs::path golden = test::source_path("tests/golden/bnb"), model = golden / "model";
   const test::TemporaryFolder folder;
-  const auto result = merge({.model = model, .output = folder / "m", .adapter = golden / "adapter_nonzero", .dtype = DType::f32});
+  const auto result = merge({.model = model, .output = folder / "m", .adapters = {{golden / "adapter_nonzero"}}, .dtype = DType::f32});
   merge({.model = model, .output = folder / "alone", .dtype = DType::f32});
   EXPECT_GT(result.norms.update, 0);
   EXPECT_EQ(result.norms.nf4_error, 0);
@@ -223,7 +256,7 @@ TEST(Merge, RestoresABaseThatBitsandbytesHasQuantised) {
 
 TEST(Merge, WritesAFolderThatStandsAlone) {
   const test::TemporaryFolder folder;
-  merge({.model = tiny, .output = folder / "m", .adapter = adapter_nonzero, .dtype = DType::f16});
+  merge({.model = tiny, .output = folder / "m", .adapters = {{adapter_nonzero}}, .dtype = DType::f16});
   EXPECT_EQ(read_json_file(folder / "m/config.json")["dtype"], "float16");
   EXPECT_EQ(read_model_config(folder / "m").vocab_size, 4096);
   for (const auto* name :
@@ -266,7 +299,7 @@ fs::path untied_model(const test::TemporaryFolder& folder) {
 TEST(Merge, KeepsAHeadOfItsOwn) {
   const test::TemporaryFolder folder;
   const auto model = untied_model(folder);
-  merge({.model = model, .output = folder / "m", .adapter = adapter_nonzero, .onto = MergeBase::nf4});
+  merge({.model = model, .output = folder / "m", .adapters = {{adapter_nonzero}}, .onto = MergeBase::nf4});
   expect_merged(folder / "m", model, MergeBase::nf4);
   EXPECT_TRUE(Checkpoint(folder / "m").has("lm_head.weight"));
   EXPECT_FALSE(read_model_config(folder / "m").tie_word_embeddings);
@@ -289,19 +322,19 @@ TEST(Merge, UntiesATrainedHead) {
   const auto adapter = adapter_with_head(folder, head);
   const auto untied = untied_model(folder);
   for (const auto& model : {tiny, untied}) {
-    merge({.model = model, .output = folder / "m", .adapter = adapter, .dtype = DType::f32, .overwrite = true});
+    merge({.model = model, .output = folder / "m", .adapters = {{adapter}}, .dtype = DType::f32, .overwrite = true});
     EXPECT_FALSE(read_model_config(folder / "m").tie_word_embeddings);
     const Checkpoint found(folder / "m");
     EXPECT_EQ(found.read_as_f32("lm_head.weight"), head);
     EXPECT_EQ(found.read_as_f32("model.embed_tokens.weight"),
               Checkpoint(tiny).read_as_f32("model.embed_tokens.weight"));
   }
-  merge({.model = tiny, .output = folder / "half", .adapter = adapter});
+  merge({.model = tiny, .output = folder / "half", .adapters = {{adapter}}});
   EXPECT_EQ(Checkpoint(folder / "half").at("lm_head.weight").tensor->dtype, DType::bf16);
   head[1234] = 1e6f;
   adapter_with_head(folder, head);
   expect_error<DataError>(
-      [&] { merge({.model = tiny, .output = folder / "n", .adapter = adapter, .dtype = DType::f16}); },
+      [&] { merge({.model = tiny, .output = folder / "n", .adapters = {{adapter}}, .dtype = DType::f16}); },
       "[lm_head.weight]", "at index 1234", "range of f16");
   EXPECT_FALSE(fs::exists(folder / "n"));
 }
@@ -313,7 +346,7 @@ TEST(Merge, TakesNoFolderThatIsInUse) {
   fs::copy(tiny, model);
   const auto refuse = [&](const fs::path& output, bool overwrite, const std::string& part) {
     expect_error<UsageError>(
-        [&] { merge({.model = model, .output = output, .adapter = adapter_nonzero, .overwrite = overwrite}); }, part);
+        [&] { merge({.model = model, .output = output, .adapters = {{adapter_nonzero}}, .overwrite = overwrite}); }, part);
     EXPECT_TRUE(fs::exists(model / "model.safetensors"));
   };
   refuse(model, true, "which is read");

@@ -24,5 +24,5 @@ fn share_of_adapters(row: u32, output: u32, part: u32) -> f32 {
     }
     sum += h[at + r] * b;
   }
-  return params.scaling * sum;
+  return select(params.first_scaling, select(params.second_scaling, params.third_scaling, projection == 2u), projection > 0u) * sum;
 }

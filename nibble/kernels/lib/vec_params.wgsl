@@ -8,7 +8,9 @@ struct Params {
   second_end: u32,
   adapted: u32,  // a bit for each projection that has an adapter
   eps: f32,
-  scaling: f32,
+  first_scaling: f32,  // of each projection
+  second_scaling: f32,
+  third_scaling: f32,
   hidden: u32,  // columns of h
 }
 

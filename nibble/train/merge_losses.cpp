@@ -1,0 +1,81 @@
+#include "nibble/train/merge_losses.h"
+
+#include "nibble/base/error.h"
+#include "nibble/train/evaluate.h"
+#include "nibble/weights/merger.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace nibble {
+namespace {
+
+// A merged projection in f32, as the caches of ModelState have it: (in, out).
+std::vector<float> transposed(const Merger& merger, const std::string& name, std::uint32_t out, std::uint32_t in) {
+  std::vector<float> values(std::size_t{out} * in), piece;
+  std::size_t first = 0;
+  merge_matrix(merger.matrix_of({name, DType::f32, {out, in}}), [&](std::span<const std::byte> bytes) {
+    piece.resize(bytes.size() / sizeof(float));
+    std::memcpy(piece.data(), bytes.data(), bytes.size());
+    for (std::size_t i = 0; i < piece.size(); ++i) values[(first + i) % in * out + (first + i) / in] = piece[i];
+    first += piece.size();
+  });
+  return values;
+}
+
+void fill_caches(ModelState& state, const Merger& merger, const std::function<void(double)>& progress) {
+  state.populate_weight_cache();
+  const ModelConfig& config = merger.config();
+  for (std::uint32_t layer = 0; layer < config.num_layers; ++layer) {
+    for (const Projection p : all_projections) {
+      const auto [out, in] = projection_dims(config, p);
+      const auto values = transposed(merger, projection_tensor_name(layer, p), out, in);
+      state.device().write(state.weights().layers[layer].cached(p), std::as_bytes(std::span(values)));
+    }
+    if (progress) progress((layer + 1.0) / config.num_layers);
+  }
+}
+
+// The adapter is part of the merged weights; what it brings beside them is its head.
+ModelState load(const MergeOptions& options, const Merger& merger, gpu::Device& device) {
+  StateOptions with{.path = ProductPath::f32, .trainable = false};
+  if (merger.head()) with.adapter = options.adapters.front().folder;
+  ModelState state = ModelState::load(device, options.model, with);
+  if (!merger.head()) return state;
+  for (LoraLayer& layer : state.edit_lora()) {
+    for (const Projection p : all_projections) std::fill(layer.at(p).b.begin(), layer.at(p).b.end(), 0.0f);
+  }
+  return state;
+}
+
+}  // namespace
+
+MergeLosses merge_losses(const MergeOptions& given, gpu::Device& device, const ExampleSet& set, std::uint32_t batch_size,
+                         const std::function<void(double)>& progress) {
+  MergeOptions options = given;
+  MergeLosses losses;
+  const BatchRoom room = room_of(set, evaluation_batches(set, batch_size));
+  std::vector<MergeBase> bases{MergeBase::nf4, MergeBase::original};
+  if (Merger(options).is_quantised()) bases.pop_back();
+  for (std::size_t i = 0; i < bases.size(); ++i) {
+    const auto part = [&](double begin, double done) {
+      if (progress) progress((static_cast<double>(i) + begin + done / 2) / static_cast<double>(bases.size()));
+    };
+    options.onto = bases[i];
+    const Merger merger(options);
+    ModelState state = load(options, merger, device);
+    fill_caches(state, merger, [&](double done) { part(0, done); });
+    Model model(state, {.path = ProductPath::f32, .max_tokens = room.tokens, .max_labels = room.labels, .trainable = false});
+    const double loss = evaluate(model, set, batch_size, [&](double done) { part(0.5, done); }).loss;
+    check<Diverged>(std::isfinite(loss), options.model.string(), "The loss of the merged model is {}.", loss);
+    if (bases[i] == MergeBase::nf4) {
+      losses.nf4 = loss;
+    } else {
+      losses.original = loss;
+    }
+  }
+  return losses;
+}
+
+}  // namespace nibble

@@ -1,0 +1,104 @@
+#include <algorithm>
+#include <cmath>
+
+#include "nibble/base/error.h"
+#include "nibble/text/regex.h"
+#include "nibble/weights/peft.h"
+
+// Which modules an adapter has, and with which rank and scaling.
+namespace nibble {
+namespace {
+
+bool is_plain(std::string_view key) {
+  return std::all_of(key.begin(), key.end(), [](unsigned char c) { return c < 0x80 && (std::isalnum(c) || c == '_' || c == '.'); });
+}
+
+// A key as PEFT matches it (get_pattern_key): re.match(rf"(.*\.)?({key})$", name).
+class Key {
+ public:
+  explicit Key(const std::string& key) : key_(key) {
+    // Adapters whose ranks were searched for have a plain key for each module, and many of them.
+    if (!is_plain(key)) regex_.emplace(R"(^(?:.*\.)?(?:)" + key + ")$", "rank_pattern or alpha_pattern");
+  }
+
+  bool matches(std::string_view name) const {
+    if (!regex_) return matches_plain(name);
+    text::Matcher matcher(*regex_);
+    matcher.reset(name);
+    return matcher.next().has_value();
+  }
+
+ private:
+  // A dot of the key is any character.
+  bool matches_plain(std::string_view name) const {
+    if (key_.size() > name.size()) return false;
+    const std::size_t first = name.size() - key_.size();
+    if (first > 0 && name[first - 1] != '.') return false;
+    return std::equal(key_.begin(), key_.end(), name.begin() + static_cast<std::ptrdiff_t>(first),
+                      [](char key, char c) { return key == '.' || key == c; });
+  }
+
+  std::string key_;
+  std::optional<text::Regex> regex_;
+};
+
+template <typename Value>
+class Patterns {
+ public:
+  explicit Patterns(const LoraConfig::Pattern<Value>& values) {
+    for (const auto& [key, value] : values) patterns_.emplace_back(Key(key), value);
+  }
+
+  Value at(std::string_view name, Value otherwise) const {
+    const auto found = std::find_if(patterns_.begin(), patterns_.end(), [&](const auto& each) { return each.first.matches(name); });
+    return found == patterns_.end() ? otherwise : found->second;
+  }
+
+ private:
+  std::vector<std::pair<Key, Value>> patterns_;
+};
+
+double scaling_of(double alpha, double rank, bool use_rslora) { return alpha / (use_rslora ? std::sqrt(rank) : rank); }
+
+}  // namespace
+
+bool LoraConfig::targets(Projection projection) const {
+  return std::find(target_modules.begin(), target_modules.end(), projection) != target_modules.end();
+}
+
+double LoraConfig::scaling() const { return scaling_of(lora_alpha, rank, use_rslora); }
+
+LoraModules modules_of(const LoraConfig& config, std::uint32_t num_layers) {
+  const auto& layers = config.layers_to_transform;
+  check<DataError>(layers.empty() || layers.back() < num_layers, "layers_to_transform",
+                   "Layer {} is named, but the model has {}, numbered from 0.", layers.empty() ? 0 : layers.back(), num_layers);
+  const Patterns ranks(config.rank_pattern);
+  const Patterns alphas(config.alpha_pattern);
+  LoraModules modules(num_layers);
+  for (std::uint32_t layer = 0; layer < num_layers; ++layer) {
+    if (!layers.empty() && !std::binary_search(layers.begin(), layers.end(), layer)) continue;
+    for (const Projection projection : config.target_modules) {
+      const std::string name = projection_module_name(layer, projection);
+      const std::uint32_t rank = ranks.at(name, config.rank);
+      modules[layer][static_cast<std::size_t>(projection)] = {.rank = rank,
+                                                              .scaling = scaling_of(alphas.at(name, config.lora_alpha), rank, config.use_rslora)};
+    }
+  }
+  return modules;
+}
+
+std::uint32_t largest_rank(const LoraModules& modules) {
+  std::uint32_t largest = 0;
+  for (const auto& layer : modules) {
+    for (const LoraModule& module : layer) largest = std::max(largest, module.rank);
+  }
+  return largest;
+}
+
+std::string ranks_text(const LoraConfig& config) {
+  std::uint32_t least = config.rank, most = config.rank;
+  for (const auto& [key, rank] : config.rank_pattern) least = std::min(least, rank), most = std::max(most, rank);
+  return least == most ? fmt::format("{}", least) : fmt::format("{} to {}", least, most);
+}
+
+}  // namespace nibble

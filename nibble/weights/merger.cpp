@@ -1,0 +1,53 @@
+#include "nibble/weights/merger.h"
+
+#include <cmath>
+
+#include "nibble/base/error.h"
+
+namespace nibble {
+
+Merger::Merger(const MergeOptions& options) : options_(options), config_(read_model_config(options.model)), base_(options.model) {
+  check_checkpoint(base_, config_);
+  load_adapters();
+  for (const auto& tensor : base_tensors(config_)) {
+    const auto bnb = quantised(base_, tensor);
+    tensors_.push_back({tensor.name, options.dtype.value_or(bnb ? bnb->dtype : *base_.at(tensor.name).tensor->dtype), tensor.shape});
+    if (bnb) quantised_.emplace(tensor.name, *bnb);
+  }
+  if (head() && config_.tie_word_embeddings) {
+    tensors_.push_back(tensors_.front());  // the embedding, of the same type and shape
+    tensors_.back().name = head_tensor_name;
+  }
+}
+
+void Merger::load_adapters() {
+  for (const MergeAdapter& adapter : options_.adapters) {
+    check<UsageError>(std::isfinite(adapter.weight), adapter.folder.string(), "Its weight is {}; it must be a finite number.", adapter.weight);
+    adapters_.push_back(load_lora_adapter(adapter.folder, config_));
+    check<UsageError>(!adapters_.back().head || (options_.adapters.size() == 1 && adapter.weight == 1), adapter.folder.string(),
+                      "The adapter brings a head that was trained, which cannot be weighed or added to another; merge it alone.");
+  }
+  for (std::size_t i = 0; i < adapters_.size(); ++i) {
+    const LoraModules modules = adapters_[i].modules();
+    for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
+      for (const Projection p : all_projections) {
+        const LoraModule& module = modules[layer][static_cast<std::size_t>(p)];
+        if (!module.used()) continue;
+        terms_[projection_tensor_name(layer, p)].push_back({&adapters_[i].at(layer, p), options_.adapters[i].weight * module.scaling});
+      }
+    }
+  }
+}
+
+const MatrixSource* Merger::head() const { return adapters_.size() == 1 && adapters_.front().head ? &*adapters_.front().head : nullptr; }
+
+MergeMatrix Merger::matrix_of(const TensorSpec& tensor) const {
+  MergeMatrix matrix{.base = base_.at(tensor.name), .dtype = tensor.dtype};
+  if (const auto quantised = quantised_.find(tensor.name); quantised != quantised_.end()) matrix.bnb = quantised->second;
+  if (!is_projection(tensor.name, tensor.shape)) return matrix;
+  matrix.through_nf4 = options_.onto == MergeBase::nf4 && !matrix.bnb;  // what is quantised has been through it
+  if (const auto terms = terms_.find(tensor.name); terms != terms_.end()) matrix.terms = terms->second;
+  return matrix;
+}
+
+}  // namespace nibble

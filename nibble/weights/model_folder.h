@@ -1,0 +1,21 @@
+#pragma once
+
+#include "nibble/io/file.h"
+
+#include <span>
+
+// Writing a model's folder from another one.
+namespace nibble {
+
+// UsageError where `output` would take the place of one of `inputs` (empty ones are passed over), is a file, or is a folder that is
+// not empty without `overwrite`.
+void check_output_folder(const fs::path& output, std::span<const fs::path> inputs, bool overwrite);
+
+// DataError where the disk of `folder` has no room for so many bytes of weights.
+void check_disk_room(const fs::path& folder, std::uint64_t bytes);
+
+// Copies what belongs to a model beside its weights and config.json, where it is there: tokenizer, chat template,
+// generation_config.json, licence.
+void copy_model_files(const fs::path& from, const fs::path& to);
+
+}  // namespace nibble
