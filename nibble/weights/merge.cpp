@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <array>
-#include <map>
 
 #include "nibble/base/error.h"
 #include "nibble/io/atomic.h"
-#include "nibble/weights/checkpoint_check.h"
+#include "nibble/io/gguf_tokenizer.h"
+#include "nibble/weights/gguf_model.h"
+#include "nibble/weights/merge_tensors.h"
 
 namespace nibble {
 namespace {
@@ -47,98 +48,49 @@ void check_output(const MergeOptions& options) {
   }
   if (!path_exists(output)) return;
   std::error_code ignored;
+  if (options.gguf) {
+    check<UsageError>(fs::is_regular_file(output, ignored), output.string(), "The output is a folder; a GGUF file is one file.");
+    check<UsageError>(options.overwrite, output.string(), "The output file is there already; name another, or allow it to be overwritten.");
+    return;
+  }
   check<UsageError>(fs::is_directory(output, ignored), output.string(), "The output is a file; it must be a folder.");
   check<UsageError>(options.overwrite || fs::is_empty(output, ignored), output.string(),
                     "The output folder is not empty; name another, or allow it to be overwritten.");
 }
 
-// Writes one model; what is to be known about each tensor is collected before the first byte is written.
-class Merger {
- public:
-  explicit Merger(const MergeOptions& options)
-      : options_(options), config_(read_model_config(options.model)), base_(options.model) {
-    check_checkpoint(base_, config_);
-    if (!options.adapter.empty()) adapter_ = load_lora_adapter(options.adapter, config_);
-    for (const auto& tensor : base_tensors(config_)) {
-      const auto bnb = quantised(base_, tensor);
-      tensors_.push_back({tensor.name, options.dtype.value_or(bnb ? bnb->dtype : *base_.at(tensor.name).tensor->dtype), tensor.shape});
-      if (bnb) quantised_.emplace(tensor.name, *bnb);
-    }
-    if (trains_head() && config_.tie_word_embeddings) {
-      tensors_.push_back(tensors_.front());  // the embedding, of the same type and shape
-      tensors_.back().name = head_tensor_name;
-    }
-    for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
-      for (const Projection p : all_projections) {
-        const bool adapted = adapter_ && adapter_->at(layer, p).used();
-        projections_.emplace(projection_tensor_name(layer, p), adapted ? &adapter_->at(layer, p) : nullptr);
-      }
-    }
-  }
-
-  void write_weights(const fs::path& folder, MergeResult& result) {
-    std::uint64_t done = 0, total = 0;
-    for (const auto& tensor : tensors_) total += bytes_of(tensor);
-    check_room(folder, total);
-    const auto write = [&](SafetensorsWriter& writer, std::span<const std::byte> bytes) {
+void write_weights(const MergeOptions& options, const MergedTensors& merged, const fs::path& folder, MergeResult& result) {
+  std::uint64_t done = 0, total = 0;
+  for (const auto& tensor : merged.tensors()) total += bytes_of(tensor);
+  check_room(folder, total);
+  result.saved = save_shards(folder, merged.tensors(), options.max_shard_bytes, [&](const TensorSpec& tensor, SafetensorsWriter& writer) {
+    result.norms += merged.make(tensor, [&](std::span<const std::byte> bytes) {
       writer.append(bytes);
       done += bytes.size();
-      if (options_.progress) options_.progress(static_cast<double>(done) / static_cast<double>(total));
+      if (options.progress) options.progress(static_cast<double>(done) / static_cast<double>(total));
+    });
+  });
+}
+
+void write_config(const MergeOptions& options, const MergedTensors& merged, const fs::path& folder) {
+  Json json = is_gguf(options.model) ? config_of_gguf(GgufFile(options.model)) : read_json_file(options.model / "config.json");
+  if (options.dtype) {
+    constexpr auto name = [](DType dtype) {
+      return dtype == DType::f32 ? "float32" : dtype == DType::f16 ? "float16" : "bfloat16";
     };
-    result.saved = save_shards(folder, tensors_, options_.max_shard_bytes,
-                               [&](const TensorSpec& tensor, SafetensorsWriter& writer) {
-                                 const auto take = [&](std::span<const std::byte> bytes) { write(writer, bytes); };
-                                 if (trains_head() && tensor.name == head_tensor_name) {
-                                   convert_matrix(*adapter_->head, tensor.dtype, tensor.name, take);
-                                 } else {
-                                   result.norms += merge_matrix(matrix_of(tensor), take);
-                                 }
-                               });
+    // transformers 4 writes torch_dtype, which 5 still reads.
+    json[json.contains("dtype") ? "dtype" : "torch_dtype"] = name(*options.dtype);
   }
+  json.erase("quantization_config");
+  if (merged.unties_head()) json["tie_word_embeddings"] = false;
+  write_file_atomically(folder / "config.json", write_json(json) + "\n");
+}
 
-  void write_config(const fs::path& folder) const {
-    Json json = read_json_file(options_.model / "config.json");
-    if (options_.dtype) {
-      constexpr auto name = [](DType dtype) {
-        return dtype == DType::f32 ? "float32" : dtype == DType::f16 ? "float16" : "bfloat16";
-      };
-      // transformers 4 writes torch_dtype, which 5 still reads.
-      json[json.contains("dtype") ? "dtype" : "torch_dtype"] = name(*options_.dtype);
-    }
-    json.erase("quantization_config");
-    if (trains_head()) json["tie_word_embeddings"] = false;
-    write_file_atomically(folder / "config.json", write_json(json) + "\n");
-  }
-
- private:
-  bool trains_head() const { return adapter_ && adapter_->head; }
-
-  MergeMatrix matrix_of(const TensorSpec& tensor) const {
-    MergeMatrix matrix{.base = base_.at(tensor.name), .dtype = tensor.dtype};
-    if (const auto quantised = quantised_.find(tensor.name); quantised != quantised_.end()) matrix.bnb = quantised->second;
-    const auto projection = projections_.find(tensor.name);
-    if (projection == projections_.end()) return matrix;
-    matrix.through_nf4 = options_.onto == MergeBase::nf4 && !matrix.bnb;  // what is quantised has been through it
-    matrix.lora = projection->second;
-    if (adapter_) matrix.scaling = adapter_->config.scaling();
-    return matrix;
-  }
-
-  static void check_room(const fs::path& folder, std::uint64_t bytes) {
-    std::error_code error;
-    const auto space = fs::space(folder, error);
-    check<DataError>(error || space.available >= bytes, folder.parent_path().string(),
-                     "The merged weights take {} bytes; the disk has room for {}.", bytes, space.available);
-  }
-
-  const MergeOptions& options_;
-  ModelConfig config_;
-  Checkpoint base_;
-  std::optional<LoraAdapter> adapter_;
-  std::vector<TensorSpec> tensors_;
-  std::map<std::string, BnbMatrix, std::less<>> quantised_;  // by tensor
-  std::map<std::string, const LoraMatrices*, std::less<>> projections_;  // by tensor; null where not adapted
-};
+// A GGUF file has the tokenizer in its metadata.
+void write_tokenizer(const fs::path& gguf, const fs::path& folder) {
+  const HfTokenizer files = read_hf_tokenizer(gguf);
+  write_file_atomically(folder / "tokenizer.json", write_json(files.tokenizer) + "\n");
+  write_file_atomically(folder / "tokenizer_config.json", write_json(files.config) + "\n");
+}
 
 void copy_files(const fs::path& from, const fs::path& to) {
   for (const auto* name : copied_files) {
@@ -152,14 +104,22 @@ void copy_files(const fs::path& from, const fs::path& to) {
 }  // namespace
 
 MergeResult merge(const MergeOptions& options) {
-  check<UsageError>(!options.output.empty(), "merge", "No output folder is named.");
+  check<UsageError>(!options.output.empty(), "merge", "No output is named.");
   check_output(options);
-  Merger merger(options);
-  AtomicFolder folder(options.output);
+  const MergedTensors merged(options);
   MergeResult result;
-  merger.write_weights(folder.path(), result);
-  merger.write_config(folder.path());
-  copy_files(options.model, folder.path());
+  if (options.gguf) {
+    write_merged_gguf(options, merged, result);
+    return result;
+  }
+  AtomicFolder folder(options.output);
+  write_weights(options, merged, folder.path(), result);
+  write_config(options, merged, folder.path());
+  if (is_gguf(options.model)) {
+    write_tokenizer(options.model, folder.path());
+  } else {
+    copy_files(options.model, folder.path());
+  }
   folder.commit();
   return result;
 }
