@@ -2,6 +2,7 @@
 #include "nibble/cli/bench.h"
 #include "nibble/report/progress.h"
 #include "nibble/train/step_bench.h"
+#include "nibble/weights/gguf_model.h"
 #include "nibble/weights/load_check.h"
 #include "nibble/weights/made_up_checkpoint.h"
 
@@ -84,8 +85,8 @@ void move_driver_caches(const fs::path& folder) {
 }
 
 // Reads all files of a model, so that the system has them in memory.
-void read_through(const fs::path& model) {
-  const Checkpoint checkpoint(model);
+void read_through(const fs::path& model, const ModelConfig& config) {
+  const Checkpoint checkpoint = open_checkpoint(model, config);
   std::vector<std::byte> room(std::size_t{4} << 20);
   for (const auto& [name, entry] : checkpoint.tensors()) {
     for (std::uint64_t at = 0; at < entry.tensor->bytes; at += room.size()) {
@@ -169,7 +170,7 @@ class LoadBench {
                                       {"lora_rank", flags.lora_rank}, {"shape", fmt::format("{}x{}", flags.batch, flags.length)}}) {}
 
   int run(const fs::path& scratch) {
-    read_through(model_);
+    read_through(model_, config_);
     for (const char* key : {"cold", "cached"}) {
       row_[key] = in_a_process([&] { return start(flags_, model_, scratch / "pipelines"); });
     }
@@ -186,7 +187,7 @@ class LoadBench {
 
   // Checked once, then timed, each time on a new device: what a device gives back it may keep until it has other work.
   bool load() {
-    const Checkpoint checkpoint(model_);
+    const Checkpoint checkpoint = open_checkpoint(model_, config_);
     LoadCheck check;
     LoadTimes times;
     std::vector<double> seconds;

@@ -15,6 +15,7 @@ void add_train(CLI::App& app, Action& action);
 void add_eval(CLI::App& app, Action& action);
 void add_generate(CLI::App& app, Action& action);
 void add_chat(CLI::App& app, Action& action);
+void add_export(CLI::App& app, Action& action);
 void add_merge(CLI::App& app, Action& action);
 void add_quantize(CLI::App& app, Action& action);
 void add_info(CLI::App& app, Action& action);

@@ -100,7 +100,7 @@ void add_eval(CLI::App& app, Action& action) {
       "eval", "Loss, perplexity and token accuracy of a model, with or without an adapter, on rows.\n"
               "With --labels: how well it tells labels apart. With --loss dpo or orpo: how well it tells chosen answers\n"
               "from rejected ones.");
-  verb->add_option("--model", flags->options.model, "Model folder")->required();
+  verb->add_option("--model", flags->options.model, "Model folder or GGUF file")->required();
   add_cache_option(*verb, flags->options.cache_dir);
   verb->add_option("--adapter", flags->adapter, "PEFT adapter folder; left out, the base is evaluated");
   flags->data.add_data(*verb, "Rows, JSONL or CSV: one file, several, or - (standard input)")->required();

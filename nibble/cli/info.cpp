@@ -55,7 +55,7 @@ void add_info(CLI::App& app, Action& action) {
       "info", "Looks into a model, an adapter, or the rows of a data file.\n"
               "--model alone: sizes, tokens and the memory that training takes. --adapter: rank, targets and norms; with\n"
               "--model also whether it fits. --data with --model: how rows become tokens and which of them are trained.");
-  verb->add_option("--model", flags->model, "Model folder");
+  verb->add_option("--model", flags->model, "Model folder or GGUF file");
   verb->add_option("--adapter", flags->adapter, "PEFT adapter folder");
   flags->data.add_data(*verb, "Rows, JSONL or CSV: one file, several (with weights, as training takes them), or - (standard input)");
   add_data_options(*verb, *flags);

@@ -7,6 +7,7 @@
 #include "nibble/text/chat_template.h"
 #include "nibble/text/tokenizer.h"
 #include "nibble/weights/checkpoint_check.h"
+#include "nibble/weights/gguf_model.h"
 #include "nibble/weights/peft.h"
 
 #include <fmt/format.h>
@@ -50,7 +51,7 @@ void read_tokens(const std::string& folder, ModelFacts& facts) {
 
 ModelFacts read_facts(const std::string& folder) {
   ModelFacts facts{.config = read_model_config(folder)};
-  const Checkpoint checkpoint(folder);
+  const Checkpoint checkpoint = open_checkpoint(folder, facts.config);
   check_checkpoint(checkpoint, facts.config);
   facts.file_bytes = checkpoint.total_bytes();
   for (const auto& tensor : base_tensors(facts.config)) {

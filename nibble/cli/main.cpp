@@ -55,6 +55,7 @@ int main(int argc, char** argv) {
   add_eval(app, action);
   add_generate(app, action);
   add_chat(app, action);
+  add_export(app, action);
   add_merge(app, action);
   add_quantize(app, action);
   add_info(app, action);

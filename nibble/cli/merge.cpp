@@ -19,7 +19,7 @@ namespace {
 struct MergeFlags {
   MergeOptions options;
   std::vector<std::string> adapters;
-  std::string dtype, onto = "original";
+  std::string dtype, onto = "original", format = "safetensors";
   std::string valid;
   TrainOptions rows;  // of which what is said of the rows of `valid` counts
   DeviceFlags device;
@@ -37,6 +37,18 @@ MergeAdapter adapter_of(const std::string& text) {
 }
 
 const std::map<std::string, DType> dtypes{{"bf16", DType::bf16}, {"f16", DType::f16}, {"f32", DType::f32}};
+const std::map<std::string, GgufModelType> gguf_types{{"", GgufModelType::stored},  {"bf16", GgufModelType::bf16}, {"f16", GgufModelType::f16},
+                                                      {"f32", GgufModelType::f32}, {"q8_0", GgufModelType::q8_0}, {"q4_0", GgufModelType::q4_0}};
+
+void set_type(MergeFlags& flags) {
+  if (flags.format == "gguf") {
+    flags.options.gguf = gguf_types.at(flags.dtype);
+    return;
+  }
+  check<UsageError>(flags.dtype.empty() || dtypes.contains(flags.dtype), "--dtype", "{} is a type of GGUF files; give --format gguf, or bf16, f16 or f32.",
+                    flags.dtype);
+  if (!flags.dtype.empty()) flags.options.dtype = dtypes.at(flags.dtype);
+}
 
 // What the other base would have come to.
 void print_losses(const MergeFlags& flags, Progress& progress) {
@@ -72,15 +84,16 @@ void print_norms(const MergeFlags& flags, const MergeNorms& norms) {
 }
 
 int run(MergeFlags flags) {
-  if (!flags.dtype.empty()) flags.options.dtype = dtypes.at(flags.dtype);
+  set_type(flags);
   for (const std::string& adapter : flags.adapters) flags.options.adapters.push_back(adapter_of(adapter));
   flags.options.onto = flags.onto == "nf4" ? MergeBase::nf4 : MergeBase::original;
   Progress progress(stderr, is_terminal(stderr));
   flags.options.progress = [&](double done) { progress.part("Merging", done); };
-  const auto [saved, norms] = merge(flags.options);
+  const auto [saved, norms, notes] = merge(flags.options);
   progress.finish_line();
   fmt::print("{}: {} in {} file{}\n", flags.options.output.string(), human_bytes(saved.bytes), saved.files,
              saved.files == 1 ? "" : "s");
+  for (const std::string& note : notes) fmt::print("{}\n", note);
   print_norms(flags, norms);
   if (!flags.valid.empty()) print_losses(flags, progress);
   return exit_done;
@@ -93,20 +106,26 @@ void add_merge(CLI::App& app, Action& action) {
   MergeOptions& options = flags->options;
   CLI::App* verb = app.add_subcommand(
       "merge",
-      "Adds an adapter, or several, to their model and writes a model folder that stands alone.\n"
+      "Adds an adapter, or several, to their model and writes a model that stands alone, as a folder or as a GGUF file.\n"
       "W + scaling * B A is computed in f32. Training saw W in NF4, so what is merged onto the original weights is\n"
       "not quite what was trained, but is free of NF4's rounding; --onto nf4 gives the weights of training.");
-  verb->add_option("--model", options.model, "Model folder")->required();
+  verb->add_option("--model", options.model, "Model folder or GGUF file")->required();
   verb->add_option("--adapter", flags->adapters,
                    "PEFT adapter folder, or several, each with the weight of its update behind it, as A:0.7 B:0.3;\n"
                    "left out, the model alone is written");
-  verb->add_option("--output", options.output, "Folder to write")->required();
+  verb->add_option("--output", options.output, "Folder to write; with --format gguf the file")->required();
+  verb->add_option("--format", flags->format,
+                   "safetensors (a folder as transformers has it) or gguf (one file for llama.cpp, tokenizer and template included)")
+      ->check(CLI::IsMember({"safetensors", "gguf"}))
+      ->capture_default_str();
   verb->add_option("--onto", flags->onto,
                    "What the adapter is added to: original (the weights of the model) or nf4 (what they are in NF4)")
       ->check(CLI::IsMember({"original", "nf4"}))
       ->capture_default_str();
-  verb->add_option("--dtype", flags->dtype, "Type of the weights written: bf16, f16 or f32; left out, the model's")
-      ->check(CLI::IsMember({"bf16", "f16", "f32"}));
+  verb->add_option("--dtype", flags->dtype,
+                   "Type of the weights written: bf16, f16 or f32, in a GGUF file also q8_0 or q4_0 (with embedding and head in\n"
+                   "q8_0); left out, the model's, or f16 in a GGUF file where the model is in blocks")
+      ->check(CLI::IsMember({"bf16", "f16", "f32", "q8_0", "q4_0"}));
   verb->add_option("--max-shard-size", options.max_shard_bytes, "Largest file of weights, as 5GB or 2GiB")
       ->transform(CLI::AsSizeValue(true))
       ->default_str("5GB");
@@ -117,7 +136,7 @@ void add_merge(CLI::App& app, Action& action) {
   verb->add_option("--max-length", flags->rows.max_length, "Of --valid: longest row in tokens")
       ->capture_default_str()->check(CLI::Range(2u, 1u << 20));
   flags->device.add_to(*verb, DeviceFlags::AdapterOption::names_lora);
-  verb->add_flag("--overwrite", options.overwrite, "Replace the output folder where it is not empty");
+  verb->add_flag("--overwrite", options.overwrite, "Replace the output where it is there already");
   verb->callback([flags, &action] { action = [flags] { return run(*flags); }; });
 }
 

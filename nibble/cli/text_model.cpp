@@ -29,7 +29,7 @@ ModelState load(gpu::Device& device, const AnswerFlags& flags) {
 }  // namespace
 
 void AnswerFlags::add_to(CLI::App& verb) {
-  verb.add_option("--model", model, "Model folder (config.json, tokenizer.json, safetensors)")->required();
+  verb.add_option("--model", model, "Model folder (config.json, tokenizer.json, safetensors) or GGUF file")->required();
   add_cache_option(verb, cache_dir);
   verb.add_option("--adapter", adapter, "PEFT adapter folder");
   verb.add_option("--max-new-tokens", max_new_tokens, "Longest answer")->capture_default_str()->check(CLI::Range(1u, 1u << 30));

@@ -149,7 +149,7 @@ void add_tokenize(CLI::App& app, Action& action) {
       "tokenize", "Turns texts into token ids, or ids into texts.\n"
                   "Each line of a file is one text and gives one line, a JSON list of ids; --decode goes the other way.\n"
                   "A file may be larger than memory.");
-  verb->add_option("--model", flags->model, "Model folder (tokenizer.json)")->required();
+  verb->add_option("--model", flags->model, "Model folder (tokenizer.json) or GGUF file")->required();
   verb->add_option("--text", flags->text, "A text, or with --decode a list of ids");
   verb->add_option("--text-file", flags->text_file, "A file with a text, or a list of ids, a line; - is standard input");
   CLI::Option* whole = verb->add_flag("--whole", flags->whole, "Take the file as one text, line feeds included");

@@ -54,7 +54,7 @@ void TrainFlags::add_to(CLI::App& verb) {
 
 void TrainFlags::add_files(CLI::App& verb) {
   auto* group = verb.add_option_group("Files");
-  group->add_option("--model", options.model, "Model folder: config.json, tokenizer.json, safetensors")->required();
+  group->add_option("--model", options.model, "Model: a folder with config.json, tokenizer.json and safetensors, or a GGUF file")->required();
   add_cache_option(*group, options.cache_dir);
   rows_.add_data(*group, "Training rows, JSONL or CSV: one file, several, or - (standard input); as a.jsonl:0.7 b.jsonl:0.3 drawn in these\n"
                          "proportions")->required();

@@ -149,7 +149,7 @@ void add_verify(CLI::App& app, Action& action) {
                 "A golden file holds input_ids, labels, attention_mask, logits0, loss and grad.*, or the same of\n"
                 "pairs of answers; see tests/golden/README.md.\n"
                 "The exit code is not 0 where a result lies beyond what docs/numerics.md allows.");
-  verb->add_option("--model", flags->model, "Model folder (config.json, safetensors)")->required();
+  verb->add_option("--model", flags->model, "Model folder (config.json, safetensors) or GGUF file")->required();
   verb->add_option("--adapter", flags->adapter, "PEFT adapter folder that the golden file was made with")->required();
   verb->add_option("--golden", flags->golden, "Golden file (safetensors)")->required();
   flags->device.add_to(*verb, DeviceFlags::AdapterOption::names_lora);

@@ -21,7 +21,7 @@ Checkpoint::Checkpoint(const fs::path& folder, const std::string& stem) : folder
   const auto single = folder / (stem + ".safetensors");
   const auto index = folder / (stem + ".safetensors.index.json");
   if (path_exists(single)) {
-    add_single(single);
+    add_file(std::make_unique<SafetensorsFile>(single));
   } else if (path_exists(index)) {
     add_shards(index);
   } else {
@@ -30,8 +30,10 @@ Checkpoint::Checkpoint(const fs::path& folder, const std::string& stem) : folder
   }
 }
 
-void Checkpoint::add_single(const fs::path& path) {
-  const auto& file = *files_.emplace_back(std::make_unique<SafetensorsFile>(path));
+Checkpoint::Checkpoint(std::unique_ptr<const TensorFile> file) : folder_(file->path()) { add_file(std::move(file)); }
+
+void Checkpoint::add_file(std::unique_ptr<const TensorFile> opened) {
+  const TensorFile& file = *files_.emplace_back(std::move(opened));
   for (const auto& [name, tensor] : file.tensors()) tensors_.emplace(name, Entry{&file, &tensor});
 }
 
@@ -39,7 +41,7 @@ void Checkpoint::add_shards(const fs::path& index) {
   const Json json = read_json_file(index, {.max_bytes = 100'000'000, .unique_keys = true});
   const auto weight_map = JsonObject(json, index.string()).object("weight_map");
   check<DataError>(weight_map.has_value(), index.string(), "The key \"weight_map\" must be an object; it is absent.");
-  std::map<std::string, const SafetensorsFile*> by_name;
+  std::map<std::string, const TensorFile*> by_name;
   for (const auto& [tensor_name, value] : weight_map->json().items()) {
     const auto file_name = weight_map->string(tensor_name);
     if (!is_plain_name(file_name)) weight_map->fail_key(tensor_name, "the name of a file in the folder itself");

@@ -14,12 +14,15 @@ class Checkpoint {
  public:
   // `stem` is "model", or "adapter_model" for an adapter.
   explicit Checkpoint(const fs::path& folder, const std::string& stem = "model");
+  // All tensors of one file of any format.
+  explicit Checkpoint(std::unique_ptr<const TensorFile> file);
 
   struct Entry {
-    const SafetensorsFile* file = nullptr;
+    const TensorFile* file = nullptr;
     const TensorInfo* tensor = nullptr;
   };
 
+  // Or the file, where it is one of another format.
   const fs::path& folder() const { return folder_; }
   const std::map<std::string, Entry, std::less<>>& tensors() const { return tensors_; }
   bool has(std::string_view name) const { return tensors_.contains(name); }
@@ -31,11 +34,11 @@ class Checkpoint {
   std::uint64_t total_bytes() const;
 
  private:
-  void add_single(const fs::path& path);
+  void add_file(std::unique_ptr<const TensorFile> file);
   void add_shards(const fs::path& index);
 
   fs::path folder_;
-  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::vector<std::unique_ptr<const TensorFile>> files_;
   std::map<std::string, Entry, std::less<>> tensors_;
 };
 

@@ -35,12 +35,12 @@ void convert_to_f32(DType dtype, std::span<const std::byte> bytes, std::span<flo
   }
 }
 
-const TensorInfo* SafetensorsFile::find(std::string_view name) const {
-  const auto at = header_.tensors.find(name);
-  return at == header_.tensors.end() ? nullptr : &at->second;
+const TensorInfo* TensorFile::find(std::string_view name) const {
+  const auto at = tensors().find(name);
+  return at == tensors().end() ? nullptr : &at->second;
 }
 
-const TensorInfo& SafetensorsFile::at(std::string_view name) const {
+const TensorInfo& TensorFile::at(std::string_view name) const {
   const auto* tensor = find(name);
   check<DataError>(tensor != nullptr, path().string(), "The file has no tensor {}.", name);
   return *tensor;
@@ -53,7 +53,7 @@ void SafetensorsFile::read(const TensorInfo& tensor, std::uint64_t offset, std::
   file_.read(tensor.offset + offset, out);
 }
 
-std::vector<float> SafetensorsFile::read_as_f32(const TensorInfo& tensor) const {
+std::vector<float> TensorFile::read_as_f32(const TensorInfo& tensor) const {
   const auto dtype = tensor.dtype;
   check<DataError>(dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16, path().string(),
                    "The tensor {} is {}; F32, F16 and BF16 can be read here.", tensor.name, tensor.dtype_name);

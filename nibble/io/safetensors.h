@@ -43,24 +43,33 @@ SafetensorsHeader read_safetensors_header(const File& file);
 // Converts f32, f16 or bf16 bytes (no alignment needed) to f32; other types are a programming error.
 void convert_to_f32(DType dtype, std::span<const std::byte> bytes, std::span<float> out);
 
-// One file, open for reading. Nothing of the data is held: callers read it piece by piece. Safe from many threads.
-class SafetensorsFile {
+// A file of tensors, open for reading. Nothing of the data is held: callers read it piece by piece. Safe from many threads.
+class TensorFile {
  public:
-  explicit SafetensorsFile(const fs::path& path) : file_(path), header_(read_safetensors_header(file_)) {}
+  virtual ~TensorFile() = default;
 
-  const fs::path& path() const { return file_.path(); }
-  const TensorMap& tensors() const { return header_.tensors; }
-  const std::map<std::string, std::string>& metadata() const { return header_.metadata; }
+  virtual const fs::path& path() const = 0;
+  virtual const TensorMap& tensors() const = 0;
+  // Fills `out` with the tensor's bytes from `offset` (within the tensor) on.
+  virtual void read(const TensorInfo& tensor, std::uint64_t offset, std::span<std::byte> out) const = 0;
 
   // nullptr when there is none of this name.
   const TensorInfo* find(std::string_view name) const;
   // DataError naming file and tensor when there is none.
   const TensorInfo& at(std::string_view name) const;
-  // Fills `out` with the tensor's bytes from `offset` (within the tensor) on.
-  void read(const TensorInfo& tensor, std::uint64_t offset, std::span<std::byte> out) const;
   // The whole tensor, from F32, F16 or BF16.
   std::vector<float> read_as_f32(const TensorInfo& tensor) const;
   std::vector<float> read_as_f32(std::string_view name) const { return read_as_f32(at(name)); }
+};
+
+class SafetensorsFile : public TensorFile {
+ public:
+  explicit SafetensorsFile(const fs::path& path) : file_(path), header_(read_safetensors_header(file_)) {}
+
+  const fs::path& path() const override { return file_.path(); }
+  const TensorMap& tensors() const override { return header_.tensors; }
+  const std::map<std::string, std::string>& metadata() const { return header_.metadata; }
+  void read(const TensorInfo& tensor, std::uint64_t offset, std::span<std::byte> out) const override;
 
  private:
   File file_;

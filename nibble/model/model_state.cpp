@@ -3,6 +3,7 @@
 #include "nibble/base/error.h"
 #include "nibble/base/log.h"
 #include "nibble/quant/nf4.h"
+#include "nibble/weights/gguf_model.h"
 #include "nibble/weights/shapes.h"
 
 namespace nibble {
@@ -83,7 +84,7 @@ ModelState ModelState::load(gpu::Device& device, const std::filesystem::path& mo
   ModelState state(device, config, options.path.value_or(fastest_path(device.info())));
   std::optional<LoraAdapter> adapter;
   if (!options.adapter.empty()) adapter = load_lora_adapter(options.adapter, config);  // before the long part
-  state.files_ = std::make_unique<Checkpoint>(model_dir);
+  state.files_ = std::make_unique<Checkpoint>(open_checkpoint(model_dir, config));
   state.weights_ = std::make_unique<DeviceWeights>(load_weights(
       device, *state.files_, config,
       {.dense_dtype = operand_dtype(state.path_), .head = options.base_head, .progress = options.progress}));

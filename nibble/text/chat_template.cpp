@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "nibble/base/error.h"
-#include "nibble/io/json.h"
+#include "nibble/io/gguf_tokenizer.h"
 
 namespace nibble::text {
 namespace {
@@ -57,28 +57,34 @@ bool is_file(const fs::path& path) {
 
 }  // namespace
 
-std::optional<ChatTemplate> ChatTemplate::load(const fs::path& folder) {
+std::optional<ChatTemplate> ChatTemplate::load(const fs::path& model) {
   ChatTemplate result;
   result.now_ = std::time(nullptr);
-  const fs::path config_path = folder / "tokenizer_config.json";
-  if (is_file(config_path)) {
-    const std::string text = read_file(config_path);
-    const Json config = parse_json(text, config_path.string());
-    check<DataError>(config.is_object(), where, "{}: The file holds an object.", config_path.string());
-    result.tokens_ = tokens_of(read_tokenizer_config(text, config_path.string()));
-    for (const auto& [name, source] : named_templates(config, config_path.string())) {
-      result.add(name, source, config_path.string());
-    }
-  }
-  const fs::path own = folder / "chat_template.jinja";
-  if (is_file(own)) result.add("default", read_file(own, max_template_bytes), own.string());
-  for (const fs::path& path : additional_files(folder)) {
-    result.add(path.stem().string(), read_file(path, max_template_bytes), path.string());
+  if (is_gguf(model)) {
+    result.add_config(hf_tokenizer_config(GgufFile(model)), model.string());
+  } else {
+    result.add_folder(model);
   }
   if (result.templates_.empty()) return std::nullopt;
   check<DataError>(result.templates_.contains("default"), where,
-                   "{}: The model has no chat template named \"default\".", folder.string());
+                   "{}: The model has no chat template named \"default\".", model.string());
   return result;
+}
+
+void ChatTemplate::add_folder(const fs::path& folder) {
+  const fs::path config_path = folder / "tokenizer_config.json";
+  if (is_file(config_path)) add_config(read_json_file(config_path), config_path.string());
+  const fs::path own = folder / "chat_template.jinja";
+  if (is_file(own)) add("default", read_file(own, max_template_bytes), own.string());
+  for (const fs::path& path : additional_files(folder)) {
+    add(path.stem().string(), read_file(path, max_template_bytes), path.string());
+  }
+}
+
+void ChatTemplate::add_config(const Json& config, const std::string& origin) {
+  check<DataError>(config.is_object(), where, "{}: The file holds an object.", origin);
+  tokens_ = tokens_of(tokenizer_config_of(config, origin));
+  for (const auto& [name, source] : named_templates(config, origin)) add(name, source, origin);
 }
 
 ChatTemplate ChatTemplate::parse(std::string_view source, const TokenizerConfig& config) {

@@ -34,9 +34,9 @@ struct RenderedChat {
 // The chat templates of one model, run as transformers' apply_chat_template does. May be used by several threads.
 class ChatTemplate {
  public:
-  // Reads the folder's chat_template.jinja, or "chat_template" of tokenizer_config.json (one, or a list of named ones),
-  // and additional_chat_templates/. Nothing where the model has none. Throws DataError naming the file.
-  static std::optional<ChatTemplate> load(const fs::path& folder);
+  // Reads the folder's chat_template.jinja, or "chat_template" of tokenizer_config.json (one, or a list of named ones), and
+  // additional_chat_templates/; or what a GGUF file's metadata hold. Nothing where the model has none. Throws DataError naming the file.
+  static std::optional<ChatTemplate> load(const fs::path& model);
   // One template; the tokens of `config` become its variables bos_token, eos_token, pad_token and unk_token.
   static ChatTemplate parse(std::string_view source, const TokenizerConfig& config = {});
 
@@ -47,6 +47,8 @@ class ChatTemplate {
   void set_time(std::time_t now) { now_ = now; }
 
  private:
+  void add_folder(const fs::path& folder);
+  void add_config(const Json& config, const std::string& origin);
   void add(const std::string& name, std::string_view source, const std::string& origin);
 
   std::map<std::string, jinja::Template> templates_;

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "nibble/io/file.h"
+#include "nibble/io/json.h"
 #include "nibble/text/aligned_text.h"
 #include "nibble/text/tokenizer_config.h"
 #include "nibble/text/vocabulary.h"
@@ -38,9 +38,10 @@ struct DecodeOptions {
 // used by any number of threads; its cache of words is bounded (WordCache) and shared by them.
 class Tokenizer {
  public:
-  // Reads tokenizer.json and, where it exists, tokenizer_config.json. A file that is broken, inconsistent or beyond
+  // Reads tokenizer.json and, where it exists, tokenizer_config.json; or a GGUF file's metadata, or where these hold another kind of
+  // tokenizer the two files beside it. A file that is broken, inconsistent or beyond
   // what is supported is a DataError that names the file and the place in it.
-  static Tokenizer load(const fs::path& folder);
+  static Tokenizer load(const fs::path& model);
   // From the text of the files; `config_json` may be empty.
   static Tokenizer from_json(std::string_view tokenizer_json, std::string_view config_json = {});
 
@@ -73,8 +74,7 @@ class Tokenizer {
  private:
   struct Parts;
   explicit Tokenizer(std::unique_ptr<const Parts> parts);
-  static Tokenizer build(std::string_view tokenizer_json, std::string_view origin, TokenizerConfig config,
-                         std::string_view config_origin);
+  static Tokenizer build(const Json& tokenizer_json, std::string_view origin, TokenizerConfig config, std::string_view config_origin);
 
   std::unique_ptr<const Parts> parts_;
 };

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "nibble/base/error.h"
+#include "nibble/io/gguf_tokenizer.h"
 #include "nibble/text/json_pieces.h"
 #include "nibble/text/tokenizer_parts.h"
 
@@ -48,26 +49,28 @@ void apply_bos_and_eos(const TokenizerConfig& config, std::optional<TokenId> bos
 
 }  // namespace
 
-Tokenizer Tokenizer::load(const fs::path& folder) {
-  const fs::path config_path = folder / config_file;
+Tokenizer Tokenizer::load(const fs::path& model) {
+  if (is_gguf(model)) {
+    const HfTokenizer files = read_hf_tokenizer(model);
+    return build(files.tokenizer, model.string(), tokenizer_config_of(files.config, model.string()), model.string());
+  }
+  const fs::path config_path = model / config_file;
   TokenizerConfig config;
   if (fs::exists(config_path)) config = read_tokenizer_config(read_file(config_path), config_path.string());
-  const fs::path path = folder / model_file;
+  const fs::path path = model / model_file;
   check<DataError>(fs::exists(path), path.string(), "The file does not exist; a model folder must have a {}.",
                    model_file);
-  return build(read_file(path, JsonLimits().max_bytes), path.string(), std::move(config), config_path.string());
+  return build(read_json_file(path), path.string(), std::move(config), config_path.string());
 }
 
 Tokenizer Tokenizer::from_json(std::string_view tokenizer_json, std::string_view config_json) {
   TokenizerConfig config;
   if (!config_json.empty()) config = read_tokenizer_config(config_json, config_file);
-  return build(tokenizer_json, model_file, std::move(config), config_file);
+  return build(parse_json(tokenizer_json, model_file), model_file, std::move(config), config_file);
 }
 
-Tokenizer Tokenizer::build(std::string_view tokenizer_json, std::string_view origin, TokenizerConfig config,
-                           std::string_view config_origin) {
-  const Json parsed = parse_json(tokenizer_json, origin);
-  const JsonObject json(parsed, std::string(origin));
+Tokenizer Tokenizer::build(const Json& tokenizer_json, std::string_view origin, TokenizerConfig config, std::string_view config_origin) {
+  const JsonObject json(tokenizer_json, std::string(origin));
   auto parts = std::make_unique<Parts>();
   if (const auto normalizer = json.object("normalizer")) parts->normalizer = make_normalizer(*normalizer);
   if (const auto pre = json.object("pre_tokenizer")) add_pre_tokenizers(*pre, parts->pre_tokenizers);

@@ -21,9 +21,10 @@ std::optional<bool> read_flag(const JsonObject& json, std::string_view key) {
 
 }  // namespace
 
-TokenizerConfig read_tokenizer_config(std::string_view json, std::string_view origin) {
-  const Json parsed = parse_json(json, origin);
-  const JsonObject object(parsed, std::string(origin));
+TokenizerConfig read_tokenizer_config(std::string_view json, std::string_view origin) { return tokenizer_config_of(parse_json(json, origin), origin); }
+
+TokenizerConfig tokenizer_config_of(const Json& json, std::string_view origin) {
+  const JsonObject object(json, std::string(origin));
   TokenizerConfig config;
   config.bos_token = read_token(object, "bos_token");
   config.eos_token = read_token(object, "eos_token");

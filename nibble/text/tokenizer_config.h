@@ -22,5 +22,6 @@ struct TokenizerConfig {
 
 // `origin` names the text in errors (DataError).
 TokenizerConfig read_tokenizer_config(std::string_view json, std::string_view origin);
+TokenizerConfig tokenizer_config_of(const Json& json, std::string_view origin);
 
 }  // namespace nibble::text

@@ -4,6 +4,7 @@
 #include "nibble/train/fingerprint.h"
 #include "nibble/train/placement.h"
 #include "nibble/train/run.h"
+#include "nibble/weights/gguf_model.h"
 
 #include <algorithm>
 #include <cmath>
@@ -94,7 +95,7 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
                     "head frozen, or use orpo.");
   const auto data = open_run_data(options);
   StepFeed feed(data->train, options);
-  const Checkpoint base(options.model);
+  const Checkpoint base = open_checkpoint(options.model, config);
   const auto checkpoint = resume_folder(options);
   if (!options.init_adapter.empty()) options.lora = with_dropout(read_lora_config(options.init_adapter), options);
 

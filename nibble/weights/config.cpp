@@ -5,6 +5,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/base/log.h"
+#include "nibble/weights/gguf_model.h"
 
 namespace nibble {
 namespace {
@@ -221,14 +222,18 @@ ModelConfig parse_model_config(const JsonObject& json, const JsonObject* generat
   return config;
 }
 
-ModelConfig read_model_config(const fs::path& folder, const Json& defaults) {
+ModelConfig read_model_config(const fs::path& model, const Json& defaults) {
+  if (is_gguf(model)) {
+    const Json json = config_of_gguf(GgufFile(model));
+    return parse_model_config(JsonObject(json, model.string()));
+  }
   constexpr JsonLimits limits{.max_bytes = std::size_t{16} << 20};
-  const auto path = folder / "config.json";
-  check<DataError>(path_exists(path), folder.string(),
-                   "The folder has no config.json; a Hugging Face model folder is expected.");
+  const auto path = model / "config.json";
+  check<DataError>(path_exists(path), model.string(),
+                   "The folder has no config.json; a Hugging Face model folder, or a GGUF file, is expected.");
   Json json = read_json_file(path, limits);
   fill_from(json, defaults, path.string());
-  const auto generation_path = folder / "generation_config.json";
+  const auto generation_path = model / "generation_config.json";
   if (!path_exists(generation_path)) return parse_model_config(JsonObject(json, path.string()));
   const Json generation_json = read_json_file(generation_path, limits);
   const JsonObject generation(generation_json, generation_path.string());

@@ -53,10 +53,10 @@ struct ModelConfig {
   GenerationDefaults generation;
 };
 
-// Reads config.json, as transformers 4 or 5 writes it, and generation_config.json where there is one. DataError names
-// the key, what it holds and what is supported.
+// Reads config.json, as transformers 4 or 5 writes it, and generation_config.json where there is one, or what a GGUF file says in
+// their place. DataError names the key, what it holds and what is supported.
 // With `defaults`, keys that config.json lacks are taken from there, and the log names them.
-ModelConfig read_model_config(const fs::path& folder, const Json& defaults = Json::object());
+ModelConfig read_model_config(const fs::path& model, const Json& defaults = Json::object());
 // The same from parsed files; `generation` may be null. The origins name them in errors.
 ModelConfig parse_model_config(const JsonObject& config, const JsonObject* generation = nullptr);
 

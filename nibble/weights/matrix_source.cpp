@@ -21,7 +21,7 @@ bool all_finite(std::span<const float> values) {
   return largest < 0x7f800000u;
 }
 
-void expect_finite(const SafetensorsFile& file, const TensorInfo& tensor, std::span<const float> values, std::uint64_t first) {
+void expect_finite(const TensorFile& file, const TensorInfo& tensor, std::span<const float> values, std::uint64_t first) {
   if (all_finite(values)) return;
   const auto bad = std::find_if(values.begin(), values.end(), [](float value) { return !std::isfinite(value); });
   fail<DataError>(file.path().string(), "The tensor {} holds a value that is not finite, at index {}.", tensor.name,
@@ -31,7 +31,7 @@ void expect_finite(const SafetensorsFile& file, const TensorInfo& tensor, std::s
 enum class Values { any, finite };
 
 // Threads read, convert and look at their part of each piece.
-void read_in_pieces(const SafetensorsFile& file, const TensorInfo& tensor, Values wanted, const PieceSink& sink) {
+void read_in_pieces(const TensorFile& file, const TensorInfo& tensor, Values wanted, const PieceSink& sink) {
   const std::uint64_t count = tensor.numel(), width = size_of(*tensor.dtype);
   const auto room = std::make_unique_for_overwrite<std::byte[]>(std::min(count, piece_values) * width);
   const auto values = std::make_unique_for_overwrite<float[]>(std::min(count, piece_values));
@@ -50,11 +50,11 @@ void read_in_pieces(const SafetensorsFile& file, const TensorInfo& tensor, Value
 
 }  // namespace
 
-void read_pieces(const SafetensorsFile& file, const TensorInfo& tensor, const PieceSink& sink) {
+void read_pieces(const TensorFile& file, const TensorInfo& tensor, const PieceSink& sink) {
   read_in_pieces(file, tensor, Values::any, sink);
 }
 
-MatrixSource source_of(std::shared_ptr<const SafetensorsFile> file, const TensorInfo& tensor) {
+MatrixSource source_of(std::shared_ptr<const TensorFile> file, const TensorInfo& tensor) {
   check(tensor.shape.size() == 2 && tensor.dtype, file->path().string(), "The tensor {} of shape {} is no matrix.", tensor.name,
         to_string(tensor.shape));
   return {.rows = static_cast<std::uint32_t>(tensor.shape[0]), .columns = static_cast<std::uint32_t>(tensor.shape[1]),
@@ -64,7 +64,7 @@ MatrixSource source_of(std::shared_ptr<const SafetensorsFile> file, const Tensor
 }
 
 MatrixSource source_of(const Checkpoint::Entry& entry) {
-  return source_of(std::shared_ptr<const SafetensorsFile>(std::shared_ptr<void>(), entry.file), *entry.tensor);
+  return source_of(std::shared_ptr<const TensorFile>(std::shared_ptr<void>(), entry.file), *entry.tensor);
 }
 
 }  // namespace nibble

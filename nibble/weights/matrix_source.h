@@ -22,11 +22,11 @@ struct MatrixSource {
 };
 
 // A tensor (F32, F16 or BF16) in pieces. DataError names file and tensor where it cannot be read.
-void read_pieces(const SafetensorsFile& file, const TensorInfo& tensor, const PieceSink& sink);
+void read_pieces(const TensorFile& file, const TensorInfo& tensor, const PieceSink& sink);
 
 // A matrix of a file that the source keeps open, or of a checkpoint that must outlive it. DataError names file, tensor and
 // index where a value is not finite.
-MatrixSource source_of(std::shared_ptr<const SafetensorsFile> file, const TensorInfo& tensor);
+MatrixSource source_of(std::shared_ptr<const TensorFile> file, const TensorInfo& tensor);
 MatrixSource source_of(const Checkpoint::Entry& entry);
 
 }  // namespace nibble

@@ -3,10 +3,11 @@
 #include <cmath>
 
 #include "nibble/base/error.h"
+#include "nibble/weights/gguf_model.h"
 
 namespace nibble {
 
-Merger::Merger(const MergeOptions& options) : options_(options), config_(read_model_config(options.model)), base_(options.model) {
+Merger::Merger(const MergeOptions& options) : options_(options), config_(read_model_config(options.model)), base_(open_checkpoint(options.model, config_)) {
   check_checkpoint(base_, config_);
   load_adapters();
   for (const auto& tensor : base_tensors(config_)) {
@@ -14,7 +15,7 @@ Merger::Merger(const MergeOptions& options) : options_(options), config_(read_mo
     tensors_.push_back({tensor.name, options.dtype.value_or(bnb ? bnb->dtype : *base_.at(tensor.name).tensor->dtype), tensor.shape});
     if (bnb) quantised_.emplace(tensor.name, *bnb);
   }
-  if (head() && config_.tie_word_embeddings) {
+  if (unties_head()) {
     tensors_.push_back(tensors_.front());  // the embedding, of the same type and shape
     tensors_.back().name = head_tensor_name;
   }
@@ -40,6 +41,12 @@ void Merger::load_adapters() {
 }
 
 const MatrixSource* Merger::head() const { return adapters_.size() == 1 && adapters_.front().head ? &*adapters_.front().head : nullptr; }
+
+MergeNorms Merger::make(const TensorSpec& tensor, const TakeBytes& take) const {
+  if (!head() || tensor.name != head_tensor_name) return merge_matrix(matrix_of(tensor), take);
+  convert_matrix(*head(), tensor.dtype, tensor.name, take);
+  return {};
+}
 
 MergeMatrix Merger::matrix_of(const TensorSpec& tensor) const {
   MergeMatrix matrix{.base = base_.at(tensor.name), .dtype = tensor.dtype};

@@ -8,19 +8,27 @@
 
 namespace nibble {
 
-// What is to be known about each tensor of a merge, collected before the first byte is written.
+// A model with its adapters, tensor by tensor: what is to be known about each is collected, and the files are compared, before the
+// first byte is made.
 class Merger {
  public:
   // The options must outlive it. Errors as of merge().
   explicit Merger(const MergeOptions& options);
 
   const ModelConfig& config() const { return config_; }
-  // Everything that is written, of its type and shape.
+  // Everything that is written, in the types that options.dtype or the model give them.
   const std::vector<TensorSpec>& tensors() const { return tensors_; }
+  // The bytes of a tensor in the type that `tensor` says, in order and whole rows at a time but for the head.
+  MergeNorms make(const TensorSpec& tensor, const TakeBytes& take) const;
   // Of a tensor that is not a trained head.
   MergeMatrix matrix_of(const TensorSpec& tensor) const;
   // Null unless an adapter brings one.
   const MatrixSource* head() const;
+  // Whether the result has a head of its own, and whether it has one where the model has none.
+  bool has_head() const { return head() || !config_.tie_word_embeddings; }
+  bool unties_head() const { return head() && config_.tie_word_embeddings; }
+  // "BF16", or what else the file has.
+  const std::string& stored_type(std::string_view name) const { return base_.at(name).tensor->dtype_name; }
   // Whether any projection is stored in 4 bits already.
   bool is_quantised() const { return !quantised_.empty(); }
 
@@ -35,5 +43,8 @@ class Merger {
   std::vector<TensorSpec> tensors_;
   std::map<std::string, BnbMatrix, std::less<>> quantised_;  // by tensor
 };
+
+// Writes the model as one GGUF file.
+void write_merged_gguf(const MergeOptions& options, const Merger& merger, MergeResult& result);
 
 }  // namespace nibble

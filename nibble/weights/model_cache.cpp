@@ -98,6 +98,8 @@ std::string weights_key(const fs::path& model) {
 
 CachedModel cached_model(const fs::path& model, const fs::path& cache, const std::function<void(double)>& progress) {
   check<UsageError>(!cache.empty(), "cache", "No folder is named for the cache.");
+  check<UsageError>(!is_gguf(model), model.string(),
+                    "This is a GGUF file, and model folders alone are kept in a cache; `nibble merge --model FILE --output FOLDER` makes one of it.");
   const ModelConfig config = read_model_config(model);
   const Checkpoint source(model);
   check_checkpoint(source, config);

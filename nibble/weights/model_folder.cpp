@@ -35,13 +35,25 @@ bool contains(const fs::path& folder, const fs::path& path) {
   return std::mismatch(folder.begin(), folder.end(), path.begin(), path.end()).first == folder.end();
 }
 
-}  // namespace
-
-void check_output_folder(const fs::path& output, std::span<const fs::path> inputs, bool overwrite) {
+void check_place(const fs::path& output, std::span<const fs::path> inputs) {
   for (const fs::path& read : inputs) {
     check<UsageError>(read.empty() || !contains(whole_path(output), whole_path(read)), output.string(),
                       "The output would take the place of {}, which is read.", read.string());
   }
+}
+
+}  // namespace
+
+void check_output_file(const fs::path& output, std::span<const fs::path> inputs, bool overwrite) {
+  check_place(output, inputs);
+  if (!path_exists(output)) return;
+  std::error_code ignored;
+  check<UsageError>(fs::is_regular_file(output, ignored), output.string(), "The output is a folder; a GGUF file is one file.");
+  check<UsageError>(overwrite, output.string(), "The output file is there already; name another, or allow it to be overwritten.");
+}
+
+void check_output_folder(const fs::path& output, std::span<const fs::path> inputs, bool overwrite) {
+  check_place(output, inputs);
   if (!path_exists(output)) return;
   std::error_code ignored;
   check<UsageError>(fs::is_directory(output, ignored), output.string(), "The output is a file; it must be a folder.");

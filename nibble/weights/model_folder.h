@@ -4,12 +4,15 @@
 
 #include <span>
 
-// Writing a model's folder from another one.
+// Writing a model's folder, or file, from another one.
 namespace nibble {
 
 // UsageError where `output` would take the place of one of `inputs` (empty ones are passed over), is a file, or is a folder that is
 // not empty without `overwrite`.
 void check_output_folder(const fs::path& output, std::span<const fs::path> inputs, bool overwrite);
+
+// The same of a single file, which is there already without `overwrite`.
+void check_output_file(const fs::path& output, std::span<const fs::path> inputs, bool overwrite);
 
 // DataError where the disk of `folder` has no room for so many bytes of weights.
 void check_disk_room(const fs::path& folder, std::uint64_t bytes);

@@ -8,6 +8,7 @@
 #include "nibble/base/dynamic_map.h"
 #include "nibble/base/error.h"
 #include "nibble/io/atomic.h"
+#include "nibble/io/gguf.h"
 #include "nibble/quant/double_quant.h"
 #include "nibble/quant/nf4.h"
 #include "nibble/weights/checkpoint_check.h"
@@ -197,6 +198,8 @@ QuantizeResult write_quantized(const QuantizeOptions& options, const fs::path& f
 
 QuantizeResult quantize_model(const QuantizeOptions& options) {
   check<UsageError>(!options.output.empty(), "quantize", "No output folder is named.");
+  check<UsageError>(!is_gguf(options.model), options.model.string(),
+                    "This is a GGUF file, and a model folder is quantised; `nibble merge --model FILE --output FOLDER` makes one of it.");
   check_output_folder(options.output, std::span(&options.model, 1), options.overwrite);
   AtomicFolder folder(options.output);
   const QuantizeResult result = write_quantized(options, folder.path());

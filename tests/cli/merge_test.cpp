@@ -1,3 +1,4 @@
+#include "nibble/io/gguf.h"
 #include "nibble/io/json.h"
 #include "tests/cli/run_program.h"
 
@@ -87,6 +88,22 @@ TEST_F(MergeVerb, RefusesByName) {
   expect_refused({}, 2, "not empty");
   EXPECT_EQ(merge({"--overwrite"}).code, 0);
   EXPECT_FALSE(fs::exists(fs::path(output_) / "mine"));
+}
+
+TEST_F(MergeVerb, WritesOneGgufFile) {
+  const auto result = merge({"--adapter", adapter, "--format", "gguf", "--dtype", "q4_0"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.out.find(" in 1 file\n"), std::string::npos) << result.out;
+  EXPECT_TRUE(is_gguf(output_));
+  EXPECT_EQ(GgufFile(output_).tensors().at("blk.0.attn_q.weight").info().name, "Q4_0");
+  expect_refused({"--format", "gguf"}, 2, "there already");
+  EXPECT_EQ(merge({"--format", "gguf", "--overwrite"}).code, 0);
+  EXPECT_EQ(GgufFile(output_).tensors().at("blk.0.attn_q.weight").info().name, "BF16");
+  expect_refused({"--overwrite"}, 2, "The output is a file");
+  fs::remove(output_);
+  fs::create_directory(output_);
+  expect_refused({"--format", "gguf", "--overwrite"}, 2, "The output is a folder");
+  expect_refused({"--dtype", "q8_0"}, 2, "--format gguf");
 }
 
 }  // namespace

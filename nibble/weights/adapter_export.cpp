@@ -1,0 +1,164 @@
+#include "nibble/weights/adapter_export.h"
+
+#include <algorithm>
+
+#include "nibble/base/error.h"
+#include "nibble/io/atomic.h"
+#include "nibble/weights/gguf_metadata.h"
+
+namespace nibble {
+namespace {
+
+// The ranks that vLLM makes room for (--max-lora-rank).
+constexpr std::array vllm_ranks{8u, 16u, 32u, 64u, 128u, 256u, 320u, 512u};
+
+std::string_view name_of(Consumer consumer) {
+  switch (consumer) {
+    case Consumer::peft: return "peft";
+    case Consumer::vllm: return "vllm";
+    case Consumer::llama_cpp: return "llama.cpp";
+    case Consumer::ollama: return "ollama";
+    case Consumer::mlx: return "mlx";
+  }
+  return "?";
+}
+
+bool takes_gguf(Consumer consumer) { return consumer == Consumer::llama_cpp || consumer == Consumer::ollama; }
+
+void check_output(const AdapterExport& options) {
+  check<UsageError>(!options.output.empty(), "export", "No output is named.");
+  const auto whole = [](const fs::path& path) { return fs::weakly_canonical(fs::absolute(path)); };
+  for (const fs::path& read : {options.model, options.adapter}) {
+    const fs::path inner = whole(read), outer = whole(options.output);
+    const bool holds = std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first == outer.end();
+    check<UsageError>(!holds, options.output.string(), "The output would take the place of {}, which is read.",
+                      read.string());
+  }
+  if (!path_exists(options.output)) return;
+  const bool folder = fs::is_directory(options.output);
+  check<UsageError>(folder == (options.consumer != Consumer::llama_cpp), options.output.string(),
+                    "The output is a {}; {} gets a {}.", folder ? "folder" : "file", name_of(options.consumer),
+                    folder ? "file" : "folder");
+  check<UsageError>(options.overwrite || (folder && fs::is_empty(options.output)), options.output.string(),
+                    "The output is there already; name another, or give --overwrite.");
+}
+
+// What a consumer has no place for. Kinds of adapters that load_lora_adapter refuses (DoRA, other modules) never get here.
+void check_head(const AdapterExport& options, const ExportedAdapter& exported) {
+  if (!exported.adapter.head || options.consumer == Consumer::peft) return;
+  const std::string name(name_of(options.consumer));
+  if (takes_gguf(options.consumer)) {
+    fail<DataError>(
+        options.adapter.string(),
+        "The adapter brings a head that was trained{}; adapters in GGUF cannot hold one. Write the whole model with "
+        "`nibble merge --format gguf`.",
+        exported.config.tie_word_embeddings ? ", and the base, which ties it to the embedding, has no output.weight"
+                                            : "");
+  }
+  fail<DataError>(
+      options.adapter.string(),
+      "The adapter brings a head that was trained (modules_to_save), which {} does not load. Write the whole "
+      "model with `nibble merge`.",
+      name);
+}
+
+// vLLM passes over rank_pattern and alpha_pattern, and mlx_lm has no place for them.
+void check_uniform(const AdapterExport& options, const LoraConfig& config) {
+  check<DataError>(config.is_uniform(), options.adapter.string(),
+                   "The adapter has ranks or alphas by module (rank_pattern, alpha_pattern), which {} does not know. Write the whole model with "
+                   "`nibble merge`.",
+                   name_of(options.consumer));
+}
+
+// The layers that mlx_lm adapts, which are the last ones.
+std::uint32_t mlx_layers(const ExportedAdapter& exported) {
+  const auto& layers = exported.adapter.config.layers_to_transform;
+  return layers.empty() ? exported.config.num_layers : static_cast<std::uint32_t>(layers.size());
+}
+
+void check_mlx(const AdapterExport& options, const ExportedAdapter& exported) {
+  check_uniform(options, exported.adapter.config);
+  const auto& layers = exported.adapter.config.layers_to_transform;
+  check<DataError>(layers.empty() || layers.front() + layers.size() == exported.config.num_layers, options.adapter.string(),
+                   "The adapter has {} of the {} layers (layers_to_transform) that are not the last ones, which alone mlx_lm can adapt.",
+                   layers.size(), exported.config.num_layers);
+}
+
+void check_vllm(const AdapterExport& options, ExportedAdapter& exported) {
+  const fs::path& adapter = options.adapter;
+  check_uniform(options, exported.adapter.config);
+  const auto rank = exported.adapter.config.rank;
+  const auto* room = std::find_if(vllm_ranks.begin(), vllm_ranks.end(), [&](std::uint32_t r) { return r >= rank; });
+  check<DataError>(room != vllm_ranks.end(), adapter.string(), "The adapter's rank is {}; vLLM takes at most {}.", rank,
+                   vllm_ranks.back());
+  exported.notes.push_back(fmt::format("Start vLLM with --enable-lora --max-lora-rank {} or more.", *room));
+}
+
+void check_gguf(const fs::path& adapter, ExportedAdapter& exported) {
+  const LoraConfig& config = exported.adapter.config;
+  exported.notes = llama_cpp_notes(exported.config);
+  check<DataError>(config.lora_alpha != 0, adapter.string(),
+                   "The adapter's lora_alpha is 0, which llama.cpp reads as a scaling of 1.");
+  if (!config.is_uniform()) {
+    exported.notes.emplace_back("Alphas by module were put into B, as llama.cpp has one alpha for all.");
+  }
+  if (config.use_rslora) {
+    exported.notes.push_back(
+        fmt::format("rsLoRA's scaling {:.6g} was put into alpha ({:.6g}), as llama.cpp always divides by the rank.",
+                    config.scaling(), config.scaling() * config.rank));
+  }
+}
+
+}  // namespace
+
+ExportedAdapter check_export(const AdapterExport& options) {
+  check_output(options);
+  ExportedAdapter exported{.config = read_model_config(options.model)};
+  exported.adapter = load_lora_adapter(options.adapter, exported.config);
+  check_head(options, exported);
+  if (options.consumer == Consumer::vllm) check_vllm(options, exported);
+  if (options.consumer == Consumer::mlx) check_mlx(options, exported);
+  if (takes_gguf(options.consumer)) check_gguf(options.adapter, exported);
+  return exported;
+}
+
+void save_mlx_adapter(const fs::path& folder, const ExportedAdapter& exported) {
+  const LoraAdapter& adapter = exported.adapter;
+  std::map<std::string, std::pair<const std::vector<float>*, Shape>> sources;  // values, and the shape they have now
+  std::vector<TensorSpec> specs;
+  Json keys = Json::array();
+  for (const Projection p : adapter.config.target_modules)
+    keys.push_back(fmt::format("{}.{}", block_of(p), name_of(p)));
+  for (std::uint32_t layer = 0; layer < adapter.layers.size(); ++layer) {
+    for (const Projection p : adapter.config.target_modules) {
+      if (!adapter.at(layer, p).used()) continue;
+      for (const LoraMatrix which : {LoraMatrix::a, LoraMatrix::b}) {
+        const auto [rows, columns] = lora_dims(exported.config, adapter.config.rank, p, which);
+        const std::string name =
+            fmt::format("{}.lora_{}", projection_module_name(layer, p), which == LoraMatrix::a ? 'a' : 'b');
+        sources.emplace(name, std::pair(&adapter.at(layer, p).matrix(which), Shape{rows, columns}));
+        specs.push_back({name, DType::f32, {columns, rows}});
+      }
+    }
+  }
+  SafetensorsWriter writer(folder / "adapters.safetensors", specs, {{"format", "mlx"}});
+  for (const TensorSpec& spec : writer.tensors()) {
+    const auto& [values, shape] = sources.at(spec.name);
+    const auto rows = static_cast<std::size_t>(shape[0]), columns = static_cast<std::size_t>(shape[1]);
+    std::vector<float> transposed(values->size());
+    for (std::size_t i = 0; i < values->size(); ++i) transposed[i % columns * rows + i / columns] = (*values)[i];
+    writer.append(std::as_bytes(std::span(transposed)));
+  }
+  writer.finish();
+  const Json config = {{"fine_tune_type", "lora"},
+                       {"model", adapter.config.base_model_name_or_path},
+                       {"num_layers", mlx_layers(exported)},
+                       {"lora_parameters",
+                        {{"rank", adapter.config.rank},
+                         {"scale", adapter.config.scaling()},
+                         {"dropout", adapter.config.lora_dropout},
+                         {"keys", keys}}}};
+  write_file_atomically(folder / "adapter_config.json", write_json(config));
+}
+
+}  // namespace nibble
