@@ -45,7 +45,7 @@ void print_row(std::FILE* out, const StepFlags& flags, const StepBenchResult& r,
 
 int run(StepFlags flags) {
   flags.step.config = flags.shape.config();
-  flags.step.residency = flags.cached ? Residency::cached : Residency::resident;
+  flags.step.residency = choose_residency(flags.step.config.num_layers, flags.cached ? Residency::cached : Residency::resident, {});
   if (flags.train_head) {
     flags.step.head = {.moments = flags.head_moments == "8bit" ? HeadMoments::eight_bit : HeadMoments::f32,
                        .place = flags.head_state == "host" ? MemoryPlace::host : MemoryPlace::device};

@@ -4,20 +4,29 @@
 
 namespace nibble {
 
-FrozenWeights::FrozenWeights(gpu::Device& device, const DeviceWeights& weights, ProductPath path, Residency residency)
-    : weights_(weights), path_(path), residency_(residency) {
-  slots_.resize(residency == Residency::cached ? weights.layers.size() : 1);
-  for (std::size_t row = 0; row < slots_.size(); ++row) {
+DecodedRows::DecodedRows(const std::vector<Residency>& residency, std::uint32_t layers) {
+  for (std::uint32_t layer = 0; layer < layers; ++layer) {
+    const bool own = residency_of(residency, layer) == Residency::cached;
+    if (!own && shared_ == UINT32_MAX) shared_ = count_++;
+    rows_.push_back(own ? count_++ : shared_);
+  }
+}
+
+FrozenWeights::FrozenWeights(gpu::Device& device, const DeviceWeights& weights, ProductPath path,
+                             const std::vector<Residency>& residency)
+    : weights_(weights), path_(path), rows_(residency, static_cast<std::uint32_t>(weights.layers.size())) {
+  slots_.resize(rows_.count());
+  for (auto& row : slots_) {
     for (const Projection p : all_projections) {
-      const Nf4Matrix& matrix = weights.layers[row].projection(p);
-      slots_[row][static_cast<std::size_t>(p)].weight.data =
+      const Nf4Matrix& matrix = weights.layers[0].projection(p);
+      row[static_cast<std::size_t>(p)].weight.data =
           device.tensor(operand_dtype(path), {matrix.out, matrix.in}, fmt::format("decoded.{}", name_of(p)));
     }
   }
 }
 
 Weight FrozenWeights::projection(gpu::Recorder& recorder, std::uint32_t layer, Projection p) {
-  Slot& slot = slots_[residency_ == Residency::cached ? layer : 0][static_cast<std::size_t>(p)];
+  Slot& slot = slots_[rows_.row_of(layer)][static_cast<std::size_t>(p)];
   if (slot.layer != layer) {
     const Nf4Matrix& matrix = weights_.layers[layer].projection(p);
     if (slot.weight.data.dtype() == DType::f16) slot.weight.scale = 1.0f / top_of_f16(matrix.largest);
@@ -41,13 +50,13 @@ Nf4 FrozenWeights::nf4(std::uint32_t layer, Projection p) const {
   return {.packed = matrix.packed, .absmax = matrix.absmax};
 }
 
-std::uint64_t FrozenWeights::decoded_bytes(const ModelConfig& config, ProductPath path, Residency residency) {
+std::uint64_t FrozenWeights::decoded_bytes(const ModelConfig& config, ProductPath path, const std::vector<Residency>& residency) {
   std::uint64_t elements = 0;
   for (const Projection p : all_projections) {
     const auto [out, in] = projection_dims(config, p);
     elements += std::uint64_t{out} * in;
   }
-  return elements * size_of(operand_dtype(path)) * (residency == Residency::cached ? config.num_layers : 1);
+  return elements * size_of(operand_dtype(path)) * DecodedRows(residency, config.num_layers).count();
 }
 
 }  // namespace nibble

@@ -3,6 +3,7 @@
 #include "nibble/kernels/nf4.h"
 #include "nibble/kernels/operand.h"
 #include "nibble/weights/device_weights.h"
+#include "nibble/weights/residency.h"
 
 #include <array>
 #include <string_view>
@@ -10,12 +11,6 @@
 #include <vector>
 
 namespace nibble {
-
-// Where the frozen projections are kept in the form that products read.
-enum class Residency {
-  resident,  // NF4 in VRAM, decoded into one layer's scratch before each use
-  cached,    // decoded once and kept
-};
 
 // As products and gathering read it.
 inline Weight weight_of(const DenseMatrix& matrix) {
@@ -25,10 +20,24 @@ inline Weight weight_of(const DenseMatrix& matrix) {
   return weight;
 }
 
+// Which decoded copies the layers use: the cached ones one each, the others one together.
+class DecodedRows {
+ public:
+  DecodedRows(const std::vector<Residency>& residency, std::uint32_t layers);
+
+  std::uint32_t count() const { return count_; }
+  std::uint32_t row_of(std::uint32_t layer) const { return rows_[layer]; }
+  bool shared(std::uint32_t row) const { return row == shared_; }
+
+ private:
+  std::vector<std::uint32_t> rows_;  // by layer
+  std::uint32_t shared_ = UINT32_MAX, count_ = 0;
+};
+
 // Decodes NF4 projections for products.
 class FrozenWeights {
  public:
-  FrozenWeights(gpu::Device& device, const DeviceWeights& weights, ProductPath path, Residency residency);
+  FrozenWeights(gpu::Device& device, const DeviceWeights& weights, ProductPath path, const std::vector<Residency>& residency);
 
   // Valid until the same projection of another layer is asked for.
   Weight projection(gpu::Recorder& recorder, std::uint32_t layer, Projection p);
@@ -42,8 +51,8 @@ class FrozenWeights {
   // The projection as it is kept.
   Nf4 nf4(std::uint32_t layer, Projection p) const;
 
-  // Bytes of the decoded copies under a residency.
-  static std::uint64_t decoded_bytes(const ModelConfig& config, ProductPath path, Residency residency);
+  // Bytes of the decoded copies under a residency by layer.
+  static std::uint64_t decoded_bytes(const ModelConfig& config, ProductPath path, const std::vector<Residency>& residency);
 
  private:
   struct Slot {
@@ -53,8 +62,8 @@ class FrozenWeights {
 
   const DeviceWeights& weights_;
   ProductPath path_;
-  Residency residency_;
-  std::vector<std::array<Slot, 7>> slots_;  // one row for all layers, or a row a layer
+  DecodedRows rows_;
+  std::vector<std::array<Slot, 7>> slots_;  // by row
 };
 
 }  // namespace nibble

@@ -55,7 +55,7 @@ std::uint32_t few_of(const ModelConfig& config, const GeneratorOptions& options)
 }
 
 LayersOptions layers_options(ProductPath path, std::uint32_t tokens, std::uint32_t rank) {
-  return {.path = path, .residency = Residency::resident, .max_tokens = tokens, .rank = rank, .trainable = false, .keeps_all = false};
+  return {.path = path, .residency = {}, .max_tokens = tokens, .rank = rank, .trainable = false, .keeps_all = false};
 }
 
 }  // namespace

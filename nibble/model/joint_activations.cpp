@@ -90,13 +90,17 @@ std::uint32_t lora_scratch_size(const gpu::Device& device, const ModelConfig& co
 }
 
 std::uint32_t product_scratch_size(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
+  const bool tiles = joint_weight_tile(device, config, options.max_tokens) > 0;
+  const std::uint32_t cached = count_of(options.residency, config.num_layers, Residency::cached);
+  std::vector<bool> forms;  // of weights: in rows, in tiles
+  if (cached > 0 || !tiles) forms.push_back(false);
+  if (cached < config.num_layers && tiles) forms.push_back(true);
   std::uint64_t most = 0;
   for (const Joint joint : all_joints) {
     const auto [out, in] = joint_dims(config, joint);
-    const bool tiled = joint_weight_tile(device, config, options.residency, options.max_tokens) > 0;
     for (std::uint32_t tokens = options.trainable ? options.max_tokens : 1;; tokens *= 2) {
       const std::uint32_t rows = joint_plan_rows(options, std::min(tokens, options.max_tokens));
-      most = std::max(most, product_scratch(device, ProductPath::matrix, rows, out, in, tiled));
+      for (const bool tiled : forms) most = std::max(most, product_scratch(device, ProductPath::matrix, rows, out, in, tiled));
       if (tokens >= options.max_tokens) break;
     }
   }

@@ -8,9 +8,9 @@
 
 namespace nibble {
 
-std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& config, Residency residency, std::uint32_t tokens) {
+std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& config, std::uint32_t tokens) {
   const auto direct = direct_matrix_tile(device.info());
-  if (!direct || !prefers_tiles(device, tokens) || residency == Residency::cached) return 0;
+  if (!direct || !prefers_tiles(device, tokens)) return 0;
   const std::uint32_t tile = direct->matrix.m;
   const bool fits = std::all_of(all_joints.begin(), all_joints.end(), [&](Joint joint) {
     const auto [out, in] = joint_dims(config, joint);
@@ -19,10 +19,10 @@ std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& co
   return fits ? tile : 0;
 }
 
-JointWeights::JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config, Residency residency,
-                           std::uint32_t tokens)
-    : weights_(weights), residency_(residency), tile_(joint_weight_tile(device, config, residency, tokens)) {
-  slots_.resize(residency == Residency::cached ? weights.layers.size() : 1);
+JointWeights::JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config,
+                           const std::vector<Residency>& residency, std::uint32_t tokens)
+    : weights_(weights), rows_(residency, config.num_layers), tile_(joint_weight_tile(device, config, tokens)) {
+  slots_.resize(rows_.count());
   for (auto& row : slots_) {
     for (const Joint joint : all_joints) {
       const auto [out, in] = joint_dims(config, joint);
@@ -45,9 +45,9 @@ float JointWeights::scale(std::uint32_t layer, Joint joint) const {
 }
 
 Weight JointWeights::weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout) {
-  Slot& slot = slots_[residency_ == Residency::cached ? layer : 0][static_cast<std::size_t>(joint)];
-  const Weight whole{.data = slot.data, .scale = scale(layer, joint), .tile = tile_,
-                     .turned = tile_ > 0 && layout == MatrixLayout::nn};
+  const std::uint32_t row = rows_.row_of(layer), tile = rows_.shared(row) ? tile_ : 0;
+  Slot& slot = slots_[row][static_cast<std::size_t>(joint)];
+  const Weight whole{.data = slot.data, .scale = scale(layer, joint), .tile = tile, .turned = tile > 0 && layout == MatrixLayout::nn};
   if (slot.layer == layer && slot.turned == whole.turned) return whole;
   const auto decode = [&](const Nf4Matrix& matrix, const Weight& out) {
     record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax}, .out = out});
@@ -55,10 +55,10 @@ Weight JointWeights::weight(gpu::Recorder& recorder, std::uint32_t layer, Joint 
   if (const auto joined = joined_nf4(matrices(layer, joint))) {
     decode(*joined, whole);
   } else {
-    std::uint32_t row = 0;
+    std::uint32_t first = 0;
     for (const Nf4Matrix& matrix : matrices(layer, joint)) {
-      decode(matrix, {.data = slot.data.rows(row, row + matrix.out), .scale = whole.scale});
-      row += matrix.out;
+      decode(matrix, {.data = slot.data.rows(first, first + matrix.out), .scale = whole.scale});
+      first += matrix.out;
     }
   }
   slot.layer = layer;

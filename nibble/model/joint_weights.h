@@ -13,15 +13,15 @@
 namespace nibble {
 
 // Side of the tiles that weights are decoded into for batches of `tokens`: where the device is faster so and all sizes allow
-// it. 0: rows, as always where they are cached, since forward and backward products want other tiles.
-std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& config, Residency residency, std::uint32_t tokens);
+// it. 0: rows, as always of layers that are cached, since forward and backward products want other tiles.
+std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& config, std::uint32_t tokens);
 
 // Decodes NF4 projections to f16, joint.
 class JointWeights {
  public:
   // For batches of at most `tokens`.
-  JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config, Residency residency,
-               std::uint32_t tokens);
+  JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config,
+               const std::vector<Residency>& residency, std::uint32_t tokens);
 
   // For products of this layout. Valid until the same joint of another layer, or for the other layout, is asked for.
   Weight weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout);
@@ -40,9 +40,9 @@ class JointWeights {
   std::span<const Nf4Matrix> matrices(std::uint32_t layer, Joint joint) const;
 
   const DeviceWeights& weights_;
-  Residency residency_;
+  DecodedRows rows_;
   std::uint32_t tile_;
-  std::vector<std::array<Slot, 4>> slots_;  // one row for all layers, or a row a layer
+  std::vector<std::array<Slot, 4>> slots_;  // by row
 };
 
 }  // namespace nibble

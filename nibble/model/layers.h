@@ -27,7 +27,7 @@ struct LayerPass {
 
 struct LayersOptions {
   ProductPath path = ProductPath::f32;
-  Residency residency = Residency::resident;
+  std::vector<Residency> residency = {};  // by layer; empty: all resident
   std::uint32_t max_tokens = 0;
   std::uint32_t rank = 0;      // of the adapters; 0: none
   bool trainable = true;       // room for the backward pass

@@ -14,7 +14,7 @@ namespace nibble {
 
 struct ModelOptions {
   ProductPath path = ProductPath::f32;  // of a state, its own
-  Residency residency = Residency::resident;
+  std::vector<Residency> residency = {};  // by layer; empty: all resident
   bool gradient_checkpointing = false;  // keep each layer's input alone and compute the rest again in the backward pass
   std::uint32_t max_tokens = 0;         // of one batch
   std::uint32_t max_labels = 0;

@@ -2,12 +2,12 @@
 
 #include "nibble/data/dataset.h"
 #include "nibble/kernels/operand.h"
-#include "nibble/model/frozen_weights.h"
 #include "nibble/model/trained_head.h"
 #include "nibble/train/loss.h"
 #include "nibble/train/optimizer.h"
 #include "nibble/train/schedule.h"
 #include "nibble/weights/peft.h"
+#include "nibble/weights/residency.h"
 
 #include <cstdint>
 #include <filesystem>
@@ -66,6 +66,8 @@ struct TrainOptions {
   std::filesystem::path resume;      // a checkpoint folder; "auto" takes the newest of the output folder, if any
 
   Residency residency = Residency::resident;
+  // Layers of which the weights lie in host memory; empty: all under Residency::streamed, else none.
+  std::optional<std::uint32_t> stream_layers;
   Checkpointing gradient_checkpointing = Checkpointing::automatic;
   std::uint32_t head_chunk = 0;
   bool dry_run = false;  // stop after the plan

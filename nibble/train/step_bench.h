@@ -13,7 +13,7 @@ namespace nibble {
 struct StepBenchOptions {
   ModelConfig config;
   ProductPath path = ProductPath::f32;
-  Residency residency = Residency::resident;
+  std::vector<Residency> residency = {};  // by layer; empty: all resident
   bool gradient_checkpointing = false;
   std::uint32_t batch = 1, length = 512;  // segments and tokens of each; every token is trained
   std::uint32_t lora_rank = 16;

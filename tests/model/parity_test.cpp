@@ -22,7 +22,7 @@ ParityReport parity(ProductPath path, const Variant& variant) {
   ModelState state = ModelState::load(device, variant.model(), {.path = path, .adapter = variant.folder() + "/adapter_nonzero"});
   if (variant.train_head) state.train_head({});
   const std::uint32_t tokens = golden_tokens(golden);
-  Model model(state, {.residency = variant.residency, .gradient_checkpointing = variant.gradient_checkpointing,
+  Model model(state, {.residency = choose_residency(state.num_layers(), variant.residency, {}), .gradient_checkpointing = variant.gradient_checkpointing,
                       .max_tokens = tokens, .max_labels = tokens, .head_chunk = variant.head_chunk});
   return compare_with_golden(model, state, golden);
 }

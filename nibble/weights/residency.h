@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace nibble {
+
+// Where a layer's frozen projections are kept, and in what form.
+enum class Residency : std::uint8_t {
+  resident,  // NF4 on the device, decoded before each use into room that the layers share
+  cached,    // NF4 on the device, decoded once and kept
+  streamed,  // NF4 in host memory, sent to the device before each use
+};
+
+// Of a layer, from a list by layer; an empty list stands for all resident.
+Residency residency_of(const std::vector<Residency>& residency, std::uint32_t layer);
+
+// Of `layers` layers.
+std::uint32_t count_of(const std::vector<Residency>& residency, std::uint32_t layers, Residency which);
+
+// `streamed` of the layers, the others as `rest` says. They lie evenly apart: each copy to the device then has the same work of
+// other layers to go on behind. UsageError where there are not so many layers.
+std::vector<Residency> spread_streamed(std::uint32_t layers, std::uint32_t streamed, Residency rest = Residency::resident);
+
+// The choice of the command line: `streamed` layers, or where it is empty all under Residency::streamed and none under another;
+// the rest is as `residency` says, and resident under Residency::streamed.
+std::vector<Residency> choose_residency(std::uint32_t layers, Residency residency, std::optional<std::uint32_t> streamed);
+
+}  // namespace nibble
