@@ -58,6 +58,9 @@ std::string_view name_of(wgpu::BackendType backend) {
 
 Limits limits_of(const wgpu::Adapter& adapter) {
   wgpu::Limits limits;
+  wgpu::DawnHostMappedPointerLimits host_pointers;
+  const bool reads_host = adapter.HasFeature(wgpu::FeatureName::HostMappedPointer);
+  if (reads_host) limits.nextInChain = &host_pointers;
   adapter.GetLimits(&limits);
   return {.max_buffer = limits.maxBufferSize,
           .max_binding = limits.maxStorageBufferBindingSize,
@@ -66,7 +69,8 @@ Limits limits_of(const wgpu::Adapter& adapter) {
           .workgroup_storage = limits.maxComputeWorkgroupStorageSize,
           .workgroup_invocations = std::min(limits.maxComputeInvocationsPerWorkgroup, limits.maxComputeWorkgroupSizeX),
           .workgroups_per_dimension = limits.maxComputeWorkgroupsPerDimension,
-          .storage_bindings = limits.maxStorageBuffersPerShaderStage};
+          .storage_bindings = limits.maxStorageBuffersPerShaderStage,
+          .host_pointer_alignment = reads_host ? host_pointers.hostMappedPointerAlignment : 0};
 }
 
 AdapterInfo info_of(const wgpu::Adapter& adapter) {

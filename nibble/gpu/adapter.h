@@ -26,6 +26,7 @@ struct Limits {
   std::uint32_t workgroup_invocations = 0;  // threads
   std::uint32_t workgroups_per_dimension = 0;
   std::uint32_t storage_bindings = 0;       // of one kernel
+  std::uint32_t host_pointer_alignment = 0; // of memory of the process that the device may read; 0: it may not
 };
 
 struct AdapterInfo {

@@ -48,7 +48,7 @@ class ErrorBox {
 
 // Outlives the device, since buffers may.
 struct MemoryCount {
-  std::uint64_t current = 0, peak = 0;
+  std::uint64_t current = 0, peak = 0, host = 0;
 };
 
 struct BufferState {
@@ -57,6 +57,8 @@ struct BufferState {
   std::uint64_t size = 0;
   std::uint64_t id = 0;
   std::uint64_t last_submission = 0;  // of the recorders, that has hold of it
+  bool on_host = false;               // its memory is the host's
+  bool bindable = true;               // kernels may read it
   ~BufferState();
 };
 

@@ -48,7 +48,7 @@ FoundAdapter choose_adapter(const wgpu::Instance& instance, const std::string& w
 std::vector<wgpu::FeatureName> wanted_features(const wgpu::Adapter& adapter) {
   std::vector<wgpu::FeatureName> features;
   for (const auto feature : {wgpu::FeatureName::ShaderF16, wgpu::FeatureName::Subgroups, wgpu::FeatureName::TimestampQuery,
-                             wgpu::FeatureName::ChromiumExperimentalSubgroupMatrix}) {
+                             wgpu::FeatureName::ChromiumExperimentalSubgroupMatrix, wgpu::FeatureName::HostMappedPointer}) {
     if (adapter.HasFeature(feature)) features.push_back(feature);
   }
   return features;
@@ -166,7 +166,7 @@ void ErrorBox::throw_if_any(std::string_view where) {
 BufferState::~BufferState() {
   if (!buffer) return;
   buffer.Destroy();
-  device->memory.current -= size;
+  (on_host ? device->memory.host : device->memory.current) -= size;
 }
 
 void DeviceState::guarded(std::string_view where, const std::function<void()>& create) {
@@ -305,7 +305,7 @@ void Device::check() {
   state_->errors.throw_if_any("gpu");
 }
 
-MemoryUse Device::memory() const { return {state_->memory.current, state_->memory.peak}; }
+MemoryUse Device::memory() const { return {state_->memory.current, state_->memory.peak, state_->memory.host}; }
 
 std::shared_ptr<void>& Device::attachment(std::type_index type) const { return state_->attachments[type]; }
 

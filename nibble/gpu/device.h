@@ -38,7 +38,8 @@ struct ProfileRow {
 };
 
 struct MemoryUse {
-  std::uint64_t current = 0, peak = 0;  // bytes of all buffers
+  std::uint64_t current = 0, peak = 0;  // bytes of all buffers on the device
+  std::uint64_t host = 0;               // of all buffers in host memory (host_memory.h)
 };
 
 struct DeviceState;

@@ -14,12 +14,12 @@ using Dims = std::initializer_list<std::uint32_t>;
 // A layer's joint weights with their adapters, for one pass.
 class JointVec {
  public:
-  JointVec(const DecodeLayers::Pass& pass, const ModelConfig& config, const LayerWeights& weights, std::uint32_t layer, const Tensor& h)
+  JointVec(const DecodeLayers::Pass& pass, const ModelConfig& config, const DeviceWeights& weights, std::uint32_t layer, const Tensor& h)
       : pass_(pass), config_(config), weights_(weights), layer_(layer), h_(h) {}
 
   Nf4 weight(Joint joint) const {
     const auto members = members_of(joint);
-    const auto matrices = std::span(weights_.projections).subspan(static_cast<std::size_t>(members.front()), members.size());
+    const auto matrices = std::span(weights_.projections(pass_.recorder, layer_)).subspan(static_cast<std::size_t>(members.front()), members.size());
     const Nf4Matrix whole = joined_nf4(matrices).value();
     return {.packed = whole.packed, .absmax = whole.absmax};
   }
@@ -49,7 +49,7 @@ class JointVec {
  private:
   const DecodeLayers::Pass& pass_;
   const ModelConfig& config_;
-  const LayerWeights& weights_;
+  const DeviceWeights& weights_;
   std::uint32_t layer_;
   Tensor h_;
 };
@@ -101,7 +101,7 @@ void DecodeLayers::forward(const Pass& pass, std::uint32_t layer, const Tensor& 
   const LayerWeights& weights = weights_.layers[layer];
   Room r = room_;
   visit(r, config_, stream.tokens, rank_, [](Tensor& t, Dims dims) { t = t.view(dims); });
-  const JointVec joint(pass, config_, weights, layer, r.lora_h);
+  const JointVec joint(pass, config_, weights_, layer, r.lora_h);
   const float eps = config_.rms_norm_eps;
 
   const VecInput attention_in{.x = input, .weight = weights.input_norm, .eps = eps};

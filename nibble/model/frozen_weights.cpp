@@ -28,7 +28,7 @@ FrozenWeights::FrozenWeights(gpu::Device& device, const DeviceWeights& weights, 
 Weight FrozenWeights::projection(gpu::Recorder& recorder, std::uint32_t layer, Projection p) {
   Slot& slot = slots_[rows_.row_of(layer)][static_cast<std::size_t>(p)];
   if (slot.layer != layer) {
-    const Nf4Matrix& matrix = weights_.layers[layer].projection(p);
+    const Nf4Matrix& matrix = weights_.projections(recorder, layer)[static_cast<std::size_t>(p)];
     if (slot.weight.data.dtype() == DType::f16) slot.weight.scale = 1.0f / top_of_f16(matrix.largest);
     record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax}, .out = slot.weight});
     slot.layer = layer;
@@ -45,8 +45,8 @@ std::pair<std::uint32_t, std::uint32_t> FrozenWeights::dims(std::uint32_t layer,
   return {matrix.out, matrix.in};
 }
 
-Nf4 FrozenWeights::nf4(std::uint32_t layer, Projection p) const {
-  const Nf4Matrix& matrix = weights_.layers[layer].projection(p);
+Nf4 FrozenWeights::nf4(gpu::Recorder& recorder, std::uint32_t layer, Projection p) const {
+  const Nf4Matrix& matrix = weights_.projections(recorder, layer)[static_cast<std::size_t>(p)];
   return {.packed = matrix.packed, .absmax = matrix.absmax};
 }
 

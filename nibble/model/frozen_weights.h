@@ -48,8 +48,8 @@ class FrozenWeights {
   // (out, in)
   std::pair<std::uint32_t, std::uint32_t> dims(std::uint32_t layer, Projection p) const;
 
-  // The projection as it is kept.
-  Nf4 nf4(std::uint32_t layer, Projection p) const;
+  // The projection in NF4. Valid until one of another layer is asked for.
+  Nf4 nf4(gpu::Recorder& recorder, std::uint32_t layer, Projection p) const;
 
   // Bytes of the decoded copies under a residency by layer.
   static std::uint64_t decoded_bytes(const ModelConfig& config, ProductPath path, const std::vector<Residency>& residency);

@@ -4,6 +4,7 @@
 #include "nibble/kernels/embedding.h"
 #include "nibble/kernels/product_vec.h"
 #include "nibble/model/rope.h"
+#include "nibble/weights/layer_stream.h"
 
 #include <algorithm>
 #include <numeric>
@@ -155,6 +156,7 @@ std::pair<Generator::Pass, std::vector<std::uint32_t>> Generator::plan(std::span
 Tensor Generator::run_layers(gpu::Recorder& recorder, const Pass& pass) {
   const DeviceStream& stream = pass.stream;
   const auto residual = [&](std::uint32_t layer) { return residual_[layer % 2].rows(0, stream.tokens); };
+  weights_.go(LayerOrder::round);
   record(recorder, Embedding{.tokens = stream.token_ids, .table = weight_of(weights_.embedding), .x = residual(0)});
   if (pass.few) {
     const DecodeLayers::Pass step{recorder, stream, rope_, lora_, pass.first_key, pass.most_keys, pass.apart};

@@ -31,14 +31,18 @@ JointWeights::JointWeights(gpu::Device& device, const DeviceWeights& weights, co
   }
 }
 
-std::span<const Nf4Matrix> JointWeights::matrices(std::uint32_t layer, Joint joint) const {
+namespace {
+
+std::span<const Nf4Matrix> members_in(const LayerProjections& projections, Joint joint) {
   const auto members = members_of(joint);
-  return std::span(weights_.layers[layer].projections).subspan(static_cast<std::size_t>(members.front()), members.size());
+  return std::span(projections).subspan(static_cast<std::size_t>(members.front()), members.size());
 }
+
+}  // namespace
 
 float JointWeights::scale(std::uint32_t layer, Joint joint) const {
   float largest = 0;
-  for (const Nf4Matrix& matrix : matrices(layer, joint)) largest = std::max(largest, matrix.largest);
+  for (const Nf4Matrix& matrix : members_in(weights_.layers[layer].projections, joint)) largest = std::max(largest, matrix.largest);
   int exponent = 0;
   if (std::isfinite(largest)) std::frexp(largest, &exponent);
   return std::ldexp(1.0f, exponent);
@@ -52,11 +56,12 @@ Weight JointWeights::weight(gpu::Recorder& recorder, std::uint32_t layer, Joint 
   const auto decode = [&](const Nf4Matrix& matrix, const Weight& out) {
     record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax}, .out = out});
   };
-  if (const auto joined = joined_nf4(matrices(layer, joint))) {
+  const auto members = members_in(weights_.projections(recorder, layer), joint);
+  if (const auto joined = joined_nf4(members)) {
     decode(*joined, whole);
   } else {
     std::uint32_t first = 0;
-    for (const Nf4Matrix& matrix : matrices(layer, joint)) {
+    for (const Nf4Matrix& matrix : members) {
       decode(matrix, {.data = slot.data.rows(first, first + matrix.out), .scale = whole.scale});
       first += matrix.out;
     }

@@ -37,8 +37,6 @@ class JointWeights {
     bool turned = false;
   };
 
-  std::span<const Nf4Matrix> matrices(std::uint32_t layer, Joint joint) const;
-
   const DeviceWeights& weights_;
   DecodedRows rows_;
   std::uint32_t tile_;

@@ -5,6 +5,7 @@
 #include "nibble/kernels/neftune.h"
 #include "nibble/kernels/nonfinite.h"
 #include "nibble/model/rope.h"
+#include "nibble/weights/nf4_room.h"
 
 #include <algorithm>
 #include <utility>
@@ -28,20 +29,24 @@ HeadOptions head_options(const ModelOptions& options) {
           .trainable = options.trainable};
 }
 
-ModelOptions of_path(ModelOptions options, ProductPath path) {
-  options.path = path;
+// With what the state has settled.
+ModelOptions of_state(ModelOptions options, const ModelState& state) {
+  options.path = state.path();
+  std::vector<Residency> residency = state.residency();
+  for (std::uint32_t layer = 0; layer < state.num_layers(); ++layer) {
+    const bool cached = residency_of(options.residency, layer) == Residency::cached;
+    if (cached && residency[layer] == Residency::resident) residency[layer] = Residency::cached;
+  }
+  options.residency = std::move(residency);
   return options;
 }
 
-std::uint64_t frozen_bytes(const ModelConfig& config, ProductPath path, bool has_head) {
-  std::uint64_t projections = 0;
-  for (const Projection p : all_projections) {
-    const auto [out, in] = projection_dims(config, p);
-    projections += std::uint64_t{out} * in;
-  }
-  const std::uint64_t table = std::uint64_t{config.vocab_size} * config.hidden_size * size_of(operand_dtype(path));
+std::uint64_t frozen_bytes(const ModelConfig& config, const ModelOptions& options, bool has_head) {
+  const std::uint64_t streamed = count_of(options.residency, config.num_layers, Residency::streamed);
+  const std::uint64_t on_device = config.num_layers - streamed + stream_slots(options.residency, config.num_layers, options.stream);
+  const std::uint64_t table = std::uint64_t{config.vocab_size} * config.hidden_size * size_of(operand_dtype(options.path));
   const std::uint64_t norms = 4ull * (2 * config.hidden_size + 2 * config.head_dim) * config.num_layers;
-  return config.num_layers * (projections / 2 + projections / 16) + norms + table * (config.tie_word_embeddings || !has_head ? 1 : 2);
+  return on_device * nf4_layer_bytes(config) + norms + table * (config.tie_word_embeddings || !has_head ? 1 : 2);
 }
 
 }  // namespace
@@ -58,21 +63,23 @@ MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, con
   const TrainedHead::Bytes trained = trained_head ? TrainedHead::bytes(config, *trained_head) : TrainedHead::Bytes{};
   const std::uint64_t partial_sums =
       trained_head ? product_tn_scratch(device, head.chunk_rows, config.vocab_size, config.hidden_size) : 0;
-  return {.frozen_weights = frozen_bytes(config, options.path, !trained_head),
+  return {.frozen_weights = frozen_bytes(config, options, !trained_head),
           .decoded_weights = layers.decoded_weights,
           .adapters = trainable_params(config, padded) * 4 * (options.trainable ? 4 : 1),
           .activations = residual_count(config, options) * stream_bytes + layers.activations,
           .scratch = layers.scratch + (options.trainable ? stream_bytes : 0),
           .head = Head::bytes(device, config, head),
           .trained_head = trained.device + partial_sums * sizeof(float),
-          .host_head = trained.host};
+          .host_head = trained.host,
+          .host_weights = count_of(options.residency, config.num_layers, Residency::streamed) *
+                          gpu::host_buffer_bytes(device.info(), options.stream.memory, nf4_layer_bytes(config))};
 }
 
 Model::Model(const ModelState& state, const ModelOptions& options)
     : device_(state.device()),
       config_(state.config()),
       weights_(state.weights()),
-      options_(of_path(options, state.path())),
+      options_(of_state(options, state)),
       adapters_(state.has_lora() ? &state.lora_mirror() : nullptr),
       lora_(adapters_ ? adapters_->on_device() : nullptr),
       layers_(make_layers(device_, config_, weights_, lora_, layers_options(options_, lora_ ? lora_->rank : 0))),
@@ -103,7 +110,7 @@ void Model::embed(gpu::Recorder& recorder, const DeviceStream& stream) {
                              .x = residual_[0].rows(0, stream.tokens)});
 }
 
-Tensor Model::run_layers(const LayerPass& pass, const NeftuneNoise& noise) {
+Tensor Model::run_layers(const LayerPass& pass, const NeftuneNoise& noise, LayerOrder order) {
   const DeviceStream& stream = pass.stream;
   embed(pass.recorder, stream);
   Tensor x = residual_[0].rows(0, stream.tokens);
@@ -111,6 +118,7 @@ Tensor Model::run_layers(const LayerPass& pass, const NeftuneNoise& noise) {
     record(pass.recorder, Neftune{.x = x, .segment_begin = stream.segment_begin, .segment_end = stream.segment_end,
                                   .alpha = noise.alpha, .seed = noise.seed});
   }
+  weights_.go(order);
   layers_->begin(pass);
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
     const Tensor next = residual_[(layer + 1) % residual_.size()].rows(0, stream.tokens);
@@ -137,9 +145,10 @@ Head::Loss Model::loss_and_gradients(gpu::Recorder& recorder, const DeviceStream
   check(options_.trainable, "model", "The model was made without room for gradients.");
   check(options_.lora_dropout || noise.dropout.probability == 0, "model", "The model was made without dropout.");
   const LayerPass layers = pass(recorder, stream, noise.dropout);
-  const Tensor last = run_layers(layers, noise.neftune);
+  const Tensor last = run_layers(layers, noise.neftune, LayerOrder::up);
   const Tensor dx = dx_.rows(0, stream.tokens);
   const Head::Loss loss = head_.forward_backward(recorder, stream, last, loss_options, dx, d_head);
+  weights_.go(LayerOrder::down);
   for (std::uint32_t layer = config_.num_layers; layer-- > 0;) {
     const Tensor input = residual_[layer].rows(0, stream.tokens);
     const bool kept = !options_.gradient_checkpointing || layer + 1 == config_.num_layers;
@@ -186,6 +195,7 @@ std::optional<Model::NonFinitePlace> Model::find_nonfinite(const DeviceStream& s
   embed(recorder, stream);
   Tensor x = residual_[0].rows(0, stream.tokens);
   if (auto place = look(x, "the embedding")) return place;
+  weights_.go(LayerOrder::round);
   layers_->begin(layers);
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
     const Tensor next = residual_[(layer + 1) % residual_.size()].rows(0, stream.tokens);

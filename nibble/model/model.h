@@ -3,6 +3,7 @@
 #include "nibble/model/head.h"
 #include "nibble/model/layers.h"
 #include "nibble/model/model_state.h"
+#include "nibble/weights/layer_stream.h"
 
 #include <memory>
 #include <optional>
@@ -14,7 +15,8 @@ namespace nibble {
 
 struct ModelOptions {
   ProductPath path = ProductPath::f32;  // of a state, its own
-  std::vector<Residency> residency = {};  // by layer; empty: all resident
+  std::vector<Residency> residency = {};  // by layer; empty: all resident. Which are streamed is the state's to say
+  StreamOptions stream = {};              // of a plan; a state has its own
   bool gradient_checkpointing = false;  // keep each layer's input alone and compute the rest again in the backward pass
   std::uint32_t max_tokens = 0;         // of one batch
   std::uint32_t max_labels = 0;
@@ -37,7 +39,7 @@ struct TrainingNoise {
 
 // Bytes on the device by what they are for, as allocated.
 struct MemoryPlan {
-  std::uint64_t frozen_weights = 0;  // NF4, embedding, head, norms
+  std::uint64_t frozen_weights = 0;  // NF4 of resident layers and of slots of streamed ones, embedding, head, norms
   std::uint64_t decoded_weights = 0;
   std::uint64_t adapters = 0;        // parameters, gradients, moments
   std::uint64_t activations = 0;     // kept between the passes
@@ -45,6 +47,7 @@ struct MemoryPlan {
   std::uint64_t head = 0;
   std::uint64_t trained_head = 0;    // of a head that is trained: what lies on the device
   std::uint64_t host_head = 0;       // and in host memory, which is not in the total
+  std::uint64_t host_weights = 0;    // NF4 of streamed layers in host memory; likewise
   std::uint64_t total() const {
     return frozen_weights + decoded_weights + adapters + activations + scratch + head + trained_head;
   }
@@ -73,7 +76,7 @@ class Model {
   DeviceStream upload(gpu::Recorder& recorder, const TokenStream& stream) const { return streams_.upload(recorder, stream); }
 
   // The residual stream (T, C) after the last layer.
-  Tensor forward(gpu::Recorder& recorder, const DeviceStream& stream) { return run_layers(pass(recorder, stream), {}); }
+  Tensor forward(gpu::Recorder& recorder, const DeviceStream& stream) { return run_layers(pass(recorder, stream), {}, LayerOrder::round); }
   Head::Loss loss(gpu::Recorder& recorder, const DeviceStream& stream);
   // The same of the base alone, with the adapters switched off.
   Head::Loss base_loss(gpu::Recorder& recorder, const DeviceStream& stream);
@@ -106,7 +109,7 @@ class Model {
 
  private:
   LayerPass pass(gpu::Recorder& recorder, const DeviceStream& stream, const LoraDropout& dropout = {});
-  Tensor run_layers(const LayerPass& pass, const NeftuneNoise& noise);
+  Tensor run_layers(const LayerPass& pass, const NeftuneNoise& noise, LayerOrder order);
   void embed(gpu::Recorder& recorder, const DeviceStream& stream);
 
   gpu::Device& device_;

@@ -2,6 +2,7 @@
 #include "nibble/kernels/nf4.h"
 #include "nibble/kernels/transpose.h"
 #include "nibble/model/model_state.h"
+#include "nibble/weights/layer_stream.h"
 
 #include <algorithm>
 
@@ -34,10 +35,11 @@ std::optional<std::uint64_t> free_bytes(const gpu::Device& device) {
   return memory - std::min(memory, used);
 }
 
-void fill_layer(gpu::Device& device, LayerWeights& layer, const gpu::Tensor& room) {
+void fill_layer(gpu::Device& device, DeviceWeights& weights, std::uint32_t index, const gpu::Tensor& room) {
+  LayerWeights& layer = weights.layers[index];
   gpu::Recorder recorder(device);
   for (const Projection p : all_projections) {
-    const Nf4Matrix& matrix = layer.projection(p);
+    const Nf4Matrix& matrix = weights.projections(recorder, index)[static_cast<std::size_t>(p)];
     const gpu::Tensor decoded = room.view({matrix.out, matrix.in});
     gpu::Tensor& cached = layer.transposed[static_cast<std::size_t>(p)];
     cached = device.tensor(DType::f32, {matrix.in, matrix.out}, fmt::format("cached.{}", name_of(p)));
@@ -59,7 +61,8 @@ void ModelState::populate_weight_cache(std::optional<std::uint64_t> limit) {
                            bytes.needed(), bytes.kept, bytes.largest, room.value_or(0));
   try {
     const auto scratch = device_->tensor(DType::f32, {static_cast<std::uint32_t>(bytes.largest / value_bytes)}, "cache scratch");
-    for (LayerWeights& layer : layers) fill_layer(*device_, layer, scratch);
+    weights_->go(LayerOrder::round);
+    for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) fill_layer(*device_, *weights_, layer, scratch);
     device_->wait("filling the weight cache");
   } catch (const OutOfDeviceMemory& error) {
     for (LayerWeights& layer : layers) layer.transposed = {};

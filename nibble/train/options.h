@@ -68,6 +68,7 @@ struct TrainOptions {
   Residency residency = Residency::resident;
   // Layers of which the weights lie in host memory; empty: all under Residency::streamed, else none.
   std::optional<std::uint32_t> stream_layers;
+  StreamOptions stream;
   Checkpointing gradient_checkpointing = Checkpointing::automatic;
   std::uint32_t head_chunk = 0;
   bool dry_run = false;  // stop after the plan

@@ -5,6 +5,7 @@ namespace nibble {
 Placement place(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config, ProductPath path,
                 BatchRoom room, std::uint64_t memory) {
   ModelOptions model{.path = path, .residency = choose_residency(config.num_layers, options.residency, options.stream_layers),
+                     .stream = options.stream,
                      .gradient_checkpointing = options.gradient_checkpointing == Checkpointing::on,
                      .max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = options.head_chunk,
                      .lora_dropout = options.lora.lora_dropout > 0};

@@ -18,6 +18,12 @@ std::uint32_t count_of(const std::vector<Residency>& residency, std::uint32_t la
   return static_cast<std::uint32_t>(std::count(residency.begin(), residency.end(), which));
 }
 
+std::uint32_t stream_slots(const std::vector<Residency>& residency, std::uint32_t layers, const StreamOptions& options) {
+  check<UsageError>(options.slots >= 2, "residency", "Streamed layers share {} slots; give 2 or more.", options.slots);
+  if (options.memory == gpu::HostMemory::direct) return 0;
+  return std::min(options.slots, count_of(residency, layers, Residency::streamed));
+}
+
 std::vector<Residency> spread_streamed(std::uint32_t layers, std::uint32_t streamed, Residency rest) {
   check<UsageError>(streamed <= layers, "residency", "{} layers are to be streamed; the model has {}.", streamed, layers);
   std::vector<Residency> all(layers, rest);

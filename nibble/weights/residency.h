@@ -1,5 +1,7 @@
 #pragma once
 
+#include "nibble/gpu/host_memory.h"
+
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -13,11 +15,20 @@ enum class Residency : std::uint8_t {
   streamed,  // NF4 in host memory, sent to the device before each use
 };
 
+// How layers are streamed.
+struct StreamOptions {
+  gpu::HostMemory memory = gpu::HostMemory::staged;
+  std::uint32_t slots = 2;  // layers that have room on the device, at least 2: one computes while the other is on its way
+};
+
 // Of a layer, from a list by layer; an empty list stands for all resident.
 Residency residency_of(const std::vector<Residency>& residency, std::uint32_t layer);
 
 // Of `layers` layers.
 std::uint32_t count_of(const std::vector<Residency>& residency, std::uint32_t layers, Residency which);
+
+// Slots that such layers have on the device: not more than there are streamed layers, and none where kernels read host memory.
+std::uint32_t stream_slots(const std::vector<Residency>& residency, std::uint32_t layers, const StreamOptions& options);
 
 // `streamed` of the layers, the others as `rest` says. They lie evenly apart: each copy to the device then has the same work of
 // other layers to go on behind. UsageError where there are not so many layers.
