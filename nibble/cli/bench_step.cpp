@@ -1,4 +1,5 @@
 #include "nibble/cli/bench.h"
+#include "nibble/cli/residency_flags.h"
 #include "nibble/report/progress.h"
 #include "nibble/train/step_bench.h"
 
@@ -12,7 +13,8 @@ struct StepFlags {
   ShapeFlags shape;
   std::vector<std::uint32_t> batch = {1}, length = {512};
   StepBenchOptions step;
-  bool cached = false, train_head = false;
+  ResidencyFlags residency;
+  bool train_head = false;
   std::string head_moments = "f32", head_state = "device";
 };
 
@@ -20,17 +22,40 @@ Json settings_of(const StepFlags& flags) {
   return {{"model", flags.shape.label()},
           {"lora_rank", flags.step.lora_rank},
           {"gradient_checkpointing", flags.step.gradient_checkpointing},
-          {"cached", flags.cached},
+          {"residency", flags.residency.name},
+          {"streamed_layers", count_of(flags.step.residency, flags.step.config.num_layers, Residency::streamed)},
+          {"stream_memory", flags.residency.memory},
+          {"stream_slots", flags.residency.slots},
+          {"embedding_memory", flags.residency.embedding},
           {"head", flags.train_head ? Json{{"moments", flags.head_moments}, {"state", flags.head_state}} : Json()},
           {"profile", flags.bench.device.profile}};
 }
 
+std::string residency_text(const StepFlags& flags) {
+  const std::uint32_t streamed = count_of(flags.step.residency, flags.step.config.num_layers, Residency::streamed);
+  std::string text = flags.residency.name == "cached" ? ", cached" : "";
+  if (flags.step.stream.embedding) text += ", embedding on the host";
+  if (streamed > 0) text += fmt::format(", {} of {} layers streamed ({})", streamed, flags.step.config.num_layers, flags.residency.memory);
+  return text;
+}
+
 void print_head(std::FILE* out, const StepFlags& flags) {
   fmt::print(out, "{}, rank {}{}{}\n", flags.shape.label(), flags.step.lora_rank,
-             flags.step.gradient_checkpointing ? ", gradient checkpointing" : "",
+             (flags.step.gradient_checkpointing ? ", gradient checkpointing" : "") + residency_text(flags),
              flags.train_head ? fmt::format(", head trained ({}, {})", flags.head_moments, flags.head_state) : "");
   fmt::print(out, "{:>12} {:>10} {:>9} {:>17} {:>10} {:>8} {:>8} {:>10} {:>8}\n", "batch x len", "tokens/s", "step ms",
              "from - to", "record ms", "TFLOP/s", "of peak", "memory", "loss");
+}
+
+// What was sent to the GPU, in the least time that copies alone take.
+void print_copies(std::FILE* out, const StepBenchResult& r) {
+  if (r.host_bytes == 0) return;
+  fmt::print(out, "{:>12} {} in host memory", "", human_bytes(r.host_bytes));
+  if (r.copied_bytes > 0) {
+    fmt::print(out, ", {} copied a step: {:.2f} ms at least, {:.1f} GB/s", human_bytes(r.copied_bytes), r.least_copy_seconds * 1e3,
+               static_cast<double>(r.copied_bytes) / r.least_copy_seconds * 1e-9);
+  }
+  fmt::print(out, "\n");
 }
 
 void print_row(std::FILE* out, const StepFlags& flags, const StepBenchResult& r, const Spread& seconds, const Peaks& peaks) {
@@ -45,7 +70,8 @@ void print_row(std::FILE* out, const StepFlags& flags, const StepBenchResult& r,
 
 int run(StepFlags flags) {
   flags.step.config = flags.shape.config();
-  flags.step.residency = choose_residency(flags.step.config.num_layers, flags.cached ? Residency::cached : Residency::resident, {});
+  flags.step.residency = flags.residency.of(flags.step.config.num_layers);
+  flags.step.stream = flags.residency.stream();
   if (flags.train_head) {
     flags.step.head = {.moments = flags.head_moments == "8bit" ? HeadMoments::eight_bit : HeadMoments::f32,
                        .place = flags.head_state == "host" ? MemoryPlace::host : MemoryPlace::device};
@@ -63,6 +89,7 @@ int run(StepFlags flags) {
     const StepBenchResult r = bench_step(device, flags.step);
     const Spread seconds = spread_of(r.seconds);
     print_row(report.table(), flags, r, seconds, peaks);
+    print_copies(report.table(), r);
     Json row = {{"shape", fmt::format("{}x{}", flags.step.batch, flags.step.length)},
                 {"batch", flags.step.batch},
                 {"length", flags.step.length},
@@ -71,6 +98,9 @@ int run(StepFlags flags) {
                 {"flops", r.flops},
                 {"required_flops", r.required_flops},
                 {"memory_bytes", r.peak_bytes},
+                {"host_bytes", r.host_bytes},
+                {"copied_bytes", r.copied_bytes},
+                {"least_copy_seconds", r.copied_bytes > 0 ? Json(r.least_copy_seconds) : Json()},
                 {"loss", r.loss},
                 {"kernels", print_kernels(report.table(), r.kernels, peaks)}};
     put_rates(row, seconds, r.flops, 0, peaks);
@@ -94,7 +124,7 @@ void add_bench_step(CLI::App& bench, Action& action) {
   step->add_option("--lora-rank", flags->step.lora_rank, "Rank of the adapters")->capture_default_str()->check(CLI::Range(1, 256));
   step->add_option("--steps", flags->step.steps, "Timed steps; the median is shown")->capture_default_str()->check(CLI::Range(1, 1000));
   step->add_flag("--gradient-checkpointing", flags->step.gradient_checkpointing, "Keep each layer's input alone");
-  step->add_flag("--cached", flags->cached, "Keep the decoded weights in memory");
+  flags->residency.add_to(*step, ResidencyFlags::Cached::offered);
   step->add_option("--head-chunk", flags->step.head_chunk, "Rows of logits at a time");
   step->add_flag("--train-head", flags->train_head, "Train the head too");
   step->add_option("--head-moments", flags->head_moments, "Its moments")->check(CLI::IsMember({"f32", "8bit"}))->capture_default_str();

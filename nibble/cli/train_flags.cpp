@@ -176,8 +176,7 @@ void TrainFlags::add_run(CLI::App& verb) {
   group->add_option("--gradient-checkpointing", gradient_checkpointing_,
                     "on: keep each layer's input alone and compute the rest again; auto: where memory needs it")
       ->check(CLI::IsMember({"auto", "on", "off"}))->capture_default_str();
-  group->add_option("--residency", residency_, "resident: weights stay NF4 in memory; cached: decoded once and kept")
-      ->check(CLI::IsMember({"resident", "cached"}))->capture_default_str();
+  residency.add_to(*group, ResidencyFlags::Cached::offered);
   group->add_option("--head-chunk", options.head_chunk, "Rows of logits at a time; 0: 128 to 320 MiB of them, by the memory")->capture_default_str();
   group->add_flag("--dry-run", options.dry_run, "Show the plan and stop");
 }
@@ -246,7 +245,9 @@ void TrainFlags::finish() {
                                                                       : Checkpointing::automatic;
   options.head_moments = head_moments_ == "8bit" ? HeadMoments::eight_bit : HeadMoments::f32;
   if (head_state_ != "auto") options.head_state = head_state_ == "host" ? MemoryPlace::host : MemoryPlace::device;
-  options.residency = residency_ == "cached" ? Residency::cached : Residency::resident;
+  options.residency = residency.residency();
+  options.stream_layers = residency.layers;
+  options.stream = residency.stream();
   if (eval_every_ >= 0) options.eval_every = static_cast<std::uint64_t>(eval_every_);
   if (save_every_ >= 0) options.save_every = static_cast<std::uint64_t>(save_every_);
 }

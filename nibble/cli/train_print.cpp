@@ -58,7 +58,8 @@ std::string memory_text(const MemoryPlan& m) {
                                  human_bytes(m.total()), human_bytes(m.frozen_weights), human_bytes(m.decoded_weights),
                                  human_bytes(m.adapters), human_bytes(m.activations), human_bytes(m.scratch), human_bytes(m.head));
   if (m.trained_head > 0) text += fmt::format(", its training {}", human_bytes(m.trained_head));
-  if (m.host_head > 0) text += fmt::format("; and {} of host memory", human_bytes(m.host_head));
+  if (m.host_weights > 0) text += fmt::format("; and {} of host memory for weights", human_bytes(m.host_weights));
+  if (m.host_head > 0) text += fmt::format("; and {} of host memory for the head", human_bytes(m.host_head));
   return text;
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <span>
 
 namespace nibble::gpu {
 namespace {
@@ -73,6 +74,18 @@ Limits limits_of(const wgpu::Adapter& adapter) {
           .host_pointer_alignment = reads_host ? host_pointers.hostMappedPointerAlignment : 0};
 }
 
+// Of the heaps that the CPU can write to.
+bool largest_mapped_is_local(std::span<const wgpu::MemoryHeapInfo> heaps) {
+  std::uint64_t largest = 0;
+  bool local = false;
+  for (const auto& heap : heaps) {
+    if (!(heap.properties & wgpu::HeapProperty::HostVisible) || heap.size <= largest) continue;
+    largest = heap.size;
+    local = (heap.properties & wgpu::HeapProperty::DeviceLocal) ? true : false;
+  }
+  return local;
+}
+
 AdapterInfo info_of(const wgpu::Adapter& adapter) {
   wgpu::AdapterInfo info;
   wgpu::AdapterPropertiesSubgroupMatrixConfigs matrices;
@@ -112,6 +125,7 @@ AdapterInfo info_of(const wgpu::Adapter& adapter) {
       result.memory_bytes = std::max(result.memory_bytes, heaps.heapInfo[i].size);
     }
   }
+  result.maps_card_memory = result.type == AdapterType::discrete && largest_mapped_is_local({heaps.heapInfo, heaps.heapCount});
   result.limits = limits_of(adapter);
   return result;
 }

@@ -43,6 +43,8 @@ struct AdapterInfo {
   std::uint32_t subgroup_max_size = 0;
   std::vector<MatrixConfig> matrix_configs;
   std::uint64_t memory_bytes = 0;  // of the largest device-local heap; 0 where the driver does not say
+  // Whether what is mapped for writing lies in a card's own memory: Dawn takes the largest heap that the CPU can write to.
+  bool maps_card_memory = false;
   Limits limits;
 };
 

@@ -46,6 +46,10 @@ bool supports(const AdapterInfo& info, HostMemory memory) {
   return memory == HostMemory::staged || info.limits.host_pointer_alignment > 0;
 }
 
+HostMemory usual_host_memory(const AdapterInfo& info) {
+  return info.maps_card_memory && supports(info, HostMemory::mapped) ? HostMemory::mapped : HostMemory::staged;
+}
+
 std::uint64_t host_buffer_bytes(const AdapterInfo& info, HostMemory memory, std::uint64_t bytes) {
   return round_up(std::max<std::uint64_t>(bytes, 1), memory == HostMemory::staged ? 256 : std::max(256u, info.limits.host_pointer_alignment));
 }

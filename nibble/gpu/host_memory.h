@@ -20,6 +20,8 @@ enum class HostMemory {
 std::string_view name_of(HostMemory memory);
 std::optional<HostMemory> host_memory_named(std::string_view name);
 bool supports(const AdapterInfo& info, HostMemory memory);
+// Staged, or mapped where staged memory would be the card's own.
+HostMemory usual_host_memory(const AdapterInfo& info);
 
 // Bytes that a buffer of so many takes.
 std::uint64_t host_buffer_bytes(const AdapterInfo& info, HostMemory memory, std::uint64_t bytes);

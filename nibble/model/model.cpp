@@ -46,7 +46,15 @@ std::uint64_t frozen_bytes(const ModelConfig& config, const ModelOptions& option
   const std::uint64_t on_device = config.num_layers - streamed + stream_slots(options.residency, config.num_layers, options.stream);
   const std::uint64_t table = std::uint64_t{config.vocab_size} * config.hidden_size * size_of(operand_dtype(options.path));
   const std::uint64_t norms = 4ull * (2 * config.hidden_size + 2 * config.head_dim) * config.num_layers;
-  return on_device * nf4_layer_bytes(config) + norms + table * (config.tie_word_embeddings || !has_head ? 1 : 2);
+  return on_device * nf4_layer_bytes(config) + norms + table * ((options.stream.embedding ? 0 : 1) + (config.tie_word_embeddings || !has_head ? 0 : 1));
+}
+
+// Of what is streamed, in host memory.
+std::uint64_t host_bytes(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options) {
+  const std::uint64_t layers = count_of(options.residency, config.num_layers, Residency::streamed);
+  const std::uint64_t table = std::uint64_t{config.vocab_size} * config.hidden_size * size_of(operand_dtype(options.path));
+  return layers * gpu::host_buffer_bytes(device.info(), memory_of(device.info(), options.stream), nf4_layer_bytes(config)) +
+         (options.stream.embedding ? gpu::host_buffer_bytes(device.info(), gpu::HostMemory::direct, table) : 0);
 }
 
 }  // namespace
@@ -71,8 +79,7 @@ MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, con
           .head = Head::bytes(device, config, head),
           .trained_head = trained.device + partial_sums * sizeof(float),
           .host_head = trained.host,
-          .host_weights = count_of(options.residency, config.num_layers, Residency::streamed) *
-                          gpu::host_buffer_bytes(device.info(), options.stream.memory, nf4_layer_bytes(config))};
+          .host_weights = host_bytes(device, config, options)};
 }
 
 Model::Model(const ModelState& state, const ModelOptions& options)

@@ -47,7 +47,7 @@ struct MemoryPlan {
   std::uint64_t head = 0;
   std::uint64_t trained_head = 0;    // of a head that is trained: what lies on the device
   std::uint64_t host_head = 0;       // and in host memory, which is not in the total
-  std::uint64_t host_weights = 0;    // NF4 of streamed layers in host memory; likewise
+  std::uint64_t host_weights = 0;    // of streamed layers and an embedding on the host; likewise
   std::uint64_t total() const {
     return frozen_weights + decoded_weights + adapters + activations + scratch + head + trained_head;
   }

@@ -76,13 +76,40 @@ std::vector<gpu::ProfileRow> profile_of_one(std::vector<gpu::ProfileRow> rows, c
   return rows;
 }
 
+// To the device so far, of the weights of streamed layers.
+std::uint64_t copied_bytes(const ModelState& state) {
+  const auto& stream = state.weights().stream;
+  return stream ? stream->copied_bytes() : 0;
+}
+
+// Of copies of all streamed layers that nothing else goes on beside.
+double copy_seconds_a_byte(const ModelState& state) {
+  const auto& stream = state.weights().stream;
+  if (!stream) return 0;
+  stream->go(LayerOrder::up);
+  double least = 0;
+  for (int i = 0; i < 3; ++i) {
+    const std::uint64_t before = stream->copied_bytes();
+    const auto start = Clock::now();
+    gpu::Recorder recorder(state.device());
+    for (std::uint32_t layer = 0; layer < state.num_layers(); ++layer) {
+      if (stream->has(layer)) stream->projections(recorder, layer);
+    }
+    recorder.submit();
+    state.device().wait("copies");
+    const auto bytes = static_cast<double>(stream->copied_bytes() - before);
+    if (bytes > 0) least = least == 0 ? seconds_since(start) / bytes : std::min(least, seconds_since(start) / bytes);
+  }
+  return least;
+}
+
 // A model and what one step needs beside it.
 class Stepper {
  public:
   Stepper(ModelState& state, const StepBenchOptions& options)
       : device_(state.device()),
         state_(state),
-        model_(state, {.residency = options.residency, .gradient_checkpointing = options.gradient_checkpointing,
+        model_(state, {.residency = options.residency, .stream = options.stream, .gradient_checkpointing = options.gradient_checkpointing,
                        .max_tokens = options.tokens(), .max_labels = options.tokens(), .head_chunk = options.head_chunk}),
         lora_(*state.lora_mirror().train()),
         optimizer_(device_, {}),
@@ -130,7 +157,8 @@ class Stepper {
 StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options) {
   ModelState state = ModelState::made_up(
       device, options.config,
-      {.path = options.path, .lora = LoraConfig{.rank = options.lora_rank, .lora_alpha = 2.0 * options.lora_rank}});
+      {.path = options.path, .lora = LoraConfig{.rank = options.lora_rank, .lora_alpha = 2.0 * options.lora_rank},
+       .residency = options.residency, .stream = options.stream});
   if (options.head) state.train_head(*options.head);
   Stepper stepper(state, options);
   StepBenchResult result{.tokens = options.tokens()};
@@ -139,6 +167,7 @@ StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options)
     stepper.step();
   } while (seconds_since(warm) < 0.4);
   const auto before = device.profile();
+  const std::uint64_t copied = copied_bytes(state);
   for (std::uint32_t i = 0; i < options.steps; ++i) result.seconds.push_back(stepper.step());
   result.record_seconds = stepper.record_seconds;
   result.kernels = profile_of_one(device.profile(), before, options.steps);
@@ -146,6 +175,9 @@ StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options)
   result.required_flops = options.tokens() * flops.step();
   result.flops = result.required_flops + (options.gradient_checkpointing ? options.tokens() * flops.again() : 0.0);
   result.peak_bytes = device.memory().peak;
+  result.host_bytes = device.memory().host;
+  result.copied_bytes = (copied_bytes(state) - copied) / options.steps;
+  result.least_copy_seconds = static_cast<double>(result.copied_bytes) * copy_seconds_a_byte(state);
   result.loss = stepper.mean_loss();
   return result;
 }

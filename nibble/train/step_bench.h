@@ -14,6 +14,7 @@ struct StepBenchOptions {
   ModelConfig config;
   ProductPath path = ProductPath::f32;
   std::vector<Residency> residency = {};  // by layer; empty: all resident
+  StreamOptions stream = {};
   bool gradient_checkpointing = false;
   std::uint32_t batch = 1, length = 512;  // segments and tokens of each; every token is trained
   std::uint32_t lora_rank = 16;
@@ -31,6 +32,9 @@ struct StepBenchResult {
   double required_flops = 0;    // the same without what is computed again
   std::uint64_t tokens = 0;
   std::uint64_t peak_bytes = 0;
+  std::uint64_t host_bytes = 0;    // of weights in host memory
+  std::uint64_t copied_bytes = 0;  // of layers, to the device in a step
+  double least_copy_seconds = 0;   // that such copies take with nothing beside them
   double loss = 0;
   std::vector<gpu::ProfileRow> kernels;  // of one timed step, longest first; empty without profiling
 };

@@ -68,7 +68,7 @@ void fill_projections(gpu::Device& device, const ModelConfig& config, const Load
                       const std::function<void(Nf4Room&, Projection, float& largest)>& fill) {
   const auto layer = static_cast<std::uint32_t>(weights.layers.size() - 1);
   const bool streamed = residency_of(options.residency, layer) == Residency::streamed;
-  Nf4Room room(device, config, streamed ? std::optional(options.stream.memory) : std::nullopt);
+  Nf4Room room(device, config, streamed ? std::optional(memory_of(device.info(), options.stream)) : std::nullopt);
   LayerProjections& projections = weights.layers.back().projections;
   projections = room.projections();
   for (const Projection p : all_projections) fill(room, p, projections[static_cast<std::size_t>(p)].largest);
@@ -128,6 +128,36 @@ float largest_of(std::span<const float> values) {
   return std::bit_cast<float>(largest);
 }
 
+// A dense matrix while it is written.
+class DenseRoom {
+ public:
+  DenseRoom(gpu::Device& device, std::uint32_t rows, std::uint32_t columns, DType dtype, std::string_view label, bool on_host)
+      : device_(device) {
+    if (on_host) {
+      host_.emplace(device, gpu::HostMemory::direct, std::uint64_t{rows} * columns * size_of(dtype), label);
+      tensor_ = gpu::Tensor(host_->tensor().buffer(), 0, dtype, {rows, columns});
+    } else {
+      tensor_ = device.tensor(dtype, {rows, columns}, label);
+    }
+  }
+  const gpu::Tensor& tensor() const { return tensor_; }
+  void write(const gpu::Tensor& to, std::span<const std::byte> bytes, std::uint64_t first_byte) {
+    if (host_) {
+      host_->write(bytes, first_byte);
+    } else {
+      device_.write(to, bytes, first_byte);
+    }
+  }
+  void finish() {
+    if (host_) host_->seal();
+  }
+
+ private:
+  gpu::Device& device_;
+  std::optional<gpu::HostBuffer> host_;
+  gpu::Tensor tensor_;
+};
+
 // Fills a tensor through `writer` by repeating one block of random words, each passed through `shape`.
 template <typename Writer>
 void fill_random(Writer& writer, const gpu::Tensor& tensor, const std::function<std::uint32_t(std::uint32_t)>& shape) {
@@ -157,12 +187,14 @@ std::function<std::uint32_t(std::uint32_t)> uniform_words(DType dtype, float amp
 
 }  // namespace
 
-DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType dtype, std::string_view label) {
-  DenseMatrix result{.data = device.tensor(dtype, {source.rows, source.columns}, label)};
+DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType dtype, std::string_view label, bool on_host) {
+  DenseRoom room(device, source.rows, source.columns, dtype, label, on_host);
+  DenseMatrix result{.data = room.tensor()};
   if (dtype == DType::f32) {
     source.read([&](std::span<const float> values, std::uint64_t first) {
-      device.write(result.data, std::as_bytes(values), first * 4);
+      room.write(result.data, std::as_bytes(values), first * 4);
     });
+    room.finish();
     return result;
   }
   float largest = 0;
@@ -175,8 +207,9 @@ DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType 
     parallel_ranges(values.size(), least_values_a_thread, 0, [&](std::size_t begin, std::size_t end) {
       to_f16(values.subspan(begin, end - begin), factor, std::span(halves).subspan(begin, end - begin));
     });
-    device.write(result.data, std::as_bytes(std::span(halves)), first * 2);
+    room.write(result.data, std::as_bytes(std::span(halves)), first * 2);
   });
+  room.finish();
   return result;
 }
 
@@ -186,19 +219,20 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
   Meter meter(options.progress, checkpoint.total_bytes());
   LoadTimes unused, &times = options.times ? *options.times : unused;
   DeviceWeights weights;
+  check_embedding(device.info(), options.stream, config.tie_word_embeddings);
   weights.stream = make_stream(device, config, options);
-  const auto dense = [&](std::string_view name) {
+  const auto dense = [&](std::string_view name, bool on_host) {
     const Stopwatch watch(times.dense);
     const Checkpoint::Entry& entry = checkpoint.at(name);
-    DenseMatrix matrix = upload_dense(device, source_of(entry), options.dense_dtype, name);
+    DenseMatrix matrix = upload_dense(device, source_of(entry), options.dense_dtype, name, on_host);
     meter.add(entry.tensor->bytes);
     return matrix;
   };
-  weights.embedding = dense(embedding_tensor_name);
+  weights.embedding = dense(embedding_tensor_name, options.stream.embedding);
   if (config.tie_word_embeddings) {
     weights.base_head = weights.embedding;
   } else if (options.head) {
-    weights.base_head = dense(head_tensor_name);
+    weights.base_head = dense(head_tensor_name, false);
   }
   if (options.head) weights.head = weights.base_head;
   weights.final_norm = load_vector(device, checkpoint, std::string(final_norm_tensor_name));
@@ -229,15 +263,17 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
 }
 
 DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, const LoadOptions& options) {
-  const auto dense = [&](std::uint32_t rows) {
-    DenseMatrix result{.data = device.tensor(options.dense_dtype, {rows, config.hidden_size}, "made up")};
-    fill_random(device, result.data, uniform_words(options.dense_dtype, 0.035f));
-    return result;
+  const auto dense = [&](bool on_host) {
+    DenseRoom room(device, config.vocab_size, config.hidden_size, options.dense_dtype, "made up", on_host);
+    fill_random(room, room.tensor(), uniform_words(options.dense_dtype, 0.035f));
+    room.finish();
+    return DenseMatrix{.data = room.tensor()};
   };
   DeviceWeights weights;
+  check_embedding(device.info(), options.stream, config.tie_word_embeddings);
   weights.stream = make_stream(device, config, options);
-  weights.embedding = dense(config.vocab_size);
-  weights.base_head = config.tie_word_embeddings ? weights.embedding : dense(config.vocab_size);
+  weights.embedding = dense(options.stream.embedding);
+  weights.base_head = config.tie_word_embeddings ? weights.embedding : dense(false);
   weights.head = weights.base_head;
   weights.final_norm = ones(device, config.hidden_size);
   for (std::uint32_t i = 0; i < config.num_layers; ++i) {

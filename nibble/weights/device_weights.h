@@ -82,8 +82,8 @@ struct LoadOptions {
 DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, const ModelConfig& config,
                            const LoadOptions& options = {});
 
-// A matrix on the device as f32, or as f16 with the scale that suits its largest magnitude.
-DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType dtype, std::string_view label);
+// A matrix as f32, or as f16 with the scale that suits its largest magnitude: on the device, or in host memory that kernels read.
+DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType dtype, std::string_view label, bool on_host = false);
 
 // Made-up weights of the right shapes and sizes, for measuring without files.
 DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, const LoadOptions& options);

@@ -6,6 +6,10 @@
 
 namespace nibble {
 
+gpu::HostMemory memory_of(const gpu::AdapterInfo& info, const StreamOptions& options) {
+  return options.memory.value_or(gpu::usual_host_memory(info));
+}
+
 Residency residency_of(const std::vector<Residency>& residency, std::uint32_t layer) {
   if (residency.empty()) return Residency::resident;
   check(layer < residency.size(), "residency", "Layer {} was asked for; the list has {}.", layer, residency.size());
@@ -16,6 +20,13 @@ std::uint32_t count_of(const std::vector<Residency>& residency, std::uint32_t la
   if (residency.empty()) return which == Residency::resident ? layers : 0;
   check(residency.size() == layers, "residency", "A list of {} layers came for a model of {}.", residency.size(), layers);
   return static_cast<std::uint32_t>(std::count(residency.begin(), residency.end(), which));
+}
+
+void check_embedding(const gpu::AdapterInfo& info, const StreamOptions& options, bool tied) {
+  if (!options.embedding) return;
+  check<UsageError>(!tied, "embedding", "The model's embedding is its head too, which every product with it reads whole; it stays on the device.");
+  check<UsageError>(gpu::supports(info, gpu::HostMemory::direct), "embedding",
+                    "Kernels of {} cannot read host memory; the embedding stays on the device.", info.name);
 }
 
 std::uint32_t stream_slots(const std::vector<Residency>& residency, std::uint32_t layers, const StreamOptions& options) {

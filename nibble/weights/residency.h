@@ -17,15 +17,21 @@ enum class Residency : std::uint8_t {
 
 // How layers are streamed.
 struct StreamOptions {
-  gpu::HostMemory memory = gpu::HostMemory::staged;
+  std::optional<gpu::HostMemory> memory = {};  // empty: what is usual for the adapter
+  bool embedding = false;   // rows of the embedding are read from host memory too; kernels must be able to read it
   std::uint32_t slots = 2;  // layers that have room on the device, at least 2: one computes while the other is on its way
 };
+
+gpu::HostMemory memory_of(const gpu::AdapterInfo& info, const StreamOptions& options);
 
 // Of a layer, from a list by layer; an empty list stands for all resident.
 Residency residency_of(const std::vector<Residency>& residency, std::uint32_t layer);
 
 // Of `layers` layers.
 std::uint32_t count_of(const std::vector<Residency>& residency, std::uint32_t layers, Residency which);
+
+// UsageError where the embedding is asked for on the host and cannot be there: `tied` is whether it is the head too.
+void check_embedding(const gpu::AdapterInfo& info, const StreamOptions& options, bool tied);
 
 // Slots that such layers have on the device: not more than there are streamed layers, and none where kernels read host memory.
 std::uint32_t stream_slots(const std::vector<Residency>& residency, std::uint32_t layers, const StreamOptions& options);

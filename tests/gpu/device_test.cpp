@@ -96,8 +96,14 @@ TEST(HostBuffer, RefusesWhatTheAdapterCannotHold) {
   EXPECT_THROW(HostBuffer(device, HostMemory::staged, device.info().limits.max_buffer + 4, "host"), UsageError);
   AdapterInfo info = device.info();
   info.limits.host_pointer_alignment = 0;
+  info.maps_card_memory = true;
   EXPECT_FALSE(supports(info, HostMemory::mapped));
   EXPECT_TRUE(supports(info, HostMemory::staged));
+  EXPECT_EQ(usual_host_memory(info), HostMemory::staged);
+  info.limits.host_pointer_alignment = 4096;
+  EXPECT_EQ(usual_host_memory(info), HostMemory::mapped);
+  info.maps_card_memory = false;
+  EXPECT_EQ(usual_host_memory(info), HostMemory::staged);
 }
 
 TEST(Device, NewTensorsAreZeroAndCounted) {
