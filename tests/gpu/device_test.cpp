@@ -1,8 +1,8 @@
 #include "nibble/base/error.h"
 #include "nibble/gpu/disk_cache.h"
-#include "nibble/gpu/host_memory.h"
 #include "nibble/gpu/readback.h"
 #include "nibble/gpu/recorder.h"
+#include "tests/gpu/scale.h"
 
 #include <gtest/gtest.h>
 
@@ -16,33 +16,6 @@
 namespace nibble::gpu {
 namespace {
 
-constexpr const char* scale_text = R"(
-struct Params { count: u32, factor: f32 }
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
-@compute @workgroup_size(64) fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                                     @builtin(local_invocation_index) lane: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + lane;
-  if (i < params.count) { y[i] = x[i] * params.factor; }
-}
-)";
-
-struct ScaleParams {
-  std::uint32_t count;
-  float factor;
-};
-
-Kernel scale_kernel(Device& device) {
-  return device.kernel("scale", "scale", "main", [] { return std::string(scale_text); });
-}
-
-void scale(Recorder& recorder, const Tensor& x, const Tensor& y, float factor) {
-  const auto count = static_cast<std::uint32_t>(x.size());
-  recorder.dispatch(scale_kernel(recorder.device()), {read(x), write(y)}, ScaleParams{count, factor},
-                    linear_grid(recorder.device(), (count + 63) / 64), {.bytes = 8.0 * count, .flops = 1.0 * count});
-}
-
 TEST(Device, RunsAKernelAndReadsBack) {
   Device device;
   std::vector<float> values(1000);
@@ -54,56 +27,6 @@ TEST(Device, RunsAKernelAndReadsBack) {
   recorder.submit();
   const auto result = device.read<float>(y);
   for (std::size_t i = 0; i < values.size(); ++i) ASSERT_EQ(result[i], 0.5f * values[i]);
-}
-
-// Of every kind that the adapter has; `direct` memory alone is read by kernels.
-TEST(HostBuffer, IsCopiedFromAndRead) {
-  Device device;
-  std::vector<float> values(1000);
-  std::iota(values.begin(), values.end(), 0.0f);
-  for (const HostMemory memory : {HostMemory::staged, HostMemory::mapped, HostMemory::direct}) {
-    EXPECT_EQ(host_memory_named(name_of(memory)), memory);
-    if (!supports(device.info(), memory)) continue;
-    const std::uint64_t on_host = device.memory().host, on_device = device.memory().current;
-    {
-      HostBuffer buffer(device, memory, 4000, "host");
-      buffer.write(std::as_bytes(std::span(values)).first(400), 0);
-      buffer.write(std::as_bytes(std::span(values)).subspan(400), 400);
-      EXPECT_THROW(buffer.write(std::as_bytes(std::span(values)).first(8), 3996), Error);
-      buffer.seal();
-      EXPECT_THROW(buffer.write(std::as_bytes(std::span(values)).first(4), 0), Error);
-      EXPECT_EQ(device.memory().host - on_host, host_buffer_bytes(device.info(), memory, 4000));
-      EXPECT_EQ(device.memory().current, on_device);
-      EXPECT_EQ(device.read<float>(buffer.tensor()), values);
-      const Tensor x(buffer.tensor().buffer(), 0, DType::f32, {1000}), y = device.tensor(DType::f32, {1000}, "y");
-      Recorder recorder(device);
-      if (memory != HostMemory::direct) {
-        EXPECT_THROW(scale(recorder, x, y, 2.0f), Error);
-        recorder.copy(x, y);
-      } else {
-        scale(recorder, x, y, 1.0f);
-      }
-      recorder.submit();
-      EXPECT_EQ(device.read<float>(y), values);
-    }
-    EXPECT_EQ(device.memory().host, on_host);
-  }
-  EXPECT_FALSE(host_memory_named("pinned").has_value());
-}
-
-TEST(HostBuffer, RefusesWhatTheAdapterCannotHold) {
-  Device device;
-  EXPECT_THROW(HostBuffer(device, HostMemory::staged, device.info().limits.max_buffer + 4, "host"), UsageError);
-  AdapterInfo info = device.info();
-  info.limits.host_pointer_alignment = 0;
-  info.maps_card_memory = true;
-  EXPECT_FALSE(supports(info, HostMemory::mapped));
-  EXPECT_TRUE(supports(info, HostMemory::staged));
-  EXPECT_EQ(usual_host_memory(info), HostMemory::staged);
-  info.limits.host_pointer_alignment = 4096;
-  EXPECT_EQ(usual_host_memory(info), HostMemory::mapped);
-  info.maps_card_memory = false;
-  EXPECT_EQ(usual_host_memory(info), HostMemory::staged);
 }
 
 TEST(Device, NewTensorsAreZeroAndCounted) {

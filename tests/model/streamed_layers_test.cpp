@@ -191,6 +191,40 @@ TEST(StreamedLayers, TakeThePlannedBytes) {
   EXPECT_EQ(plan({}).frozen_weights - plan({.residency = spread_streamed(4, 4)}).frozen_weights, 2 * nf4_layer_bytes(config));
 }
 
+// Rows of an embedding that lies in host memory; the head of these models is its own.
+TEST(StreamedLayers, ReadTheEmbeddingFromTheHost) {
+  auto& device = test::device();
+  if (test::must_skip(gpu::supports(device.info(), gpu::HostMemory::direct))) GTEST_SKIP() << "Kernels cannot read host memory.";
+  const std::string model = test::source_path("tests/golden/llama/model");
+  const ModelConfig config = read_model_config(model);
+  ASSERT_FALSE(config.tie_word_embeddings);
+  for (const ProductPath path : test::product_paths()) {
+    const auto losses = [&](const StreamOptions& stream, std::uint64_t& on_device, std::uint64_t& on_host) {
+      const gpu::MemoryUse before = device.memory();
+      const ModelState state = ModelState::load(device, model, {.path = path, .stream = stream});
+      on_device = device.memory().current - before.current, on_host = device.memory().host - before.host;
+      const ModelOptions options{.path = path, .stream = stream, .max_tokens = tokens, .max_labels = tokens, .trainable = false};
+      EXPECT_EQ(on_host, plan_memory(device, config, options, {}).host_weights);
+      Model on(state, options);
+      Batch batch;
+      for (auto* ids : {&batch.ids, &batch.labels}) {
+        for (std::uint32_t& id : *ids) id %= config.vocab_size;
+      }
+      gpu::Recorder recorder(device);
+      const Head::Loss loss = on.loss(recorder, on.upload(recorder, batch.stream()));
+      recorder.submit();
+      return device.read<float>(loss.loss);
+    };
+    std::uint64_t whole = 0, less = 0, none = 0, host = 0;
+    EXPECT_EQ(losses({}, whole, none), losses({.embedding = true}, less, host));
+    EXPECT_EQ(none, 0u);
+    const std::uint64_t table = std::uint64_t{config.vocab_size} * config.hidden_size * size_of(operand_dtype(path));
+    EXPECT_GE(host, table);
+    EXPECT_EQ(whole - less, (table + 255) / 256 * 256);
+  }
+  test::expect_error<UsageError>([] { tiny_state({.stream = {.embedding = true}}); }, "it stays on the device");
+}
+
 // What is sent, by the order of layers alone.
 class Streaming : public testing::Test {
  protected:
@@ -268,6 +302,25 @@ TEST_F(Streaming, SendsNothingTwiceWhereAPassTurns) {
       expect_seen();
     }
   }
+}
+
+TEST_F(Streaming, SendsTheNextLayerBehindTheFirstKernelOfThisOne) {
+  make(2, {0, 1, 2, 3, 4, 5, 6});
+  stream->go(LayerOrder::up);
+  stream->projections(recorder, 0);
+  EXPECT_EQ(copies(), 1u);
+  for (std::uint32_t layer = 0; layer < layers; ++layer) {
+    use(layer);
+    EXPECT_EQ(copies(), std::min(layer + 2, layers));
+  }
+  stream->go(LayerOrder::down);
+  use(6);
+  EXPECT_EQ(copies(), layers);  // layer 5 is there still
+  for (std::uint32_t layer = 6; layer-- > 0;) {
+    use(layer);
+    EXPECT_EQ(copies(), layers + std::min(6 - layer, 5u));
+  }
+  expect_seen();
 }
 
 TEST_F(Streaming, GoesRoundWithOneCopyALayer) {
