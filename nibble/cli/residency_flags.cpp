@@ -3,11 +3,15 @@
 namespace nibble::cli {
 
 void ResidencyFlags::add_to(CLI::App& verb, Cached cached) {
-  const bool offered = cached == Cached::offered;
+  const bool offered = cached == Cached::offered, planned = name == "auto";
+  std::vector<std::string> names = {"resident", "streamed"};
+  if (offered) names.insert(names.begin() + 1, "cached");
+  if (planned) names.insert(names.begin(), "auto");
   verb.add_option("--residency", name,
                   std::string("Weights of the layers. resident: NF4 in GPU memory") + (offered ? "; cached: decoded once and kept there too" : "") +
-                      "; streamed: NF4 in host memory,\nsent to the GPU layer by layer, one on its way while another computes")
-      ->check(offered ? CLI::IsMember({"resident", "cached", "streamed"}) : CLI::IsMember({"resident", "streamed"}))
+                      "; streamed: NF4 in host memory,\nsent to the GPU layer by layer, one on its way while another computes" +
+                      (planned ? "; auto: resident, and as many layers streamed as memory needs" : ""))
+      ->check(CLI::IsMember(names))
       ->capture_default_str();
   verb.add_option("--stream-layers", layers, "Stream so many layers alone, evenly spread, and keep the others as --residency says, or resident")
       ->check(CLI::Range(0u, 100000u));
@@ -26,6 +30,11 @@ void ResidencyFlags::add_to(CLI::App& verb, Cached cached) {
 
 Residency ResidencyFlags::residency() const {
   return name == "cached" ? Residency::cached : name == "streamed" ? Residency::streamed : Residency::resident;
+}
+
+std::optional<Residency> ResidencyFlags::choice() const {
+  if (name == "auto") return {};
+  return residency();
 }
 
 StreamOptions ResidencyFlags::stream() const {

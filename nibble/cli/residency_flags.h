@@ -21,6 +21,8 @@ struct ResidencyFlags {
   void add_to(CLI::App& verb, Cached cached);
 
   Residency residency() const;
+  // Empty where it is left to a plan ("auto", of verbs that set it as the default).
+  std::optional<Residency> choice() const;
   StreamOptions stream() const;
   std::vector<Residency> of(std::uint32_t num_layers) const { return choose_residency(num_layers, residency(), layers); }
 };

@@ -135,7 +135,8 @@ int run(const VerifyFlags& flags) {
   const ModelState state = ModelState::load(device, flags.model, {.path = path, .adapter = flags.adapter, .residency = residency,
                                                                   .stream = flags.residency.stream()});
   const std::uint32_t tokens = golden_tokens(golden);
-  Model model(state, {.residency = residency, .gradient_checkpointing = flags.gradient_checkpointing, .max_tokens = tokens, .max_labels = tokens,
+  const Activations activations = flags.gradient_checkpointing ? Activations::recompute : Activations::keep;
+  Model model(state, {.residency = residency, .activations = {activations}, .max_tokens = tokens, .max_labels = tokens,
                       .head_chunk = flags.head_chunk});
   const bool passes = holds_preferences(golden)
                           ? finish(compare_preferences_with_golden(model, golden), flags, device.info(), path)

@@ -86,11 +86,7 @@ DecodeLayers::DecodeLayers(gpu::Device& device, const ModelConfig& config, const
 std::uint64_t DecodeLayers::bytes(const gpu::Device& device, const ModelConfig& config, std::uint32_t rank, std::uint32_t most_tokens) {
   std::uint64_t bytes = qkv_attention_room_bytes(device, attention_shape(config, most_tokens));
   Room unused;
-  visit(unused, config, most_tokens, rank, [&](Tensor&, Dims dims) {
-    std::uint64_t size = 4;
-    for (const std::uint32_t dim : dims) size *= dim;
-    bytes += size;
-  });
+  visit(unused, config, most_tokens, rank, [&](Tensor&, Dims dims) { bytes += gpu::buffer_bytes(DType::f32, dims); });
   return bytes;
 }
 

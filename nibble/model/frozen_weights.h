@@ -37,9 +37,11 @@ class DecodedRows {
 // Decodes NF4 projections for products.
 class FrozenWeights {
  public:
-  FrozenWeights(gpu::Device& device, const DeviceWeights& weights, ProductPath path, const std::vector<Residency>& residency);
+  // With `one_room` the projections of the layers that are not cached are decoded into the same room.
+  FrozenWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config, ProductPath path,
+                const std::vector<Residency>& residency, bool one_room);
 
-  // Valid until the same projection of another layer is asked for.
+  // Valid until the next is asked for.
   Weight projection(gpu::Recorder& recorder, std::uint32_t layer, Projection p);
 
   // Its transposed copy (in, out), which f32 products read instead; empty where the state has none or the path is another.
@@ -51,8 +53,8 @@ class FrozenWeights {
   // The projection in NF4. Valid until one of another layer is asked for.
   Nf4 nf4(gpu::Recorder& recorder, std::uint32_t layer, Projection p) const;
 
-  // Bytes of the decoded copies under a residency by layer.
-  static std::uint64_t decoded_bytes(const ModelConfig& config, ProductPath path, const std::vector<Residency>& residency);
+  // What the decoded copies take of the device's memory.
+  static std::uint64_t bytes(const ModelConfig& config, ProductPath path, const std::vector<Residency>& residency, bool one_room);
 
  private:
   struct Slot {
@@ -63,6 +65,7 @@ class FrozenWeights {
   const DeviceWeights& weights_;
   ProductPath path_;
   DecodedRows rows_;
+  bool one_room_;
   std::vector<std::array<Slot, 7>> slots_;  // by row
 };
 

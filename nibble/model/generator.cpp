@@ -56,7 +56,8 @@ std::uint32_t few_of(const ModelConfig& config, const GeneratorOptions& options)
 }
 
 LayersOptions layers_options(ProductPath path, std::uint32_t tokens, std::uint32_t rank) {
-  return {.path = path, .residency = {}, .max_tokens = tokens, .rank = rank, .trainable = false, .keeps_all = false};
+  return {.path = path, .residency = {}, .max_tokens = tokens, .rank = rank, .trainable = false,
+          .activations = {Activations::recompute}};
 }
 
 }  // namespace
@@ -99,12 +100,13 @@ std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& con
                                std::uint32_t rank) {
   const std::uint32_t piece = piece_of(device.info(), config, options), few = few_of(config, options);
   const LayersBytes layers = layers_bytes(device, config, layers_options(options.path, piece, rank));
-  const std::uint64_t keys = 8ull * std::max(options.sequences, 1u) * config.num_layers * config.num_kv_heads *
-                             key_capacity(config, options) * config.head_dim;
-  return layers.decoded_weights + layers.activations + layers.scratch + Head::bytes(device, config, head_options(options)) + keys +
+  const std::uint32_t most = std::max(piece, few);
+  const std::uint64_t cache = 4ull * std::max(options.sequences, 1u) * config.num_kv_heads * key_capacity(config, options) * config.head_dim;
+  return layers.decoded_weights + layers.activations + layers.scratch + Head::bytes(device, config, head_options(options)) +
+         2 * config.num_layers * gpu::buffer_bytes(cache) +
          (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, few) : 0) +
-         std::uint64_t{std::max(piece, few)} * 8 * config.hidden_size + 4ull * stream_parts * part_of_stream(std::max(piece, few)) +
-         4ull * capacity_of(config, options) * config.head_dim;
+         2 * gpu::buffer_bytes(DType::f32, {most, config.hidden_size}) + gpu::buffer_bytes(4ull * stream_parts * part_of_stream(most)) +
+         gpu::buffer_bytes(4ull * capacity_of(config, options) * config.head_dim);
 }
 
 void Generator::use_adapter(bool use) {

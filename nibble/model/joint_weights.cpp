@@ -19,16 +19,45 @@ std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& co
   return fits ? tile : 0;
 }
 
+namespace {
+
+std::uint32_t largest_joint(const ModelConfig& config) {
+  std::uint32_t largest = 0;
+  for (const Joint joint : all_joints) largest = std::max(largest, joint_dims(config, joint).out * joint_dims(config, joint).in);
+  return largest;
+}
+
+}  // namespace
+
 JointWeights::JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config,
-                           const std::vector<Residency>& residency, std::uint32_t tokens)
-    : weights_(weights), rows_(residency, config.num_layers), tile_(joint_weight_tile(device, config, tokens)) {
+                           const std::vector<Residency>& residency, bool one_room, std::uint32_t tokens)
+    : weights_(weights), rows_(residency, config.num_layers), one_room_(one_room), tile_(joint_weight_tile(device, config, tokens)) {
   slots_.resize(rows_.count());
-  for (auto& row : slots_) {
+  for (std::uint32_t row = 0; row < rows_.count(); ++row) {
+    const bool together = one_room && rows_.shared(row);
+    const Tensor room = together ? device.tensor(DType::f16, {largest_joint(config)}, "decoded projections") : Tensor{};
     for (const Joint joint : all_joints) {
       const auto [out, in] = joint_dims(config, joint);
-      row[static_cast<std::size_t>(joint)].data = device.tensor(DType::f16, {out, in}, "decoded projections");
+      slots_[row][static_cast<std::size_t>(joint)].data =
+          together ? room.view({out, in}) : device.tensor(DType::f16, {out, in}, "decoded projections");
     }
   }
+}
+
+std::uint64_t JointWeights::bytes(const ModelConfig& config, const std::vector<Residency>& residency, bool one_room) {
+  const DecodedRows rows(residency, config.num_layers);
+  std::uint64_t bytes = 0;
+  for (std::uint32_t row = 0; row < rows.count(); ++row) {
+    if (one_room && rows.shared(row)) {
+      bytes += gpu::buffer_bytes(DType::f16, {largest_joint(config)});
+      continue;
+    }
+    for (const Joint joint : all_joints) {
+      const auto [out, in] = joint_dims(config, joint);
+      bytes += gpu::buffer_bytes(DType::f16, {out, in});
+    }
+  }
+  return bytes;
 }
 
 namespace {
@@ -65,6 +94,9 @@ Weight JointWeights::weight(gpu::Recorder& recorder, std::uint32_t layer, Joint 
       decode(matrix, {.data = slot.data.rows(first, first + matrix.out), .scale = whole.scale});
       first += matrix.out;
     }
+  }
+  if (one_room_ && rows_.shared(row)) {
+    for (Slot& other : slots_[row]) other.layer = UINT32_MAX;
   }
   slot.layer = layer;
   slot.turned = whole.turned;

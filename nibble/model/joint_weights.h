@@ -19,11 +19,13 @@ std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& co
 // Decodes NF4 projections to f16, joint.
 class JointWeights {
  public:
-  // For batches of at most `tokens`.
+  // For batches of at most `tokens`. With `one_room` the joints of the layers that are not cached are decoded into the same room.
   JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config,
-               const std::vector<Residency>& residency, std::uint32_t tokens);
+               const std::vector<Residency>& residency, bool one_room, std::uint32_t tokens);
+  // What that takes of the device's memory.
+  static std::uint64_t bytes(const ModelConfig& config, const std::vector<Residency>& residency, bool one_room);
 
-  // For products of this layout. Valid until the same joint of another layer, or for the other layout, is asked for.
+  // For products of this layout. Valid until the next is asked for.
   Weight weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout);
 
   // The power of two that brings the largest magnitude to [1/2, 1): with rows of operands below 2^14, products then stay within
@@ -39,6 +41,7 @@ class JointWeights {
 
   const DeviceWeights& weights_;
   DecodedRows rows_;
+  bool one_room_;
   std::uint32_t tile_;
   std::vector<std::array<Slot, 4>> slots_;  // by row
 };

@@ -57,9 +57,14 @@ void record_base(gpu::Recorder& recorder, const LinearContext& context, const Li
 
 }  // namespace
 
-void record(gpu::Recorder& recorder, const LinearContext& context, const LinearForward& op) {
+void record(gpu::Recorder& recorder, const LinearContext& context, const LinearNarrow& op) {
   const LoraSlot* slot = slot_at(context, op.site);
   if (slot) record(recorder, LoraDown{.x = op.x, .a = slot->a, .h = op.h, .dropout = dropout_at(context.dropout, op.site)});
+}
+
+void record(gpu::Recorder& recorder, const LinearContext& context, const LinearForward& op) {
+  const LoraSlot* slot = slot_at(context, op.site);
+  record(recorder, context, LinearNarrow{.site = op.site, .x = op.x, .h = op.h});
   const bool direct = reads_nf4(recorder, context, op.site), term = direct && takes_term(slot);
   if (direct) {
     Nf4Product product{.x = op.x.data, .w = context.frozen->nf4(recorder, op.site.layer, op.site.projection), .y = op.y,

@@ -3,6 +3,7 @@
 #include "nibble/base/error.h"
 #include "nibble/base/rng.h"
 #include "nibble/train/optimizer.h"
+#include "nibble/train/step_work.h"
 
 #include <algorithm>
 #include <chrono>
@@ -13,29 +14,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-// Multiplications and additions of one token.
-struct TokenFlops {
-  double projections = 0;  // of all layers, one pass
-  double adapters = 0;     // one pass
-  double attention = 0;    // one pass, half the square
-  double head = 0;         // one pass
-  int head_passes = 2;     // three where it is trained
-
-  TokenFlops(const ModelConfig& config, std::uint32_t rank, std::uint32_t length, bool trains_head)
-      : head_passes(trains_head ? 3 : 2) {
-    for (const Projection p : all_projections) {
-      const auto [out, in] = projection_dims(config, p);
-      projections += 2.0 * out * in * config.num_layers;
-      adapters += 2.0 * rank * (out + in) * config.num_layers;
-    }
-    attention = 2.0 * length * config.num_heads * config.head_dim * config.num_layers;
-    head = 2.0 * config.vocab_size * config.hidden_size;
-  }
-  // Backward: the frozen products once, those of the adapters twice, attention 2.5 times.
-  double step() const { return 2 * projections + 3 * adapters + 3.5 * attention + head_passes * head; }
-  double again() const { return projections + adapters + attention; }
-};
 
 struct MadeUpBatch {
   std::vector<std::uint32_t> tokens, position, begin, end, label_rows, labels;
@@ -109,7 +87,8 @@ class Stepper {
   Stepper(ModelState& state, const StepBenchOptions& options)
       : device_(state.device()),
         state_(state),
-        model_(state, {.residency = options.residency, .stream = options.stream, .gradient_checkpointing = options.gradient_checkpointing,
+        model_(state, {.residency = options.residency, .stream = options.stream, .activations = options.activations,
+                       .one_decoded_room = options.one_decoded_room, .offloaded_inputs = options.offloaded_inputs,
                        .max_tokens = options.tokens(), .max_labels = options.tokens(), .head_chunk = options.head_chunk}),
         lora_(*state.lora_mirror().train()),
         optimizer_(device_, {}),
@@ -171,13 +150,14 @@ StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options)
   for (std::uint32_t i = 0; i < options.steps; ++i) result.seconds.push_back(stepper.step());
   result.record_seconds = stepper.record_seconds;
   result.kernels = profile_of_one(device.profile(), before, options.steps);
-  const TokenFlops flops(options.config, options.lora_rank, options.length, options.head.has_value());
-  result.required_flops = options.tokens() * flops.step();
-  result.flops = result.required_flops + (options.gradient_checkpointing ? options.tokens() * flops.again() : 0.0);
+  const StepWork work(options.config, options.lora_rank, options.length, options.head.has_value());
+  result.required_flops = options.tokens() * work.step();
+  result.flops = result.required_flops + options.tokens() * work.again(options.activations);
   result.peak_bytes = device.memory().peak;
   result.host_bytes = device.memory().host;
   result.copied_bytes = (copied_bytes(state) - copied) / options.steps;
   result.least_copy_seconds = static_cast<double>(result.copied_bytes) * copy_seconds_a_byte(state);
+  result.driver_bytes = device.driver_memory();
   result.loss = stepper.mean_loss();
   return result;
 }

@@ -196,6 +196,32 @@ TEST(BenchStep, RefusesAnUnknownShape) {
   EXPECT_NE(result.err.find("qwen3-4b"), std::string::npos) << result.err;
 }
 
+// What a limit leaves is planned, held and about what is measured; the least that is named without one is less.
+TEST(BenchStep, KeepsToALimit) {
+  const std::vector<std::string> step{"bench", "step", "--gpu", "0", "--model", tiny_model, "--batch", "8", "--length", "64",
+                                      "--steps", "1", "--compute", "f32", "--json", "-"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), step.begin(), step.end());
+    const auto result = run_nibble(more);
+    EXPECT_EQ(result.code, 0) << result.err;
+    return parse_json(result.out, "output")["rows"][0];
+  };
+  const Json whole = with({}), plan = whole["plan"];
+  const std::uint64_t all = plan["bytes"], activations = plan["classes"]["activations"], limit = all - activations / 2;
+  const Json row = with({"--vram-limit", std::to_string(limit)});
+  for (const Json* one : {&whole, &row}) {
+    const double planned = (*one)["plan"]["bytes"], measured = (*one)["memory_bytes"];
+    EXPECT_LE(measured, planned);
+    EXPECT_GE(measured, 0.98 * planned);
+  }
+  EXPECT_LE(row["plan"]["bytes"].get<std::uint64_t>(), limit);
+  EXPECT_NEAR(row["loss"].get<double>(), whole["loss"].get<double>(), 1e-4);
+  EXPECT_EQ(with({"--vram-limit", std::to_string(limit), "--plan"})["plan"], row["plan"]);
+  std::vector<std::string> small = step;
+  small.insert(small.end(), {"--vram-limit", "1MiB"});
+  EXPECT_EQ(run_nibble(small).code, 2);
+}
+
 test::ProgramResult bench_attention(const std::string& compute) {
   return run_nibble({"bench", "attention", "--gpu", "0", "--model", tiny_model, "--batch", "1", "3", "--length", "70", "--repeats",
                      "1", "--compute", compute, "--peak-tflops", "2", "--peak-gbs", "20", "--profile", "--json", "-"});

@@ -1,6 +1,6 @@
 #include "nibble/base/error.h"
 #include "nibble/model/generator.h"
-#include "nibble/model/model.h"
+#include "nibble/model/memory_plan.h"
 #include "nibble/weights/nf4_room.h"
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
@@ -47,7 +47,7 @@ struct Setting {
   ProductPath path = ProductPath::f32;
   std::vector<Residency> residency = {};
   StreamOptions stream = {};
-  bool gradient_checkpointing = false;
+  ActivationChoices activations = {};
 };
 
 StateOptions state_options(const Setting& setting) {
@@ -72,7 +72,7 @@ struct Result {
 Result result_of(const Setting& setting) {
   auto& device = test::device();
   const ModelState state = tiny_state(setting);
-  Model model(state, {.residency = setting.residency, .gradient_checkpointing = setting.gradient_checkpointing, .max_tokens = tokens,
+  Model model(state, {.residency = setting.residency, .activations = setting.activations, .max_tokens = tokens,
                       .max_labels = tokens});
   const LoraWeights& lora = *state.lora_mirror().train();
   const Batch batch;
@@ -97,11 +97,11 @@ TEST(StreamedLayers, AreTheSameBits) {
     SCOPED_TRACE(test::name_of(path));
     const Result whole = result_of({.path = path});
     ASSERT_GT(*std::max_element(whole.gradients.begin(), whole.gradients.end()), 0.0f);
-    for (const bool checkpointing : {false, true}) {
-      SCOPED_TRACE(checkpointing);
-      EXPECT_TRUE(whole == result_of({.path = path, .residency = spread_streamed(4, 4), .gradient_checkpointing = checkpointing}));
+    for (const Activations choice : {Activations::keep, Activations::recompute_mlp, Activations::recompute}) {
+      SCOPED_TRACE(static_cast<int>(choice));
+      EXPECT_TRUE(whole == result_of({.path = path, .residency = spread_streamed(4, 4), .activations = {choice}}));
       EXPECT_TRUE(whole == result_of({.path = path, .residency = {streamed, cached, streamed, streamed},
-                                      .gradient_checkpointing = checkpointing}));
+                                      .activations = {choice}}));
     }
   }
 }
@@ -188,7 +188,7 @@ TEST(StreamedLayers, TakeThePlannedBytes) {
       EXPECT_EQ(on_host > 0, true);
     }
   }
-  EXPECT_EQ(plan({}).frozen_weights - plan({.residency = spread_streamed(4, 4)}).frozen_weights, 2 * nf4_layer_bytes(config));
+  EXPECT_EQ(plan({}).frozen_weights - plan({.residency = spread_streamed(4, 4)}).frozen_weights, 2 * gpu::buffer_bytes(nf4_layer_bytes(config)));
 }
 
 // Rows of an embedding that lies in host memory; the head of these models is its own.
