@@ -1,4 +1,5 @@
 #include "nibble/cli/bench.h"
+#include "nibble/cli/residency_flags.h"
 #include "nibble/model/generator_bench.h"
 #include "nibble/report/progress.h"
 
@@ -10,6 +11,7 @@ namespace {
 struct GenerateFlags {
   BenchFlags bench;
   ShapeFlags shape;
+  ResidencyFlags residency;
   std::vector<std::uint32_t> prompt_length = {512};
   GeneratorBenchOptions generator;
 };
@@ -60,7 +62,13 @@ Json row_of(const GenerateFlags& flags, const GeneratorBenchResult& r, const Pea
 
 int run(GenerateFlags flags) {
   flags.generator.config = flags.shape.config();
-  BenchReport report("generate", flags.bench, {{"model", flags.shape.label()}, {"lora_rank", flags.generator.lora_rank}});
+  flags.generator.residency = flags.residency.of(flags.generator.config.num_layers);
+  flags.generator.stream = flags.residency.stream();
+  const std::uint32_t streamed = count_of(flags.generator.residency, flags.generator.config.num_layers, Residency::streamed);
+  BenchReport report("generate", flags.bench, {{"model", flags.shape.label()},
+                                               {"lora_rank", flags.generator.lora_rank},
+                                               {"streamed_layers", streamed},
+                                               {"stream_memory", flags.residency.memory}});
   bool passed = true;
   for (const std::uint32_t length : flags.prompt_length) {
     flags.generator.prompt_length = length;
@@ -96,6 +104,7 @@ void add_bench_generate(CLI::App& bench, Action& action) {
       ->capture_default_str()->check(CLI::Range(0, 256));
   generate->add_option("--repeats", flags->generator.repeats, "Timed texts; the median is shown")
       ->capture_default_str()->check(CLI::Range(1, 1000));
+  flags->residency.add_to(*generate, ResidencyFlags::Cached::left_out);
   flags->bench.add_to(*generate);
   generate->callback([flags, &action] { action = [flags] { return run(*flags); }; });
 }

@@ -1,5 +1,7 @@
 #include "nibble/cli/bench.h"
+#include "nibble/cli/residency_flags.h"
 #include "nibble/report/progress.h"
+#include "nibble/train/placement.h"
 #include "nibble/train/step_bench.h"
 
 #include <fmt/format.h>
@@ -12,25 +14,110 @@ struct StepFlags {
   ShapeFlags shape;
   std::vector<std::uint32_t> batch = {1}, length = {512};
   StepBenchOptions step;
-  bool cached = false, train_head = false;
+  ResidencyFlags residency{.name = "auto"};
+  std::optional<std::uint32_t> offload_inputs;
+  bool train_head = false, plan_alone = false;
+  std::string gradient_checkpointing, shared_decode = "auto", vram_limit;
   std::string head_moments = "f32", head_state = "device";
 };
+
+// Without a limit nothing is given up unless it is asked for.
+std::string checkpointing_word(const StepFlags& flags) {
+  if (!flags.gradient_checkpointing.empty()) return flags.gradient_checkpointing;
+  return flags.vram_limit.empty() ? "off" : "auto";
+}
+
+// The options of a training run that a plan looks at.
+TrainOptions train_options(const StepFlags& flags) {
+  TrainOptions options;
+  options.lora.rank = flags.step.lora_rank;
+  options.max_length = flags.step.length;
+  options.gradient_checkpointing = checkpointing_of(checkpointing_word(flags));
+  options.residency = flags.residency.choice();
+  options.stream_layers = flags.residency.layers;
+  options.stream = flags.residency.stream();
+  if (flags.shared_decode != "auto") options.shared_decode = flags.shared_decode == "on";
+  if (!flags.vram_limit.empty()) options.vram_limit = memory_limit_of(flags.vram_limit);
+  options.offload_inputs = flags.offload_inputs;
+  if (!options.vram_limit.said() && !flags.offload_inputs) options.offload_inputs = 0;
+  options.head_chunk = flags.step.head_chunk;
+  options.train_head = flags.train_head;
+  if (!flags.train_head) return options;
+  options.head_moments = flags.head_moments == "8bit" ? HeadMoments::eight_bit : HeadMoments::f32;
+  options.head_state = flags.head_state == "host" ? MemoryPlace::host : MemoryPlace::device;
+  return options;
+}
+
+// Plans the step under --vram-limit, which the device then holds.
+Placement plan_step(gpu::Device& device, StepFlags& flags) {
+  const TrainOptions options = train_options(flags);
+  const MemoryBudget budget = options.vram_limit.said() ? memory_budget(options, device.info()) : MemoryBudget{};
+  StepBenchOptions& step = flags.step;
+  const Placement placement = place(options, device, step.config, step.path, {.tokens = step.tokens(), .labels = step.tokens()}, budget,
+                                    usual_rates(device.info(), step.path));
+  device.limit_memory(budget.bytes);
+  step.residency = placement.model.residency;
+  step.stream = placement.model.stream;
+  step.activations = placement.model.activations;
+  step.one_decoded_room = placement.model.one_decoded_room;
+  step.offloaded_inputs = placement.model.offloaded_inputs;
+  step.head_chunk = placement.model.head_chunk;
+  step.head = placement.head;
+  return placement;
+}
+
+Json plan_json(const StepFlags& flags, const Placement& placement) {
+  const MemoryPlan& m = placement.memory;
+  return {{"bytes", m.total()},
+          {"classes", {{"frozen_weights", m.frozen_weights}, {"decoded_weights", m.decoded_weights}, {"adapters", m.adapters},
+                       {"layer_inputs", m.layer_inputs}, {"activations", m.activations}, {"scratch", m.scratch}, {"head", m.head},
+                       {"trained_head", m.trained_head}, {"workspace", m.workspace}}},
+          {"host_bytes", m.host_total()},
+          {"layers", describe(placement.model.activations, flags.step.config.num_layers)},
+          {"offloaded_inputs", placement.model.offloaded_inputs},
+          {"one_decoded_room", placement.model.one_decoded_room},
+          {"head_chunk", placement.model.head_chunk},
+          {"embedding_on_host", placement.model.stream.embedding},
+          {"streamed", count_of(placement.model.residency, flags.step.config.num_layers, Residency::streamed)}};
+}
 
 Json settings_of(const StepFlags& flags) {
   return {{"model", flags.shape.label()},
           {"lora_rank", flags.step.lora_rank},
-          {"gradient_checkpointing", flags.step.gradient_checkpointing},
-          {"cached", flags.cached},
+          {"gradient_checkpointing", checkpointing_word(flags)},
+          {"residency", flags.residency.name},
+          {"stream_memory", flags.residency.memory},
+          {"stream_slots", flags.residency.slots},
+          {"embedding_memory", flags.residency.embedding},
           {"head", flags.train_head ? Json{{"moments", flags.head_moments}, {"state", flags.head_state}} : Json()},
           {"profile", flags.bench.device.profile}};
 }
 
+std::string residency_text(const StepFlags& flags) {
+  const std::uint32_t streamed = count_of(flags.residency.of(flags.step.config.num_layers), flags.step.config.num_layers, Residency::streamed);
+  std::string text = flags.residency.name == "cached" ? ", cached" : "";
+  if (flags.residency.embedding == "host") text += ", embedding on the host";
+  if (streamed > 0) text += fmt::format(", {} of {} layers streamed ({})", streamed, flags.step.config.num_layers, flags.residency.memory);
+  return text;
+}
+
 void print_head(std::FILE* out, const StepFlags& flags) {
   fmt::print(out, "{}, rank {}{}{}\n", flags.shape.label(), flags.step.lora_rank,
-             flags.step.gradient_checkpointing ? ", gradient checkpointing" : "",
+             (checkpointing_word(flags) == "off" ? "" : ", gradient checkpointing " + checkpointing_word(flags)) + residency_text(flags),
              flags.train_head ? fmt::format(", head trained ({}, {})", flags.head_moments, flags.head_state) : "");
   fmt::print(out, "{:>12} {:>10} {:>9} {:>17} {:>10} {:>8} {:>8} {:>10} {:>8}\n", "batch x len", "tokens/s", "step ms",
              "from - to", "record ms", "TFLOP/s", "of peak", "memory", "loss");
+}
+
+// What was sent to the GPU, in the least time that copies alone take.
+void print_copies(std::FILE* out, const StepBenchResult& r) {
+  if (r.host_bytes == 0) return;
+  fmt::print(out, "{:>12} {} in host memory", "", human_bytes(r.host_bytes));
+  if (r.copied_bytes > 0) {
+    fmt::print(out, ", {} copied a step: {:.2f} ms at least, {:.1f} GB/s", human_bytes(r.copied_bytes), r.least_copy_seconds * 1e3,
+               static_cast<double>(r.copied_bytes) / r.least_copy_seconds * 1e-9);
+  }
+  fmt::print(out, "\n");
 }
 
 void print_row(std::FILE* out, const StepFlags& flags, const StepBenchResult& r, const Spread& seconds, const Peaks& peaks) {
@@ -43,13 +130,39 @@ void print_row(std::FILE* out, const StepFlags& flags, const StepBenchResult& r,
   std::fflush(out);
 }
 
+void print_choice(std::FILE* out, const StepFlags& flags, const Placement& placement) {
+  const std::uint32_t layers = flags.step.config.num_layers;
+  const MemoryPlan& m = placement.memory;
+  fmt::print(out, "{:>12} {} planned: weights {}, decoded {}, adapter {}, layer inputs {}, activations {}, scratch {}, head {}\n",
+             flags.plan_alone ? fmt::format("{} x {}", flags.step.batch, flags.step.length) : "", human_bytes(m.total()),
+             human_bytes(m.frozen_weights), human_bytes(m.decoded_weights), human_bytes(m.adapters), human_bytes(m.layer_inputs),
+             human_bytes(m.activations), human_bytes(m.scratch + m.workspace), human_bytes(m.head + m.trained_head));
+  fmt::print(out, "{:>12} of {} layers {}; {} streamed, inputs of {} offloaded, decoded into {}, logits of {} rows at a time; RAM {}\n", "", layers,
+             describe(placement.model.activations, layers), count_of(placement.model.residency, layers, Residency::streamed),
+             placement.model.offloaded_inputs, placement.model.one_decoded_room ? "one room" : "a room each", placement.model.head_chunk, human_bytes(m.host_total()));
+}
+
+void time_row(gpu::Device& device, const StepFlags& flags, Json& row, std::FILE* table, const Peaks& peaks) {
+  const StepBenchResult r = bench_step(device, flags.step);
+  const Spread seconds = spread_of(r.seconds);
+  print_row(table, flags, r, seconds, peaks);
+  print_copies(table, r);
+  row.update(Json{{"tokens_per_second", static_cast<double>(r.tokens) / seconds.median},
+                  {"record_seconds", r.record_seconds},
+                  {"flops", r.flops},
+                  {"required_flops", r.required_flops},
+                  {"memory_bytes", r.peak_bytes},
+                  {"host_bytes", r.host_bytes},
+                  {"copied_bytes", r.copied_bytes},
+                  {"least_copy_seconds", r.copied_bytes > 0 ? Json(r.least_copy_seconds) : Json()},
+                  {"driver_bytes", r.driver_bytes ? Json(*r.driver_bytes) : Json()},
+                  {"loss", r.loss},
+                  {"kernels", print_kernels(table, r.kernels, peaks)}});
+  put_rates(row, seconds, r.flops, 0, peaks);
+}
+
 int run(StepFlags flags) {
   flags.step.config = flags.shape.config();
-  flags.step.residency = flags.cached ? Residency::cached : Residency::resident;
-  if (flags.train_head) {
-    flags.step.head = {.moments = flags.head_moments == "8bit" ? HeadMoments::eight_bit : HeadMoments::f32,
-                       .place = flags.head_state == "host" ? MemoryPlace::host : MemoryPlace::device};
-  }
   BenchReport report("step", flags.bench, settings_of(flags));
   const std::size_t rows = std::max(flags.batch.size(), flags.length.size());
   for (std::size_t i = 0; i < rows; ++i) {
@@ -60,20 +173,14 @@ int run(StepFlags flags) {
     const Peaks peaks = flags.bench.peaks(device.info());
     report.begin(device, flags.step.path);
     if (i == 0) print_head(report.table(), flags);
-    const StepBenchResult r = bench_step(device, flags.step);
-    const Spread seconds = spread_of(r.seconds);
-    print_row(report.table(), flags, r, seconds, peaks);
+    StepFlags row_flags = flags;
+    const Placement placement = plan_step(device, row_flags);
     Json row = {{"shape", fmt::format("{}x{}", flags.step.batch, flags.step.length)},
                 {"batch", flags.step.batch},
                 {"length", flags.step.length},
-                {"tokens_per_second", static_cast<double>(r.tokens) / seconds.median},
-                {"record_seconds", r.record_seconds},
-                {"flops", r.flops},
-                {"required_flops", r.required_flops},
-                {"memory_bytes", r.peak_bytes},
-                {"loss", r.loss},
-                {"kernels", print_kernels(report.table(), r.kernels, peaks)}};
-    put_rates(row, seconds, r.flops, 0, peaks);
+                {"plan", plan_json(row_flags, placement)}};
+    if (!flags.plan_alone) time_row(device, row_flags, row, report.table(), peaks);
+    if (flags.plan_alone || !flags.vram_limit.empty()) print_choice(report.table(), row_flags, placement);
     report.add(std::move(row));
   }
   report.finish();
@@ -93,8 +200,16 @@ void add_bench_step(CLI::App& bench, Action& action) {
   step->add_option("--length", flags->length, "Tokens of a segment; several values give several rows")->capture_default_str();
   step->add_option("--lora-rank", flags->step.lora_rank, "Rank of the adapters")->capture_default_str()->check(CLI::Range(1, 256));
   step->add_option("--steps", flags->step.steps, "Timed steps; the median is shown")->capture_default_str()->check(CLI::Range(1, 1000));
-  step->add_flag("--gradient-checkpointing", flags->step.gradient_checkpointing, "Keep each layer's input alone");
-  step->add_flag("--cached", flags->cached, "Keep the decoded weights in memory");
+  step->add_option("--gradient-checkpointing", flags->gradient_checkpointing,
+                   "What is computed again: off, mlp (the MLP's half of each layer), on (all but each layer's input; meant where no\n"
+                   "word follows), auto (under --vram-limit what it needs). Not given: auto under --vram-limit, else off")
+      ->expected(0, 1)->default_str("on")->check(CLI::IsMember({"off", "mlp", "on", "auto"}));
+  step->add_option("--vram-limit", flags->vram_limit, "GPU memory that the step may take, as 2GiB; see nibble train");
+  step->add_flag("--plan", flags->plan_alone, "Show the memory that the step would take, class by class, and time nothing");
+  step->add_option("--shared-decode", flags->shared_decode, "Decode a layer's projections into the same memory: on, off, or auto by the limit")
+      ->check(CLI::IsMember({"auto", "on", "off"}))->capture_default_str();
+  step->add_option("--offload-inputs", flags->offload_inputs, "Layers whose input lies in host memory between the passes");
+  flags->residency.add_to(*step, ResidencyFlags::Cached::offered);
   step->add_option("--head-chunk", flags->step.head_chunk, "Rows of logits at a time");
   step->add_flag("--train-head", flags->train_head, "Train the head too");
   step->add_option("--head-moments", flags->head_moments, "Its moments")->check(CLI::IsMember({"f32", "8bit"}))->capture_default_str();

@@ -4,6 +4,7 @@
 #include "nibble/cli/device_flags.h"
 #include "nibble/cli/eval_labels.h"
 #include "nibble/cli/eval_pairs.h"
+#include "nibble/cli/residency_flags.h"
 #include "nibble/cli/row_flags.h"
 #include "nibble/io/json.h"
 #include "nibble/model/model.h"
@@ -25,6 +26,7 @@ struct EvalFlags {
   bool rows = false, json = false;
   LabelFlags labels;
   DeviceFlags device;
+  ResidencyFlags residency;
 };
 
 // `set` is what was evaluated.
@@ -74,6 +76,7 @@ int run(EvalFlags flags) {
   const ModelState state =
       ModelState::load(device, through_cache(flags.options.model, flags.options.cache_dir, progress),
                        {.path = path, .adapter = flags.adapter, .trainable = false,
+                        .residency = flags.residency.of(config.num_layers), .stream = flags.residency.stream(),
                         .progress = [&](double done) { progress.part("Loading the model", done); }});
   Model model(state, {.max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = flags.options.head_chunk,
                       .trainable = false});
@@ -123,6 +126,7 @@ void add_eval(CLI::App& app, Action& action) {
   verb->add_option("--format", flags->form, "Form of the rows; auto detects it")->capture_default_str();
   verb->add_flag("--skip-bad-rows", flags->options.skip_bad_rows, "Leave out rows that cannot be used");
   verb->add_option("--head-chunk", flags->options.head_chunk, "Rows of logits at a time");
+  flags->residency.add_to(*verb, ResidencyFlags::Cached::left_out);
   flags->labels.add_to(*verb);
   flags->device.add_to(*verb, DeviceFlags::AdapterOption::names_lora);
   verb->callback([flags, &action] { action = [flags] { return run(*flags); }; });

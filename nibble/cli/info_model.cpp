@@ -2,7 +2,7 @@
 #include "nibble/base/nf4_table.h"
 #include "nibble/cli/info.h"
 #include "nibble/io/json.h"
-#include "nibble/model/model.h"
+#include "nibble/model/memory_plan.h"
 #include "nibble/report/progress.h"
 #include "nibble/text/chat_template.h"
 #include "nibble/text/tokenizer.h"
@@ -74,7 +74,7 @@ std::vector<Estimate> estimates(const gpu::Device& device, ProductPath path, con
     const std::uint32_t length = std::min(wanted, config.max_position_embeddings);
     if (!result.empty() && result.back().rows == rows && result.back().length == length) continue;
     const auto bytes = [&](bool checkpointing) {
-      const ModelOptions options{.path = path, .gradient_checkpointing = checkpointing, .max_tokens = rows * length,
+      const ModelOptions options{.path = path, .activations = {checkpointing ? Activations::recompute : Activations::keep}, .max_tokens = rows * length,
                                  .max_labels = rows * length};
       return plan_memory(device, config, options, lora).total();
     };

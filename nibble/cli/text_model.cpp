@@ -19,9 +19,10 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-ModelState load(gpu::Device& device, const AnswerFlags& flags) {
+ModelState load(gpu::Device& device, const ModelConfig& config, const AnswerFlags& flags) {
   Progress progress(stderr, is_terminal(stderr));
-  StateOptions options{.path = flags.device.path(device.info()), .adapter = flags.adapter, .trainable = false};
+  StateOptions options{.path = flags.device.path(device.info()), .adapter = flags.adapter, .trainable = false,
+                       .residency = flags.residency.of(config.num_layers), .stream = flags.residency.stream()};
   if (is_terminal(stderr)) options.progress = [&](double done) { progress.part("Loading", done); };
   return ModelState::load(device, through_cache(flags.model, flags.cache_dir, progress), options);
 }
@@ -45,6 +46,7 @@ void AnswerFlags::add_to(CLI::App& verb) {
   verb.add_flag_callback("--thinking", [this] { thinking.enabled = true; }, "Set enable_thinking of the chat template");
   verb.add_flag_callback("--no-thinking", [this] { thinking.enabled = false; }, "Clear it: Qwen3 then answers at once");
   add_think_option(verb, thinking.earlier);
+  residency.add_to(verb, ResidencyFlags::Cached::left_out);
   device.add_to(verb, DeviceFlags::AdapterOption::names_lora);
 }
 
@@ -137,7 +139,7 @@ TextModel::TextModel(const TextFiles& files, const AnswerFlags& flags, std::uint
       max_new_tokens_(flags.max_new_tokens),
       stop_(flags.stop),
       device_(flags.device.open()),
-      state_(load(device_, flags)),
+      state_(load(device_, files.config, flags)),
       generator_(state_, {.capacity = capacity, .sequences = sequences}) {}
 
 Answer TextModel::answer(Tokens& text, TokenSampler& sampler, const std::function<void(std::string_view)>& show,

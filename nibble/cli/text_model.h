@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/cli/device_flags.h"
+#include "nibble/cli/residency_flags.h"
 #include "nibble/data/think.h"
 #include "nibble/model/generator.h"
 #include "nibble/model/sampler.h"
@@ -30,6 +31,7 @@ struct AnswerFlags {
   std::string model, adapter;
   std::filesystem::path cache_dir;
   DeviceFlags device;
+  ResidencyFlags residency;
   std::uint32_t max_new_tokens = 512;
   std::optional<float> temperature, top_p, min_p, repetition_penalty;
   std::optional<std::uint32_t> top_k;

@@ -49,6 +49,7 @@ void TrainFlags::add_to(CLI::App& verb) {
   add_optimisation(verb);
   add_data(verb);
   add_run(verb);
+  add_memory(verb);
   device.add_to(verb, DeviceFlags::AdapterOption::names_gpu);
 }
 
@@ -173,13 +174,27 @@ void TrainFlags::add_run(CLI::App& verb) {
   group->add_option("--keep-checkpoints", options.keep_checkpoints, "The newest that stay")->capture_default_str()->check(CLI::Range(1, 1000000));
   group->add_option("--early-stopping", options.early_stopping, "Stop after so many evaluations without a lower loss; 0: never")
       ->capture_default_str();
+  group->add_flag("--dry-run", options.dry_run, "Show what the run will take of memory, disk and time, and stop");
+}
+
+void TrainFlags::add_memory(CLI::App& verb) {
+  auto* group = verb.add_option_group("Memory");
+  group->add_option("--vram-limit", vram_limit_,
+                    "GPU memory that the run may take, as 2GiB, 2048MiB, 8GB or 80% of the card's. What the options below leave open\n"
+                    "is chosen to stay within it at the least cost of time. Not given: nine tenths of the card's");
   group->add_option("--gradient-checkpointing", gradient_checkpointing_,
-                    "on: keep each layer's input alone and compute the rest again; auto: where memory needs it")
+                    "What the backward pass computes again: off nothing; mlp the MLP's half of each layer; on all but each layer's\n"
+                    "input; auto by layer what memory needs")
+      ->check(CLI::IsMember({"auto", "off", "mlp", "on"}))->capture_default_str();
+  group->add_option("--offload-inputs", options.offload_inputs,
+                    "So many layers' inputs lie in host memory between the passes, as far as the driver can reach it. Not given:\n"
+                    "where memory needs it");
+  group->add_option("--shared-decode", shared_decode_,
+                    "on: the projections of a layer are decoded from NF4 into the same memory, one after the other; auto: where\n"
+                    "memory needs it")
       ->check(CLI::IsMember({"auto", "on", "off"}))->capture_default_str();
-  group->add_option("--residency", residency_, "resident: weights stay NF4 in memory; cached: decoded once and kept")
-      ->check(CLI::IsMember({"resident", "cached"}))->capture_default_str();
+  residency.add_to(*group, ResidencyFlags::Cached::offered);
   group->add_option("--head-chunk", options.head_chunk, "Rows of logits at a time; 0: 128 to 320 MiB of them, by the memory")->capture_default_str();
-  group->add_flag("--dry-run", options.dry_run, "Show the plan and stop");
 }
 
 // Each once, as repeated keys of a configuration file and the command line's would otherwise add up.
@@ -241,12 +256,14 @@ void TrainFlags::finish() {
   options.valid = data::DataFiles::parse(valid_);
   options.map = rows_.columns();
   if (form_ != "auto") options.form = data::row_form_of(form_);
-  options.gradient_checkpointing = gradient_checkpointing_ == "on"    ? Checkpointing::on
-                                   : gradient_checkpointing_ == "off" ? Checkpointing::off
-                                                                      : Checkpointing::automatic;
+  options.gradient_checkpointing = checkpointing_of(gradient_checkpointing_);
+  if (shared_decode_ != "auto") options.shared_decode = shared_decode_ == "on";
+  if (!vram_limit_.empty()) options.vram_limit = memory_limit_of(vram_limit_);
   options.head_moments = head_moments_ == "8bit" ? HeadMoments::eight_bit : HeadMoments::f32;
   if (head_state_ != "auto") options.head_state = head_state_ == "host" ? MemoryPlace::host : MemoryPlace::device;
-  options.residency = residency_ == "cached" ? Residency::cached : Residency::resident;
+  options.residency = residency.choice();
+  options.stream_layers = residency.layers;
+  options.stream = residency.stream();
   if (eval_every_ >= 0) options.eval_every = static_cast<std::uint64_t>(eval_every_);
   if (save_every_ >= 0) options.save_every = static_cast<std::uint64_t>(save_every_);
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/cli/device_flags.h"
+#include "nibble/cli/residency_flags.h"
 #include "nibble/cli/row_flags.h"
 #include "nibble/train/train.h"
 
@@ -13,6 +14,7 @@ namespace nibble::cli {
 struct TrainFlags {
   TrainOptions options;
   DeviceFlags device;
+  ResidencyFlags residency{.name = "auto"};
 
   void add_to(CLI::App& verb);
   // Gives the options of AdamW that the user left out what --recipe says, so that config.toml has them too.
@@ -29,14 +31,15 @@ struct TrainFlags {
   void add_data(CLI::App& verb);
   void add_run(CLI::App& verb);
   void finish_patterns();
+  void add_memory(CLI::App& verb);
 
   RowFlags rows_;
   std::vector<std::string> valid_;
   std::vector<std::string> target_modules_ = {"all-linear"};
   std::vector<std::string> rank_pattern_, alpha_pattern_, layers_to_transform_;
   std::string loss_ = "sft", recipe_ = "pytorch", lr_scheduler_ = "cosine", shuffle_ = "on", train_on_ = "assistant",
-              overflow_ = "error", form_ = "auto", gradient_checkpointing_ = "auto", residency_ = "resident",
-              head_moments_ = "f32", head_state_ = "auto";
+              overflow_ = "error", form_ = "auto", gradient_checkpointing_ = "auto", head_moments_ = "f32", head_state_ = "auto";
+  std::string shared_decode_ = "auto", vram_limit_;
   std::int64_t eval_every_ = -1, save_every_ = -1;
 };
 

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace nibble::cli {
@@ -53,13 +54,76 @@ std::string head_text(const RunPlan& plan) {
                      plan.head->place == MemoryPlace::device ? "on the device" : "in host memory");
 }
 
-std::string memory_text(const MemoryPlan& m) {
-  std::string text = fmt::format("{}: weights {} (NF4, embedding) + decoded {}, adapter {}, activations {}, scratch {}, head {}",
-                                 human_bytes(m.total()), human_bytes(m.frozen_weights), human_bytes(m.decoded_weights),
-                                 human_bytes(m.adapters), human_bytes(m.activations), human_bytes(m.scratch), human_bytes(m.head));
+std::string budget_text(const RunPlan& plan) {
+  if (plan.budget.bytes == 0) return "";
+  return plan.budget.promised ? fmt::format(", of {} that --vram-limit allows", human_bytes(plan.budget.bytes))
+                              : fmt::format(", of {} that the GPU has for it", human_bytes(plan.budget.bytes));
+}
+
+std::string memory_text(const RunPlan& plan) {
+  const MemoryPlan& m = plan.memory;
+  std::string text = fmt::format("{}{}: weights {} (NF4, embedding) + decoded {}, adapter {}, layer inputs {}, activations {}, scratch {}, head {}",
+                                 human_bytes(m.total()), budget_text(plan), human_bytes(m.frozen_weights), human_bytes(m.decoded_weights),
+                                 human_bytes(m.adapters), human_bytes(m.layer_inputs), human_bytes(m.activations),
+                                 human_bytes(m.scratch + m.workspace), human_bytes(m.head));
   if (m.trained_head > 0) text += fmt::format(", its training {}", human_bytes(m.trained_head));
-  if (m.host_head > 0) text += fmt::format("; and {} of host memory", human_bytes(m.host_head));
+  const std::uint64_t host = m.host_weights + m.host_head + m.host_inputs;
+  if (host > 0) text += fmt::format("; and {} of host memory", human_bytes(host));
   return text;
+}
+
+// The bytes of each class with what was chosen for it.
+void print_memory(const RunPlan& plan, Progress& progress) {
+  const MemoryPlan& m = plan.memory;
+  const auto row = [&](std::string_view what, std::uint64_t bytes, const std::string& choice) {
+    if (bytes > 0) progress.say(fmt::format("  {:<16} {:>11}  {}", what, human_bytes(bytes), choice));
+  };
+  progress.say(fmt::format("Memory   {} on the GPU{}", human_bytes(m.total()), budget_text(plan)));
+  const std::uint32_t streamed = count_of(plan.model.residency, plan.config.num_layers, Residency::streamed);
+  row("frozen weights", m.frozen_weights,
+      streamed > 0 ? fmt::format("NF4 of {} layers, {} others are streamed; embedding, norms", plan.config.num_layers - streamed, streamed)
+                   : "NF4, embedding, norms");
+  if (plan.model.stream.embedding) progress.say(fmt::format("  {:<16} {:>11}  the embedding lies in host memory", "", ""));
+  row("decoded weights", m.decoded_weights,
+      plan.model.one_decoded_room ? "one room, in which each projection takes the place of the last" : "a room for each projection");
+  row("adapter", m.adapters, "parameters, gradients, moments");
+  row("layer inputs", m.layer_inputs,
+      plan.model.offloaded_inputs > 0 ? fmt::format("and the gradient of one; those of {} layers lie in host memory", plan.model.offloaded_inputs)
+                                      : "and the gradient of one");
+  row("activations", m.activations, fmt::format("of {} layers {}", plan.config.num_layers, describe(plan.model.activations, plan.config.num_layers)));
+  row("scratch", m.scratch, "of the layer that computes");
+  row("head", m.head, fmt::format("logits of {} rows at a time", plan.model.head_chunk));
+  row("trained head", m.trained_head, plan.head && plan.head->place == MemoryPlace::host ? "gradient and copy; the rest in host memory" : "values, gradient, moments");
+  row("workspace", m.workspace, "batches, tables, statistics");
+  progress.say(fmt::format("RAM      {}: on the way to and from the GPU {}{}", human_bytes(m.host_total()), human_bytes(m.host_staging),
+                           (m.host_weights > 0 ? ", streamed layers " + human_bytes(m.host_weights) : "") +
+                               (m.host_head > 0 ? ", the trained head " + human_bytes(m.host_head) : "") +
+                               (m.host_inputs > 0 ? ", inputs of layers " + human_bytes(m.host_inputs) : "")));
+}
+
+// The adapter and, in a checkpoint, two moments; a head that is trained likewise.
+void print_disk(const RunPlan& plan, const TrainOptions& options, Progress& progress) {
+  const std::uint64_t adapter = 4 * plan.trainable_parameters, checkpoint = 3 * adapter;
+  const std::uint64_t saves = plan.save_every > 0 ? (plan.total_steps + plan.save_every - 1) / plan.save_every : 1;
+  const std::uint64_t kept = std::min<std::uint64_t>(options.keep_checkpoints, std::max<std::uint64_t>(1, saves));
+  progress.say(fmt::format("Disk     {}: the adapter {}, {} checkpoints of {}", human_bytes(adapter + kept * checkpoint),
+                           human_bytes(adapter), kept, human_bytes(checkpoint)));
+}
+
+// Tokens of a step as they are on average.
+double tokens_of_step(const RunPlan& plan, const TrainOptions& options) {
+  const double all = static_cast<double>(plan.train_tokens), rows = 1.0 * options.batch_size * options.gradient_accumulation;
+  const double part = options.packing ? rows * options.max_length : all * rows / static_cast<double>(plan.train_examples);
+  return std::min(all, part);
+}
+
+void print_time(const RunPlan& plan, const TrainOptions& options, Progress& progress) {
+  const auto steps = static_cast<double>(plan.total_steps - plan.first_step);
+  const double tokens = tokens_of_step(plan, options), seconds = plan.pass_seconds * tokens / plan.room.tokens;
+  progress.say(fmt::format("Time     about {} without evaluations: {} steps of {} tokens, {} in all, at {:.3g} s{}; saving memory costs {:.0f}% of it",
+                           human_seconds(seconds * steps), grouped(plan.total_steps - plan.first_step),
+                           grouped(static_cast<std::uint64_t>(tokens)), grouped(static_cast<std::uint64_t>(tokens * steps)), seconds,
+                           plan.measured ? " by a measurement on this GPU" : "", 100 * plan.extra_seconds / plan.pass_seconds));
 }
 
 }  // namespace
@@ -79,15 +143,22 @@ void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& prog
     progress.say(fmt::format("Loss     {}, beta {}{}", nibble::name_of(options.loss.kind), options.loss.beta,
                              options.loss.kind == TrainLoss::dpo ? "; the reference is the base alone" : ""));
   }
-  progress.say(fmt::format("Batch    {} x {} {}; the largest has {} tokens, {} trained{}", options.gradient_accumulation,
+  progress.say(fmt::format("Batch    {} x {} {}; the largest has {} tokens, {} trained", options.gradient_accumulation,
                            options.batch_size, options.packing ? fmt::format("packed sequences of {}", options.max_length) : "rows",
-                           grouped(plan.room.tokens), grouped(plan.room.labels),
-                           plan.gradient_checkpointing ? "; activations are computed again (gradient checkpointing)" : ""));
-  progress.say(fmt::format("Memory   {}", memory_text(plan.memory)));
+                           grouped(plan.room.tokens), grouped(plan.room.labels)));
+  if (options.dry_run || plan.budget.promised) {
+    print_memory(plan, progress);
+  } else {
+    progress.say(fmt::format("Layers   {}", describe(plan.model.activations, c.num_layers)));
+    progress.say(fmt::format("Memory   {}", memory_text(plan)));
+  }
   progress.say(fmt::format("Steps    {}{}, warm-up {}, {} to {:.3g}; evaluate every {}, save every {}", grouped(plan.total_steps),
                            plan.first_step > 0 ? fmt::format(" ({} done)", grouped(plan.first_step)) : "", plan.warmup_steps,
                            nibble::name_of(options.lr_scheduler), options.learning_rate,
                            plan.valid_examples > 0 ? grouped(plan.eval_every) : "-", grouped(plan.save_every)));
+  if (!options.dry_run) return;
+  print_disk(plan, options, progress);
+  print_time(plan, options, progress);
 }
 
 void print_result(const TrainResult& result, const TrainOptions& options, Progress& progress) {
@@ -99,8 +170,8 @@ void print_result(const TrainResult& result, const TrainOptions& options, Progre
   } else {
     progress.say(fmt::format("Last loss {:.4f}.", result.last_loss));
   }
-  progress.say(fmt::format("Memory: {} at the peak, {} planned.", human_bytes(result.peak_bytes),
-                           human_bytes(result.planned.total())));
+  progress.say(fmt::format("Memory: {} at the peak, {} planned{}.", human_bytes(result.peak_bytes), human_bytes(result.planned.total()),
+                           result.driver_bytes ? "; from the driver " + human_bytes(*result.driver_bytes) : ""));
   progress.say(fmt::format("The adapter is in {} (PEFT); ask it with: nibble generate --model MODEL --adapter {} --prompt TEXT",
                            output, output));
 }

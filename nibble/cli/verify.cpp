@@ -1,6 +1,7 @@
 #include "nibble/base/error.h"
 #include "nibble/cli/command.h"
 #include "nibble/cli/device_flags.h"
+#include "nibble/cli/residency_flags.h"
 #include "nibble/io/json.h"
 #include "nibble/model/golden.h"
 #include "nibble/model/preference_parity.h"
@@ -15,6 +16,7 @@ namespace {
 struct VerifyFlags {
   std::string model, adapter, golden;
   DeviceFlags device;
+  ResidencyFlags residency;
   bool gradient_checkpointing = false;
   std::uint32_t head_chunk = 0;
   bool json = false;
@@ -129,9 +131,12 @@ int run(const VerifyFlags& flags) {
   const SafetensorsFile golden(flags.golden);
   gpu::Device device = flags.device.open();
   const ProductPath path = flags.device.path(device.info());
-  const ModelState state = ModelState::load(device, flags.model, {.path = path, .adapter = flags.adapter});
+  const std::vector<Residency> residency = flags.residency.of(read_model_config(flags.model).num_layers);
+  const ModelState state = ModelState::load(device, flags.model, {.path = path, .adapter = flags.adapter, .residency = residency,
+                                                                  .stream = flags.residency.stream()});
   const std::uint32_t tokens = golden_tokens(golden);
-  Model model(state, {.gradient_checkpointing = flags.gradient_checkpointing, .max_tokens = tokens, .max_labels = tokens,
+  const Activations activations = flags.gradient_checkpointing ? Activations::recompute : Activations::keep;
+  Model model(state, {.residency = residency, .activations = {activations}, .max_tokens = tokens, .max_labels = tokens,
                       .head_chunk = flags.head_chunk});
   const bool passes = holds_preferences(golden)
                           ? finish(compare_preferences_with_golden(model, golden), flags, device.info(), path)
@@ -155,6 +160,7 @@ void add_verify(CLI::App& app, Action& action) {
   flags->device.add_to(*verb, DeviceFlags::AdapterOption::names_lora);
   verb->add_flag("--gradient-checkpointing", flags->gradient_checkpointing, "Check the path that computes activations again");
   verb->add_option("--head-chunk", flags->head_chunk, "Rows of logits at a time");
+  flags->residency.add_to(*verb, ResidencyFlags::Cached::offered);
   verb->add_flag("--json", flags->json, "Print the report as JSON");
   verb->callback([flags, &action] { action = [flags] { return run(*flags); }; });
 }

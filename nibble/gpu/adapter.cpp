@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <span>
 
 namespace nibble::gpu {
 namespace {
@@ -58,6 +59,9 @@ std::string_view name_of(wgpu::BackendType backend) {
 
 Limits limits_of(const wgpu::Adapter& adapter) {
   wgpu::Limits limits;
+  wgpu::DawnHostMappedPointerLimits host_pointers;
+  const bool reads_host = adapter.HasFeature(wgpu::FeatureName::HostMappedPointer);
+  if (reads_host) limits.nextInChain = &host_pointers;
   adapter.GetLimits(&limits);
   return {.max_buffer = limits.maxBufferSize,
           .max_binding = limits.maxStorageBufferBindingSize,
@@ -66,7 +70,20 @@ Limits limits_of(const wgpu::Adapter& adapter) {
           .workgroup_storage = limits.maxComputeWorkgroupStorageSize,
           .workgroup_invocations = std::min(limits.maxComputeInvocationsPerWorkgroup, limits.maxComputeWorkgroupSizeX),
           .workgroups_per_dimension = limits.maxComputeWorkgroupsPerDimension,
-          .storage_bindings = limits.maxStorageBuffersPerShaderStage};
+          .storage_bindings = limits.maxStorageBuffersPerShaderStage,
+          .host_pointer_alignment = reads_host ? host_pointers.hostMappedPointerAlignment : 0};
+}
+
+// Of the heaps that the CPU can write to.
+bool largest_mapped_is_local(std::span<const wgpu::MemoryHeapInfo> heaps) {
+  std::uint64_t largest = 0;
+  bool local = false;
+  for (const auto& heap : heaps) {
+    if (!(heap.properties & wgpu::HeapProperty::HostVisible) || heap.size <= largest) continue;
+    largest = heap.size;
+    local = (heap.properties & wgpu::HeapProperty::DeviceLocal) ? true : false;
+  }
+  return local;
 }
 
 AdapterInfo info_of(const wgpu::Adapter& adapter) {
@@ -108,6 +125,7 @@ AdapterInfo info_of(const wgpu::Adapter& adapter) {
       result.memory_bytes = std::max(result.memory_bytes, heaps.heapInfo[i].size);
     }
   }
+  result.maps_card_memory = result.type == AdapterType::discrete && largest_mapped_is_local({heaps.heapInfo, heaps.heapCount});
   result.limits = limits_of(adapter);
   return result;
 }

@@ -26,6 +26,7 @@ struct Limits {
   std::uint32_t workgroup_invocations = 0;  // threads
   std::uint32_t workgroups_per_dimension = 0;
   std::uint32_t storage_bindings = 0;       // of one kernel
+  std::uint32_t host_pointer_alignment = 0; // of memory of the process that the device may read; 0: it may not
 };
 
 struct AdapterInfo {
@@ -42,6 +43,8 @@ struct AdapterInfo {
   std::uint32_t subgroup_max_size = 0;
   std::vector<MatrixConfig> matrix_configs;
   std::uint64_t memory_bytes = 0;  // of the largest device-local heap; 0 where the driver does not say
+  // Whether what is mapped for writing lies in a card's own memory: Dawn takes the largest heap that the CPU can write to.
+  bool maps_card_memory = false;
   Limits limits;
 };
 

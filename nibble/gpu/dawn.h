@@ -48,15 +48,18 @@ class ErrorBox {
 
 // Outlives the device, since buffers may.
 struct MemoryCount {
-  std::uint64_t current = 0, peak = 0;
+  std::uint64_t current = 0, peak = 0, limit = 0, host = 0;  // limit 0: none
 };
 
 struct BufferState {
   std::shared_ptr<DeviceState> device;  // buffers keep their device: Vulkan drivers crash when it goes first
   wgpu::Buffer buffer;
-  std::uint64_t size = 0;
+  std::uint64_t size = 0;   // bytes
+  std::uint64_t taken = 0;  // of the device's memory
   std::uint64_t id = 0;
   std::uint64_t last_submission = 0;  // of the recorders, that has hold of it
+  bool on_host = false;               // its memory is the host's
+  bool bindable = true;               // kernels may read it
   ~BufferState();
 };
 
@@ -127,9 +130,6 @@ void begin_pipeline(DeviceState& state, KernelState& kernel, std::span<const Bin
 // Whether all pipelines that were begun are there. Does not wait.
 bool pipelines_ready(DeviceState& state);
 void wait_for_pipelines(DeviceState& state);
-
-// Uniforms of what one recorder collects: enough for a few layers, so that their kernels are compiled side by side.
-constexpr std::uint64_t params_arena_bytes = 1 << 20;
 
 inline std::uint64_t round_up(std::uint64_t value, std::uint64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;

@@ -3,6 +3,10 @@
 #include "nibble/base/error.h"
 #include "nibble/gpu/dawn.h"
 
+#if __has_include(<dawn/native/DawnNative.h>)
+#include <dawn/native/DawnNative.h>
+#endif
+
 #include <algorithm>
 #include <cctype>
 #include <charconv>
@@ -17,7 +21,9 @@ constexpr const char* enabled_toggles[] = {"disable_robustness", "disable_polyfi
                                            "disable_lazy_clear_for_mapped_at_creation_buffer"};
 constexpr const char* disabled_toggles[] = {"timestamp_quantization", "enable_spirv_validation"};
 
+// Writing has this much, sixteen times, on its way; reading has as much.
 constexpr std::uint64_t transfer_bytes = std::uint64_t{4} << 20;
+static_assert(2 * 16 * transfer_bytes == most_staging_bytes);
 
 std::string lower(std::string_view text) {
   std::string result(text);
@@ -48,7 +54,7 @@ FoundAdapter choose_adapter(const wgpu::Instance& instance, const std::string& w
 std::vector<wgpu::FeatureName> wanted_features(const wgpu::Adapter& adapter) {
   std::vector<wgpu::FeatureName> features;
   for (const auto feature : {wgpu::FeatureName::ShaderF16, wgpu::FeatureName::Subgroups, wgpu::FeatureName::TimestampQuery,
-                             wgpu::FeatureName::ChromiumExperimentalSubgroupMatrix}) {
+                             wgpu::FeatureName::ChromiumExperimentalSubgroupMatrix, wgpu::FeatureName::HostMappedPointer}) {
     if (adapter.HasFeature(feature)) features.push_back(feature);
   }
   return features;
@@ -166,7 +172,11 @@ void ErrorBox::throw_if_any(std::string_view where) {
 BufferState::~BufferState() {
   if (!buffer) return;
   buffer.Destroy();
-  device->memory.current -= size;
+  if (on_host) {
+    device->memory.host -= size;
+  } else {
+    device->memory.current -= taken;
+  }
 }
 
 void DeviceState::guarded(std::string_view where, const std::function<void()>& create) {
@@ -218,6 +228,7 @@ Device::Device(const DeviceOptions& options) : state_(std::make_shared<DeviceSta
   descriptor.size = params_arena_bytes;
   descriptor.usage = wgpu::BufferUsage::Uniform | wgpu::BufferUsage::CopyDst;
   state.guarded("gpu", [&] { state.params_arena = state.device.CreateBuffer(&descriptor); });
+  state.memory.current = state.memory.peak = buffer_bytes(params_arena_bytes);
 }
 
 const AdapterInfo& Device::info() const { return state_->info; }
@@ -231,6 +242,11 @@ Tensor Device::tensor(DType dtype, std::initializer_list<std::uint32_t> dims, st
   nibble::check<UsageError>(size <= state_->info.limits.max_buffer, label,
                             "A buffer of {} bytes exceeds the {} that {} allows; use smaller batches or chunks.", size,
                             state_->info.limits.max_buffer, state_->info.name);
+  MemoryCount& memory = state_->memory;
+  const std::uint64_t taken = buffer_bytes(size);
+  nibble::check<OutOfDeviceMemory>(memory.limit == 0 || memory.current + taken <= memory.limit, label,
+                                   "{} bytes beside the {} in use would pass the limit of {} bytes of GPU memory.", taken,
+                                   memory.current, memory.limit);
   wgpu::BufferDescriptor descriptor;
   descriptor.label = label;
   descriptor.size = size;
@@ -240,9 +256,10 @@ Tensor Device::tensor(DType dtype, std::initializer_list<std::uint32_t> dims, st
   buffer->device = state_;
   buffer->buffer = std::move(created);
   buffer->size = size;
+  buffer->taken = taken;
   buffer->id = state_->next_buffer_id++;
-  state_->memory.current += size;
-  state_->memory.peak = std::max(state_->memory.peak, state_->memory.current);
+  memory.current += taken;
+  memory.peak = std::max(memory.peak, memory.current);
   return result;
 }
 
@@ -305,13 +322,27 @@ void Device::check() {
   state_->errors.throw_if_any("gpu");
 }
 
-MemoryUse Device::memory() const { return {state_->memory.current, state_->memory.peak}; }
+MemoryUse Device::memory() const { return {state_->memory.current, state_->memory.peak, state_->memory.host}; }
 
 std::shared_ptr<void>& Device::attachment(std::type_index type) const { return state_->attachments[type]; }
 
 std::uint64_t Device::pipelines_made() const { return state_->pipelines_made; }
 
 void Device::reset_peak_memory() { state_->memory.peak = state_->memory.current; }
+
+void Device::limit_memory(std::uint64_t bytes) { state_->memory.limit = bytes; }
+
+std::optional<std::uint64_t> Device::driver_memory() const {
+#if __has_include(<dawn/native/DawnNative.h>)
+  return dawn::native::GetAllocatorMemoryInfo(state_->device.Get()).totalAllocatedMemory;
+#else
+  return {};
+#endif
+}
+
+void Device::simulate_out_of_memory() {
+  state_->errors.put(wgpu::ErrorType::OutOfMemory, "a test asked for this.");
+}
 
 std::vector<ProfileRow> Device::profile() {
   // Kernels that differ in their constants alone share a label and a row.

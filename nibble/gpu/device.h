@@ -37,8 +37,15 @@ struct ProfileRow {
   double flops = 0;
 };
 
+// Uniforms of what one recorder collects: enough for a few layers, so that their kernels are compiled side by side.
+constexpr std::uint64_t params_arena_bytes = 1 << 20;
+
+// Host memory that writing to the device and reading from it take at most.
+constexpr std::uint64_t most_staging_bytes = std::uint64_t{128} << 20;
+
 struct MemoryUse {
-  std::uint64_t current = 0, peak = 0;  // bytes of all buffers
+  std::uint64_t current = 0, peak = 0;  // bytes of all buffers on the device, as buffer_bytes() counts them
+  std::uint64_t host = 0;               // of all buffers in host memory (host_memory.h)
 };
 
 struct DeviceState;
@@ -52,7 +59,7 @@ class Device {
   const AdapterInfo& info() const;
   const std::vector<std::string>& toggles() const;  // of Dawn, in force
 
-  // Zeroed memory. Throws OutOfDeviceMemory, or UsageError beyond the adapter's largest buffer.
+  // Zeroed memory. Throws OutOfDeviceMemory where there is none or the limit would be passed, or UsageError beyond the adapter's largest buffer.
   Tensor tensor(DType dtype, std::initializer_list<std::uint32_t> dims, std::string_view label);
   // A new tensor that holds `values`.
   template <typename T>
@@ -89,6 +96,12 @@ class Device {
 
   MemoryUse memory() const;
   void reset_peak_memory();
+  // Lets memory() never exceed so many bytes; 0: no limit.
+  void limit_memory(std::uint64_t bytes);
+  // What Dawn has taken from the driver; empty where it does not say.
+  std::optional<std::uint64_t> driver_memory() const;
+  // For tests: the next check() finds what Dawn reports when the driver has no memory left.
+  void simulate_out_of_memory();
   // Sorted by time, longest first; empty without DeviceOptions::profile.
   std::vector<ProfileRow> profile();
 

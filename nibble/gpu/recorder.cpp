@@ -123,6 +123,7 @@ void Recorder::dispatch_bytes(const Kernel& kernel, std::span<const Binding> bin
     check(binding.tensor.offset() % limits.storage_offset_alignment == 0, state.label,
           "A tensor at byte {} was bound; the adapter needs a multiple of {}.", binding.tensor.offset(),
           limits.storage_offset_alignment);
+    check(binding.tensor.buffer()->bindable, state.label, "A tensor in host memory was bound, which kernels cannot read.");
     check(exact_size(binding.tensor) <= limits.max_binding, state.label,
           "A tensor of {} bytes was bound; the adapter binds at most {}.", binding.tensor.bytes(), limits.max_binding);
   }

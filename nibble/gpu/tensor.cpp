@@ -5,9 +5,22 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <bit>
 #include <span>
 
 namespace nibble::gpu {
+
+std::uint64_t buffer_bytes(std::uint64_t tensor_bytes) {
+  constexpr std::uint64_t own_allocation = std::uint64_t{4} << 20;
+  const std::uint64_t size = (std::max<std::uint64_t>(tensor_bytes, 16) + 255) / 256 * 256;
+  return size < own_allocation ? std::bit_ceil(size) : size;
+}
+
+std::uint64_t buffer_bytes(DType dtype, std::initializer_list<std::uint32_t> dims) {
+  std::uint64_t bytes = size_of(dtype);
+  for (const std::uint32_t dim : dims) bytes *= dim;
+  return buffer_bytes(bytes);
+}
 
 std::string ShapeText::str() const { return fmt::format("({})", fmt::join(std::span(dims.data(), rank), ", ")); }
 

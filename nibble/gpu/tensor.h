@@ -17,6 +17,11 @@ struct BufferState;
 // A shared handle to device memory; the memory is freed, and the device let go, when the last handle is gone.
 using Buffer = std::shared_ptr<BufferState>;
 
+// What a tensor takes of the device's memory, as Device::memory() counts it. Dawn puts buffers below 4 MiB into blocks of a
+// power of two; larger ones are as long as they are.
+std::uint64_t buffer_bytes(std::uint64_t tensor_bytes);
+std::uint64_t buffer_bytes(DType dtype, std::initializer_list<std::uint32_t> dims);
+
 // The dimensions of a tensor, which format as "(3, 128)". Cheap to make, since every launcher hands it to checks that hold.
 struct ShapeText {
   std::array<std::uint32_t, 4> dims{};  // zeros beyond the rank

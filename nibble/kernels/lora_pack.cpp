@@ -142,6 +142,16 @@ std::uint32_t LoraGroupShape::all_outputs() const {
   return sum;
 }
 
+std::uint64_t lora_pack_bytes(std::span<const LoraGroupShape> shapes) {
+  std::uint64_t elements = 0, matrices = 0;
+  for (const LoraGroupShape& shape : shapes) {
+    take({}, elements, shape.width(), shape.inputs);
+    take({}, elements, shape.all_outputs(), shape.padded_rank());
+    matrices += 2 * shape.outputs.size();
+  }
+  return gpu::buffer_bytes(elements * 2) + gpu::buffer_bytes(matrices * sizeof(Matrix));
+}
+
 LoraPack make_lora_pack(gpu::Device& device, std::span<const LoraGroupMasters> masters) {
   for (const auto& group : masters) check_masters(group);
   LoraPack pack;

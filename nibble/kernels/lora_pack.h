@@ -54,6 +54,8 @@ struct LoraPack {
   std::vector<Run> runs;
 };
 
+// What it takes of the device's memory for groups of these shapes, where each of their projections has an adapter.
+std::uint64_t lora_pack_bytes(std::span<const LoraGroupShape> shapes);
 LoraPack make_lora_pack(gpu::Device& device, std::span<const LoraGroupMasters> masters);
 void record(gpu::Recorder&, const LoraPack&);
 

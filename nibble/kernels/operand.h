@@ -36,6 +36,9 @@ struct Weight {
 Operand make_operand(gpu::Device& device, ProductPath path, std::uint32_t rows, std::uint32_t columns,
                      std::string_view label);
 
+// What make_operand takes of the device's memory.
+std::uint64_t operand_bytes(ProductPath path, std::uint32_t rows, std::uint32_t columns);
+
 // The first `rows` rows.
 Operand first_rows(const Operand& operand, std::uint32_t rows);
 

@@ -248,9 +248,7 @@ std::uint64_t qkv_attention_room_bytes(const gpu::Device& device, const QkvAtten
   std::uint64_t bytes = 0;
   QkvAttentionRoom unused;
   visit(unused, shape, is_packed(device, shape), [&](Tensor&, DType dtype, std::initializer_list<std::uint32_t> dims) {
-    std::uint64_t size = size_of(dtype);
-    for (const std::uint32_t dim : dims) size *= dim;
-    bytes += size;
+    bytes += gpu::buffer_bytes(dtype, dims);
   });
   return bytes;
 }

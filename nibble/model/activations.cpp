@@ -25,7 +25,7 @@ struct Widths {
 // and packed(o, source, rows, columns), called for each member with the shape that it has for `tokens` tokens. A packed
 // operand is the f16 form of a tensor, and in f32 that tensor itself.
 template <typename Maker>
-void visit(LayerActivations& a, const Widths& w, std::uint32_t tokens, std::uint32_t rank, Maker&& make) {
+void visit_attention(LayerActivations& a, const Widths& w, std::uint32_t tokens, std::uint32_t rank, Maker&& make) {
   make.operand(a.attention_in, tokens, w.hidden);
   make.tensor(a.attention_in_inv_rms, {tokens});
   make.tensor(a.q, {tokens, w.q});
@@ -39,13 +39,32 @@ void visit(LayerActivations& a, const Widths& w, std::uint32_t tokens, std::uint
   make.tensor(a.log_sum_exp, {w.heads, tokens});
   make.packed(a.attention_packed, a.attention, tokens, w.q);
   make.tensor(a.middle, {tokens, w.hidden});
+  if (rank == 0) return;
+  for (const Projection p : {Projection::q, Projection::k, Projection::v, Projection::o}) {
+    make.tensor(a.lora_h[static_cast<std::size_t>(p)], {tokens, rank});
+  }
+}
+
+template <typename Maker>
+void visit_mlp(LayerActivations& a, const Widths& w, std::uint32_t tokens, std::uint32_t rank, Maker&& make) {
   make.operand(a.mlp_in, tokens, w.hidden);
   make.tensor(a.mlp_in_inv_rms, {tokens});
   make.tensor(a.gate, {tokens, w.intermediate});
   make.tensor(a.up, {tokens, w.intermediate});
   make.operand(a.mlp_hidden, tokens, w.intermediate);
   if (rank == 0) return;
-  for (Tensor& h : a.lora_h) make.tensor(h, {tokens, rank});
+  for (const Projection p : {Projection::gate, Projection::up, Projection::down}) {
+    make.tensor(a.lora_h[static_cast<std::size_t>(p)], {tokens, rank});
+  }
+}
+
+template <typename Maker>
+void visit(LayerActivations& a, LayerPart part, const Widths& w, std::uint32_t tokens, std::uint32_t rank, Maker&& make) {
+  if (part == LayerPart::attention) {
+    visit_attention(a, w, tokens, rank, make);
+  } else {
+    visit_mlp(a, w, tokens, rank, make);
+  }
 }
 
 template <typename Maker>
@@ -115,13 +134,10 @@ struct Count {
   ProductPath path;
   std::uint64_t& bytes;
   void tensor(Tensor&, std::initializer_list<std::uint32_t> dims) const {
-    std::uint64_t size = 4;
-    for (const std::uint32_t dim : dims) size *= dim;
-    bytes += size;
+    bytes += gpu::buffer_bytes(DType::f32, dims);
   }
-  void operand(Operand& o, std::uint32_t rows, std::uint32_t columns) const {
-    bytes += std::uint64_t{rows} * columns * size_of(operand_dtype(path));
-    if (path != ProductPath::f32) tensor(o.scale, {rows});
+  void operand(Operand&, std::uint32_t rows, std::uint32_t columns) const {
+    bytes += operand_bytes(path, rows, columns);
   }
   void packed(Operand& o, const Tensor&, std::uint32_t rows, std::uint32_t columns) const {
     if (path != ProductPath::f32) operand(o, rows, columns);
@@ -130,16 +146,17 @@ struct Count {
 
 }  // namespace
 
-LayerActivations make_layer_activations(gpu::Device& device, const ActivationShape& shape) {
-  LayerActivations result;
-  visit(result, Widths(*shape.config), shape.tokens, shape.rank, Allocate{device, shape.path});
-  return result;
+std::vector<LayerActivations> make_layer_activations(gpu::Device& device, const ActivationShape& shape,
+                                                     const ActivationChoices& choices) {
+  return make_activation_sets<LayerActivations>(choices, shape.config->num_layers, [&](LayerActivations& set, LayerPart part) {
+    visit(set, part, Widths(*shape.config), shape.tokens, shape.rank, Allocate{device, shape.path});
+  });
 }
 
 LayerActivations first_tokens(const LayerActivations& activations, const ModelConfig& config, std::uint32_t tokens) {
   LayerActivations result = activations;
   const std::uint32_t rank = result.lora_h[0] ? result.lora_h[0].dim(1) : 0;
-  visit(result, Widths(config), tokens, rank, View{});
+  for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) visit(result, part, Widths(config), tokens, rank, View{});
   return result;
 }
 
@@ -160,15 +177,16 @@ Scratch first_tokens(const Scratch& scratch, const ModelConfig& config, std::uin
   return result;
 }
 
-std::uint64_t layer_activation_bytes(const ActivationShape& shape) {
+std::uint64_t layer_activation_bytes(const ActivationShape& shape, LayerPart part) {
   std::uint64_t bytes = 0;
   LayerActivations unused;
-  visit(unused, Widths(*shape.config), shape.tokens, shape.rank, Count{shape.path, bytes});
+  visit(unused, part, Widths(*shape.config), shape.tokens, shape.rank, Count{shape.path, bytes});
   return bytes;
 }
 
 std::uint64_t scratch_bytes(const gpu::Device& device, const ActivationShape& shape, bool trainable) {
-  std::uint64_t bytes = trainable ? 4 * lora_scratch_size(device, shape) : 0;
+  const std::uint64_t partial_sums = trainable ? lora_scratch_size(device, shape) : 0;
+  std::uint64_t bytes = partial_sums > 0 ? gpu::buffer_bytes(4 * partial_sums) : 0;
   Scratch unused;
   visit(unused, Widths(*shape.config), shape.tokens, shape.rank, trainable, Count{shape.path, bytes});
   return bytes;

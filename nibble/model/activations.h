@@ -1,9 +1,11 @@
 #pragma once
 
 #include "nibble/kernels/operand.h"
+#include "nibble/model/activation_choice.h"
 #include "nibble/weights/config.h"
 
 #include <array>
+#include <vector>
 
 namespace nibble {
 
@@ -17,6 +19,7 @@ struct ActivationShape {
 
 // What the forward pass of a layer leaves for its backward pass.
 struct LayerActivations {
+  // Of attention.
   Operand attention_in;                     // (T, C) after the first norm
   Tensor attention_in_inv_rms;              // (T)
   Tensor q, k;                              // (T, H*D), (T, Hk*D) before their norms
@@ -25,14 +28,18 @@ struct LayerActivations {
   Tensor attention, log_sum_exp;            // (T, H*D), (H, T)
   Operand attention_packed;                 // (T, H*D); in f32 the attention itself
   Tensor middle;                            // (T, C) the residual stream between attention and MLP
+  // Of the MLP.
   Operand mlp_in;                           // (T, C) after the second norm
   Tensor mlp_in_inv_rms;                    // (T)
   Tensor gate, up;                          // (T, I)
   Operand mlp_hidden;                       // (T, I) silu(gate) * up
+  // Of both.
   std::array<Tensor, 7> lora_h;             // (T, r) by Projection
 };
 
-LayerActivations make_layer_activations(gpu::Device& device, const ActivationShape& shape);
+// Of each layer, by its choice.
+std::vector<LayerActivations> make_layer_activations(gpu::Device& device, const ActivationShape& shape,
+                                                     const ActivationChoices& choices);
 
 // Views of the first `tokens` tokens.
 LayerActivations first_tokens(const LayerActivations& activations, const ModelConfig& config, std::uint32_t tokens);
@@ -58,7 +65,7 @@ Scratch make_scratch(gpu::Device& device, const ActivationShape& shape, bool tra
 Scratch first_tokens(const Scratch& scratch, const ModelConfig& config, std::uint32_t tokens);
 
 // Bytes that the functions above take.
-std::uint64_t layer_activation_bytes(const ActivationShape& shape);
+std::uint64_t layer_activation_bytes(const ActivationShape& shape, LayerPart part);  // of one layer
 std::uint64_t scratch_bytes(const gpu::Device& device, const ActivationShape& shape, bool trainable);
 
 }  // namespace nibble

@@ -14,12 +14,12 @@ using Dims = std::initializer_list<std::uint32_t>;
 // A layer's joint weights with their adapters, for one pass.
 class JointVec {
  public:
-  JointVec(const DecodeLayers::Pass& pass, const ModelConfig& config, const LayerWeights& weights, std::uint32_t layer, const Tensor& h)
+  JointVec(const DecodeLayers::Pass& pass, const ModelConfig& config, const DeviceWeights& weights, std::uint32_t layer, const Tensor& h)
       : pass_(pass), config_(config), weights_(weights), layer_(layer), h_(h) {}
 
   Nf4 weight(Joint joint) const {
     const auto members = members_of(joint);
-    const auto matrices = std::span(weights_.projections).subspan(static_cast<std::size_t>(members.front()), members.size());
+    const auto matrices = std::span(weights_.projections(pass_.recorder, layer_)).subspan(static_cast<std::size_t>(members.front()), members.size());
     const Nf4Matrix whole = joined_nf4(matrices).value();
     return {.packed = whole.packed, .absmax = whole.absmax};
   }
@@ -49,7 +49,7 @@ class JointVec {
  private:
   const DecodeLayers::Pass& pass_;
   const ModelConfig& config_;
-  const LayerWeights& weights_;
+  const DeviceWeights& weights_;
   std::uint32_t layer_;
   Tensor h_;
 };
@@ -86,11 +86,7 @@ DecodeLayers::DecodeLayers(gpu::Device& device, const ModelConfig& config, const
 std::uint64_t DecodeLayers::bytes(const gpu::Device& device, const ModelConfig& config, std::uint32_t rank, std::uint32_t most_tokens) {
   std::uint64_t bytes = qkv_attention_room_bytes(device, attention_shape(config, most_tokens));
   Room unused;
-  visit(unused, config, most_tokens, rank, [&](Tensor&, Dims dims) {
-    std::uint64_t size = 4;
-    for (const std::uint32_t dim : dims) size *= dim;
-    bytes += size;
-  });
+  visit(unused, config, most_tokens, rank, [&](Tensor&, Dims dims) { bytes += gpu::buffer_bytes(DType::f32, dims); });
   return bytes;
 }
 
@@ -101,7 +97,7 @@ void DecodeLayers::forward(const Pass& pass, std::uint32_t layer, const Tensor& 
   const LayerWeights& weights = weights_.layers[layer];
   Room r = room_;
   visit(r, config_, stream.tokens, rank_, [](Tensor& t, Dims dims) { t = t.view(dims); });
-  const JointVec joint(pass, config_, weights, layer, r.lora_h);
+  const JointVec joint(pass, config_, weights_, layer, r.lora_h);
   const float eps = config_.rms_norm_eps;
 
   const VecInput attention_in{.x = input, .weight = weights.input_norm, .eps = eps};

@@ -2,26 +2,56 @@
 
 #include "nibble/base/half.h"
 
+#include <algorithm>
+
 namespace nibble {
 
-FrozenWeights::FrozenWeights(gpu::Device& device, const DeviceWeights& weights, ProductPath path, Residency residency)
-    : weights_(weights), path_(path), residency_(residency) {
-  slots_.resize(residency == Residency::cached ? weights.layers.size() : 1);
-  for (std::size_t row = 0; row < slots_.size(); ++row) {
+DecodedRows::DecodedRows(const std::vector<Residency>& residency, std::uint32_t layers) {
+  for (std::uint32_t layer = 0; layer < layers; ++layer) {
+    const bool own = residency_of(residency, layer) == Residency::cached;
+    if (!own && shared_ == UINT32_MAX) shared_ = count_++;
+    rows_.push_back(own ? count_++ : shared_);
+  }
+}
+
+namespace {
+
+std::uint32_t largest_projection(const ModelConfig& config) {
+  std::uint32_t largest = 0;
+  for (const Projection p : all_projections) {
+    largest = std::max(largest, projection_dims(config, p).out * projection_dims(config, p).in);
+  }
+  return largest;
+}
+
+}  // namespace
+
+FrozenWeights::FrozenWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config, ProductPath path,
+                             const std::vector<Residency>& residency, bool one_room)
+    : weights_(weights), path_(path), rows_(residency, config.num_layers), one_room_(one_room) {
+  slots_.resize(rows_.count());
+  const DType dtype = operand_dtype(path);
+  for (std::uint32_t row = 0; row < rows_.count(); ++row) {
+    const bool together = one_room && rows_.shared(row);
+    const Tensor room = together ? device.tensor(dtype, {largest_projection(config)}, "decoded projections") : Tensor{};
     for (const Projection p : all_projections) {
-      const Nf4Matrix& matrix = weights.layers[row].projection(p);
+      const auto [out, in] = projection_dims(config, p);
       slots_[row][static_cast<std::size_t>(p)].weight.data =
-          device.tensor(operand_dtype(path), {matrix.out, matrix.in}, fmt::format("decoded.{}", name_of(p)));
+          together ? room.view({out, in}) : device.tensor(dtype, {out, in}, fmt::format("decoded.{}", name_of(p)));
     }
   }
 }
 
 Weight FrozenWeights::projection(gpu::Recorder& recorder, std::uint32_t layer, Projection p) {
-  Slot& slot = slots_[residency_ == Residency::cached ? layer : 0][static_cast<std::size_t>(p)];
+  const std::uint32_t row = rows_.row_of(layer);
+  Slot& slot = slots_[row][static_cast<std::size_t>(p)];
   if (slot.layer != layer) {
-    const Nf4Matrix& matrix = weights_.layers[layer].projection(p);
+    const Nf4Matrix& matrix = weights_.projections(recorder, layer)[static_cast<std::size_t>(p)];
     if (slot.weight.data.dtype() == DType::f16) slot.weight.scale = 1.0f / top_of_f16(matrix.largest);
     record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax}, .out = slot.weight});
+    if (one_room_ && rows_.shared(row)) {
+      for (Slot& other : slots_[row]) other.layer = UINT32_MAX;
+    }
     slot.layer = layer;
   }
   return slot.weight;
@@ -36,18 +66,26 @@ std::pair<std::uint32_t, std::uint32_t> FrozenWeights::dims(std::uint32_t layer,
   return {matrix.out, matrix.in};
 }
 
-Nf4 FrozenWeights::nf4(std::uint32_t layer, Projection p) const {
-  const Nf4Matrix& matrix = weights_.layers[layer].projection(p);
+Nf4 FrozenWeights::nf4(gpu::Recorder& recorder, std::uint32_t layer, Projection p) const {
+  const Nf4Matrix& matrix = weights_.projections(recorder, layer)[static_cast<std::size_t>(p)];
   return {.packed = matrix.packed, .absmax = matrix.absmax};
 }
 
-std::uint64_t FrozenWeights::decoded_bytes(const ModelConfig& config, ProductPath path, Residency residency) {
-  std::uint64_t elements = 0;
-  for (const Projection p : all_projections) {
-    const auto [out, in] = projection_dims(config, p);
-    elements += std::uint64_t{out} * in;
+std::uint64_t FrozenWeights::bytes(const ModelConfig& config, ProductPath path, const std::vector<Residency>& residency,
+                                   bool one_room) {
+  const DecodedRows rows(residency, config.num_layers);
+  std::uint64_t bytes = 0;
+  for (std::uint32_t row = 0; row < rows.count(); ++row) {
+    if (one_room && rows.shared(row)) {
+      bytes += gpu::buffer_bytes(operand_dtype(path), {largest_projection(config)});
+      continue;
+    }
+    for (const Projection p : all_projections) {
+      const auto [out, in] = projection_dims(config, p);
+      bytes += gpu::buffer_bytes(operand_dtype(path), {out, in});
+    }
   }
-  return elements * size_of(operand_dtype(path)) * (residency == Residency::cached ? config.num_layers : 1);
+  return bytes;
 }
 
 }  // namespace nibble

@@ -3,6 +3,7 @@
 #include "nibble/kernels/nf4.h"
 #include "nibble/kernels/operand.h"
 #include "nibble/weights/device_weights.h"
+#include "nibble/weights/residency.h"
 
 #include <array>
 #include <string_view>
@@ -10,12 +11,6 @@
 #include <vector>
 
 namespace nibble {
-
-// Where the frozen projections are kept in the form that products read.
-enum class Residency {
-  resident,  // NF4 in VRAM, decoded into one layer's scratch before each use
-  cached,    // decoded once and kept
-};
 
 // As products and gathering read it.
 inline Weight weight_of(const DenseMatrix& matrix) {
@@ -25,12 +20,28 @@ inline Weight weight_of(const DenseMatrix& matrix) {
   return weight;
 }
 
+// Which decoded copies the layers use: the cached ones one each, the others one together.
+class DecodedRows {
+ public:
+  DecodedRows(const std::vector<Residency>& residency, std::uint32_t layers);
+
+  std::uint32_t count() const { return count_; }
+  std::uint32_t row_of(std::uint32_t layer) const { return rows_[layer]; }
+  bool shared(std::uint32_t row) const { return row == shared_; }
+
+ private:
+  std::vector<std::uint32_t> rows_;  // by layer
+  std::uint32_t shared_ = UINT32_MAX, count_ = 0;
+};
+
 // Decodes NF4 projections for products.
 class FrozenWeights {
  public:
-  FrozenWeights(gpu::Device& device, const DeviceWeights& weights, ProductPath path, Residency residency);
+  // With `one_room` the projections of the layers that are not cached are decoded into the same room.
+  FrozenWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config, ProductPath path,
+                const std::vector<Residency>& residency, bool one_room);
 
-  // Valid until the same projection of another layer is asked for.
+  // Valid until the next is asked for.
   Weight projection(gpu::Recorder& recorder, std::uint32_t layer, Projection p);
 
   // Its transposed copy (in, out), which f32 products read instead; empty where the state has none or the path is another.
@@ -39,11 +50,11 @@ class FrozenWeights {
   // (out, in)
   std::pair<std::uint32_t, std::uint32_t> dims(std::uint32_t layer, Projection p) const;
 
-  // The projection as it is kept.
-  Nf4 nf4(std::uint32_t layer, Projection p) const;
+  // The projection in NF4. Valid until one of another layer is asked for.
+  Nf4 nf4(gpu::Recorder& recorder, std::uint32_t layer, Projection p) const;
 
-  // Bytes of the decoded copies under a residency.
-  static std::uint64_t decoded_bytes(const ModelConfig& config, ProductPath path, Residency residency);
+  // What the decoded copies take of the device's memory.
+  static std::uint64_t bytes(const ModelConfig& config, ProductPath path, const std::vector<Residency>& residency, bool one_room);
 
  private:
   struct Slot {
@@ -53,8 +64,9 @@ class FrozenWeights {
 
   const DeviceWeights& weights_;
   ProductPath path_;
-  Residency residency_;
-  std::vector<std::array<Slot, 7>> slots_;  // one row for all layers, or a row a layer
+  DecodedRows rows_;
+  bool one_room_;
+  std::vector<std::array<Slot, 7>> slots_;  // by row
 };
 
 }  // namespace nibble

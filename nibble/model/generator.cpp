@@ -4,6 +4,7 @@
 #include "nibble/kernels/embedding.h"
 #include "nibble/kernels/product_vec.h"
 #include "nibble/model/rope.h"
+#include "nibble/weights/layer_stream.h"
 
 #include <algorithm>
 #include <numeric>
@@ -55,7 +56,8 @@ std::uint32_t few_of(const ModelConfig& config, const GeneratorOptions& options)
 }
 
 LayersOptions layers_options(ProductPath path, std::uint32_t tokens, std::uint32_t rank) {
-  return {.path = path, .residency = Residency::resident, .max_tokens = tokens, .rank = rank, .trainable = false, .keeps_all = false};
+  return {.path = path, .residency = {}, .max_tokens = tokens, .rank = rank, .trainable = false,
+          .activations = {Activations::recompute}};
 }
 
 }  // namespace
@@ -98,12 +100,13 @@ std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& con
                                std::uint32_t rank) {
   const std::uint32_t piece = piece_of(device.info(), config, options), few = few_of(config, options);
   const LayersBytes layers = layers_bytes(device, config, layers_options(options.path, piece, rank));
-  const std::uint64_t keys = 8ull * std::max(options.sequences, 1u) * config.num_layers * config.num_kv_heads *
-                             key_capacity(config, options) * config.head_dim;
-  return layers.decoded_weights + layers.activations + layers.scratch + Head::bytes(device, config, head_options(options)) + keys +
+  const std::uint32_t most = std::max(piece, few);
+  const std::uint64_t cache = 4ull * std::max(options.sequences, 1u) * config.num_kv_heads * key_capacity(config, options) * config.head_dim;
+  return layers.decoded_weights + layers.activations + layers.scratch + Head::bytes(device, config, head_options(options)) +
+         2 * config.num_layers * gpu::buffer_bytes(cache) +
          (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, few) : 0) +
-         std::uint64_t{std::max(piece, few)} * 8 * config.hidden_size + 4ull * stream_parts * part_of_stream(std::max(piece, few)) +
-         4ull * capacity_of(config, options) * config.head_dim;
+         2 * gpu::buffer_bytes(DType::f32, {most, config.hidden_size}) + gpu::buffer_bytes(4ull * stream_parts * part_of_stream(most)) +
+         gpu::buffer_bytes(4ull * capacity_of(config, options) * config.head_dim);
 }
 
 void Generator::use_adapter(bool use) {
@@ -155,6 +158,7 @@ std::pair<Generator::Pass, std::vector<std::uint32_t>> Generator::plan(std::span
 Tensor Generator::run_layers(gpu::Recorder& recorder, const Pass& pass) {
   const DeviceStream& stream = pass.stream;
   const auto residual = [&](std::uint32_t layer) { return residual_[layer % 2].rows(0, stream.tokens); };
+  weights_.go(LayerOrder::round);
   record(recorder, Embedding{.tokens = stream.token_ids, .table = weight_of(weights_.embedding), .x = residual(0)});
   if (pass.few) {
     const DecodeLayers::Pass step{recorder, stream, rope_, lora_, pass.first_key, pass.most_keys, pass.apart};

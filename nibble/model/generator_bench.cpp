@@ -27,7 +27,7 @@ void make_up_adapters(ModelState& state) {
 }
 
 ModelState make_state(gpu::Device& device, const GeneratorBenchOptions& options) {
-  StateOptions of{.path = options.path, .trainable = false};
+  StateOptions of{.path = options.path, .trainable = false, .residency = options.residency, .stream = options.stream};
   if (options.lora_rank) of.lora = LoraConfig{.rank = options.lora_rank, .lora_alpha = 2.0 * options.lora_rank};
   ModelState state = ModelState::made_up(device, options.config, of);
   if (options.lora_rank) make_up_adapters(state);

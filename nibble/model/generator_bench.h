@@ -14,6 +14,8 @@ struct GeneratorBenchOptions {
   std::uint32_t lora_rank = 0;  // 0: without an adapter
   std::uint32_t prompt_length = 512, new_tokens = 64;
   std::uint32_t repeats = 5;
+  std::vector<Residency> residency = {};  // by layer; empty: all resident
+  StreamOptions stream = {};
 };
 
 struct GeneratorBenchResult {

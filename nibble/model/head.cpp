@@ -55,14 +55,15 @@ Head::Head(gpu::Device& device, const ModelConfig& config, const DeviceWeights& 
 
 std::uint64_t Head::bytes(const gpu::Device& device, const ModelConfig& config, HeadOptions options) {
   options = settled(device.info(), config, options);
-  const std::uint64_t labels = options.max_labels, chunk = options.chunk_rows, hidden = config.hidden_size,
-                      vocab = config.vocab_size, operand = size_of(operand_dtype(options.path));
-  std::uint64_t bytes = labels * (hidden * operand + 16) + chunk * vocab * 4;
-  if (options.trainable) {
-    bytes += labels * (hidden * 4 + 4) + sizeof(float) * product_scratch_size(device, config, options);
-    if (options.path != ProductPath::f32) bytes += chunk * (vocab * operand + 4);
-  }
-  return bytes;
+  const std::uint32_t labels = std::max(1u, options.max_labels), chunk = options.chunk_rows, hidden = config.hidden_size,
+                      vocab = config.vocab_size;
+  const std::uint64_t numbers = gpu::buffer_bytes(DType::f32, {labels}), logits = gpu::buffer_bytes(DType::f32, {chunk, vocab});
+  std::uint64_t bytes = operand_bytes(options.path, labels, hidden) + 3 * numbers + logits;
+  if (!options.trainable) return bytes;
+  bytes += numbers + gpu::buffer_bytes(DType::f32, {labels, hidden});
+  if (options.path != ProductPath::f32) bytes += operand_bytes(options.path, chunk, vocab);
+  const std::uint32_t partial_sums = product_scratch_size(device, config, options);
+  return bytes + (partial_sums > 0 ? gpu::buffer_bytes(DType::f32, {partial_sums}) : 0);
 }
 
 std::vector<gpu::RowRange> Head::chunks(std::uint32_t labels) const {

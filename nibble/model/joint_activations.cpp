@@ -22,18 +22,25 @@ void operand(Operand& o, std::uint32_t rows, std::uint32_t columns, const Make& 
 std::uint32_t query_columns(const ModelConfig& config) { return config.num_heads * config.head_dim; }
 
 template <typename Make>
-void visit(JointActivations& a, const ModelConfig& config, std::uint32_t tokens, std::uint32_t rank, const Make& make) {
-  operand(a.qkv, tokens, joint_dims(config, Joint::qkv).out, make);
-  operand(a.attention, tokens, query_columns(config), make);
-  make(a.log_sum_exp, DType::f32, Dims{config.num_heads, tokens});
-  make(a.middle, DType::f32, Dims{tokens, config.hidden_size});
-  operand(a.gate_up, tokens, 2 * config.intermediate_size, make);
-  for (Tensor* per_token : {&a.attention_in_scale, &a.mlp_in_scale, &a.hidden_scale, &a.attention_in_inv_rms, &a.mlp_in_inv_rms}) {
-    make(*per_token, DType::f32, Dims{tokens});
-  }
-  if (rank == 0) return;
-  for (const Joint joint : all_joints) {
+void visit(JointActivations& a, LayerPart part, const ModelConfig& config, std::uint32_t tokens, std::uint32_t rank,
+           const Make& make) {
+  const auto lora_h = [&](Joint joint) {
+    if (rank == 0) return;
     make(a.lora_h[static_cast<std::size_t>(joint)], DType::f16, Dims{tokens, joint_lora_shape(config, joint, rank).width()});
+  };
+  if (part == LayerPart::attention) {
+    operand(a.qkv, tokens, joint_dims(config, Joint::qkv).out, make);
+    operand(a.attention, tokens, query_columns(config), make);
+    make(a.log_sum_exp, DType::f32, Dims{config.num_heads, tokens});
+    make(a.middle, DType::f32, Dims{tokens, config.hidden_size});
+    for (Tensor* per_token : {&a.attention_in_scale, &a.attention_in_inv_rms}) make(*per_token, DType::f32, Dims{tokens});
+    lora_h(Joint::qkv);
+    lora_h(Joint::o);
+  } else {
+    operand(a.gate_up, tokens, 2 * config.intermediate_size, make);
+    for (Tensor* per_token : {&a.mlp_in_scale, &a.mlp_in_inv_rms, &a.hidden_scale}) make(*per_token, DType::f32, Dims{tokens});
+    lora_h(Joint::gate_up);
+    lora_h(Joint::down);
   }
 }
 
@@ -69,9 +76,7 @@ struct Allocate {
 struct Count {
   std::uint64_t& bytes;
   void operator()(Tensor&, DType dtype, Dims dims) const {
-    std::uint64_t size = size_of(dtype);
-    for (const std::uint32_t dim : dims) size *= dim;
-    bytes += size;
+    bytes += gpu::buffer_bytes(dtype, dims);
   }
 };
 
@@ -90,13 +95,17 @@ std::uint32_t lora_scratch_size(const gpu::Device& device, const ModelConfig& co
 }
 
 std::uint32_t product_scratch_size(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
+  const bool tiles = joint_weight_tile(device, config, options.max_tokens) > 0;
+  const std::uint32_t cached = count_of(options.residency, config.num_layers, Residency::cached);
+  std::vector<bool> forms;  // of weights: in rows, in tiles
+  if (cached > 0 || !tiles) forms.push_back(false);
+  if (cached < config.num_layers && tiles) forms.push_back(true);
   std::uint64_t most = 0;
   for (const Joint joint : all_joints) {
     const auto [out, in] = joint_dims(config, joint);
-    const bool tiled = joint_weight_tile(device, config, options.residency, options.max_tokens) > 0;
     for (std::uint32_t tokens = options.trainable ? options.max_tokens : 1;; tokens *= 2) {
       const std::uint32_t rows = joint_plan_rows(options, std::min(tokens, options.max_tokens));
-      most = std::max(most, product_scratch(device, ProductPath::matrix, rows, out, in, tiled));
+      for (const bool tiled : forms) most = std::max(most, product_scratch(device, ProductPath::matrix, rows, out, in, tiled));
       if (tokens >= options.max_tokens) break;
     }
   }
@@ -105,16 +114,16 @@ std::uint32_t product_scratch_size(const gpu::Device& device, const ModelConfig&
 
 }  // namespace
 
-JointActivations make_joint_activations(gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
-  JointActivations result;
-  visit(result, config, options.max_tokens, options.rank, Allocate{device, "activation"});
-  return result;
+std::vector<JointActivations> make_joint_activations(gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
+  return make_activation_sets<JointActivations>(options.activations, config.num_layers, [&](JointActivations& set, LayerPart part) {
+    visit(set, part, config, options.max_tokens, options.rank, Allocate{device, "activation"});
+  });
 }
 
 JointActivations first_tokens(const JointActivations& activations, const ModelConfig& config, const LayersOptions& options,
                               std::uint32_t tokens) {
   JointActivations result = activations;
-  visit(result, config, tokens, options.rank, View{});
+  for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) visit(result, part, config, tokens, options.rank, View{});
   return result;
 }
 
@@ -145,17 +154,18 @@ Operand narrowed(const Operand& operand, std::uint32_t columns) {
   return {.data = operand.data.view({operand.data.dim(0), columns}), .scale = operand.scale};
 }
 
-std::uint64_t joint_activation_bytes(const ModelConfig& config, const LayersOptions& options) {
+std::uint64_t joint_activation_bytes(const ModelConfig& config, const LayersOptions& options, LayerPart part) {
   std::uint64_t bytes = 0;
   JointActivations unused;
-  visit(unused, config, options.max_tokens, options.rank, Count{bytes});
+  visit(unused, part, config, options.max_tokens, options.rank, Count{bytes});
   return bytes;
 }
 
 std::uint64_t joint_room_bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
-  std::uint64_t bytes = qkv_attention_room_bytes(device, attention_shape(config, options)) +
-                        sizeof(float) * (std::uint64_t{lora_scratch_size(device, config, options)} +
-                                         product_scratch_size(device, config, options));
+  std::uint64_t bytes = qkv_attention_room_bytes(device, attention_shape(config, options));
+  for (const std::uint32_t size : {lora_scratch_size(device, config, options), product_scratch_size(device, config, options)}) {
+    if (size > 0) bytes += gpu::buffer_bytes(DType::f32, {size});
+  }
   JointRoom unused;
   visit(unused, config, options, options.max_tokens, Count{bytes});
   return bytes;

@@ -5,20 +5,24 @@
 #include "nibble/model/layers.h"
 
 #include <array>
+#include <vector>
 
 namespace nibble {
 
 // What the forward pass of a layer leaves for its backward pass: T tokens, C hidden, H and Hk heads of D, I intermediate, R
 // the padded ranks of a joint weight's adapters. Operands are f16.
 struct JointActivations {
+  // Of attention.
   Operand qkv;                     // (T, (H + 2 Hk) * D)
   Operand attention;               // (T, H * D)
   Tensor log_sum_exp;              // (H, T)
   Tensor middle;                   // (T, C) the residual stream between attention and MLP
+  // Of what JointRoom has of the forward pass: the scales of its rows, (T), and what the norm multiplied by.
+  Tensor attention_in_scale, attention_in_inv_rms;
+  // Of the MLP.
   Operand gate_up;                 // (T, 2 I)
-  // Of what JointRoom has of the forward pass: the scales of its rows, (T), and what the norms multiplied by.
-  Tensor attention_in_scale, mlp_in_scale, hidden_scale;
-  Tensor attention_in_inv_rms, mlp_in_inv_rms;
+  Tensor mlp_in_scale, mlp_in_inv_rms, hidden_scale;
+  // Of both.
   std::array<Tensor, 4> lora_h{};  // (T, R) f16 by Joint
 };
 
@@ -41,7 +45,8 @@ struct JointRoom {
   Tensor lora_dh_values;           // (T, rank)
 };
 
-JointActivations make_joint_activations(gpu::Device& device, const ModelConfig& config, const LayersOptions& options);
+// Of each layer, by its choice.
+std::vector<JointActivations> make_joint_activations(gpu::Device& device, const ModelConfig& config, const LayersOptions& options);
 JointRoom make_joint_room(gpu::Device& device, const ModelConfig& config, const LayersOptions& options);
 
 // Views of the first `tokens` tokens; config and options are those of making.
@@ -56,7 +61,7 @@ Operand narrowed(const Operand& operand, std::uint32_t columns);
 std::uint32_t joint_plan_rows(const LayersOptions& options, std::uint32_t tokens);
 
 // Bytes that the functions above take.
-std::uint64_t joint_activation_bytes(const ModelConfig& config, const LayersOptions& options);
+std::uint64_t joint_activation_bytes(const ModelConfig& config, const LayersOptions& options, LayerPart part);  // of one layer
 std::uint64_t joint_room_bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options);
 
 }  // namespace nibble

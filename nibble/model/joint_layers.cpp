@@ -26,14 +26,6 @@ struct JointLayers::At {
   Tensor lora_dh(const LoraGroup& group) const { return room.lora_dh.view({tokens(), group.shape.width()}); }
 };
 
-namespace {
-
-std::uint32_t sets_of(const ModelConfig& config, const LayersOptions& options) {
-  return options.keeps_all ? config.num_layers : 1;
-}
-
-}  // namespace
-
 bool JointLayers::fits(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
   if (options.path != ProductPath::matrix) return false;
   return std::all_of(all_joints.begin(), all_joints.end(), [&](Joint joint) {
@@ -46,28 +38,30 @@ bool JointLayers::fits(const gpu::Device& device, const ModelConfig& config, con
 }
 
 LayersBytes JointLayers::bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
-  std::uint64_t adapters = 0;
-  for (const Joint joint : all_joints) {
-    const LoraGroupShape lora = joint_lora_shape(config, joint, options.rank);
-    if (options.rank > 0) adapters += std::uint64_t{lora.width()} * lora.inputs + std::uint64_t{lora.all_outputs()} * lora.padded_rank();
+  std::uint64_t activations = 0;
+  for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) {
+    activations += activation_sets(options.activations, config.num_layers, part) * joint_activation_bytes(config, options, part);
   }
-  return {.decoded_weights = FrozenWeights::decoded_bytes(config, options.path, options.residency),
-          .activations = sets_of(config, options) * joint_activation_bytes(config, options),
-          .scratch = joint_room_bytes(device, config, options) + 2 * adapters * config.num_layers};
+  return {.decoded_weights = JointWeights::bytes(config, options.residency, options.one_decoded_room),
+          .activations = activations,
+          .scratch = joint_room_bytes(device, config, options) + (options.rank > 0 ? joint_lora_bytes(config, options.rank) : 0)};
 }
 
 JointLayers::JointLayers(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
                          const LayersOptions& options)
-    : config_(config), weights_(weights), options_(options), frozen_(device, weights, config, options.residency, options.max_tokens) {
+    : config_(config),
+      weights_(weights),
+      options_(options),
+      frozen_(device, weights, config, options.residency, options.one_decoded_room, options.max_tokens),
+      activations_(make_joint_activations(device, config, options)),
+      shared_(options.activations) {
   if (lora) lora_.emplace(device, config_, frozen_, *lora);
-  for (std::uint32_t i = 0; i < sets_of(config_, options_); ++i) {
-    activations_.push_back(make_joint_activations(device, config_, options_));
-  }
   room_ = make_joint_room(device, config_, options_);
 }
 
 void JointLayers::begin(const LayerPass& pass) {
   holds_ = {};
+  shared_.forget();
   if (pass.lora) lora_->pack(pass.recorder);
 }
 
@@ -77,12 +71,12 @@ JointLayers::At JointLayers::at(const LayerPass& pass, std::uint32_t layer) cons
           .layer = layer,
           .rec = pass.recorder,
           .weights = weights_.layers[layer],
-          .kept = first_tokens(activations_[layer % activations_.size()], config_, options_, tokens),
+          .kept = first_tokens(activations_[layer], config_, options_, tokens),
           .room = first_tokens(room_, config_, options_, tokens)};
 }
 
 Tensor JointLayers::middle(std::uint32_t layer, std::uint32_t tokens) const {
-  return activations_[layer % activations_.size()].middle.rows(0, tokens);
+  return activations_[layer].middle.rows(0, tokens);
 }
 
 const LoraGroup* JointLayers::adapters(const LayerPass& pass, std::uint32_t layer, Joint joint) const {
@@ -139,13 +133,20 @@ QkvAttention JointLayers::attention(const At& at) const {
 // Batches of training go by the plan of the longest, prompts, whose lengths differ more, by one of a few.
 std::uint32_t JointLayers::plan_rows(const At& at) const { return joint_plan_rows(options_, at.tokens()); }
 
+// The narrow product of a joint weight's adapters, which the backward pass reads too.
+void JointLayers::narrow(const At& at, Joint joint, const Operand& x) {
+  if (const LoraGroup* group = adapters(at.pass, at.layer, joint)) {
+    record(at.rec, LoraDownMatrix{.group = *group, .x = x.data, .h = at.lora_h(joint), .scratch = at.room.lora_scratch,
+                                  .dropout = dropout(at.pass, at.layer, joint)});
+  }
+}
+
 // y = x W^T + the adapters' share, in f16 where y has a scale, else on top of `plus`.
 void JointLayers::project(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus) {
   ProductNT product{.path = ProductPath::matrix, .x = x, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nt), .y = y.data,
                     .y_scale = y.scale, .plus = plus, .scratch = at.room.product_scratch, .plan_rows = plan_rows(at)};
+  narrow(at, joint, x);
   if (const LoraGroup* group = adapters(at.pass, at.layer, joint)) {
-    record(at.rec, LoraDownMatrix{.group = *group, .x = x.data, .h = at.lora_h(joint), .scratch = at.room.lora_scratch,
-                                  .dropout = dropout(at.pass, at.layer, joint)});
     product.lora = {.left = at.lora_h(joint), .right = group->b, .ends = joint_ends(config_, joint)};
   }
   record(at.rec, product);
@@ -154,11 +155,25 @@ void JointLayers::project(const At& at, Joint joint, const Operand& x, const Ope
 void JointLayers::forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) {
   holds_ = {};
   const At at = this->at(pass, layer);
+  attention_half(at, input);
+  mlp(at, output);
+}
+
+void JointLayers::recompute(const LayerPass& pass, std::uint32_t layer, const Tensor& input) {
+  const At at = this->at(pass, layer);
+  if (shared_.lacks(layer, LayerPart::attention)) attention_half(at, input);
+  if (!shared_.lacks(layer, LayerPart::mlp)) return;
+  project(at, Joint::gate_up, mlp_in(at), at.kept.gate_up);
+  // The layer's output is there; of the down product the adapters' narrow one alone is read again.
+  if (adapters(pass, layer, Joint::down)) narrow(at, Joint::down, hidden(at));
+}
+
+void JointLayers::attention_half(const At& at, const Tensor& input) {
+  shared_.fill(at.layer, LayerPart::attention);
   project(at, Joint::qkv, attention_in(at, input), at.kept.qkv);
   if (at.weights.qkv_bias) record(at.rec, AddBias{.y = at.kept.qkv, .bias = at.weights.qkv_bias});
   record(at.rec, attention(at));
   project(at, Joint::o, at.kept.attention, {.data = at.kept.middle, .scale = {}}, input);
-  mlp(at, output);
 }
 
 void JointLayers::mlp_forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) {
@@ -169,6 +184,7 @@ void JointLayers::mlp_forward(const LayerPass& pass, std::uint32_t layer, const 
 }
 
 void JointLayers::mlp(const At& at, const Tensor& output) {
+  shared_.fill(at.layer, LayerPart::mlp);
   project(at, Joint::gate_up, mlp_in(at), at.kept.gate_up);
   project(at, Joint::down, hidden(at), {.data = output, .scale = {}}, at.kept.middle);
 }

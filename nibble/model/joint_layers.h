@@ -23,6 +23,7 @@ class JointLayers : public Layers {
 
   void begin(const LayerPass& pass) override;
   void forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) override;
+  void recompute(const LayerPass& pass, std::uint32_t layer, const Tensor& input) override;
   void backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,
                 bool input_gradient) override;
   void mlp_forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) override;
@@ -49,11 +50,13 @@ class JointLayers : public Layers {
   QkvAttention attention(const At& at) const;
   std::uint32_t plan_rows(const At& at) const;
 
+  void narrow(const At& at, Joint joint, const Operand& x);
   void project(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus = {});
   void gradients(const At& at, Joint joint, const Operand& x, const Operand& dy, const Operand& dx,
                  const std::function<void()>& next = [] {});
   void input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx);
   void dropped_input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx);
+  void attention_half(const At& at, const Tensor& input);
   void mlp(const At& at, const Tensor& output);
   void mlp_gradients(const At& at, const Tensor& dx);
 
@@ -62,7 +65,8 @@ class JointLayers : public Layers {
   LayersOptions options_;
   JointWeights frozen_;
   std::optional<JointLora> lora_;
-  std::vector<JointActivations> activations_;  // of each layer, or one for all
+  std::vector<JointActivations> activations_;  // of each layer
+  SharedActivations shared_;
   JointRoom room_;
   Holds holds_;
 };

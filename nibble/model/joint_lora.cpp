@@ -29,6 +29,14 @@ LoraGroupShape joint_lora_shape(const ModelConfig& config, Joint joint, std::uin
   return shape;
 }
 
+std::uint64_t joint_lora_bytes(const ModelConfig& config, std::uint32_t rank) {
+  std::vector<LoraGroupShape> shapes;
+  for (std::uint32_t layer = 0; layer < config.num_layers; ++layer) {
+    for (const Joint joint : all_joints) shapes.push_back(joint_lora_shape(config, joint, rank));
+  }
+  return lora_pack_bytes(shapes);
+}
+
 JointLora::JointLora(gpu::Device& device, const ModelConfig& config, const JointWeights& weights, const LoraWeights& lora)
     : lora_(lora), pack_(make_lora_pack(device, masters_of(config, weights, lora))) {}
 

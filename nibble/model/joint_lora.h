@@ -11,6 +11,9 @@ namespace nibble {
 
 LoraGroupShape joint_lora_shape(const ModelConfig& config, Joint joint, std::uint32_t rank);
 
+// What JointLora takes of the device's memory.
+std::uint64_t joint_lora_bytes(const ModelConfig& config, std::uint32_t rank);
+
 // The adapters of all layers as matrix units read them, by joint weights.
 class JointLora {
  public:

@@ -8,9 +8,9 @@
 
 namespace nibble {
 
-std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& config, Residency residency, std::uint32_t tokens) {
+std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& config, std::uint32_t tokens) {
   const auto direct = direct_matrix_tile(device.info());
-  if (!direct || !prefers_tiles(device, tokens) || residency == Residency::cached) return 0;
+  if (!direct || !prefers_tiles(device, tokens)) return 0;
   const std::uint32_t tile = direct->matrix.m;
   const bool fits = std::all_of(all_joints.begin(), all_joints.end(), [&](Joint joint) {
     const auto [out, in] = joint_dims(config, joint);
@@ -19,47 +19,84 @@ std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& co
   return fits ? tile : 0;
 }
 
-JointWeights::JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config, Residency residency,
-                           std::uint32_t tokens)
-    : weights_(weights), residency_(residency), tile_(joint_weight_tile(device, config, residency, tokens)) {
-  slots_.resize(residency == Residency::cached ? weights.layers.size() : 1);
-  for (auto& row : slots_) {
+namespace {
+
+std::uint32_t largest_joint(const ModelConfig& config) {
+  std::uint32_t largest = 0;
+  for (const Joint joint : all_joints) largest = std::max(largest, joint_dims(config, joint).out * joint_dims(config, joint).in);
+  return largest;
+}
+
+}  // namespace
+
+JointWeights::JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config,
+                           const std::vector<Residency>& residency, bool one_room, std::uint32_t tokens)
+    : weights_(weights), rows_(residency, config.num_layers), one_room_(one_room), tile_(joint_weight_tile(device, config, tokens)) {
+  slots_.resize(rows_.count());
+  for (std::uint32_t row = 0; row < rows_.count(); ++row) {
+    const bool together = one_room && rows_.shared(row);
+    const Tensor room = together ? device.tensor(DType::f16, {largest_joint(config)}, "decoded projections") : Tensor{};
     for (const Joint joint : all_joints) {
       const auto [out, in] = joint_dims(config, joint);
-      row[static_cast<std::size_t>(joint)].data = device.tensor(DType::f16, {out, in}, "decoded projections");
+      slots_[row][static_cast<std::size_t>(joint)].data =
+          together ? room.view({out, in}) : device.tensor(DType::f16, {out, in}, "decoded projections");
     }
   }
 }
 
-std::span<const Nf4Matrix> JointWeights::matrices(std::uint32_t layer, Joint joint) const {
-  const auto members = members_of(joint);
-  return std::span(weights_.layers[layer].projections).subspan(static_cast<std::size_t>(members.front()), members.size());
+std::uint64_t JointWeights::bytes(const ModelConfig& config, const std::vector<Residency>& residency, bool one_room) {
+  const DecodedRows rows(residency, config.num_layers);
+  std::uint64_t bytes = 0;
+  for (std::uint32_t row = 0; row < rows.count(); ++row) {
+    if (one_room && rows.shared(row)) {
+      bytes += gpu::buffer_bytes(DType::f16, {largest_joint(config)});
+      continue;
+    }
+    for (const Joint joint : all_joints) {
+      const auto [out, in] = joint_dims(config, joint);
+      bytes += gpu::buffer_bytes(DType::f16, {out, in});
+    }
+  }
+  return bytes;
 }
+
+namespace {
+
+std::span<const Nf4Matrix> members_in(const LayerProjections& projections, Joint joint) {
+  const auto members = members_of(joint);
+  return std::span(projections).subspan(static_cast<std::size_t>(members.front()), members.size());
+}
+
+}  // namespace
 
 float JointWeights::scale(std::uint32_t layer, Joint joint) const {
   float largest = 0;
-  for (const Nf4Matrix& matrix : matrices(layer, joint)) largest = std::max(largest, matrix.largest);
+  for (const Nf4Matrix& matrix : members_in(weights_.layers[layer].projections, joint)) largest = std::max(largest, matrix.largest);
   int exponent = 0;
   if (std::isfinite(largest)) std::frexp(largest, &exponent);
   return std::ldexp(1.0f, exponent);
 }
 
 Weight JointWeights::weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout) {
-  Slot& slot = slots_[residency_ == Residency::cached ? layer : 0][static_cast<std::size_t>(joint)];
-  const Weight whole{.data = slot.data, .scale = scale(layer, joint), .tile = tile_,
-                     .turned = tile_ > 0 && layout == MatrixLayout::nn};
+  const std::uint32_t row = rows_.row_of(layer), tile = rows_.shared(row) ? tile_ : 0;
+  Slot& slot = slots_[row][static_cast<std::size_t>(joint)];
+  const Weight whole{.data = slot.data, .scale = scale(layer, joint), .tile = tile, .turned = tile > 0 && layout == MatrixLayout::nn};
   if (slot.layer == layer && slot.turned == whole.turned) return whole;
   const auto decode = [&](const Nf4Matrix& matrix, const Weight& out) {
     record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax}, .out = out});
   };
-  if (const auto joined = joined_nf4(matrices(layer, joint))) {
+  const auto members = members_in(weights_.projections(recorder, layer), joint);
+  if (const auto joined = joined_nf4(members)) {
     decode(*joined, whole);
   } else {
-    std::uint32_t row = 0;
-    for (const Nf4Matrix& matrix : matrices(layer, joint)) {
-      decode(matrix, {.data = slot.data.rows(row, row + matrix.out), .scale = whole.scale});
-      row += matrix.out;
+    std::uint32_t first = 0;
+    for (const Nf4Matrix& matrix : members) {
+      decode(matrix, {.data = slot.data.rows(first, first + matrix.out), .scale = whole.scale});
+      first += matrix.out;
     }
+  }
+  if (one_room_ && rows_.shared(row)) {
+    for (Slot& other : slots_[row]) other.layer = UINT32_MAX;
   }
   slot.layer = layer;
   slot.turned = whole.turned;

@@ -13,17 +13,19 @@
 namespace nibble {
 
 // Side of the tiles that weights are decoded into for batches of `tokens`: where the device is faster so and all sizes allow
-// it. 0: rows, as always where they are cached, since forward and backward products want other tiles.
-std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& config, Residency residency, std::uint32_t tokens);
+// it. 0: rows, as always of layers that are cached, since forward and backward products want other tiles.
+std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& config, std::uint32_t tokens);
 
 // Decodes NF4 projections to f16, joint.
 class JointWeights {
  public:
-  // For batches of at most `tokens`.
-  JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config, Residency residency,
-               std::uint32_t tokens);
+  // For batches of at most `tokens`. With `one_room` the joints of the layers that are not cached are decoded into the same room.
+  JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config,
+               const std::vector<Residency>& residency, bool one_room, std::uint32_t tokens);
+  // What that takes of the device's memory.
+  static std::uint64_t bytes(const ModelConfig& config, const std::vector<Residency>& residency, bool one_room);
 
-  // For products of this layout. Valid until the same joint of another layer, or for the other layout, is asked for.
+  // For products of this layout. Valid until the next is asked for.
   Weight weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout);
 
   // The power of two that brings the largest magnitude to [1/2, 1): with rows of operands below 2^14, products then stay within
@@ -37,12 +39,11 @@ class JointWeights {
     bool turned = false;
   };
 
-  std::span<const Nf4Matrix> matrices(std::uint32_t layer, Joint joint) const;
-
   const DeviceWeights& weights_;
-  Residency residency_;
+  DecodedRows rows_;
+  bool one_room_;
   std::uint32_t tile_;
-  std::vector<std::array<Slot, 4>> slots_;  // one row for all layers, or a row a layer
+  std::vector<std::array<Slot, 4>> slots_;  // by row
 };
 
 }  // namespace nibble

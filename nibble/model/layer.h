@@ -24,6 +24,12 @@ struct LayerContext {
 void layer_forward(const LayerContext& context, std::uint32_t layer, const Tensor& input, LayerActivations& activations,
                    const Scratch& scratch, const Tensor& output);
 
+// Fills what one half of layer_forward leaves for the backward pass, and no more: the layer's output is not written. The MLP's
+// half reads activations.middle.
+void recompute_attention(const LayerContext& context, std::uint32_t layer, const Tensor& input, LayerActivations& activations,
+                         const Scratch& scratch);
+void recompute_mlp(const LayerContext& context, std::uint32_t layer, LayerActivations& activations);
+
 // dx (T, C) holds the gradient at the layer's output and receives that at its input. `input_gradient` false leaves dx as it
 // is: below the first layer nothing learns.
 void layer_backward(const LayerContext& context, std::uint32_t layer, const Tensor& input,

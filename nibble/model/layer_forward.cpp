@@ -7,9 +7,8 @@
 #include "nibble/model/layer.h"
 
 namespace nibble {
-namespace {
 
-void attention_forward(const LayerContext& context, std::uint32_t layer, const Tensor& input, LayerActivations& a,
+void recompute_attention(const LayerContext& context, std::uint32_t layer, const Tensor& input, LayerActivations& a,
                        const Scratch& scratch) {
   auto& rec = context.recorder;
   const LayerWeights& weights = context.weights.layers[layer];
@@ -43,28 +42,41 @@ void attention_forward(const LayerContext& context, std::uint32_t layer, const T
   project(Projection::o, a.attention_packed, a.middle, true);
 }
 
-}  // namespace
-
 void layer_forward(const LayerContext& context, std::uint32_t layer, const Tensor& input, LayerActivations& a,
                    const Scratch& scratch, const Tensor& output) {
-  attention_forward(context, layer, input, a, scratch);
+  recompute_attention(context, layer, input, a, scratch);
   mlp_forward(context, layer, a, output);
 }
 
-void mlp_forward(const LayerContext& context, std::uint32_t layer, LayerActivations& a, const Tensor& output) {
+namespace {
+
+void up_to_hidden(const LayerContext& context, std::uint32_t layer, LayerActivations& a) {
   auto& rec = context.recorder;
-  const auto project = [&](Projection p, const Operand& x, const Tensor& y, bool accumulate) {
+  const auto project = [&](Projection p, const Operand& x, const Tensor& y) {
     record(rec, context.linear,
-           LinearForward{.site = {layer, p}, .x = x, .y = y, .accumulate = accumulate,
-                         .h = a.lora_h[static_cast<std::size_t>(p)]});
+           LinearForward{.site = {layer, p}, .x = x, .y = y, .h = a.lora_h[static_cast<std::size_t>(p)]});
   };
   record(rec, RmsNorm{.x = a.middle, .weight = context.weights.layers[layer].post_attention_norm, .y = a.mlp_in,
                       .inv_rms = a.mlp_in_inv_rms, .eps = context.config.rms_norm_eps});
-  project(Projection::gate, a.mlp_in, a.gate, false);
-  project(Projection::up, a.mlp_in, a.up, false);
+  project(Projection::gate, a.mlp_in, a.gate);
+  project(Projection::up, a.mlp_in, a.up);
   record(rec, SwiGlu{.gate = a.gate, .up = a.up, .h = a.mlp_hidden});
-  rec.copy(a.middle, output);
-  project(Projection::down, a.mlp_hidden, output, true);
+}
+
+const Tensor& h_of_down(const LayerActivations& a) { return a.lora_h[static_cast<std::size_t>(Projection::down)]; }
+
+}  // namespace
+
+void mlp_forward(const LayerContext& context, std::uint32_t layer, LayerActivations& a, const Tensor& output) {
+  up_to_hidden(context, layer, a);
+  context.recorder.copy(a.middle, output);
+  record(context.recorder, context.linear,
+         LinearForward{.site = {layer, Projection::down}, .x = a.mlp_hidden, .y = output, .accumulate = true, .h = h_of_down(a)});
+}
+
+void recompute_mlp(const LayerContext& context, std::uint32_t layer, LayerActivations& a) {
+  up_to_hidden(context, layer, a);
+  record(context.recorder, context.linear, LinearNarrow{.site = {layer, Projection::down}, .x = a.mlp_hidden, .h = h_of_down(a)});
 }
 
 }  // namespace nibble

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "nibble/model/activation_choice.h"
 #include "nibble/model/linear.h"
 #include "nibble/model/stream.h"
 #include "nibble/weights/config.h"
@@ -27,11 +28,12 @@ struct LayerPass {
 
 struct LayersOptions {
   ProductPath path = ProductPath::f32;
-  Residency residency = Residency::resident;
+  std::vector<Residency> residency = {};  // by layer; empty: all resident
+  bool one_decoded_room = false;  // all projections are decoded into the same room, one after the other
   std::uint32_t max_tokens = 0;
   std::uint32_t rank = 0;      // of the adapters; 0: none
   bool trainable = true;       // room for the backward pass
-  bool keeps_all = true;       // what the backward pass needs of every layer, or of one at a time
+  ActivationChoices activations = {};  // of the backward pass
   bool lora_dropout = false;   // passes may drop inputs of the adapters
 };
 
@@ -44,6 +46,9 @@ class Layers {
   virtual void begin(const LayerPass& pass) = 0;
   // input (T, C) is read, output (T, C) written; both are the residual stream.
   virtual void forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) = 0;
+  // Computes again what the backward pass of a layer needs and its choice did not keep; the last layers that went forward may
+  // still be there. input (T, C) as it was.
+  virtual void recompute(const LayerPass& pass, std::uint32_t layer, const Tensor& input) = 0;
   // dx (T, C) holds the gradient at the layer's output and receives that at its input, whose adapters' gradients are added
   // to. `input_gradient` false leaves dx as it is: below the first layer nothing learns.
   virtual void backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,

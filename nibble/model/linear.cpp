@@ -57,12 +57,17 @@ void record_base(gpu::Recorder& recorder, const LinearContext& context, const Li
 
 }  // namespace
 
-void record(gpu::Recorder& recorder, const LinearContext& context, const LinearForward& op) {
+void record(gpu::Recorder& recorder, const LinearContext& context, const LinearNarrow& op) {
   const LoraSlot* slot = slot_at(context, op.site);
   if (slot) record(recorder, LoraDown{.x = op.x, .a = slot->a, .h = op.h, .dropout = dropout_at(context.dropout, op.site)});
+}
+
+void record(gpu::Recorder& recorder, const LinearContext& context, const LinearForward& op) {
+  const LoraSlot* slot = slot_at(context, op.site);
+  record(recorder, context, LinearNarrow{.site = op.site, .x = op.x, .h = op.h});
   const bool direct = reads_nf4(recorder, context, op.site), term = direct && takes_term(slot);
   if (direct) {
-    Nf4Product product{.x = op.x.data, .w = context.frozen->nf4(op.site.layer, op.site.projection), .y = op.y,
+    Nf4Product product{.x = op.x.data, .w = context.frozen->nf4(recorder, op.site.layer, op.site.projection), .y = op.y,
                        .accumulate = op.accumulate};
     if (term) product = with_term(product, op.h, slot->b, slot->scaling);
     record_nt(recorder, product);
@@ -80,7 +85,7 @@ void record(gpu::Recorder& recorder, const LinearContext& context, const LinearB
   const bool direct = op.dx && reads_nf4(recorder, context, op.site);
   const bool term = direct && takes_term(slot) && dropout.probability == 0;
   if (direct) {
-    Nf4Product product{.x = op.dy.data, .w = context.frozen->nf4(op.site.layer, op.site.projection), .y = op.dx,
+    Nf4Product product{.x = op.dy.data, .w = context.frozen->nf4(recorder, op.site.layer, op.site.projection), .y = op.dx,
                        .accumulate = op.accumulate};
     if (term) product = with_term(product, op.dh, slot->a, 1.0f);
     record_nn(recorder, product);

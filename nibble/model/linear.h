@@ -41,6 +41,14 @@ struct LinearForward {
 };
 void record(gpu::Recorder& recorder, const LinearContext& context, const LinearForward& op);
 
+// Of the forward pass h alone.
+struct LinearNarrow {
+  LinearSite site;
+  Operand x;
+  Tensor h;
+};
+void record(gpu::Recorder& recorder, const LinearContext& context, const LinearNarrow& op);
+
 // Adds to the gradients of A and B, and gives dx (T, in) = dy W + scaling * dropout'(dy B A), added where `accumulate`.
 struct LinearBackward {
   LinearSite site;

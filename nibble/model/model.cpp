@@ -5,21 +5,21 @@
 #include "nibble/kernels/neftune.h"
 #include "nibble/kernels/nonfinite.h"
 #include "nibble/model/rope.h"
+#include "nibble/weights/nf4_room.h"
 
 #include <algorithm>
 #include <utility>
 
 namespace nibble {
-namespace {
 
-// How many residual streams and sets of activations exist.
-std::uint32_t residual_count(const ModelConfig& config, const ModelOptions& options) {
-  return options.trainable ? config.num_layers + 1 : 2;
+LayerInputsOptions layer_inputs_options(const ModelOptions& options) {
+  return {.max_tokens = options.max_tokens, .trainable = options.trainable, .offloaded = options.trainable ? options.offloaded_inputs : 0};
 }
 
 LayersOptions layers_options(const ModelOptions& options, std::uint32_t rank) {
-  return {.path = options.path, .residency = options.residency, .max_tokens = options.max_tokens, .rank = rank,
-          .trainable = options.trainable, .keeps_all = options.trainable && !options.gradient_checkpointing,
+  return {.path = options.path, .residency = options.residency, .one_decoded_room = options.one_decoded_room,
+          .max_tokens = options.max_tokens, .rank = rank, .trainable = options.trainable,
+          .activations = options.trainable ? options.activations : ActivationChoices{Activations::recompute},
           .lora_dropout = options.lora_dropout};
 }
 
@@ -28,59 +28,33 @@ HeadOptions head_options(const ModelOptions& options) {
           .trainable = options.trainable};
 }
 
-ModelOptions of_path(ModelOptions options, ProductPath path) {
-  options.path = path;
+namespace {
+
+// With what the state has settled.
+ModelOptions of_state(ModelOptions options, const ModelState& state) {
+  options.path = state.path();
+  std::vector<Residency> residency = state.residency();
+  for (std::uint32_t layer = 0; layer < state.num_layers(); ++layer) {
+    const bool cached = residency_of(options.residency, layer) == Residency::cached;
+    if (cached && residency[layer] == Residency::resident) residency[layer] = Residency::cached;
+  }
+  options.residency = std::move(residency);
   return options;
 }
 
-std::uint64_t frozen_bytes(const ModelConfig& config, ProductPath path, bool has_head) {
-  std::uint64_t projections = 0;
-  for (const Projection p : all_projections) {
-    const auto [out, in] = projection_dims(config, p);
-    projections += std::uint64_t{out} * in;
-  }
-  const std::uint64_t table = std::uint64_t{config.vocab_size} * config.hidden_size * size_of(operand_dtype(path));
-  const std::uint64_t norms = 4ull * (2 * config.hidden_size + 2 * config.head_dim) * config.num_layers;
-  return config.num_layers * (projections / 2 + projections / 16) + norms + table * (config.tie_word_embeddings || !has_head ? 1 : 2);
-}
-
 }  // namespace
-
-MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options,
-                       const LoraConfig& lora, const std::optional<TrainedHeadOptions>& trained_head) {
-  LoraConfig padded = lora;  // as the device has it
-  padded.rank = largest_rank(modules_of(lora, config.num_layers));
-  padded.rank_pattern.clear();
-  padded.saves_head = false;
-  const LayersBytes layers = layers_bytes(device, config, layers_options(options, padded.rank));
-  const HeadOptions head = Head::settled(device.info(), config, head_options(options));
-  const std::uint64_t stream_bytes = 4ull * options.max_tokens * config.hidden_size;
-  const TrainedHead::Bytes trained = trained_head ? TrainedHead::bytes(config, *trained_head) : TrainedHead::Bytes{};
-  const std::uint64_t partial_sums =
-      trained_head ? product_tn_scratch(device, head.chunk_rows, config.vocab_size, config.hidden_size) : 0;
-  return {.frozen_weights = frozen_bytes(config, options.path, !trained_head),
-          .decoded_weights = layers.decoded_weights,
-          .adapters = trainable_params(config, padded) * 4 * (options.trainable ? 4 : 1),
-          .activations = residual_count(config, options) * stream_bytes + layers.activations,
-          .scratch = layers.scratch + (options.trainable ? stream_bytes : 0),
-          .head = Head::bytes(device, config, head),
-          .trained_head = trained.device + partial_sums * sizeof(float),
-          .host_head = trained.host};
-}
 
 Model::Model(const ModelState& state, const ModelOptions& options)
     : device_(state.device()),
       config_(state.config()),
       weights_(state.weights()),
-      options_(of_path(options, state.path())),
+      options_(of_state(options, state)),
       adapters_(state.has_lora() ? &state.lora_mirror() : nullptr),
       lora_(adapters_ ? adapters_->on_device() : nullptr),
       layers_(make_layers(device_, config_, weights_, lora_, layers_options(options_, lora_ ? lora_->rank : 0))),
       streams_(device_, options.max_tokens, config_.sliding_window),
-      head_(device_, config_, weights_, head_options(options_)) {
-  for (std::uint32_t i = 0; i < residual_count(config_, options_); ++i) {
-    residual_.push_back(device_.tensor(DType::f32, {options.max_tokens, config_.hidden_size}, "residual"));
-  }
+      head_(device_, config_, weights_, head_options(options_)),
+      inputs_(device_, config_, layer_inputs_options(options_)) {
   if (options.trainable) dx_ = device_.tensor(DType::f32, {options.max_tokens, config_.hidden_size}, "residual gradient");
   const std::uint32_t positions = std::min(options.max_tokens, config_.max_position_embeddings);
   rope_ = device_.tensor<float>(DType::f32, {positions, config_.head_dim / 2, 2},
@@ -100,21 +74,23 @@ LayerPass Model::pass(gpu::Recorder& recorder, const DeviceStream& stream, const
 void Model::embed(gpu::Recorder& recorder, const DeviceStream& stream) {
   record(recorder, Embedding{.tokens = stream.token_ids,
                              .table = weight_of(weights_.embedding),
-                             .x = residual_[0].rows(0, stream.tokens)});
+                             .x = inputs_.at(0, stream.tokens)});
 }
 
-Tensor Model::run_layers(const LayerPass& pass, const NeftuneNoise& noise) {
+Tensor Model::run_layers(const LayerPass& pass, const NeftuneNoise& noise, LayerOrder order) {
   const DeviceStream& stream = pass.stream;
   embed(pass.recorder, stream);
-  Tensor x = residual_[0].rows(0, stream.tokens);
+  Tensor x = inputs_.at(0, stream.tokens);
   if (noise.alpha > 0) {
     record(pass.recorder, Neftune{.x = x, .segment_begin = stream.segment_begin, .segment_end = stream.segment_end,
                                   .alpha = noise.alpha, .seed = noise.seed});
   }
+  weights_.go(order);
   layers_->begin(pass);
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
-    const Tensor next = residual_[(layer + 1) % residual_.size()].rows(0, stream.tokens);
+    const Tensor next = inputs_.at(layer + 1, stream.tokens);
     layers_->forward(pass, layer, x, next);
+    if (order == LayerOrder::up) inputs_.put_away(pass.recorder, layer, stream.tokens);
     x = next;
   }
   return x;
@@ -137,13 +113,14 @@ Head::Loss Model::loss_and_gradients(gpu::Recorder& recorder, const DeviceStream
   check(options_.trainable, "model", "The model was made without room for gradients.");
   check(options_.lora_dropout || noise.dropout.probability == 0, "model", "The model was made without dropout.");
   const LayerPass layers = pass(recorder, stream, noise.dropout);
-  const Tensor last = run_layers(layers, noise.neftune);
+  const Tensor last = run_layers(layers, noise.neftune, LayerOrder::up);
   const Tensor dx = dx_.rows(0, stream.tokens);
   const Head::Loss loss = head_.forward_backward(recorder, stream, last, loss_options, dx, d_head);
+  weights_.go(LayerOrder::down);
   for (std::uint32_t layer = config_.num_layers; layer-- > 0;) {
-    const Tensor input = residual_[layer].rows(0, stream.tokens);
-    const bool kept = !options_.gradient_checkpointing || layer + 1 == config_.num_layers;
-    if (!kept) layers_->forward(layers, layer, input, residual_[layer + 1].rows(0, stream.tokens));
+    const Tensor input = inputs_.at(layer, stream.tokens);
+    inputs_.bring_back(recorder, layer, stream.tokens);
+    layers_->recompute(layers, layer, input);
     layers_->backward(layers, layer, input, dx, layer > 0);
   }
   return loss;
@@ -184,11 +161,12 @@ std::optional<Model::NonFinitePlace> Model::find_nonfinite(const DeviceStream& s
     return NonFinitePlace{where, index / config_.hidden_size};
   };
   embed(recorder, stream);
-  Tensor x = residual_[0].rows(0, stream.tokens);
+  Tensor x = inputs_.at(0, stream.tokens);
   if (auto place = look(x, "the embedding")) return place;
+  weights_.go(LayerOrder::round);
   layers_->begin(layers);
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
-    const Tensor next = residual_[(layer + 1) % residual_.size()].rows(0, stream.tokens);
+    const Tensor next = inputs_.at(layer + 1, stream.tokens);
     layers_->forward(layers, layer, x, next);
     if (auto place = look(layers_->middle(layer, stream.tokens), fmt::format("the attention of layer {}", layer))) return place;
     if (auto place = look(next, fmt::format("the MLP of layer {}", layer))) return place;

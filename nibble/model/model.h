@@ -1,8 +1,10 @@
 #pragma once
 
 #include "nibble/model/head.h"
+#include "nibble/model/layer_inputs.h"
 #include "nibble/model/layers.h"
 #include "nibble/model/model_state.h"
+#include "nibble/weights/layer_stream.h"
 
 #include <memory>
 #include <optional>
@@ -14,8 +16,11 @@ namespace nibble {
 
 struct ModelOptions {
   ProductPath path = ProductPath::f32;  // of a state, its own
-  Residency residency = Residency::resident;
-  bool gradient_checkpointing = false;  // keep each layer's input alone and compute the rest again in the backward pass
+  std::vector<Residency> residency = {};  // by layer; empty: all resident. Which are streamed is the state's to say
+  StreamOptions stream = {};              // of a plan; a state has its own
+  ActivationChoices activations = {};   // what the backward pass computes again
+  bool one_decoded_room = false;        // see LayersOptions
+  std::uint32_t offloaded_inputs = 0;   // layers; see LayerInputsOptions
   std::uint32_t max_tokens = 0;         // of one batch
   std::uint32_t max_labels = 0;
   std::uint32_t head_chunk = 0;         // see HeadOptions::chunk_rows
@@ -29,30 +34,15 @@ struct NeftuneNoise {
   std::uint32_t seed = 0;  // of this batch
 };
 
+LayersOptions layers_options(const ModelOptions& options, std::uint32_t rank);
+HeadOptions head_options(const ModelOptions& options);
+LayerInputsOptions layer_inputs_options(const ModelOptions& options);
+
 // What training adds to a pass of one batch.
 struct TrainingNoise {
   LoraDropout dropout = {};
   NeftuneNoise neftune = {};
 };
-
-// Bytes on the device by what they are for, as allocated.
-struct MemoryPlan {
-  std::uint64_t frozen_weights = 0;  // NF4, embedding, head, norms
-  std::uint64_t decoded_weights = 0;
-  std::uint64_t adapters = 0;        // parameters, gradients, moments
-  std::uint64_t activations = 0;     // kept between the passes
-  std::uint64_t scratch = 0;
-  std::uint64_t head = 0;
-  std::uint64_t trained_head = 0;    // of a head that is trained: what lies on the device
-  std::uint64_t host_head = 0;       // and in host memory, which is not in the total
-  std::uint64_t total() const {
-    return frozen_weights + decoded_weights + adapters + activations + scratch + head + trained_head;
-  }
-};
-
-// Of a model that is not loaded yet.
-MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options, const LoraConfig& lora,
-                       const std::optional<TrainedHeadOptions>& trained_head = {});
 
 // A causal language model with adapters on the device: forward and backward over token streams. Nothing is read back here.
 class Model {
@@ -73,7 +63,7 @@ class Model {
   DeviceStream upload(gpu::Recorder& recorder, const TokenStream& stream) const { return streams_.upload(recorder, stream); }
 
   // The residual stream (T, C) after the last layer.
-  Tensor forward(gpu::Recorder& recorder, const DeviceStream& stream) { return run_layers(pass(recorder, stream), {}); }
+  Tensor forward(gpu::Recorder& recorder, const DeviceStream& stream) { return run_layers(pass(recorder, stream), {}, LayerOrder::round); }
   Head::Loss loss(gpu::Recorder& recorder, const DeviceStream& stream);
   // The same of the base alone, with the adapters switched off.
   Head::Loss base_loss(gpu::Recorder& recorder, const DeviceStream& stream);
@@ -106,7 +96,8 @@ class Model {
 
  private:
   LayerPass pass(gpu::Recorder& recorder, const DeviceStream& stream, const LoraDropout& dropout = {});
-  Tensor run_layers(const LayerPass& pass, const NeftuneNoise& noise);
+  // LayerOrder::up where a backward pass is to follow.
+  Tensor run_layers(const LayerPass& pass, const NeftuneNoise& noise, LayerOrder order);
   void embed(gpu::Recorder& recorder, const DeviceStream& stream);
 
   gpu::Device& device_;
@@ -119,8 +110,8 @@ class Model {
   StreamBuffers streams_;
   Head head_;
   Tensor rope_;
-  std::vector<Tensor> residual_;  // the stream before each layer and after the last; two in turn if not trained
-  Tensor dx_;                     // (T, C)
+  LayerInputs inputs_;
+  Tensor dx_;  // (T, C)
 };
 
 }  // namespace nibble

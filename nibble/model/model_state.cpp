@@ -87,7 +87,8 @@ ModelState ModelState::load(gpu::Device& device, const std::filesystem::path& mo
   state.files_ = std::make_unique<Checkpoint>(open_checkpoint(model_dir, config));
   state.weights_ = std::make_unique<DeviceWeights>(load_weights(
       device, *state.files_, config,
-      {.dense_dtype = operand_dtype(state.path_), .head = options.base_head, .progress = options.progress}));
+      {.dense_dtype = operand_dtype(state.path_), .head = options.base_head, .residency = state.settle(options), .stream = options.stream,
+       .progress = options.progress}));
   if (adapter) {
     state.set_lora(*adapter, options.trainable);
   } else {
@@ -98,9 +99,18 @@ ModelState ModelState::load(gpu::Device& device, const std::filesystem::path& mo
 
 ModelState ModelState::made_up(gpu::Device& device, const ModelConfig& config, const StateOptions& options) {
   ModelState state(device, config, options.path.value_or(fastest_path(device.info())));
-  state.weights_ = std::make_unique<DeviceWeights>(made_up_weights(device, config, operand_dtype(state.path_)));
+  state.weights_ = std::make_unique<DeviceWeights>(made_up_weights(
+      device, config, {.dense_dtype = operand_dtype(state.path_), .residency = state.settle(options), .stream = options.stream}));
   state.begin_lora(options);
   return state;
+}
+
+const std::vector<Residency>& ModelState::settle(const StateOptions& options) {
+  residency_.assign(config_.num_layers, Residency::resident);
+  for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
+    if (residency_of(options.residency, layer) == Residency::streamed) residency_[layer] = Residency::streamed;
+  }
+  return residency_;
 }
 
 void ModelState::begin_lora(const StateOptions& options) {

@@ -49,13 +49,15 @@ struct StateOptions {
   bool trainable = true;                       // room for gradients and moments of the adapters
   std::uint64_t seed = 42;                     // of a new adapter
   bool base_head = true;                       // false leaves the head out where train_head is to follow
+  std::vector<Residency> residency = {};       // by layer; which are streamed is settled here, which are cached by each model
+  StreamOptions stream = {};
   std::function<void(double)> progress = {};   // hears the part of the weights that is on the device
 };
 
 // The complete state of a QLoRA fine-tune: the frozen model in 4 bits, the adapters with their optimiser moments, and how many
 // updates were done. Training, evaluation and generation all work on one of these.
 //
-// Who owns what. The device holds every value from the start, and kernels work there. The host has a mirror of each part, made
+// Who owns what. The device holds every value from the start (of layers that are streamed its host memory does), and kernels work there. The host has a mirror of each part, made
 // when it is first asked for. Of a part that nothing changes (`layers`, the frozen `lm_head`) both copies stay equal. Of the
 // adapters, the side that wrote last is the valid one: a training step makes it the device, `edit_lora` the host; whoever asks
 // for a part on the other side gets it brought over first. So neither side is ever read when it is out of date, and nothing is
@@ -133,6 +135,9 @@ class ModelState {
   // hidden size, rank, alpha or shape that is not the state's, and what is missing or no number; nothing has changed then.
   Position load_checkpoint(const std::filesystem::path& path);
 
+  // Which layers are streamed; the others count as resident.
+  const std::vector<Residency>& residency() const { return residency_; }
+
   // The frozen weights as kernels read them.
   const DeviceWeights& weights() const { return *weights_; }
 
@@ -148,6 +153,7 @@ class ModelState {
   ModelState(gpu::Device& device, ModelConfig config, ProductPath path);
   static ModelState load(gpu::Device& device, const std::filesystem::path& model_dir, const ModelConfig& config,
                          const StateOptions& options);
+  const std::vector<Residency>& settle(const StateOptions& options);
   void begin_lora(const StateOptions& options);
   MatrixSource first_head() const;  // of the adapter or the model
   static std::filesystem::path head_file_of(const std::filesystem::path& checkpoint);
@@ -157,6 +163,7 @@ class ModelState {
   gpu::Device* device_;
   ModelConfig config_;
   ProductPath path_;
+  std::vector<Residency> residency_;
   std::unique_ptr<Checkpoint> files_;  // null of made-up weights
   std::unique_ptr<DeviceWeights> weights_;
   std::unique_ptr<LoraMirror> lora_;

@@ -65,7 +65,7 @@ void PlacedArray::write(gpu::Device& device, std::uint64_t first, std::span<cons
 }
 
 std::uint64_t PlacedArray::device_bytes(MemoryPlace place, const PlacedArrayShape& shape) {
-  return bytes_of_blocks(shape, device_blocks(place, shape));
+  return gpu::buffer_bytes(bytes_of_blocks(shape, device_blocks(place, shape)));
 }
 
 std::uint64_t PlacedArray::host_bytes(MemoryPlace place, const PlacedArrayShape& shape) {

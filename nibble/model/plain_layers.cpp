@@ -7,25 +7,26 @@ ActivationShape shape_of(const ModelConfig& config, const LayersOptions& options
   return {.tokens = options.max_tokens, .config = &config, .path = options.path, .rank = options.rank};
 }
 
-std::uint32_t sets_of(const ModelConfig& config, const LayersOptions& options) {
-  return options.keeps_all ? config.num_layers : 1;
-}
-
 }  // namespace
 
 PlainLayers::PlainLayers(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights,
                          const LayersOptions& options)
-    : config_(config), weights_(weights), path_(options.path), frozen_(device, weights, options.path, options.residency) {
-  for (std::uint32_t i = 0; i < sets_of(config_, options); ++i) {
-    activations_.push_back(make_layer_activations(device, shape_of(config_, options)));
-  }
-  scratch_ = make_scratch(device, shape_of(config_, options), options.trainable);
-}
+    : config_(config),
+      weights_(weights),
+      path_(options.path),
+      frozen_(device, weights, config, options.path, options.residency, options.one_decoded_room),
+      activations_(make_layer_activations(device, shape_of(config_, options), options.activations)),
+      shared_(options.activations),
+      scratch_(make_scratch(device, shape_of(config_, options), options.trainable)) {}
 
 LayersBytes PlainLayers::bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
   const ActivationShape shape = shape_of(config, options);
-  return {.decoded_weights = FrozenWeights::decoded_bytes(config, options.path, options.residency),
-          .activations = sets_of(config, options) * layer_activation_bytes(shape),
+  std::uint64_t activations = 0;
+  for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) {
+    activations += activation_sets(options.activations, config.num_layers, part) * layer_activation_bytes(shape, part);
+  }
+  return {.decoded_weights = FrozenWeights::bytes(config, options.path, options.residency, options.one_decoded_room),
+          .activations = activations,
           .scratch = scratch_bytes(device, shape, options.trainable)};
 }
 
@@ -34,7 +35,7 @@ LinearContext PlainLayers::linear(const LayerPass& pass) {
 }
 
 LayerActivations PlainLayers::activations_of(std::uint32_t layer, std::uint32_t tokens) const {
-  return first_tokens(activations_[layer % activations_.size()], config_, tokens);
+  return first_tokens(activations_[layer], config_, tokens);
 }
 
 Tensor PlainLayers::middle(std::uint32_t layer, std::uint32_t tokens) const { return activations_of(layer, tokens).middle; }
@@ -42,9 +43,20 @@ Tensor PlainLayers::middle(std::uint32_t layer, std::uint32_t tokens) const { re
 void PlainLayers::forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) {
   const LinearContext linears = linear(pass);
   LayerActivations activations = activations_of(layer, pass.stream.tokens);
+  for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) shared_.fill(layer, part);
   if (!pass.caches.empty()) activations.k_heads = pass.caches[layer].k, activations.v_heads = pass.caches[layer].v;
   layer_forward({pass.recorder, config_, weights_, linears, pass.stream, pass.rope, pass.first_key}, layer, input, activations,
                 first_tokens(scratch_, config_, pass.stream.tokens), output);
+}
+
+void PlainLayers::recompute(const LayerPass& pass, std::uint32_t layer, const Tensor& input) {
+  const LinearContext linears = linear(pass);
+  const LayerContext context{pass.recorder, config_, weights_, linears, pass.stream, pass.rope};
+  LayerActivations activations = activations_of(layer, pass.stream.tokens);
+  if (shared_.lacks(layer, LayerPart::attention)) {
+    recompute_attention(context, layer, input, activations, first_tokens(scratch_, config_, pass.stream.tokens));
+  }
+  if (shared_.lacks(layer, LayerPart::mlp)) recompute_mlp(context, layer, activations);
 }
 
 void PlainLayers::backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,

@@ -12,8 +12,9 @@ class PlainLayers : public Layers {
  public:
   PlainLayers(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LayersOptions& options);
 
-  void begin(const LayerPass&) override {}
+  void begin(const LayerPass&) override { shared_.forget(); }
   void forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) override;
+  void recompute(const LayerPass& pass, std::uint32_t layer, const Tensor& input) override;
   void backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,
                 bool input_gradient) override;
   void mlp_forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) override;
@@ -30,7 +31,8 @@ class PlainLayers : public Layers {
   const DeviceWeights& weights_;
   ProductPath path_;
   FrozenWeights frozen_;
-  std::vector<LayerActivations> activations_;  // of each layer, or one for all
+  std::vector<LayerActivations> activations_;  // of each layer
+  SharedActivations shared_;
   Scratch scratch_;
 };
 

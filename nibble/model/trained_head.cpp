@@ -92,7 +92,7 @@ void TrainedHead::set_values(const MatrixSource& values) {
 TrainedHead::Bytes TrainedHead::bytes(const ModelConfig& config, const TrainedHeadOptions& options) {
   const std::uint64_t size = std::uint64_t{config.vocab_size} * config.hidden_size;
   const std::uint32_t blocks = blocks_of(size);
-  Bytes bytes{.device = size * sizeof(float)};
+  Bytes bytes{.device = gpu::buffer_bytes(size * sizeof(float))};
   const auto add = [&](MemoryPlace place, const PlacedArrayShape& shape, std::uint64_t count) {
     bytes.device += count * PlacedArray::device_bytes(place, shape);
     bytes.host += count * PlacedArray::host_bytes(place, shape);
@@ -101,11 +101,13 @@ TrainedHead::Bytes TrainedHead::bytes(const ModelConfig& config, const TrainedHe
   if (options.moments == HeadMoments::eight_bit) {
     add(options.place, codes_shape(blocks, options), 2);
     add(options.place, absmax_shape(blocks, options), 2);
-    bytes.device += 2 * 256 * sizeof(float);
+    bytes.device += gpu::buffer_bytes(2 * 256 * sizeof(float));
   } else {
     add(options.place, f32_shape(blocks, options), 2);
   }
-  if (options.path != ProductPath::f32) bytes.device += size * size_of(operand_dtype(options.path)) + sizeof(float);
+  if (options.path != ProductPath::f32) {
+    bytes.device += gpu::buffer_bytes(size * size_of(operand_dtype(options.path))) + gpu::buffer_bytes(sizeof(float));
+  }
   return bytes;
 }
 

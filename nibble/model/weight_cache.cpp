@@ -2,6 +2,7 @@
 #include "nibble/kernels/nf4.h"
 #include "nibble/kernels/transpose.h"
 #include "nibble/model/model_state.h"
+#include "nibble/weights/layer_stream.h"
 
 #include <algorithm>
 
@@ -9,10 +10,9 @@
 namespace nibble {
 namespace {
 
-constexpr std::uint64_t value_bytes = sizeof(float);
-
 struct CacheBytes {
   std::uint64_t kept = 0, largest = 0;  // of all projections; of the largest
+  std::uint32_t largest_values = 0;
   std::uint64_t needed() const { return kept + largest; }
 };
 
@@ -20,9 +20,10 @@ CacheBytes cache_bytes(const ModelConfig& config) {
   CacheBytes bytes;
   for (const Projection p : all_projections) {
     const auto [out, in] = projection_dims(config, p);
-    const std::uint64_t one = value_bytes * out * in;
+    const std::uint64_t one = gpu::buffer_bytes(DType::f32, {out, in});
     bytes.kept += one * config.num_layers;
     bytes.largest = std::max(bytes.largest, one);
+    bytes.largest_values = std::max(bytes.largest_values, out * in);
   }
   return bytes;
 }
@@ -34,10 +35,11 @@ std::optional<std::uint64_t> free_bytes(const gpu::Device& device) {
   return memory - std::min(memory, used);
 }
 
-void fill_layer(gpu::Device& device, LayerWeights& layer, const gpu::Tensor& room) {
+void fill_layer(gpu::Device& device, DeviceWeights& weights, std::uint32_t index, const gpu::Tensor& room) {
+  LayerWeights& layer = weights.layers[index];
   gpu::Recorder recorder(device);
   for (const Projection p : all_projections) {
-    const Nf4Matrix& matrix = layer.projection(p);
+    const Nf4Matrix& matrix = weights.projections(recorder, index)[static_cast<std::size_t>(p)];
     const gpu::Tensor decoded = room.view({matrix.out, matrix.in});
     gpu::Tensor& cached = layer.transposed[static_cast<std::size_t>(p)];
     cached = device.tensor(DType::f32, {matrix.in, matrix.out}, fmt::format("cached.{}", name_of(p)));
@@ -58,8 +60,9 @@ void ModelState::populate_weight_cache(std::optional<std::uint64_t> limit) {
                            "The caches need {} bytes on the device ({} to keep, {} while they are filled); {} may be used.",
                            bytes.needed(), bytes.kept, bytes.largest, room.value_or(0));
   try {
-    const auto scratch = device_->tensor(DType::f32, {static_cast<std::uint32_t>(bytes.largest / value_bytes)}, "cache scratch");
-    for (LayerWeights& layer : layers) fill_layer(*device_, layer, scratch);
+    const auto scratch = device_->tensor(DType::f32, {bytes.largest_values}, "cache scratch");
+    weights_->go(LayerOrder::round);
+    for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) fill_layer(*device_, *weights_, layer, scratch);
     device_->wait("filling the weight cache");
   } catch (const OutOfDeviceMemory& error) {
     for (LayerWeights& layer : layers) layer.transposed = {};

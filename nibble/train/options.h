@@ -2,20 +2,41 @@
 
 #include "nibble/data/dataset.h"
 #include "nibble/kernels/operand.h"
-#include "nibble/model/frozen_weights.h"
 #include "nibble/model/trained_head.h"
 #include "nibble/train/loss.h"
 #include "nibble/train/optimizer.h"
 #include "nibble/train/schedule.h"
 #include "nibble/weights/peft.h"
+#include "nibble/weights/residency.h"
 
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <string_view>
 
 namespace nibble {
 
-enum class Checkpointing { automatic, on, off };
+// Of activations: what the backward pass computes again.
+enum class Checkpointing {
+  automatic,  // what memory needs
+  off,        // nothing
+  mlp,        // the MLP's half of each layer
+  on,         // all but each layer's input
+};
+
+// Device memory that a run may take: bytes, or a part of the device's. Both 0: not said.
+struct MemoryLimit {
+  std::uint64_t bytes = 0;
+  double part = 0;
+
+  bool said() const { return bytes > 0 || part > 0; }
+};
+
+// "2GiB", "2048MiB", "8GB", "500000000", "80%". UsageError says what can be read.
+MemoryLimit memory_limit_of(std::string_view text);
+
+// "auto", "off", "mlp", "on"
+Checkpointing checkpointing_of(std::string_view name);
 
 // Everything that a run is made of. The command line and a configuration file fill it; the names are those of Hugging Face's
 // trainers where these have one.
@@ -65,9 +86,15 @@ struct TrainOptions {
   std::uint32_t early_stopping = 0;  // evaluations without a better loss; 0: never
   std::filesystem::path resume;      // a checkpoint folder; "auto" takes the newest of the output folder, if any
 
-  Residency residency = Residency::resident;
+  std::optional<Residency> residency;  // of all layers but the streamed; empty: resident, and streamed where memory needs it
+  // Layers of which the weights lie in host memory; empty: all under Residency::streamed, else none.
+  std::optional<std::uint32_t> stream_layers;
+  StreamOptions stream;
   Checkpointing gradient_checkpointing = Checkpointing::automatic;
+  std::optional<std::uint32_t> offload_inputs;  // layers whose input lies in host memory between the passes; empty: what memory needs
+  std::optional<bool> shared_decode;  // decoded projections share one room; empty: where memory needs it
   std::uint32_t head_chunk = 0;
+  MemoryLimit vram_limit;
   bool dry_run = false;  // stop after the plan
 };
 

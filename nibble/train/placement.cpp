@@ -1,25 +1,254 @@
 #include "nibble/train/placement.h"
 
+#include "nibble/base/error.h"
+#include "nibble/gpu/host_tensor.h"
+#include "nibble/report/progress.h"
+#include "nibble/train/step_work.h"
+#include "nibble/weights/nf4_room.h"
+
+#include <algorithm>
+#include <cmath>
+
 namespace nibble {
+namespace {
+
+Activations activations_under(Checkpointing checkpointing) {
+  if (checkpointing == Checkpointing::on) return Activations::recompute;
+  return checkpointing == Checkpointing::mlp ? Activations::recompute_mlp : Activations::keep;
+}
+
+// The last layers compute all but their input again, since of the very last one everything is still there.
+ActivationChoices choices_of(std::uint32_t layers, std::uint32_t recompute_mlp, std::uint32_t recompute) {
+  if (recompute == layers) return {Activations::recompute};
+  if (recompute_mlp == layers) return {Activations::recompute_mlp};
+  if (recompute + recompute_mlp == 0) return {Activations::keep};
+  ActivationChoices choices(layers, Activations::keep);
+  std::fill(choices.end() - recompute - recompute_mlp, choices.end(), Activations::recompute_mlp);
+  std::fill(choices.end() - recompute, choices.end(), Activations::recompute);
+  return choices;
+}
+
+// What may be given up, apart from what layers keep.
+struct Setup {
+  std::optional<TrainedHeadOptions> head;
+  bool one_room = false;
+  std::uint32_t chunk = 0, streamed = 0;
+  bool embedding_on_host = false;
+};
+
+class Planner {
+ public:
+  Planner(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config, ProductPath path, BatchRoom room,
+          MemoryBudget budget, const StepRates& rates)
+      : options_(options), device_(device), config_(config), path_(path), room_(room), budget_(budget), rates_(rates),
+        work_(config, options.lora.rank, options.max_length, options.train_head) {}
+
+  Placement best() {
+    check<UsageError>(most_offloaded() <= config_.num_layers, "--offload-inputs", "The model has {} layers, not {}.", config_.num_layers,
+                      most_offloaded());
+    check<UsageError>(most_offloaded() == 0 || gpu::has_host_tensors(device_.info()), "--offload-inputs",
+                      "{} cannot reach memory of this process.", device_.info().name);
+    weigh_parts();
+    for (const auto& head : heads()) {
+      for (const bool one_room : rooms()) {
+        for (const std::uint32_t chunk : chunks()) {
+          for (std::uint32_t streamed = 0; streamed <= most_streamed(); ++streamed) {
+            for (const bool on_host : embeddings()) consider({head, one_room, chunk, streamed, on_host});
+          }
+        }
+      }
+    }
+    if (best_) return placement(*best_);
+    check<UsageError>(!budget_.promised, "--vram-limit",
+                      "This run needs at least {} ({} bytes) of GPU memory with all given up that the other options allow; the limit is {} ({} bytes).",
+                      human_bytes(least_->bytes), least_->bytes, human_bytes(budget_.bytes), budget_.bytes);
+    return placement(*least_);
+  }
+
+ private:
+  struct Candidate {
+    Setup setup;
+    std::uint32_t offloaded = 0, recompute_mlp = 0, recompute = 0;  // layers
+    std::uint64_t bytes = 0;
+    double extra_seconds = 0;
+  };
+
+  std::vector<std::optional<TrainedHeadOptions>> heads() const {
+    if (!options_.train_head) return {std::nullopt};
+    TrainedHeadOptions head{.path = path_, .moments = options_.head_moments, .place = options_.head_state.value_or(MemoryPlace::device)};
+    std::vector<std::optional<TrainedHeadOptions>> all = {head};
+    head.place = MemoryPlace::host;
+    if (!options_.head_state) all.push_back(head);
+    return all;
+  }
+
+  std::vector<bool> rooms() const {
+    if (options_.shared_decode) return {*options_.shared_decode};
+    return {false, true};
+  }
+
+  std::vector<std::uint32_t> chunks() const {
+    if (options_.head_chunk > 0) return {options_.head_chunk};
+    const HeadOptions usual = Head::settled(device_.info(), config_, {.path = path_, .max_labels = room_.labels});
+    std::vector<std::uint32_t> all = {usual.chunk_rows};
+    while (all.back() > 64) all.push_back(std::max(64u, all.back() / 2));
+    return all;
+  }
+
+  // What is said of the weights holds.
+  std::uint32_t most_streamed() const { return options_.residency || options_.stream_layers ? 0 : config_.num_layers; }
+  std::vector<bool> embeddings() const {
+    if (options_.stream.embedding) return {true};
+    const bool open = !options_.residency && !config_.tie_word_embeddings && gpu::supports(device_.info(), gpu::HostMemory::direct);
+    return open ? std::vector<bool>{false, true} : std::vector<bool>{false};
+  }
+  std::uint32_t most_offloaded() const {
+    if (options_.offload_inputs) return *options_.offload_inputs;
+    return gpu::has_host_tensors(device_.info()) ? config_.num_layers : 0;
+  }
+  std::uint32_t least_offloaded() const { return options_.offload_inputs.value_or(0); }
+
+  ModelOptions model(const Setup& setup) const {
+    const Residency rest = options_.residency.value_or(Residency::resident);
+    const auto said = setup.streamed > 0 ? setup.streamed : options_.stream_layers;
+    StreamOptions stream = options_.stream;
+    stream.embedding = setup.embedding_on_host;
+    return {.path = path_, .residency = choose_residency(config_.num_layers, rest, said), .stream = stream,
+            .one_decoded_room = setup.one_room, .max_tokens = room_.tokens, .max_labels = room_.labels, .head_chunk = setup.chunk,
+            .lora_dropout = options_.lora.lora_dropout > 0};
+  }
+
+  Placement placement(const Candidate& candidate) const {
+    Placement result{.model = model(candidate.setup), .head = candidate.setup.head, .memory = {}};
+    result.model.activations = choices_of(config_.num_layers, candidate.recompute_mlp, candidate.recompute);
+    result.model.offloaded_inputs = candidate.offloaded;
+    result.memory = plan_memory(device_, config_, result.model, options_.lora, result.head);
+    const double tokens = room_.tokens, labels = room_.labels, head = work_.head_passes * work_.head;
+    result.extra_seconds = candidate.extra_seconds;
+    result.pass_seconds = (tokens * (work_.step() - head) + labels * head) / rates_.flops + candidate.extra_seconds;
+    return result;
+  }
+
+  std::uint64_t bytes_with(const Setup& setup, Activations choice) const {
+    ModelOptions options = model(setup);
+    options.activations = {choice};
+    return plan_memory(device_, config_, options, options_.lora, setup.head).total();
+  }
+
+  // What the parts of one layer's activations and its input take. Of one layer all choices take the same.
+  void weigh_parts() {
+    const Setup any{heads().front(), rooms().front(), chunks().front(), 0, embeddings().front()};
+    const std::uint64_t others = std::max(1u, config_.num_layers - 1);
+    const std::uint64_t least = bytes_with(any, Activations::recompute), without_mlp = bytes_with(any, Activations::recompute_mlp);
+    attention_bytes_ = (without_mlp - least) / others;
+    mlp_bytes_ = (bytes_with(any, Activations::keep) - without_mlp) / others;
+    input_bytes_ = gpu::buffer_bytes(DType::f32, {room_.tokens, config_.hidden_size});
+  }
+
+  std::uint64_t offloading_saves(std::uint32_t offloaded) const { return (offloaded - std::min(offloaded, most_places_)) * input_bytes_; }
+
+  void consider(const Setup& setup) {
+    const Checkpointing said = options_.gradient_checkpointing;
+    const std::uint32_t layers = config_.num_layers;
+    const std::uint64_t least = bytes_with(setup, said == Checkpointing::automatic ? Activations::recompute : activations_under(said));
+    const double seconds = setup_seconds(setup);
+    for (std::uint32_t offloaded = least_offloaded(); offloaded <= most_offloaded(); ++offloaded) {
+      Candidate candidate{.setup = setup, .offloaded = offloaded, .bytes = least - offloading_saves(offloaded)};
+      if (said == Checkpointing::automatic || said == Checkpointing::on) candidate.recompute = layers;
+      if (said == Checkpointing::mlp) candidate.recompute_mlp = layers;
+      candidate.extra_seconds = seconds + 2.0 * offloaded * static_cast<double>(input_bytes_) / rates_.link_bytes;
+      if (said == Checkpointing::automatic) {
+        keep_what_fits(candidate);
+      } else {
+        candidate.extra_seconds += again_seconds(candidate.recompute_mlp, candidate.recompute);
+      }
+      take(candidate);
+    }
+  }
+
+  // From all layers computing all but their input again to as much kept as fits in the least time.
+  void keep_what_fits(Candidate& candidate) const {
+    const std::uint32_t layers = config_.num_layers;
+    const double before = candidate.extra_seconds;
+    const std::uint64_t least = candidate.bytes;
+    candidate.extra_seconds = before + again_seconds(0, layers);
+    if (!fits(least)) return;
+    for (std::uint32_t recompute = 0; recompute < layers; ++recompute) {
+      const std::uint64_t attention = std::min(layers - recompute, layers - 1) * attention_bytes_;
+      if (!fits(least + attention)) continue;
+      std::uint64_t kept = layers - 1;
+      if (budget_.bytes > 0 && mlp_bytes_ > 0) kept = std::min(kept, (budget_.bytes - least - attention) / mlp_bytes_);
+      const std::uint32_t given_up = kept == layers - 1 ? recompute : std::max(recompute, layers - static_cast<std::uint32_t>(kept));
+      const double seconds = before + again_seconds(given_up - recompute, recompute);
+      if (seconds >= candidate.extra_seconds) continue;
+      candidate.extra_seconds = seconds;
+      candidate.recompute = recompute;
+      candidate.recompute_mlp = given_up - recompute;
+      candidate.bytes = least + attention + std::min(layers - given_up, layers - 1) * mlp_bytes_;
+    }
+  }
+
+  void take(const Candidate& candidate) {
+    if (!least_ || candidate.bytes < least_->bytes) least_ = candidate;
+    if (fits(candidate.bytes) && (!best_ || candidate.extra_seconds < best_->extra_seconds)) best_ = candidate;
+  }
+
+  bool fits(std::uint64_t bytes) const { return budget_.bytes == 0 || bytes <= budget_.bytes; }
+
+  // Of a pass. Of the very last layer everything is still there.
+  double again_seconds(std::uint32_t recompute_mlp, std::uint32_t recompute) const {
+    if (recompute > 0) {
+      --recompute;
+    } else if (recompute_mlp > 0) {
+      --recompute_mlp;
+    }
+    const double flops = recompute * work_.again(Activations::recompute) + recompute_mlp * work_.again(Activations::recompute_mlp);
+    return room_.tokens * flops / rates_.flops;
+  }
+
+  double setup_seconds(const Setup& setup) const {
+    const double layers = config_.num_layers;
+    const auto table = 1.0 * config_.vocab_size * config_.hidden_size * static_cast<double>(size_of(operand_dtype(path_)));
+    double seconds = std::ceil(room_.labels / static_cast<double>(setup.chunk)) * work_.head_passes * table / rates_.memory_bytes;
+    if (setup.one_room) {
+      const auto [out, in] = joint_dims(config_, Joint::gate_up);
+      seconds += layers * 2.5 * out * in / rates_.memory_bytes;
+    }
+    const auto streamed = static_cast<double>(count_of(model(setup).residency, config_.num_layers, Residency::streamed));
+    seconds += 2 * streamed * static_cast<double>(nf4_layer_bytes(config_)) / rates_.link_bytes;
+    if (setup.embedding_on_host) seconds += 4.0 * room_.tokens * config_.hidden_size / rates_.link_bytes;
+    if (setup.head) seconds += 2 * static_cast<double>(TrainedHead::bytes(config_, *setup.head).host) / rates_.link_bytes;
+    return seconds;
+  }
+
+  static constexpr std::uint32_t most_places_ = LayerInputs::most_places;
+
+  const TrainOptions& options_;
+  const gpu::Device& device_;
+  const ModelConfig& config_;
+  ProductPath path_;
+  BatchRoom room_;
+  MemoryBudget budget_;
+  StepRates rates_;
+  StepWork work_;
+  std::uint64_t attention_bytes_ = 0, mlp_bytes_ = 0, input_bytes_ = 0;
+  std::optional<Candidate> best_, least_;
+};
+
+}  // namespace
+
+MemoryBudget memory_budget(const TrainOptions& options, const gpu::AdapterInfo& info) {
+  const MemoryLimit& limit = options.vram_limit;
+  if (!limit.said()) return {.bytes = info.memory_bytes / 10 * 9};
+  check<UsageError>(limit.bytes > 0 || info.memory_bytes > 0, "--vram-limit",
+                    "{} does not say how much memory it has; give the limit in bytes, as 2GiB.", info.name);
+  const double part = limit.part * static_cast<double>(info.memory_bytes);
+  return {.bytes = limit.bytes > 0 ? limit.bytes : static_cast<std::uint64_t>(part), .promised = true};
+}
 
 Placement place(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config, ProductPath path,
-                BatchRoom room, std::uint64_t memory) {
-  ModelOptions model{.path = path, .residency = options.residency,
-                     .gradient_checkpointing = options.gradient_checkpointing == Checkpointing::on,
-                     .max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = options.head_chunk,
-                     .lora_dropout = options.lora.lora_dropout > 0};
-  std::optional<TrainedHeadOptions> head;
-  if (options.train_head) {
-    head = {.path = path, .moments = options.head_moments, .place = options.head_state.value_or(MemoryPlace::device)};
-  }
-  // A tenth is left to the driver and to others.
-  const auto fits = [&] {
-    return memory == 0 || plan_memory(device, config, model, options.lora, head).total() <= memory / 10 * 9;
-  };
-  if (options.gradient_checkpointing == Checkpointing::automatic) model.gradient_checkpointing = !fits();
-  // Computing again costs less than moving the head's state to and fro.
-  if (head && !options.head_state && !fits()) head->place = MemoryPlace::host;
-  return {model, head};
+                BatchRoom room, MemoryBudget budget, const StepRates& rates) {
+  return Planner(options, device, config, path, room, budget, rates).best();
 }
 
 }  // namespace nibble

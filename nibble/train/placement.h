@@ -1,23 +1,38 @@
 #pragma once
 
-#include "nibble/model/model.h"
+#include "nibble/model/memory_plan.h"
 #include "nibble/train/options.h"
 #include "nibble/train/run_data.h"
+#include "nibble/train/step_rates.h"
 
 #include <cstdint>
 #include <optional>
 
 namespace nibble {
 
+// How much device memory a run may take.
+struct MemoryBudget {
+  std::uint64_t bytes = 0;  // 0: not known, nothing is given up
+  bool promised = false;    // by --vram-limit: a run that needs more is refused
+};
+
+// That of the options, else nine tenths of the device's: the rest is left to the driver and to others. UsageError where a part
+// of a device is asked for that does not say how large it is.
+MemoryBudget memory_budget(const TrainOptions& options, const gpu::AdapterInfo& info);
+
 // How a run uses the memory that there is.
 struct Placement {
   ModelOptions model;
   std::optional<TrainedHeadOptions> head;  // where the head is trained
+  MemoryPlan memory;
+  double pass_seconds = 0;   // of one pass over `room`, forward and backward, by the rates
+  double extra_seconds = 0;  // of them what saving memory costs
 };
 
-// What the options leave open is chosen so that the plan takes at most nine tenths of `memory` bytes: first activations are
-// computed again, then the state of a trained head goes to the host. 0 bytes: unknown, nothing is given up.
+// What the options leave open is chosen so that the plan stays within the budget and costs the least time: layers that compute
+// again, one room for decoded weights, smaller chunks of logits, weights and the state of a trained head in host memory. A
+// promise that cannot be kept throws UsageError with the least that would do.
 Placement place(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config, ProductPath path,
-                BatchRoom room, std::uint64_t memory);
+                BatchRoom room, MemoryBudget budget, const StepRates& rates);
 
 }  // namespace nibble

@@ -26,7 +26,8 @@ std::filesystem::path folder_to_load(const RunSetup& setup) {
 
 ModelState load(const RunSetup& setup) {
   ModelState state = ModelState::load(setup.device, folder_to_load(setup),
-                                      {.path = setup.plan.path, .base_head = !setup.plan.head, .progress = setup.events.loading});
+                                      {.path = setup.plan.path, .base_head = !setup.plan.head,
+                                       .residency = setup.model.residency, .stream = setup.model.stream, .progress = setup.events.loading});
   state.set_lora(setup.adapter, true);
   if (setup.plan.head) state.train_head(*setup.plan.head);
   return state;
@@ -71,6 +72,20 @@ TrainingRun::StepInput TrainingRun::next_input() {
 }
 
 TrainResult TrainingRun::run() {
+  try {
+    loop();
+  } catch (const OutOfDeviceMemory& error) {
+    fail_out_of_memory(error);
+  }
+  result_.step = state_.step;
+  result_.best_eval_loss = state_.best_eval_loss;
+  result_.best_step = state_.best_step;
+  result_.peak_bytes = setup_.device.memory().peak;
+  result_.driver_bytes = setup_.device.driver_memory();
+  return result_;
+}
+
+void TrainingRun::loop() {
   begin_ = Clock::now();
   first_step_ = state_.step;
   recent_.emplace_back(begin_, state_.tokens);
@@ -96,11 +111,6 @@ TrainResult TrainingRun::run() {
   save_now();
   if (!state_.best_eval_loss) save_output();
   save_trainer_state();
-  result_.step = state_.step;
-  result_.best_eval_loss = state_.best_eval_loss;
-  result_.best_step = state_.best_step;
-  result_.peak_bytes = setup_.device.memory().peak;
-  return result_;
 }
 
 void TrainingRun::begin_step() {
@@ -119,6 +129,10 @@ void TrainingRun::step() {
   if (begun_.empty()) begin_step();
   if (trainer_.steps_ahead() > 0 && !pauses_after(state_.step + 1)) begin_step();
   if (!ahead_ && state_.step + begun_.size() < state_.total_steps) ahead_ = next_input();
+  end_step();
+}
+
+void TrainingRun::end_step() {
   const StepResult result = trainer_.end_step();
   const auto [input, rate] = std::move(begun_.front());
   begun_.pop_front();
@@ -148,6 +162,22 @@ void TrainingRun::report_step(const StepInput& input, const StepResult& result, 
   result_.last_loss = result.loss;
   metrics_.write(record);
   if (setup_.events.step) setup_.events.step(record);
+}
+
+void TrainingRun::fail_out_of_memory(const OutOfDeviceMemory& error) {
+  constexpr std::string_view advice = "Take less memory, as by --vram-limit or a smaller --batch-size, and go on with --resume auto.";
+  std::string saved;
+  try {
+    if (!trainer_.update_in_doubt() && state_.step > 0) {
+      while (!begun_.empty()) end_step();
+      save_now();
+      if (!state_.best_eval_loss) save_output();
+      saved = fmt::format("What was trained up to step {} is saved in {}.", state_.step, result_.checkpoint.string());
+    }
+  } catch (const Error&) {
+    // The device gives no more; what was saved before stays.
+  }
+  fail<OutOfDeviceMemory>("train", "{} {} {}", error.what(), saved.empty() ? last_checkpoint() : saved, advice);
 }
 
 void TrainingRun::fail_diverged(const StepInput& input, const StepResult& result) {

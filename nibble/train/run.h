@@ -1,5 +1,6 @@
 #pragma once
 
+#include "nibble/base/error.h"
 #include "nibble/report/metrics_log.h"
 #include "nibble/train/checkpoint.h"
 #include "nibble/train/train.h"
@@ -45,9 +46,13 @@ class TrainingRun {
   void begin_step();
   // Ends the oldest step that has begun, after beginning the one that follows it, so that the GPU does not wait for the CPU.
   void step();
+  void loop();
+  void end_step();
   // Whether something is to be done between this step and the next that needs the weights as they then are.
   bool pauses_after(std::uint64_t step) const;
   void report_step(const StepInput& input, const StepResult& result, double learning_rate);
+  // Saves what was trained until the memory ran out, where the device still gives it.
+  [[noreturn]] void fail_out_of_memory(const OutOfDeviceMemory& error);
   [[noreturn]] void fail_diverged(const StepInput& input, const StepResult& result);
   // " in the gradient of X", or nothing where all are finite.
   std::string describe_nonfinite_gradient() const;

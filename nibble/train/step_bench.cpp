@@ -3,6 +3,7 @@
 #include "nibble/base/error.h"
 #include "nibble/base/rng.h"
 #include "nibble/train/optimizer.h"
+#include "nibble/train/step_work.h"
 
 #include <algorithm>
 #include <chrono>
@@ -13,29 +14,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-// Multiplications and additions of one token.
-struct TokenFlops {
-  double projections = 0;  // of all layers, one pass
-  double adapters = 0;     // one pass
-  double attention = 0;    // one pass, half the square
-  double head = 0;         // one pass
-  int head_passes = 2;     // three where it is trained
-
-  TokenFlops(const ModelConfig& config, std::uint32_t rank, std::uint32_t length, bool trains_head)
-      : head_passes(trains_head ? 3 : 2) {
-    for (const Projection p : all_projections) {
-      const auto [out, in] = projection_dims(config, p);
-      projections += 2.0 * out * in * config.num_layers;
-      adapters += 2.0 * rank * (out + in) * config.num_layers;
-    }
-    attention = 2.0 * length * config.num_heads * config.head_dim * config.num_layers;
-    head = 2.0 * config.vocab_size * config.hidden_size;
-  }
-  // Backward: the frozen products once, those of the adapters twice, attention 2.5 times.
-  double step() const { return 2 * projections + 3 * adapters + 3.5 * attention + head_passes * head; }
-  double again() const { return projections + adapters + attention; }
-};
 
 struct MadeUpBatch {
   std::vector<std::uint32_t> tokens, position, begin, end, label_rows, labels;
@@ -76,13 +54,41 @@ std::vector<gpu::ProfileRow> profile_of_one(std::vector<gpu::ProfileRow> rows, c
   return rows;
 }
 
+// To the device so far, of the weights of streamed layers.
+std::uint64_t copied_bytes(const ModelState& state) {
+  const auto& stream = state.weights().stream;
+  return stream ? stream->copied_bytes() : 0;
+}
+
+// Of copies of all streamed layers that nothing else goes on beside.
+double copy_seconds_a_byte(const ModelState& state) {
+  const auto& stream = state.weights().stream;
+  if (!stream) return 0;
+  stream->go(LayerOrder::up);
+  double least = 0;
+  for (int i = 0; i < 3; ++i) {
+    const std::uint64_t before = stream->copied_bytes();
+    const auto start = Clock::now();
+    gpu::Recorder recorder(state.device());
+    for (std::uint32_t layer = 0; layer < state.num_layers(); ++layer) {
+      if (stream->has(layer)) stream->projections(recorder, layer);
+    }
+    recorder.submit();
+    state.device().wait("copies");
+    const auto bytes = static_cast<double>(stream->copied_bytes() - before);
+    if (bytes > 0) least = least == 0 ? seconds_since(start) / bytes : std::min(least, seconds_since(start) / bytes);
+  }
+  return least;
+}
+
 // A model and what one step needs beside it.
 class Stepper {
  public:
   Stepper(ModelState& state, const StepBenchOptions& options)
       : device_(state.device()),
         state_(state),
-        model_(state, {.residency = options.residency, .gradient_checkpointing = options.gradient_checkpointing,
+        model_(state, {.residency = options.residency, .stream = options.stream, .activations = options.activations,
+                       .one_decoded_room = options.one_decoded_room, .offloaded_inputs = options.offloaded_inputs,
                        .max_tokens = options.tokens(), .max_labels = options.tokens(), .head_chunk = options.head_chunk}),
         lora_(*state.lora_mirror().train()),
         optimizer_(device_, {}),
@@ -130,7 +136,8 @@ class Stepper {
 StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options) {
   ModelState state = ModelState::made_up(
       device, options.config,
-      {.path = options.path, .lora = LoraConfig{.rank = options.lora_rank, .lora_alpha = 2.0 * options.lora_rank}});
+      {.path = options.path, .lora = LoraConfig{.rank = options.lora_rank, .lora_alpha = 2.0 * options.lora_rank},
+       .residency = options.residency, .stream = options.stream});
   if (options.head) state.train_head(*options.head);
   Stepper stepper(state, options);
   StepBenchResult result{.tokens = options.tokens()};
@@ -139,13 +146,18 @@ StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options)
     stepper.step();
   } while (seconds_since(warm) < 0.4);
   const auto before = device.profile();
+  const std::uint64_t copied = copied_bytes(state);
   for (std::uint32_t i = 0; i < options.steps; ++i) result.seconds.push_back(stepper.step());
   result.record_seconds = stepper.record_seconds;
   result.kernels = profile_of_one(device.profile(), before, options.steps);
-  const TokenFlops flops(options.config, options.lora_rank, options.length, options.head.has_value());
-  result.required_flops = options.tokens() * flops.step();
-  result.flops = result.required_flops + (options.gradient_checkpointing ? options.tokens() * flops.again() : 0.0);
+  const StepWork work(options.config, options.lora_rank, options.length, options.head.has_value());
+  result.required_flops = options.tokens() * work.step();
+  result.flops = result.required_flops + options.tokens() * work.again(options.activations);
   result.peak_bytes = device.memory().peak;
+  result.host_bytes = device.memory().host;
+  result.copied_bytes = (copied_bytes(state) - copied) / options.steps;
+  result.least_copy_seconds = static_cast<double>(result.copied_bytes) * copy_seconds_a_byte(state);
+  result.driver_bytes = device.driver_memory();
   result.loss = stepper.mean_loss();
   return result;
 }

@@ -13,8 +13,11 @@ namespace nibble {
 struct StepBenchOptions {
   ModelConfig config;
   ProductPath path = ProductPath::f32;
-  Residency residency = Residency::resident;
-  bool gradient_checkpointing = false;
+  std::vector<Residency> residency = {};  // by layer; empty: all resident
+  StreamOptions stream = {};
+  ActivationChoices activations = {};
+  bool one_decoded_room = false;          // see LayersOptions
+  std::uint32_t offloaded_inputs = 0;     // see LayerInputsOptions
   std::uint32_t batch = 1, length = 512;  // segments and tokens of each; every token is trained
   std::uint32_t lora_rank = 16;
   std::uint32_t head_chunk = 0;
@@ -31,6 +34,10 @@ struct StepBenchResult {
   double required_flops = 0;    // the same without what is computed again
   std::uint64_t tokens = 0;
   std::uint64_t peak_bytes = 0;
+  std::uint64_t host_bytes = 0;    // of weights in host memory
+  std::uint64_t copied_bytes = 0;  // of layers, to the device in a step
+  double least_copy_seconds = 0;   // that such copies take with nothing beside them
+  std::optional<std::uint64_t> driver_bytes;  // what Dawn has taken from the driver
   double loss = 0;
   std::vector<gpu::ProfileRow> kernels;  // of one timed step, longest first; empty without profiling
 };

@@ -1,6 +1,7 @@
 #include "nibble/train/train.h"
 
 #include "nibble/base/error.h"
+#include "nibble/gpu/disk_cache.h"
 #include "nibble/train/fingerprint.h"
 #include "nibble/train/placement.h"
 #include "nibble/train/run.h"
@@ -81,6 +82,18 @@ BatchRoom room_of_run(const StepFeed& feed, const RunData& data, const TrainOpti
   return room;
 }
 
+// The device keeps to the limit for as long as the run lasts.
+class MemoryLimitGuard {
+ public:
+  MemoryLimitGuard(gpu::Device& device, std::uint64_t bytes) : device_(device) { device_.limit_memory(bytes); }
+  MemoryLimitGuard(const MemoryLimitGuard&) = delete;
+  MemoryLimitGuard& operator=(const MemoryLimitGuard&) = delete;
+  ~MemoryLimitGuard() { device_.limit_memory(0); }
+
+ private:
+  gpu::Device& device_;
+};
+
 std::uint64_t tenth(std::uint64_t steps) { return std::max<std::uint64_t>(1, (steps + 9) / 10); }
 
 }  // namespace
@@ -114,14 +127,19 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
   options.lora.saves_head = options.train_head;
   if (options.head_learning_rate) options.adamw.head_ratio = *options.head_learning_rate / options.learning_rate;
   const BatchRoom room = room_of_run(feed, *data, options);
-  const Placement placement = place(options, device, config, path, room, device.info().memory_bytes);
+  const MemoryBudget budget = memory_budget(options, device.info());
+  const StepRates rates = options.dry_run ? measured_rates(device, path, config, room.tokens, gpu::default_cache_dir())
+                                          : usual_rates(device.info(), path);
+  const Placement placement = place(options, device, config, path, room, budget, rates);
+  const MemoryLimitGuard guard(device, budget.promised ? budget.bytes : 0);
 
   RunPlan plan{.gpu = device.info(), .path = path, .config = config, .forms = data->train.file->form_names(),
                .counts = data->train.file->counts(), .files = data->train.file->files(), .drawn = feed.drawn(), .train_examples = data->train.examples.size(),
                .valid_examples = data->valid.examples.size(), .train_tokens = data->train.tokens(),
                .trained_tokens = data->train.trained_tokens(), .trainable_parameters = trainable_params(config, options.lora),
-               .lora = options.lora, .head = placement.head, .gradient_checkpointing = placement.model.gradient_checkpointing,
-               .room = room, .memory = plan_memory(device, config, placement.model, options.lora, placement.head),
+               .lora = options.lora, .head = placement.head, .model = placement.model, .budget = budget,
+               .room = room, .memory = placement.memory, .pass_seconds = placement.pass_seconds,
+               .extra_seconds = placement.extra_seconds, .measured = rates.measured,
                .total_steps = feed.total_steps(), .first_step = state.step,
                .warmup_steps = options.warmup_steps > 0
                                    ? options.warmup_steps

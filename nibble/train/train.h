@@ -1,9 +1,10 @@
 #pragma once
 
-#include "nibble/model/model.h"
+#include "nibble/model/memory_plan.h"
 #include "nibble/report/records.h"
 #include "nibble/train/evaluate.h"
 #include "nibble/train/options.h"
+#include "nibble/train/placement.h"
 #include "nibble/weights/model_cache.h"
 
 #include <functional>
@@ -26,9 +27,12 @@ struct RunPlan {
   std::uint64_t trainable_parameters = 0;
   LoraConfig lora;
   std::optional<TrainedHeadOptions> head;          // where it is trained
-  bool gradient_checkpointing = false;
+  ModelOptions model;                              // how it uses the device's memory
+  MemoryBudget budget;
   BatchRoom room;                                  // of the largest batch
   MemoryPlan memory;
+  double pass_seconds = 0, extra_seconds = 0;      // estimated; see Placement
+  bool measured = false;                           // whether by a measurement on this device
   std::uint64_t total_steps = 0, first_step = 0;   // first_step updates are done already (--resume)
   std::uint64_t warmup_steps = 0, eval_every = 0, save_every = 0;
 };
@@ -58,6 +62,7 @@ struct TrainResult {
   std::filesystem::path checkpoint;  // the last one
   MemoryPlan planned;
   std::uint64_t peak_bytes = 0;      // measured
+  std::optional<std::uint64_t> driver_bytes;  // what Dawn has taken from the driver for it
 };
 
 // Fine-tunes an adapter: options.output becomes a PEFT folder (the best adapter by validation loss, or the last where there

@@ -84,6 +84,7 @@ void Trainer::begin_step(std::span<const TokenStream> batches, double learning_r
   const LoraWeights& lora = *state_.lora_mirror().train();
   gpu::Recorder recorder(state_.device());
   record_gradients(recorder, batches, begun);
+  in_doubt_ = true;
   optimizer_.record_step(recorder, lora, learning_rate, state_.step + begun_.size() + 1, state_.trained_head());
   recorder.copy(optimizer_.norm_and_factor(), stats_.part(2, {2}));
   recorder.submit();
@@ -92,6 +93,7 @@ void Trainer::begin_step(std::span<const TokenStream> batches, double learning_r
   readbacks_.pop_back();
   begun.statistics->begin(stats_);
   begun_.push_back(std::move(begun));
+  in_doubt_ = false;
 }
 
 void Trainer::find_gradients(std::span<const TokenStream> batches) {
@@ -155,14 +157,14 @@ void Trainer::record_pairs(gpu::Recorder& recorder, const DeviceStream& stream, 
 
 StepResult Trainer::end_step() {
   check<UsageError>(!begun_.empty(), "trainer", "No update has begun.");
-  Begun begun = std::move(begun_.front());
-  begun_.pop_front();
   std::vector<float> statistics(stats_.size());
   const auto take = [&](Begun& from) {
     from.statistics->finish(std::as_writable_bytes(std::span(statistics)));
     readbacks_.push_back(std::move(*from.statistics));
   };
-  take(begun);
+  take(begun_.front());
+  const Begun begun = std::move(begun_.front());
+  begun_.pop_front();
   if (TrainedHead* head = state_.trained_head()) head->settle();
   const StepResult result = result_of(begun, statistics);
   if (std::isfinite(result.loss) && std::isfinite(result.grad_norm)) {

@@ -69,6 +69,8 @@ class Trainer {
   void begin_step(std::span<const TokenStream> batches, double learning_rate);
   StepResult end_step();
   std::size_t steps_begun() const { return begun_.size(); }
+  // Whether begin_step threw so late that its update may have taken place all the same.
+  bool update_in_doubt() const { return in_doubt_; }
   // Updates that may be on their way beside the oldest: none with a head that is trained, which settles after each.
   std::size_t steps_ahead() const { return state_.trained_head() ? 0 : 1; }
   // The gradients that the next update would have, and no more.
@@ -120,6 +122,7 @@ class Trainer {
   // of PreferenceStatistics.
   Tensor stats_;
   Tensor pair_statistics_;  // of a batch, as large as was needed yet
+  bool in_doubt_ = false;
   std::deque<Begun> begun_;                 // oldest first
   std::vector<gpu::Readback> readbacks_;    // free
 };

@@ -7,6 +7,7 @@
 #include "nibble/quant/nf4.h"
 #include "nibble/quant/parallel.h"
 #include "nibble/weights/checkpoint_check.h"
+#include "nibble/weights/layer_stream.h"
 #include "nibble/weights/nf4_room.h"
 #include "nibble/weights/read_nf4.h"
 
@@ -50,10 +51,29 @@ gpu::Tensor load_qkv_bias(gpu::Device& device, const Checkpoint& checkpoint, std
   return device.tensor<float>(DType::f32, {static_cast<std::uint32_t>(all.size())}, all, "bias");
 }
 
-void upload_nf4(gpu::Device& device, const Nf4Values& values, Nf4Matrix& to) {
-  to.largest = *std::max_element(values.absmax.begin(), values.absmax.end());
-  device.write(to.packed, std::as_bytes(std::span(values.packed)));
-  device.write(to.absmax, std::as_bytes(std::span(values.absmax)));
+void write_nf4(Nf4Room& room, const Nf4Values& values, Projection p, float& largest) {
+  largest = *std::max_element(values.absmax.begin(), values.absmax.end());
+  const Nf4Matrix& to = room.projections()[static_cast<std::size_t>(p)];
+  room.write(to.packed, std::as_bytes(std::span(values.packed)));
+  room.write(to.absmax, std::as_bytes(std::span(values.absmax)));
+}
+
+std::shared_ptr<LayerStream> make_stream(gpu::Device& device, const ModelConfig& config, const LoadOptions& options) {
+  const std::uint32_t slots = stream_slots(options.residency, config.num_layers, options.stream);
+  return slots > 0 ? std::make_shared<LayerStream>(device, config, slots) : nullptr;
+}
+
+// Fills the last layer's projections by `fill`, which gets the room and each one's place for its largest scale.
+void fill_projections(gpu::Device& device, const ModelConfig& config, const LoadOptions& options, DeviceWeights& weights,
+                      const std::function<void(Nf4Room&, Projection, float& largest)>& fill) {
+  const auto layer = static_cast<std::uint32_t>(weights.layers.size() - 1);
+  const bool streamed = residency_of(options.residency, layer) == Residency::streamed;
+  Nf4Room room(device, config, streamed ? std::optional(memory_of(device.info(), options.stream)) : std::nullopt);
+  LayerProjections& projections = weights.layers.back().projections;
+  projections = room.projections();
+  for (const Projection p : all_projections) fill(room, p, projections[static_cast<std::size_t>(p)].largest);
+  const gpu::Tensor all = room.finish();
+  if (streamed && options.stream.memory != gpu::HostMemory::direct) weights.stream->add(layer, all, projections);
 }
 
 // Every layer's, in the order of loading.
@@ -108,14 +128,45 @@ float largest_of(std::span<const float> values) {
   return std::bit_cast<float>(largest);
 }
 
-// Fills a tensor by repeating one block of random words, each passed through `shape`.
-void fill_random(gpu::Device& device, const gpu::Tensor& tensor, const std::function<std::uint32_t(std::uint32_t)>& shape) {
+// A dense matrix while it is written.
+class DenseRoom {
+ public:
+  DenseRoom(gpu::Device& device, std::uint32_t rows, std::uint32_t columns, DType dtype, std::string_view label, bool on_host)
+      : device_(device) {
+    if (on_host) {
+      host_.emplace(device, gpu::HostMemory::direct, std::uint64_t{rows} * columns * size_of(dtype), label);
+      tensor_ = gpu::Tensor(host_->tensor().buffer(), 0, dtype, {rows, columns});
+    } else {
+      tensor_ = device.tensor(dtype, {rows, columns}, label);
+    }
+  }
+  const gpu::Tensor& tensor() const { return tensor_; }
+  void write(const gpu::Tensor& to, std::span<const std::byte> bytes, std::uint64_t first_byte) {
+    if (host_) {
+      host_->write(bytes, first_byte);
+    } else {
+      device_.write(to, bytes, first_byte);
+    }
+  }
+  void finish() {
+    if (host_) host_->seal();
+  }
+
+ private:
+  gpu::Device& device_;
+  std::optional<gpu::HostBuffer> host_;
+  gpu::Tensor tensor_;
+};
+
+// Fills a tensor through `writer` by repeating one block of random words, each passed through `shape`.
+template <typename Writer>
+void fill_random(Writer& writer, const gpu::Tensor& tensor, const std::function<std::uint32_t(std::uint32_t)>& shape) {
   Rng rng(tensor.size());
   std::vector<std::uint32_t> block(1 << 20);
   for (std::uint32_t& word : block) word = shape(rng.next_u32());
   for (std::uint64_t first = 0; first < tensor.bytes(); first += block.size() * 4) {
     const std::uint64_t size = std::min<std::uint64_t>(block.size() * 4, tensor.bytes() - first);
-    device.write(tensor, std::as_bytes(std::span(block)).first(size), first);
+    writer.write(tensor, std::as_bytes(std::span(block)).first(size), first);
   }
 }
 
@@ -136,12 +187,14 @@ std::function<std::uint32_t(std::uint32_t)> uniform_words(DType dtype, float amp
 
 }  // namespace
 
-DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType dtype, std::string_view label) {
-  DenseMatrix result{.data = device.tensor(dtype, {source.rows, source.columns}, label)};
+DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType dtype, std::string_view label, bool on_host) {
+  DenseRoom room(device, source.rows, source.columns, dtype, label, on_host);
+  DenseMatrix result{.data = room.tensor()};
   if (dtype == DType::f32) {
     source.read([&](std::span<const float> values, std::uint64_t first) {
-      device.write(result.data, std::as_bytes(values), first * 4);
+      room.write(result.data, std::as_bytes(values), first * 4);
     });
+    room.finish();
     return result;
   }
   float largest = 0;
@@ -154,8 +207,9 @@ DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType 
     parallel_ranges(values.size(), least_values_a_thread, 0, [&](std::size_t begin, std::size_t end) {
       to_f16(values.subspan(begin, end - begin), factor, std::span(halves).subspan(begin, end - begin));
     });
-    device.write(result.data, std::as_bytes(std::span(halves)), first * 2);
+    room.write(result.data, std::as_bytes(std::span(halves)), first * 2);
   });
+  room.finish();
   return result;
 }
 
@@ -165,18 +219,20 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
   Meter meter(options.progress, checkpoint.total_bytes());
   LoadTimes unused, &times = options.times ? *options.times : unused;
   DeviceWeights weights;
-  const auto dense = [&](std::string_view name) {
+  check_embedding(device.info(), options.stream, config.tie_word_embeddings);
+  weights.stream = make_stream(device, config, options);
+  const auto dense = [&](std::string_view name, bool on_host) {
     const Stopwatch watch(times.dense);
     const Checkpoint::Entry& entry = checkpoint.at(name);
-    DenseMatrix matrix = upload_dense(device, source_of(entry), options.dense_dtype, name);
+    DenseMatrix matrix = upload_dense(device, source_of(entry), options.dense_dtype, name, on_host);
     meter.add(entry.tensor->bytes);
     return matrix;
   };
-  weights.embedding = dense(embedding_tensor_name);
+  weights.embedding = dense(embedding_tensor_name, options.stream.embedding);
   if (config.tie_word_embeddings) {
     weights.base_head = weights.embedding;
   } else if (options.head) {
-    weights.base_head = dense(head_tensor_name);
+    weights.base_head = dense(head_tensor_name, false);
   }
   if (options.head) weights.head = weights.base_head;
   weights.final_norm = load_vector(device, checkpoint, std::string(final_norm_tensor_name));
@@ -191,15 +247,14 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
       layer.k_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::k));
     }
     if (config.family.qkv_bias) layer.qkv_bias = load_qkv_bias(device, checkpoint, i);
-    make_nf4_room(device, config, layer);
-    for (const Projection p : all_projections) {
+    fill_projections(device, config, options, weights, [&](Nf4Room& room, Projection p, float& largest) {
       const Nf4Values values = reader.next();
       {
         const Stopwatch watch(times.upload);
-        upload_nf4(device, values, layer.projections[static_cast<std::size_t>(p)]);
+        write_nf4(room, values, p, largest);
       }
       meter.add(checkpoint.at(projection_tensor_name(i, p)).tensor->bytes);
-    }
+    });
   }
   times.read += reader.times().read;
   times.quantize += reader.times().quantize;
@@ -207,15 +262,18 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
   return weights;
 }
 
-DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, DType dense_dtype) {
-  const auto dense = [&](std::uint32_t rows) {
-    DenseMatrix result{.data = device.tensor(dense_dtype, {rows, config.hidden_size}, "made up")};
-    fill_random(device, result.data, uniform_words(dense_dtype, 0.035f));
-    return result;
+DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, const LoadOptions& options) {
+  const auto dense = [&](bool on_host) {
+    DenseRoom room(device, config.vocab_size, config.hidden_size, options.dense_dtype, "made up", on_host);
+    fill_random(room, room.tensor(), uniform_words(options.dense_dtype, 0.035f));
+    room.finish();
+    return DenseMatrix{.data = room.tensor()};
   };
   DeviceWeights weights;
-  weights.embedding = dense(config.vocab_size);
-  weights.base_head = config.tie_word_embeddings ? weights.embedding : dense(config.vocab_size);
+  check_embedding(device.info(), options.stream, config.tie_word_embeddings);
+  weights.stream = make_stream(device, config, options);
+  weights.embedding = dense(options.stream.embedding);
+  weights.base_head = config.tie_word_embeddings ? weights.embedding : dense(false);
   weights.head = weights.base_head;
   weights.final_norm = ones(device, config.hidden_size);
   for (std::uint32_t i = 0; i < config.num_layers; ++i) {
@@ -229,14 +287,14 @@ DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, DT
     if (config.family.qkv_bias) {
       layer.qkv_bias = ones(device, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim);
     }
-    make_nf4_room(device, config, layer);
-    for (Nf4Matrix& matrix : layer.projections) {
-      matrix.largest = 0.06f;
-      fill_random(device, matrix.packed, [](std::uint32_t word) { return word; });
-      fill_random(device, matrix.absmax, [](std::uint32_t word) {
+    fill_projections(device, config, options, weights, [&](Nf4Room& room, Projection p, float& largest) {
+      const Nf4Matrix& matrix = room.projections()[static_cast<std::size_t>(p)];
+      largest = 0.06f;
+      fill_random(room, matrix.packed, [](std::uint32_t word) { return word; });
+      fill_random(room, matrix.absmax, [](std::uint32_t word) {
         return bits_of(0.04f + 0.02f * static_cast<float>(word >> 16) * 0x1p-16f);
       });
-    }
+    });
   }
   return weights;
 }

@@ -4,9 +4,11 @@
 #include "nibble/io/checkpoint.h"
 #include "nibble/weights/config.h"
 #include "nibble/weights/matrix_source.h"
+#include "nibble/weights/residency.h"
 
 #include <array>
 #include <functional>
+#include <memory>
 #include <string_view>
 #include <vector>
 
@@ -28,16 +30,21 @@ struct DenseMatrix {
   float scale = 1.0f;
 };
 
+using LayerProjections = std::array<Nf4Matrix, 7>;  // by Projection
+
 struct LayerWeights {
   gpu::Tensor input_norm, post_attention_norm;  // (hidden) f32
   gpu::Tensor q_norm, k_norm;                   // (head_dim) f32; empty in families without
   gpu::Tensor qkv_bias;                         // (q's, k's and v's outputs) f32; likewise
-  std::array<Nf4Matrix, 7> projections;         // by Projection
+  LayerProjections projections;                 // where they are kept: of a layer that is streamed in host memory
   std::array<gpu::Tensor, 7> transposed;        // (in, out) f32, the same de-quantised; empty unless a cache was asked for
 
   const Nf4Matrix& projection(Projection p) const { return projections[static_cast<std::size_t>(p)]; }
   const gpu::Tensor& cached(Projection p) const { return transposed[static_cast<std::size_t>(p)]; }
 };
+
+class LayerStream;
+enum class LayerOrder : std::uint8_t;
 
 struct DeviceWeights {
   DenseMatrix embedding;  // (vocab, hidden)
@@ -45,6 +52,12 @@ struct DeviceWeights {
   DenseMatrix base_head;  // that of the model alone; empty where it is not loaded
   gpu::Tensor final_norm;
   std::vector<LayerWeights> layers;
+  std::shared_ptr<LayerStream> stream;  // of the layers whose weights are sent to the device; null where there are none
+
+  // A layer's projections as kernels recorded from here on can read them: where it is streamed, until another layer is asked for.
+  const LayerProjections& projections(gpu::Recorder& recorder, std::uint32_t layer) const;
+  // Says in which order layers will be asked for, so that the next one can be on its way (layer_stream.h).
+  void go(LayerOrder order) const;
 };
 
 // Where the time of loading went: seconds summed over the threads that did it.
@@ -57,20 +70,22 @@ struct LoadTimes {
 struct LoadOptions {
   DType dense_dtype = DType::f32;  // of embedding and head: f32 or f16
   bool head = true;                // false leaves out a head that is not tied, and `head` empty
+  std::vector<Residency> residency = {};  // by layer: those that are streamed go to host memory and to no other
+  StreamOptions stream = {};
   // Called now and then with the part of the checkpoint's bytes that is done, from 0 to 1.
   std::function<void(double)> progress;
   LoadTimes* times = nullptr;  // filled where it is given
 };
 
-// Reads, quantises and uploads. Host memory in use stays below the largest single tensor. Throws DataError that names file
+// Reads, quantises and uploads. Host memory in use, beside that of streamed layers, stays below the largest single tensor. Throws DataError that names file
 // and tensor where the checkpoint does not fit the config.
 DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, const ModelConfig& config,
                            const LoadOptions& options = {});
 
-// A matrix on the device as f32, or as f16 with the scale that suits its largest magnitude.
-DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType dtype, std::string_view label);
+// A matrix as f32, or as f16 with the scale that suits its largest magnitude: on the device, or in host memory that kernels read.
+DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType dtype, std::string_view label, bool on_host = false);
 
 // Made-up weights of the right shapes and sizes, for measuring without files.
-DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, DType dense_dtype);
+DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, const LoadOptions& options);
 
 }  // namespace nibble

@@ -80,6 +80,22 @@ LoraWeights upload_lora(gpu::Device& device, const ModelConfig& config, const Lo
   return result;
 }
 
+std::uint64_t lora_bytes(const ModelConfig& config, const LoraConfig& lora, bool trainable) {
+  const LoraModules modules = modules_of(lora, config.num_layers);
+  const std::uint32_t rank = largest_rank(modules);
+  std::uint64_t elements = 0;
+  for (const auto& layer : modules) {
+    for (const Projection p : all_projections) {
+      if (!layer[static_cast<std::size_t>(p)].used()) continue;
+      for (const LoraMatrix matrix : both_matrices) {
+        const auto [out, in] = lora_dims(config, rank, p, matrix);
+        elements += (std::uint64_t{out} * in + alignment - 1) / alignment * alignment;
+      }
+    }
+  }
+  return (trainable ? 4 : 1) * gpu::buffer_bytes(elements * sizeof(float));
+}
+
 LoraAdapter download_lora(gpu::Device& device, const gpu::Tensor& flat, const LoraAdapter& like) {
   const auto values = device.read<float>(flat);
   const LoraModules modules = like.modules();

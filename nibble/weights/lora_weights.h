@@ -38,6 +38,9 @@ struct LoraWeights {
 // Room for an adapter of this form, filled from it.
 LoraWeights upload_lora(gpu::Device& device, const ModelConfig& config, const LoraAdapter& adapter, bool trainable);
 
+// What upload_lora takes of the device's memory.
+std::uint64_t lora_bytes(const ModelConfig& config, const LoraConfig& lora, bool trainable);
+
 // A flat tensor (params, gradients or a moment) as matrices of the modules' own ranks, in the form of `like`, and back.
 LoraAdapter download_lora(gpu::Device& device, const gpu::Tensor& flat, const LoraAdapter& like);
 void upload_flat(gpu::Device& device, const gpu::Tensor& flat, const LoraAdapter& adapter);

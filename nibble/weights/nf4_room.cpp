@@ -1,8 +1,10 @@
 #include "nibble/weights/nf4_room.h"
 
+#include "nibble/base/error.h"
 #include "nibble/base/nf4_table.h"
 
 #include <algorithm>
+#include <array>
 
 namespace nibble {
 namespace {
@@ -10,6 +12,39 @@ namespace {
 constexpr std::uint32_t binding_alignment = 256;  // bytes, on every adapter
 
 std::uint64_t count_of(ProjectionDims dims) { return std::uint64_t{dims.out} * dims.in; }
+
+// Gives out bytes of a buffer.
+class Arena {
+ public:
+  std::uint64_t take(std::uint64_t bytes) {
+    const std::uint64_t begin = end_;
+    end_ += (bytes + binding_alignment - 1) / binding_alignment * binding_alignment;
+    return begin;
+  }
+  std::uint64_t end() const { return end_; }
+
+ private:
+  std::uint64_t end_ = 0;
+};
+
+// Where codes and scales of each projection begin, in bytes, and what they take together.
+struct Places {
+  std::array<std::uint64_t, 7> packed{}, absmax{};
+  std::uint64_t bytes = 0;
+
+  explicit Places(const ModelConfig& config) {
+    Arena arena;
+    for (const Joint joint : all_joints) {
+      for (const Projection p : members_of(joint)) {
+        packed[static_cast<std::size_t>(p)] = arena.take(count_of(projection_dims(config, p)) / 2);
+      }
+      for (const Projection p : members_of(joint)) {
+        absmax[static_cast<std::size_t>(p)] = arena.take(count_of(projection_dims(config, p)) / nf4_block * sizeof(float));
+      }
+    }
+    bytes = arena.end();
+  }
+};
 
 }  // namespace
 
@@ -21,25 +56,23 @@ bool joins_in_nf4(const ModelConfig& config, Joint joint) {
   });
 }
 
-void make_nf4_room(gpu::Device& device, const ModelConfig& config, LayerWeights& layer) {
-  for (const Joint joint : all_joints) {
-    const bool joins = joins_in_nf4(config, joint);
-    gpu::Tensor packed, absmax;
-    std::uint64_t first = 0;
-    for (const Projection p : members_of(joint)) {
-      const ProjectionDims dims = projection_dims(config, p);
-      const auto words = static_cast<std::uint32_t>(count_of(dims) / 8), blocks = static_cast<std::uint32_t>(count_of(dims) / nf4_block);
-      if (!joins || !packed) {
-        const std::uint64_t all = count_of(joins ? joint_dims(config, joint) : dims);
-        packed = device.tensor(DType::u32, {static_cast<std::uint32_t>(all / 8)}, "NF4 codes");
-        absmax = device.tensor(DType::f32, {static_cast<std::uint32_t>(all / nf4_block)}, "NF4 scales");
-        first = 0;
-      }
-      layer.projections[static_cast<std::size_t>(p)] = {.packed = packed.part(first / 8, {words}),
-                                                        .absmax = absmax.part(first / nf4_block, {blocks}), .out = dims.out, .in = dims.in};
-      first += count_of(dims);
-    }
+std::uint64_t nf4_layer_bytes(const ModelConfig& config) { return Places(config).bytes; }
+
+LayerProjections place_nf4(const gpu::Tensor& room, const ModelConfig& config) {
+  const Places places(config);
+  check(room.bytes() == places.bytes, "NF4", "A room of {} bytes came for projections of {}.", room.bytes(), places.bytes);
+  LayerProjections projections;
+  for (const Projection p : all_projections) {
+    const auto i = static_cast<std::size_t>(p);
+    const ProjectionDims dims = projection_dims(config, p);
+    const std::uint64_t count = count_of(dims);
+    projections[i] = {
+        .packed = {room.buffer(), room.offset() + places.packed[i], DType::u32, {static_cast<std::uint32_t>(count / 8)}},
+        .absmax = {room.buffer(), room.offset() + places.absmax[i], DType::f32, {static_cast<std::uint32_t>(count / nf4_block)}},
+        .out = dims.out,
+        .in = dims.in};
   }
+  return projections;
 }
 
 std::optional<Nf4Matrix> joined_nf4(std::span<const Nf4Matrix> members) {
@@ -57,6 +90,32 @@ std::optional<Nf4Matrix> joined_nf4(std::span<const Nf4Matrix> members) {
   whole.packed = {first.packed.buffer(), first.packed.offset(), DType::u32, {static_cast<std::uint32_t>(count / 8)}};
   whole.absmax = {first.absmax.buffer(), first.absmax.offset(), DType::f32, {static_cast<std::uint32_t>(count / nf4_block)}};
   return whole;
+}
+
+Nf4Room::Nf4Room(gpu::Device& device, const ModelConfig& config, std::optional<gpu::HostMemory> host) : device_(device) {
+  const std::uint64_t bytes = nf4_layer_bytes(config);
+  if (host) {
+    host_.emplace(device, *host, bytes, "NF4 in host memory");
+    room_ = host_->tensor();
+  } else {
+    room_ = device.tensor(DType::u32, {static_cast<std::uint32_t>(bytes / 4)}, "NF4");
+  }
+  projections_ = place_nf4(room_, config);
+}
+
+void Nf4Room::write(const gpu::Tensor& part, std::span<const std::byte> bytes, std::uint64_t first_byte) {
+  check(part.buffer() == room_.buffer() && first_byte + bytes.size() <= part.bytes(), "NF4",
+        "{} bytes at byte {} do not fit into a part of {}.", bytes.size(), first_byte, part.bytes());
+  if (host_) {
+    host_->write(bytes, part.offset() + first_byte);
+  } else {
+    device_.write(part, bytes, first_byte);
+  }
+}
+
+gpu::Tensor Nf4Room::finish() {
+  if (host_) host_->seal();
+  return room_;
 }
 
 }  // namespace nibble

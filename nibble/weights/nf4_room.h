@@ -1,5 +1,6 @@
 #pragma once
 
+#include "nibble/gpu/host_memory.h"
 #include "nibble/weights/device_weights.h"
 #include "nibble/weights/joint.h"
 
@@ -8,14 +9,35 @@
 
 namespace nibble {
 
-// Room for a layer's projections in NF4. Those of a joint lie one after the other in one buffer of codes and one of scales,
-// where they can be bound by themselves too, so that they also are one matrix.
-void make_nf4_room(gpu::Device& device, const ModelConfig& config, LayerWeights& layer);
+// Bytes of a layer's projections in NF4, in one buffer: every part begins where a binding may begin, and those of a joint lie one
+// after the other, codes and scales each, as far as their sizes allow it, so that they also are one matrix.
+std::uint64_t nf4_layer_bytes(const ModelConfig& config);
 
-// Whether that holds for a joint, by its sizes.
+// The projections as parts of such a buffer of u32s.
+LayerProjections place_nf4(const gpu::Tensor& room, const ModelConfig& config);
+
+// Whether the projections of a joint also are one matrix, by its sizes.
 bool joins_in_nf4(const ModelConfig& config, Joint joint);
 
 // The matrix that they are together; empty where they do not lie so.
 std::optional<Nf4Matrix> joined_nf4(std::span<const Nf4Matrix> members);
+
+// Room for a layer's projections, on the device or in host memory, while they are written.
+class Nf4Room {
+ public:
+  Nf4Room(gpu::Device& device, const ModelConfig& config, std::optional<gpu::HostMemory> host);
+
+  const LayerProjections& projections() const { return projections_; }
+  // Bytes of codes or scales of one of the projections.
+  void write(const gpu::Tensor& part, std::span<const std::byte> bytes, std::uint64_t first_byte = 0);
+  // All of it; nothing may be written any more.
+  gpu::Tensor finish();
+
+ private:
+  gpu::Device& device_;
+  std::optional<gpu::HostBuffer> host_;
+  gpu::Tensor room_;
+  LayerProjections projections_;
+};
 
 }  // namespace nibble

@@ -164,10 +164,62 @@ TEST(BenchStep, GivesEachKernelItsBound) {
   EXPECT_NE(result.err.find("bound ms"), std::string::npos) << result.err;
 }
 
+// Four layers, of which two have slots: a step turns back to them at both ends.
+TEST(BenchStep, StreamsLayers) {
+  const auto row_of = [](std::vector<std::string> more) {
+    std::vector<std::string> all{"bench", "step", "--gpu", "0", "--model", tiny_model, "--length", "9", "--json", "-"};
+    all.insert(all.end(), more.begin(), more.end());
+    const auto result = run_nibble(all);
+    EXPECT_EQ(result.code, 0) << result.err;
+    return parse_json(result.out, "output")["rows"][0];
+  };
+  const Json plain = row_of({}), all = row_of({"--residency", "streamed"}), three = row_of({"--stream-layers", "3"});
+  EXPECT_EQ(plain["host_bytes"], 0);
+  EXPECT_EQ(plain["copied_bytes"], 0);
+  EXPECT_TRUE(plain["least_copy_seconds"].is_null());
+  const std::uint64_t host = all["host_bytes"], layer = host / 4;
+  EXPECT_EQ(all["copied_bytes"], 4 * layer);
+  EXPECT_GT(all["least_copy_seconds"], 0);
+  EXPECT_EQ(three["host_bytes"], 3 * layer);
+  EXPECT_EQ(three["copied_bytes"], 2 * layer);
+  EXPECT_EQ(plain["memory_bytes"].get<std::uint64_t>() - all["memory_bytes"].get<std::uint64_t>(), 2 * layer);
+  EXPECT_EQ(plain["memory_bytes"].get<std::uint64_t>() - three["memory_bytes"].get<std::uint64_t>(), layer);
+  for (const Json& row : {all, three}) EXPECT_EQ(row["loss"], plain["loss"]);
+  const auto refused = run_nibble({"bench", "step", "--gpu", "0", "--model", tiny_model, "--stream-layers", "5"});
+  EXPECT_EQ(refused.code, 2) << refused.err;
+  EXPECT_NE(refused.err.find("5 layers are to be streamed; the model has 4"), std::string::npos) << refused.err;
+}
+
 TEST(BenchStep, RefusesAnUnknownShape) {
   const auto result = run_nibble({"bench", "step", "--gpu", "0", "--shape", "qwen3-5b"});
   EXPECT_EQ(result.code, 2) << result.err;
   EXPECT_NE(result.err.find("qwen3-4b"), std::string::npos) << result.err;
+}
+
+// What a limit leaves is planned, held and about what is measured; the least that is named without one is less.
+TEST(BenchStep, KeepsToALimit) {
+  const std::vector<std::string> step{"bench", "step", "--gpu", "0", "--model", tiny_model, "--batch", "8", "--length", "64",
+                                      "--steps", "1", "--compute", "f32", "--json", "-"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), step.begin(), step.end());
+    const auto result = run_nibble(more);
+    EXPECT_EQ(result.code, 0) << result.err;
+    return parse_json(result.out, "output")["rows"][0];
+  };
+  const Json whole = with({}), plan = whole["plan"];
+  const std::uint64_t all = plan["bytes"], activations = plan["classes"]["activations"], limit = all - activations / 2;
+  const Json row = with({"--vram-limit", std::to_string(limit)});
+  for (const Json* one : {&whole, &row}) {
+    const double planned = (*one)["plan"]["bytes"], measured = (*one)["memory_bytes"];
+    EXPECT_LE(measured, planned);
+    EXPECT_GE(measured, 0.98 * planned);
+  }
+  EXPECT_LE(row["plan"]["bytes"].get<std::uint64_t>(), limit);
+  EXPECT_NEAR(row["loss"].get<double>(), whole["loss"].get<double>(), 1e-4);
+  EXPECT_EQ(with({"--vram-limit", std::to_string(limit), "--plan"})["plan"], row["plan"]);
+  std::vector<std::string> small = step;
+  small.insert(small.end(), {"--vram-limit", "1MiB"});
+  EXPECT_EQ(run_nibble(small).code, 2);
 }
 
 test::ProgramResult bench_attention(const std::string& compute) {

@@ -1,5 +1,6 @@
 #include "nibble/model/joint_layers.h"
 
+#include "nibble/gpu/host_tensor.h"
 #include "nibble/model/model.h"
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
@@ -68,9 +69,10 @@ Result gradients_of(const Setting& setting, const Batch& batch) {
   Model model(state, options);
   const LoraWeights& lora = *state.lora_mirror().train();
   Result result;
-  {
+  const Batch before(most_tokens - 11);  // nothing of it may be taken for this batch's
+  for (const Batch* one : {&before, &batch}) {
     gpu::Recorder recorder(device);
-    const DeviceStream stream = model.upload(recorder, batch.stream());
+    const DeviceStream stream = model.upload(recorder, one->stream());
     recorder.clear(lora.grads);
     const Head::Loss loss = model.loss_and_gradients(recorder, stream, {.factor = 1.0f / static_cast<float>(batch.labels.size())},
                                                      {.dropout = {.probability = setting.dropout, .seed = 5}});
@@ -80,6 +82,21 @@ Result gradients_of(const Setting& setting, const Batch& batch) {
   result.gradients = device.read<float>(lora.grads);
   return result;
 }
+
+constexpr auto keep = Activations::keep, recompute_mlp = Activations::recompute_mlp, recompute = Activations::recompute;
+
+// Of a model of four layers: each choice alone, and all of them in orders that a plan makes and others.
+std::vector<ActivationChoices> activation_choices() {
+  return {{},
+          {keep},
+          {recompute_mlp},
+          {recompute},
+          {keep, recompute_mlp, recompute, recompute},
+          {recompute, keep, recompute_mlp, keep},
+          {recompute_mlp, recompute, keep, recompute_mlp}};
+}
+
+bool must_skip_offloading() { return test::must_skip(gpu::has_host_tensors(test::device().info())); }
 
 bool has_matrices() { return !test::must_skip(supports(test::device().info(), ProductPath::matrix)); }
 
@@ -135,17 +152,55 @@ TEST(JointLayers, LeaveWideRanksToPlainLayers) {
   expect_near_f32({.path = {}, .lora = all_targets(264)});
 }
 
+// On every path.
+TEST(Activations, AreTheSameBitsWhateverIsComputedAgain) {
+  const Batch batch(most_tokens);
+  for (const ProductPath path : test::product_paths()) {
+    for (const LoraConfig& lora : {all_targets(), targets({Projection::v, Projection::gate})}) {
+      Setting setting{.path = path, .lora = lora, .dropout = 0.3f};
+      const Result kept = gradients_of(setting, batch);
+      for (const ActivationChoices& choices : activation_choices()) {
+        setting.model.activations = choices;
+        const Result again = gradients_of(setting, batch);
+        EXPECT_EQ(kept.losses, again.losses) << test::name_of(path) << ": " << describe(choices, 4);
+        EXPECT_EQ(kept.gradients, again.gradients) << test::name_of(path) << ": " << describe(choices, 4);
+      }
+    }
+  }
+}
+
+// As many places as there are offloaded inputs, and fewer.
+TEST(Activations, AreTheSameBitsWhereverInputsLie) {
+  if (must_skip_offloading()) GTEST_SKIP() << "The adapter cannot reach memory of this process.";
+  const Batch batch(most_tokens);
+  for (const ProductPath path : test::product_paths()) {
+    Setting setting{.path = path, .lora = all_targets()};
+    const Result kept = gradients_of(setting, batch);
+    for (const std::uint32_t offloaded : {1u, 2u, 3u, 4u}) {
+      setting.model.offloaded_inputs = offloaded;
+      setting.model.activations = {offloaded % 2 ? keep : recompute};
+      const Result again = gradients_of(setting, batch);
+      EXPECT_EQ(kept.losses, again.losses) << test::name_of(path) << ": " << offloaded;
+      EXPECT_EQ(kept.gradients, again.gradients) << test::name_of(path) << ": " << offloaded;
+    }
+  }
+}
+
 // What is kept, what is made again and where weights are decoded are the same numbers.
 TEST(JointLayers, AreTheSameBitsHoweverMemoryIsUsed) {
   if (!has_matrices()) GTEST_SKIP() << "The adapter has no matrices.";
   const Batch batch(most_tokens);
   Setting setting{.path = ProductPath::matrix, .lora = all_targets(), .dropout = 0.3f};
   const Result kept = gradients_of(setting, batch);
-  setting.model.gradient_checkpointing = true;
-  const Result again = gradients_of(setting, batch);
-  EXPECT_EQ(kept.losses, again.losses);
-  EXPECT_EQ(kept.gradients, again.gradients);
-  setting.model.residency = Residency::cached;
+  setting.model.activations = {Activations::recompute};
+  setting.model.one_decoded_room = true;
+  EXPECT_EQ(gradients_of(setting, batch).gradients, kept.gradients);
+  setting.model.one_decoded_room = false;
+  const std::uint32_t layers = read_model_config(test::source_path("models/tiny-qwen3")).num_layers;
+  setting.model.residency.assign(layers, Residency::cached);
+  EXPECT_EQ(gradients_of(setting, batch).gradients, kept.gradients);
+  setting.model.one_decoded_room = true;
+  setting.model.residency.front() = Residency::resident;
   EXPECT_EQ(gradients_of(setting, batch).gradients, kept.gradients);
 }
 
@@ -163,9 +218,11 @@ TEST(JointLayers, AreTheLayersHoweverProductsAreTuned) {
     tuned.products.push_back({{MatrixLayout::nn, most_tokens, in, out}, {*direct, 2}});
   }
   matrix_tuning(device) = tuned;
-  EXPECT_GT(joint_weight_tile(device, config, Residency::resident, most_tokens), 0u);
-  EXPECT_EQ(joint_weight_tile(device, config, Residency::cached, most_tokens), 0u);
+  EXPECT_GT(joint_weight_tile(device, config, most_tokens), 0u);
   expect_near_f32({.path = {}, .lora = all_targets()});
+  std::vector<Residency> mixed(config.num_layers, Residency::cached);
+  mixed.back() = Residency::resident;
+  expect_near_f32({.path = {}, .lora = all_targets(), .model = {.residency = mixed}});
   expect_near_f32({.path = {}, .lora = targets({Projection::k, Projection::gate}), .dropout = 0.2f});
   matrix_tuning(device) = {};
 }
@@ -219,23 +276,22 @@ TEST(JointLayers, KnowTheBaseAlone) {
   for (std::size_t i = 0; i < 2; ++i) EXPECT_LT(test::relative_error(losses[0][i], losses[1][i]), 1e-3);
 }
 
-// Tensors are rounded up to 256 bytes on the device.
 TEST(JointLayers, TakeThePlannedBytes) {
   if (!has_matrices()) GTEST_SKIP() << "The adapter has no matrices.";
   auto& device = test::device();
   for (const bool dropout : {false, true}) {
-    for (const bool keeps_all : {false, true}) {
+    for (const ActivationChoices& choices : activation_choices()) {
       const Setting setting{.path = ProductPath::matrix, .lora = all_targets(16)};
       const ModelState state = tiny_state(setting);
       LayersOptions options = options_of(setting.lora);
-      options.keeps_all = keeps_all;
+      options.activations = choices;
       options.lora_dropout = dropout;
       const LoraWeights* lora = state.lora_mirror().on_device();
       const std::uint64_t before = device.memory().current;
       const auto layers = make_layers(device, state.config(), state.weights(), lora, options);
       const LayersBytes planned = layers_bytes(device, state.config(), options);
       const std::uint64_t sum = planned.activations + planned.decoded_weights + planned.scratch;
-      EXPECT_NEAR(static_cast<double>(device.memory().current - before), static_cast<double>(sum), 0.02 * static_cast<double>(sum));
+      EXPECT_EQ(device.memory().current - before, sum) << describe(choices, 4);
     }
   }
 }

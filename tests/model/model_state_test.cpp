@@ -215,8 +215,9 @@ TEST(WeightCache, RefusesWithTheBytesThatItNeeds) {
   std::uint64_t kept = 0, largest = 0;
   for (const Nf4Layer& layer : state.layers()) {
     for (const Projection p : all_projections) {
-      kept += 4 * layer.at(p).count();
-      largest = std::max(largest, 4 * layer.at(p).count());
+      const std::uint64_t one = gpu::buffer_bytes(4 * layer.at(p).count());
+      kept += one;
+      largest = std::max(largest, one);
     }
   }
   const std::uint64_t memory = test::device().memory().current;
@@ -232,7 +233,7 @@ TEST(LoadQwen3_4B, HonoursRankAndAlpha) {
   const ModelState state = ModelState::load_qwen3_4b(test::device(), tiny, 3, 12.0);
   EXPECT_EQ(state.lora_config().rank, 3u);
   EXPECT_EQ(state.lora_config().lora_alpha, 12.0);
-  EXPECT_EQ(state.lora_mirror().on_device()->scaling, 4.0f);
+  EXPECT_EQ(state.lora_mirror().on_device()->slot(0, Projection::q).scaling, 4.0f);
   EXPECT_EQ(state.lora()[0].q.a.size(), 3u * state.hidden_size());
 }
 

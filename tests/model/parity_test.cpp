@@ -7,7 +7,7 @@ namespace {
 
 struct Variant {
   std::string family = "tiny";
-  bool gradient_checkpointing = false;
+  ActivationChoices activations = {};
   std::uint32_t head_chunk = 0;
   Residency residency = Residency::resident;
   bool train_head = false;
@@ -22,7 +22,7 @@ ParityReport parity(ProductPath path, const Variant& variant) {
   ModelState state = ModelState::load(device, variant.model(), {.path = path, .adapter = variant.folder() + "/adapter_nonzero"});
   if (variant.train_head) state.train_head({});
   const std::uint32_t tokens = golden_tokens(golden);
-  Model model(state, {.residency = variant.residency, .gradient_checkpointing = variant.gradient_checkpointing,
+  Model model(state, {.residency = choose_residency(state.num_layers(), variant.residency, {}), .activations = variant.activations,
                       .max_tokens = tokens, .max_labels = tokens, .head_chunk = variant.head_chunk});
   return compare_with_golden(model, state, golden);
 }
@@ -47,21 +47,21 @@ void expect_parity(const Variant& variant) {
 }
 
 TEST(Parity, EveryPathIsWithinTheBars) { expect_parity({}); }
-TEST(Parity, WithGradientCheckpointing) { expect_parity({.gradient_checkpointing = true}); }
+TEST(Parity, WithGradientCheckpointing) { expect_parity({.activations = {Activations::recompute}}); }
 TEST(Parity, WithSmallHeadChunks) { expect_parity({.head_chunk = 64}); }
 TEST(Parity, WithAHeadThatIsTrained) { expect_parity({.head_chunk = 64, .train_head = true}); }
 TEST(Parity, OfOtherFamilies) {
   for (const char* family : {"llama", "mistral", "qwen2"}) {
     SCOPED_TRACE(family);
     expect_parity({.family = family});
-    expect_parity({.family = family, .gradient_checkpointing = true});
+    expect_parity({.family = family, .activations = {Activations::recompute}});
   }
 }
 TEST(Parity, OfWeightsThatBitsandbytesHasQuantised) { expect_parity({.family = "bnb"}); }
 // Ranks and alphas by module, some layers and projections alone.
 TEST(Parity, OfAnAdapterWithPatterns) {
   expect_parity({.family = "patterns"});
-  expect_parity({.family = "patterns", .gradient_checkpointing = true});
+  expect_parity({.family = "patterns", .activations = {Activations::recompute}});
 }
 TEST(Parity, WithCachedWeights) { expect_parity({.residency = Residency::cached}); }
 

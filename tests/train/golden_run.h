@@ -12,8 +12,7 @@ namespace nibble::test {
 
 // The settings of tests/golden/tiny/curve.json.
 inline TrainOptions golden_options(const std::filesystem::path& output) {
-  TrainOptions options{.model = source_path("models/tiny-qwen3"), .data = source_path("data/define/train.jsonl"),
-                       .output = output};
+  TrainOptions options{.model = source_path("models/tiny-qwen3"), .output = output, .data = source_path("data/define/train.jsonl")};
   options.init_adapter = source_path("tests/golden/tiny/adapter_init");
   options.learning_rate = 0.002;
   options.lr_scheduler = LrScheduler::constant;

@@ -1,62 +1,131 @@
 #include "nibble/train/placement.h"
 
+#include "nibble/base/error.h"
+#include "nibble/train/step_work.h"
 #include "nibble/weights/shapes.h"
 #include "tests/support/gpu_test.h"
+
+#include <algorithm>
 
 namespace nibble {
 namespace {
 
 constexpr BatchRoom room{.tokens = 2048, .labels = 2048};
+constexpr StepRates rates{.flops = 1e14, .memory_bytes = 1e12, .link_bytes = 2e10};
+constexpr auto keep = Activations::keep, recompute_mlp = Activations::recompute_mlp, recompute = Activations::recompute;
 
-Placement of_memory(std::uint64_t memory, const TrainOptions& options) {
-  return place(options, test::device(), shape_by_name("qwen3-4b"), ProductPath::f32, room, memory);
+Placement of_memory(std::uint64_t bytes, const TrainOptions& options, bool promised = true) {
+  return place(options, test::device(), shape_by_name("qwen3-4b"), ProductPath::f32, room, {bytes, promised}, rates);
 }
 
-std::uint64_t bytes(const Placement& placement, const TrainOptions& options) {
-  return plan_memory(test::device(), shape_by_name("qwen3-4b"), placement.model, options.lora, placement.head).total();
-}
-
-// A memory whose nine tenths hold this plan just so.
-std::uint64_t just_enough(std::uint64_t plan) { return (plan + 8) / 9 * 10; }
-
-TEST(Placement, GivesUpOnlyWhatItMust) {
+TrainOptions with_head() {
   TrainOptions options;
   options.train_head = true;
+  return options;
+}
+
+std::uint64_t least_of(const TrainOptions& options) { return of_memory(1, options, false).memory.total(); }
+
+// From all that there may be to the least: never above, and with less memory never faster.
+TEST(Placement, GivesUpOnlyWhatItMust) {
+  const TrainOptions options = with_head();
   const Placement all = of_memory(0, options);
-  EXPECT_FALSE(all.model.gradient_checkpointing);
+  EXPECT_EQ(all.model.activations, ActivationChoices{keep});
   EXPECT_EQ(all.head->place, MemoryPlace::device);
-  const std::uint64_t whole = just_enough(bytes(all, options));
-  EXPECT_FALSE(of_memory(whole, options).model.gradient_checkpointing);
+  EXPECT_FALSE(all.model.one_decoded_room);
+  const std::uint64_t whole = all.memory.total(), least = least_of(options);
+  EXPECT_EQ(of_memory(whole, options).model.activations, ActivationChoices{keep});
+  EXPECT_EQ(of_memory(whole, options).extra_seconds, all.extra_seconds);
+  double extra = all.extra_seconds;
+  for (int part = 1; part <= 10; ++part) {
+    const std::uint64_t memory = whole - (whole - least) / 10 * part;
+    const Placement placement = of_memory(memory, options);
+    EXPECT_LE(placement.memory.total(), memory);
+    EXPECT_GE(placement.extra_seconds, extra);
+    extra = placement.extra_seconds;
+  }
+  const Placement smallest = of_memory(least, options);
+  EXPECT_EQ(smallest.model.activations, ActivationChoices{recompute});
+  EXPECT_EQ(smallest.head->place, MemoryPlace::host);
+  EXPECT_TRUE(smallest.model.one_decoded_room);
+  EXPECT_EQ(count_of(smallest.model.residency, 36, Residency::streamed), 36u);
+}
 
-  const Placement again = of_memory(whole - 10, options);
-  EXPECT_TRUE(again.model.gradient_checkpointing);
-  EXPECT_EQ(again.head->place, MemoryPlace::device);
-  const std::uint64_t less = just_enough(bytes(again, options));
-  ASSERT_LT(less, whole);
-  EXPECT_EQ(of_memory(less, options).head->place, MemoryPlace::device);
-
-  const Placement on_host = of_memory(less - 10, options);
-  EXPECT_TRUE(on_host.model.gradient_checkpointing);
-  EXPECT_EQ(on_host.head->place, MemoryPlace::host);
-  EXPECT_LT(bytes(on_host, options), bytes(again, options));
+// Nothing else that the planner may choose is both small enough and faster.
+TEST(Placement, IsTheFastestOfAllMixturesOfLayers) {
+  TrainOptions options;
+  options.shared_decode = false;
+  options.head_chunk = 64;
+  options.residency = Residency::resident;
+  options.offload_inputs = 0;
+  const ModelConfig config = shape_by_name("qwen3-4b");
+  const std::uint64_t whole = of_memory(0, options).memory.total(), least = least_of(options), memory = (whole + least) / 2;
+  const Placement placed = of_memory(memory, options);
+  const StepWork work(config, options.lora.rank, options.max_length, false);
+  double best = 1e300;
+  for (std::uint32_t all = 0; all <= config.num_layers; all += 1) {
+    for (std::uint32_t mlp = 0; mlp + all <= config.num_layers; mlp += 1) {
+      ModelOptions model = placed.model;
+      model.activations.assign(config.num_layers, keep);
+      std::fill(model.activations.end() - all - mlp, model.activations.end(), recompute_mlp);
+      std::fill(model.activations.end() - all, model.activations.end(), recompute);
+      if (plan_memory(test::device(), config, model, options.lora).total() > memory) continue;
+      best = std::min(best, work.again(model.activations));
+    }
+  }
+  EXPECT_DOUBLE_EQ(work.again(placed.model.activations), best);
 }
 
 TEST(Placement, WhatIsSaidHolds) {
-  TrainOptions options;
-  options.train_head = true;
+  TrainOptions options = with_head();
   options.gradient_checkpointing = Checkpointing::off;
   options.head_state = MemoryPlace::device;
-  const Placement small = of_memory(1, options);
-  EXPECT_FALSE(small.model.gradient_checkpointing);
+  options.shared_decode = false;
+  options.head_chunk = 128;
+  options.stream_layers = 5;
+  options.offload_inputs = 0;
+  const Placement small = of_memory(1, options, false);
+  EXPECT_EQ(small.model.activations, ActivationChoices{keep});
   EXPECT_EQ(small.head->place, MemoryPlace::device);
-  options.gradient_checkpointing = Checkpointing::on;
+  EXPECT_FALSE(small.model.one_decoded_room);
+  EXPECT_EQ(small.model.head_chunk, 128u);
+  EXPECT_EQ(count_of(small.model.residency, 36, Residency::streamed), 5u);
+  EXPECT_EQ(small.model.offloaded_inputs, 0u);
+  options.gradient_checkpointing = Checkpointing::mlp;
   options.head_state = MemoryPlace::host;
+  options.shared_decode = true;
   const Placement large = of_memory(std::uint64_t{1} << 50, options);
-  EXPECT_TRUE(large.model.gradient_checkpointing);
+  EXPECT_EQ(large.model.activations, ActivationChoices{recompute_mlp});
   EXPECT_EQ(large.head->place, MemoryPlace::host);
+  EXPECT_TRUE(large.model.one_decoded_room);
+}
+
+TEST(Placement, RefusesWhatCannotBePromised) {
+  const std::uint64_t least = least_of({});
+  EXPECT_EQ(of_memory(least, {}).memory.total(), least);
+  try {
+    of_memory(least - 1, {});
+    FAIL();
+  } catch (const UsageError& error) {
+    EXPECT_NE(std::string(error.what()).find(std::to_string(least)), std::string::npos) << error.what();
+  }
 }
 
 TEST(Placement, WithoutATrainedHeadThereIsNone) { EXPECT_FALSE(of_memory(0, {}).head.has_value()); }
+
+TEST(Placement, ABudgetIsThatOfTheOptions) {
+  gpu::AdapterInfo info{.name = "card", .memory_bytes = 1000};
+  TrainOptions options;
+  EXPECT_EQ(memory_budget(options, info).bytes, 900u);
+  EXPECT_FALSE(memory_budget(options, info).promised);
+  options.vram_limit = {.part = 0.5};
+  EXPECT_EQ(memory_budget(options, info).bytes, 500u);
+  EXPECT_TRUE(memory_budget(options, info).promised);
+  info.memory_bytes = 0;
+  EXPECT_THROW(memory_budget(options, info), UsageError);
+  options.vram_limit = {.bytes = 77};
+  EXPECT_EQ(memory_budget(options, info).bytes, 77u);
+}
 
 }  // namespace
 }  // namespace nibble

@@ -5,8 +5,9 @@ namespace nibble {
 namespace {
 
 TrainOptions pair_options(const std::filesystem::path& output) {
-  TrainOptions options{.model = test::source_path("models/tiny-qwen3"), .data = test::source_path("examples/preference/train.jsonl"),
-                       .valid = test::source_path("examples/preference/valid.jsonl"), .output = output};
+  TrainOptions options{.model = test::source_path("models/tiny-qwen3"), .output = output,
+                       .data = test::source_path("examples/preference/train.jsonl"),
+                       .valid = test::source_path("examples/preference/valid.jsonl")};
   options.init_adapter = test::source_path("tests/golden/tiny/adapter_trained");
   options.loss = {.kind = TrainLoss::dpo, .beta = 0.3};
   options.learning_rate = 1e-3;

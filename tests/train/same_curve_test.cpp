@@ -53,6 +53,28 @@ TEST(SameCurve, WithCachedWeights) {
   expect_same(curve, sixteen_rows());
 }
 
+// The same kernels read the same values.
+TEST(SameCurve, WithStreamedWeights) {
+  TrainOptions options = test::golden_options({});
+  options.residency = Residency::streamed;
+  const test::TrainedCurve all = run(options, ProductPath::f32);
+  const MemoryPlan& plain = sixteen_rows().plan.memory;
+  EXPECT_LT(all.plan.memory.frozen_weights, plain.frozen_weights);
+  EXPECT_GT(all.plan.memory.host_weights, plain.frozen_weights - all.plan.memory.frozen_weights);  // beside what has slots
+  options.stream_layers = 2;
+  options.gradient_checkpointing = Checkpointing::on;
+  const test::TrainedCurve two = run(options, ProductPath::f32);
+  EXPECT_EQ(2 * two.plan.memory.host_weights, all.plan.memory.host_weights);
+  for (std::uint64_t i = 0; i < steps; ++i) {
+    EXPECT_EQ(all.steps[i].loss, sixteen_rows().steps[i].loss) << "step " << i + 1;
+    EXPECT_EQ(two.steps[i].loss, sixteen_rows().steps[i].loss) << "step " << i + 1;
+  }
+  options.residency = Residency::cached;
+  expect_same(run(options, ProductPath::f32), sixteen_rows());
+  options.stream_layers = 5;
+  EXPECT_THROW(run(options, ProductPath::f32), UsageError);
+}
+
 TEST(SameCurve, WithSmallHeadChunks) {
   TrainOptions options = test::golden_options({});
   options.head_chunk = 64;

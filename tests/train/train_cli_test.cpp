@@ -87,6 +87,25 @@ TEST(TrainCli, ADryRunWritesNothing) {
   EXPECT_FALSE(fs::exists(tiny.output()));
 }
 
+// The classes add up to what stands above them, and what a run needs beside memory is there.
+TEST(TrainCli, ADryRunShowsThePlan) {
+  const TinyRun tiny;
+  const auto result = tiny.run({{"dry-run", ""}, {"vram-limit", "2GiB"}});
+  EXPECT_EQ(result.code, 0) << result.err;
+  for (const std::string part : {"--vram-limit allows", "frozen weights", "layer inputs", "of 4 layers 4 keep everything", "RAM ", "Disk ",
+                                 "Time ", "8 steps"}) {
+    EXPECT_NE(result.err.find(part), result.err.npos) << part << " is not in: " << result.err;
+  }
+  EXPECT_FALSE(fs::exists(tiny.output()));
+}
+
+TEST(TrainCli, ALimitThatIsTooSmallIsRefusedBeforeAnythingIsWritten) {
+  const TinyRun tiny;
+  expect_complaint(tiny.run({{"vram-limit", "1MiB"}}), 2, "--vram-limit", "needs at least", "1048576 bytes");
+  expect_complaint(tiny.run({{"vram-limit", "1 MiB"}}), 2, "--vram-limit", "1 MiB", "GiB");
+  EXPECT_FALSE(fs::exists(tiny.output()));
+}
+
 TEST(TrainCli, ThatAHeadIsUntiedIsSaidAloud) {
   const TinyRun tiny;
   const auto result = tiny.run({{"dry-run", ""}, {"train-head", ""}, {"head-state", "host"}, {"head-moments", "8bit"}});

@@ -1,0 +1,75 @@
+#include "nibble/model/memory_plan.h"
+
+#include "nibble/weights/nf4_room.h"
+
+#include <algorithm>
+
+namespace nibble {
+namespace {
+
+using gpu::buffer_bytes;
+
+std::uint64_t vectors_of_layer(const ModelConfig& config) {
+  std::uint64_t bytes = 2 * buffer_bytes(DType::f32, {config.hidden_size});
+  if (config.family.qk_norm) bytes += 2 * buffer_bytes(DType::f32, {config.head_dim});
+  if (config.family.qkv_bias) bytes += buffer_bytes(DType::f32, {joint_dims(config, Joint::qkv).out});
+  return bytes;
+}
+
+std::uint64_t frozen_bytes(const ModelConfig& config, const ModelOptions& options, bool has_head) {
+  const std::uint64_t table = buffer_bytes(operand_dtype(options.path), {config.vocab_size, config.hidden_size});
+  const std::uint64_t tables = (options.stream.embedding ? 0 : 1) + (config.tie_word_embeddings || !has_head ? 0 : 1);
+  const std::uint64_t streamed = count_of(options.residency, config.num_layers, Residency::streamed);
+  const std::uint64_t on_device = config.num_layers - streamed + stream_slots(options.residency, config.num_layers, options.stream);
+  return on_device * buffer_bytes(nf4_layer_bytes(config)) + config.num_layers * vectors_of_layer(config) + buffer_bytes(DType::f32, {config.hidden_size}) +
+         tables * table;
+}
+
+// Of what is streamed, in host memory.
+std::uint64_t host_weight_bytes(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options) {
+  const std::uint64_t layers = count_of(options.residency, config.num_layers, Residency::streamed);
+  const std::uint64_t table = std::uint64_t{config.vocab_size} * config.hidden_size * size_of(operand_dtype(options.path));
+  return layers * gpu::host_buffer_bytes(device.info(), memory_of(device.info(), options.stream), nf4_layer_bytes(config)) +
+         (options.stream.embedding ? gpu::host_buffer_bytes(device.info(), gpu::HostMemory::direct, table) : 0);
+}
+
+// Beside the layers: batches and the table of angles; partial sums of the gradients' norm, statistics of a step, and of pairs.
+std::uint64_t workspace_bytes(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options,
+                              std::uint64_t gradient_bytes) {
+  constexpr std::uint64_t small_buffers = 16 * 1024, partials_of_binding = 4096;
+  const std::uint32_t positions = std::min(options.max_tokens, config.max_position_embeddings);
+  const std::uint64_t arrays = config.sliding_window > 0 ? 9 : 7;
+  const std::uint64_t bindings = 2 + gradient_bytes / device.info().limits.max_binding;
+  return arrays * buffer_bytes(DType::u32, {options.max_tokens}) + buffer_bytes(DType::f32, {positions, config.head_dim}) +
+         (options.trainable ? buffer_bytes(bindings * partials_of_binding) + small_buffers : 0) + gpu::params_arena_bytes;
+}
+
+}  // namespace
+
+MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options,
+                       const LoraConfig& lora, const std::optional<TrainedHeadOptions>& trained_head) {
+  const LayersBytes layers = layers_bytes(device, config, layers_options(options, largest_rank(modules_of(lora, config.num_layers))));
+  const HeadOptions head = Head::settled(device.info(), config, head_options(options));
+  const std::uint64_t stream = buffer_bytes(DType::f32, {options.max_tokens, config.hidden_size});
+  const LayerInputs::Bytes inputs = LayerInputs::bytes(device.info(), config, layer_inputs_options(options));
+  TrainedHead::Bytes trained = trained_head ? TrainedHead::bytes(config, *trained_head) : TrainedHead::Bytes{};
+  const std::uint64_t partial_sums =
+      trained_head ? product_tn_scratch(device, head.chunk_rows, config.vocab_size, config.hidden_size) : 0;
+  if (partial_sums > 0) trained.device += buffer_bytes(partial_sums * sizeof(float));
+  const std::uint64_t adapters = lora_bytes(config, lora, options.trainable);
+  return {.frozen_weights = frozen_bytes(config, options, !trained_head),
+          .decoded_weights = layers.decoded_weights,
+          .adapters = adapters,
+          .layer_inputs = inputs.device + (options.trainable ? stream : 0),
+          .activations = layers.activations,
+          .scratch = layers.scratch,
+          .head = Head::bytes(device, config, head),
+          .trained_head = trained.device,
+          .workspace = workspace_bytes(device, config, options, adapters / 4 + trained.device),
+          .host_weights = host_weight_bytes(device, config, options),
+          .host_head = trained.host,
+          .host_inputs = inputs.host,
+          .host_staging = gpu::most_staging_bytes};
+}
+
+}  // namespace nibble

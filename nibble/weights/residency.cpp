@@ -1,0 +1,50 @@
+#include "nibble/weights/residency.h"
+
+#include "nibble/base/error.h"
+
+#include <algorithm>
+
+namespace nibble {
+
+gpu::HostMemory memory_of(const gpu::AdapterInfo& info, const StreamOptions& options) {
+  return options.memory.value_or(gpu::usual_host_memory(info));
+}
+
+Residency residency_of(const std::vector<Residency>& residency, std::uint32_t layer) {
+  if (residency.empty()) return Residency::resident;
+  check(layer < residency.size(), "residency", "Layer {} was asked for; the list has {}.", layer, residency.size());
+  return residency[layer];
+}
+
+std::uint32_t count_of(const std::vector<Residency>& residency, std::uint32_t layers, Residency which) {
+  if (residency.empty()) return which == Residency::resident ? layers : 0;
+  check(residency.size() == layers, "residency", "A list of {} layers came for a model of {}.", residency.size(), layers);
+  return static_cast<std::uint32_t>(std::count(residency.begin(), residency.end(), which));
+}
+
+void check_embedding(const gpu::AdapterInfo& info, const StreamOptions& options, bool tied) {
+  if (!options.embedding) return;
+  check<UsageError>(!tied, "embedding", "The model's embedding is its head too, which every product with it reads whole; it stays on the device.");
+  check<UsageError>(gpu::supports(info, gpu::HostMemory::direct), "embedding",
+                    "Kernels of {} cannot read host memory; the embedding stays on the device.", info.name);
+}
+
+std::uint32_t stream_slots(const std::vector<Residency>& residency, std::uint32_t layers, const StreamOptions& options) {
+  check<UsageError>(options.slots >= 2, "residency", "Streamed layers share {} slots; give 2 or more.", options.slots);
+  if (options.memory == gpu::HostMemory::direct) return 0;
+  return std::min(options.slots, count_of(residency, layers, Residency::streamed));
+}
+
+std::vector<Residency> spread_streamed(std::uint32_t layers, std::uint32_t streamed, Residency rest) {
+  check<UsageError>(streamed <= layers, "residency", "{} layers are to be streamed; the model has {}.", streamed, layers);
+  std::vector<Residency> all(layers, rest);
+  for (std::uint64_t i = 0; i < streamed; ++i) all[(2 * i + 1) * layers / (2 * streamed)] = Residency::streamed;
+  return all;
+}
+
+std::vector<Residency> choose_residency(std::uint32_t layers, Residency residency, std::optional<std::uint32_t> streamed) {
+  const bool all = residency == Residency::streamed;
+  return spread_streamed(layers, streamed.value_or(all ? layers : 0), all ? Residency::resident : residency);
+}
+
+}  // namespace nibble

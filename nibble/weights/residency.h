@@ -1,0 +1,47 @@
+#pragma once
+
+#include "nibble/gpu/host_memory.h"
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace nibble {
+
+// Where a layer's frozen projections are kept, and in what form.
+enum class Residency : std::uint8_t {
+  resident,  // NF4 on the device, decoded before each use into room that the layers share
+  cached,    // NF4 on the device, decoded once and kept
+  streamed,  // NF4 in host memory, sent to the device before each use
+};
+
+// How layers are streamed.
+struct StreamOptions {
+  std::optional<gpu::HostMemory> memory = {};  // empty: what is usual for the adapter
+  bool embedding = false;   // rows of the embedding are read from host memory too; kernels must be able to read it
+  std::uint32_t slots = 2;  // layers that have room on the device, at least 2: one computes while the other is on its way
+};
+
+gpu::HostMemory memory_of(const gpu::AdapterInfo& info, const StreamOptions& options);
+
+// Of a layer, from a list by layer; an empty list stands for all resident.
+Residency residency_of(const std::vector<Residency>& residency, std::uint32_t layer);
+
+// Of `layers` layers.
+std::uint32_t count_of(const std::vector<Residency>& residency, std::uint32_t layers, Residency which);
+
+// UsageError where the embedding is asked for on the host and cannot be there: `tied` is whether it is the head too.
+void check_embedding(const gpu::AdapterInfo& info, const StreamOptions& options, bool tied);
+
+// Slots that such layers have on the device: not more than there are streamed layers, and none where kernels read host memory.
+std::uint32_t stream_slots(const std::vector<Residency>& residency, std::uint32_t layers, const StreamOptions& options);
+
+// `streamed` of the layers, the others as `rest` says. They lie evenly apart: each copy to the device then has the same work of
+// other layers to go on behind. UsageError where there are not so many layers.
+std::vector<Residency> spread_streamed(std::uint32_t layers, std::uint32_t streamed, Residency rest = Residency::resident);
+
+// The choice of the command line: `streamed` layers, or where it is empty all under Residency::streamed and none under another;
+// the rest is as `residency` says, and resident under Residency::streamed.
+std::vector<Residency> choose_residency(std::uint32_t layers, Residency residency, std::optional<std::uint32_t> streamed);
+
+}  // namespace nibble

@@ -1,0 +1,64 @@
+#include "nibble/gpu/host_memory.h"
+
+#include "nibble/base/error.h"
+#include "tests/gpu/scale.h"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+namespace nibble::gpu {
+namespace {
+
+// Of every kind that the adapter has; `direct` memory alone is read by kernels.
+TEST(HostBuffer, IsCopiedFromAndRead) {
+  Device device;
+  std::vector<float> values(1000);
+  std::iota(values.begin(), values.end(), 0.0f);
+  for (const HostMemory memory : {HostMemory::staged, HostMemory::mapped, HostMemory::direct}) {
+    EXPECT_EQ(host_memory_named(name_of(memory)), memory);
+    if (!supports(device.info(), memory)) continue;
+    const std::uint64_t on_host = device.memory().host, on_device = device.memory().current;
+    {
+      HostBuffer buffer(device, memory, 4000, "host");
+      buffer.write(std::as_bytes(std::span(values)).first(400), 0);
+      buffer.write(std::as_bytes(std::span(values)).subspan(400), 400);
+      EXPECT_THROW(buffer.write(std::as_bytes(std::span(values)).first(8), 3996), Error);
+      buffer.seal();
+      EXPECT_THROW(buffer.write(std::as_bytes(std::span(values)).first(4), 0), Error);
+      EXPECT_EQ(device.memory().host - on_host, host_buffer_bytes(device.info(), memory, 4000));
+      EXPECT_EQ(device.memory().current, on_device);
+      EXPECT_EQ(device.read<float>(buffer.tensor()), values);
+      const Tensor x(buffer.tensor().buffer(), 0, DType::f32, {1000}), y = device.tensor(DType::f32, {1000}, "y");
+      Recorder recorder(device);
+      if (memory != HostMemory::direct) {
+        EXPECT_THROW(scale(recorder, x, y, 2.0f), Error);
+        recorder.copy(x, y);
+      } else {
+        scale(recorder, x, y, 1.0f);
+      }
+      recorder.submit();
+      EXPECT_EQ(device.read<float>(y), values);
+    }
+    EXPECT_EQ(device.memory().host, on_host);
+  }
+  EXPECT_FALSE(host_memory_named("pinned").has_value());
+}
+
+TEST(HostBuffer, RefusesWhatTheAdapterCannotHold) {
+  Device device;
+  EXPECT_THROW(HostBuffer(device, HostMemory::staged, device.info().limits.max_buffer + 4, "host"), UsageError);
+  AdapterInfo info = device.info();
+  info.limits.host_pointer_alignment = 0;
+  info.maps_card_memory = true;
+  EXPECT_FALSE(supports(info, HostMemory::mapped));
+  EXPECT_TRUE(supports(info, HostMemory::staged));
+  EXPECT_EQ(usual_host_memory(info), HostMemory::staged);
+  info.limits.host_pointer_alignment = 4096;
+  EXPECT_EQ(usual_host_memory(info), HostMemory::mapped);
+  info.maps_card_memory = false;
+  EXPECT_EQ(usual_host_memory(info), HostMemory::staged);
+}
+
+}  // namespace
+}  // namespace nibble::gpu

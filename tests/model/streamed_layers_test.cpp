@@ -1,0 +1,381 @@
+#include "nibble/base/error.h"
+#include "nibble/model/generator.h"
+#include "nibble/model/memory_plan.h"
+#include "nibble/weights/nf4_room.h"
+#include "tests/support/files.h"
+#include "tests/support/gpu_test.h"
+
+#include <algorithm>
+
+namespace nibble {
+namespace {
+
+constexpr std::uint32_t tokens = 48;
+constexpr auto resident = Residency::resident, cached = Residency::cached, streamed = Residency::streamed;
+
+std::vector<gpu::HostMemory> host_memories() {
+  std::vector<gpu::HostMemory> all;
+  for (const auto memory : {gpu::HostMemory::staged, gpu::HostMemory::mapped, gpu::HostMemory::direct}) {
+    if (gpu::supports(test::device().info(), memory)) all.push_back(memory);
+  }
+  return all;
+}
+
+ModelConfig tiny_config() { return read_model_config(test::source_path("models/tiny-qwen3")); }
+
+// Two segments, every token but the last of each trained.
+struct Batch {
+  std::vector<std::uint32_t> ids, position, begin, end, rows, labels;
+
+  Batch() {
+    for (std::uint32_t i = 0; i < tokens; ++i) {
+      const std::uint32_t from = i < 20 ? 0 : 20, to = i < 20 ? 20 : tokens;
+      ids.push_back((i * 2654435761u >> 7) % 4000);
+      position.push_back(i - from);
+      begin.push_back(from);
+      end.push_back(to);
+      if (i + 1 < to) rows.push_back(i);
+    }
+    for (const std::uint32_t row : rows) labels.push_back(ids[row + 1]);
+  }
+  TokenStream stream() const {
+    return {.tokens = ids, .position = position, .segment_begin = begin, .segment_end = end, .label_rows = rows, .labels = labels};
+  }
+};
+
+struct Setting {
+  ProductPath path = ProductPath::f32;
+  std::vector<Residency> residency = {};
+  StreamOptions stream = {};
+  ActivationChoices activations = {};
+};
+
+StateOptions state_options(const Setting& setting) {
+  return {.path = setting.path, .lora = LoraConfig{.rank = 8, .lora_alpha = 16}, .residency = setting.residency, .stream = setting.stream};
+}
+
+ModelState tiny_state(const Setting& setting) {
+  ModelState state = ModelState::load(test::device(), test::source_path("models/tiny-qwen3"), state_options(setting));
+  std::uint64_t seed = 1;
+  for (LoraLayer& layer : state.edit_lora()) {
+    for (const Projection p : all_projections) layer.at(p).b = test::random_values(layer.at(p).b.size(), ++seed, 0.05f);
+  }
+  return state;
+}
+
+struct Result {
+  std::vector<float> losses, gradients, evaluated;
+  bool operator==(const Result&) const = default;
+};
+
+// Two training passes with an evaluation between them, so that slots are met as each kind of pass leaves them.
+Result result_of(const Setting& setting) {
+  auto& device = test::device();
+  const ModelState state = tiny_state(setting);
+  Model model(state, {.residency = setting.residency, .activations = setting.activations, .max_tokens = tokens,
+                      .max_labels = tokens});
+  const LoraWeights& lora = *state.lora_mirror().train();
+  const Batch batch;
+  Result result;
+  for (int pass = 0; pass < 2; ++pass) {
+    gpu::Recorder recorder(device);
+    const DeviceStream stream = model.upload(recorder, batch.stream());
+    recorder.clear(lora.grads);
+    const Head::Loss loss = model.loss_and_gradients(recorder, stream, {.factor = 1.0f / static_cast<float>(batch.labels.size())});
+    recorder.submit();
+    result.losses = device.read<float>(loss.loss);
+    const Head::Loss again = model.loss(recorder, stream);
+    recorder.submit();
+    result.evaluated = device.read<float>(again.loss);
+  }
+  result.gradients = device.read<float>(lora.grads);
+  return result;
+}
+
+TEST(StreamedLayers, AreTheSameBits) {
+  for (const ProductPath path : test::product_paths()) {
+    SCOPED_TRACE(test::name_of(path));
+    const Result whole = result_of({.path = path});
+    ASSERT_GT(*std::max_element(whole.gradients.begin(), whole.gradients.end()), 0.0f);
+    for (const Activations choice : {Activations::keep, Activations::recompute_mlp, Activations::recompute}) {
+      SCOPED_TRACE(static_cast<int>(choice));
+      EXPECT_TRUE(whole == result_of({.path = path, .residency = spread_streamed(4, 4), .activations = {choice}}));
+      EXPECT_TRUE(whole == result_of({.path = path, .residency = {streamed, cached, streamed, streamed},
+                                      .activations = {choice}}));
+    }
+  }
+}
+
+TEST(StreamedLayers, AreTheSameBitsHoweverHostMemoryIsRead) {
+  const Result whole = result_of({});
+  for (const gpu::HostMemory memory : host_memories()) {
+    SCOPED_TRACE(gpu::name_of(memory));
+    for (const std::uint32_t slots : {2u, 3u}) {
+      EXPECT_TRUE(whole == result_of({.residency = spread_streamed(4, 4), .stream = {.memory = memory, .slots = slots}}));
+    }
+  }
+}
+
+TEST(StreamedLayers, GenerateTheSame) {
+  std::vector<std::uint32_t> text;
+  for (std::uint32_t i = 0; i < 30; ++i) text.push_back((i * 2654435761u >> 9) % 4000);
+  const auto logits_of = [&](const Setting& setting) {
+    const ModelState state = tiny_state(setting);
+    Generator generator(state, {.capacity = 64, .sequences = 2});
+    std::vector<float> all;
+    for (std::size_t length : {20u, 21u, 22u, 30u}) {  // a prompt, tokens one at a time, a piece
+      for (const float logit : generator.logits(std::span(text).first(length))) all.push_back(logit);
+    }
+    const Generator::Text both[] = {{0, text}, {1, std::span(text).first(25)}};
+    for (const auto logits : generator.all_logits(both)) all.insert(all.end(), logits.begin(), logits.end());
+    return all;
+  };
+  for (const ProductPath path : test::product_paths()) {
+    const auto whole = logits_of({.path = path});
+    EXPECT_EQ(whole, logits_of({.path = path, .residency = spread_streamed(4, 4)}));
+    EXPECT_EQ(whole, logits_of({.path = path, .residency = {resident, streamed, streamed, streamed}}));
+  }
+}
+
+TEST(StreamedLayers, AreOnTheHostAsTheyAreOnTheDevice) {
+  const auto same = [](const ModelState& a, const ModelState& b) {
+    for (std::uint32_t layer = 0; layer < a.num_layers(); ++layer) {
+      for (const Projection p : all_projections) {
+        const Nf4Projection &one = a.layers()[layer].at(p), &other = b.layers()[layer].at(p);
+        EXPECT_TRUE(one.packed == other.packed && one.absmax == other.absmax) << layer << ' ' << nibble::name_of(p);
+        EXPECT_EQ(a.weights().layers[layer].projection(p).largest, b.weights().layers[layer].projection(p).largest);
+      }
+    }
+  };
+  const ModelState whole = tiny_state({});
+  for (const gpu::HostMemory memory : host_memories()) {
+    same(whole, tiny_state({.residency = {streamed, resident, streamed, streamed}, .stream = {.memory = memory}}));
+  }
+}
+
+TEST(StreamedLayers, FillTheWeightCache) {
+  ModelState whole = tiny_state({}), sent = tiny_state({.residency = spread_streamed(4, 3)});
+  whole.populate_weight_cache();
+  sent.populate_weight_cache();
+  for (std::uint32_t layer = 0; layer < 4; ++layer) {
+    EXPECT_EQ(test::download(whole.ffn_cache(layer)->down), test::download(sent.ffn_cache(layer)->down));
+    EXPECT_EQ(test::download(whole.attn_cache(layer)->q), test::download(sent.attn_cache(layer)->q));
+  }
+}
+
+// Beside the weights themselves a state takes the same either way.
+TEST(StreamedLayers, TakeThePlannedBytes) {
+  auto& device = test::device();
+  const ModelConfig config = tiny_config();
+  const auto take = [&](const Setting& setting) {
+    const gpu::MemoryUse before = device.memory();
+    const ModelState state = tiny_state(setting);
+    return std::pair(device.memory().current - before.current, device.memory().host - before.host);
+  };
+  const auto plan = [&](const Setting& setting) {
+    return plan_memory(device, config, {.residency = setting.residency, .stream = setting.stream, .max_tokens = tokens, .max_labels = tokens},
+                       {.rank = 8, .lora_alpha = 16});
+  };
+  const auto [device_bytes, host_bytes] = take({});
+  EXPECT_EQ(host_bytes, 0u);
+  EXPECT_EQ(plan({}).host_weights, 0u);
+  for (const gpu::HostMemory memory : host_memories()) {
+    for (const auto& residency : {spread_streamed(4, 1), spread_streamed(4, 3), spread_streamed(4, 4)}) {
+      const Setting setting{.residency = residency, .stream = {.memory = memory}};
+      const auto [on_device, on_host] = take(setting);
+      EXPECT_EQ(on_host, plan(setting).host_weights);
+      EXPECT_EQ(device_bytes - on_device, plan({}).frozen_weights - plan(setting).frozen_weights);
+      EXPECT_EQ(on_host > 0, true);
+    }
+  }
+  EXPECT_EQ(plan({}).frozen_weights - plan({.residency = spread_streamed(4, 4)}).frozen_weights, 2 * gpu::buffer_bytes(nf4_layer_bytes(config)));
+}
+
+// Rows of an embedding that lies in host memory; the head of these models is its own.
+TEST(StreamedLayers, ReadTheEmbeddingFromTheHost) {
+  auto& device = test::device();
+  if (test::must_skip(gpu::supports(device.info(), gpu::HostMemory::direct))) GTEST_SKIP() << "Kernels cannot read host memory.";
+  const std::string model = test::source_path("tests/golden/llama/model");
+  const ModelConfig config = read_model_config(model);
+  ASSERT_FALSE(config.tie_word_embeddings);
+  for (const ProductPath path : test::product_paths()) {
+    const auto losses = [&](const StreamOptions& stream, std::uint64_t& on_device, std::uint64_t& on_host) {
+      const gpu::MemoryUse before = device.memory();
+      const ModelState state = ModelState::load(device, model, {.path = path, .stream = stream});
+      on_device = device.memory().current - before.current, on_host = device.memory().host - before.host;
+      const ModelOptions options{.path = path, .stream = stream, .max_tokens = tokens, .max_labels = tokens, .trainable = false};
+      EXPECT_EQ(on_host, plan_memory(device, config, options, {}).host_weights);
+      Model on(state, options);
+      Batch batch;
+      for (auto* ids : {&batch.ids, &batch.labels}) {
+        for (std::uint32_t& id : *ids) id %= config.vocab_size;
+      }
+      gpu::Recorder recorder(device);
+      const Head::Loss loss = on.loss(recorder, on.upload(recorder, batch.stream()));
+      recorder.submit();
+      return device.read<float>(loss.loss);
+    };
+    std::uint64_t whole = 0, less = 0, none = 0, host = 0;
+    EXPECT_EQ(losses({}, whole, none), losses({.embedding = true}, less, host));
+    EXPECT_EQ(none, 0u);
+    const std::uint64_t table = std::uint64_t{config.vocab_size} * config.hidden_size * size_of(operand_dtype(path));
+    EXPECT_GE(host, table);
+    EXPECT_EQ(whole - less, (table + 255) / 256 * 256);
+  }
+  test::expect_error<UsageError>([] { tiny_state({.stream = {.embedding = true}}); }, "it stays on the device");
+}
+
+// What is sent, by the order of layers alone.
+class Streaming : public testing::Test {
+ protected:
+  static constexpr std::uint32_t layers = 7;
+
+  // Layers of which all words are the layer's number.
+  void make(std::uint32_t slots, const std::vector<std::uint32_t>& which) {
+    config.num_layers = layers;
+    stream = std::make_unique<LayerStream>(test::device(), config, slots);
+    for (const std::uint32_t layer : which) {
+      Nf4Room room(test::device(), config, gpu::HostMemory::staged);
+      for (const Nf4Matrix& matrix : room.projections()) {
+        for (const gpu::Tensor& part : {matrix.packed, matrix.absmax}) {
+          const std::vector<std::uint32_t> words(part.size(), layer);
+          room.write(part, std::as_bytes(std::span(words)));
+        }
+      }
+      LayerProjections projections = room.projections();
+      for (Nf4Matrix& matrix : projections) matrix.largest = static_cast<float>(layer);
+      stream->add(layer, room.finish(), projections);
+    }
+  }
+
+  // Asks as a layer does, four times, and keeps what kernels recorded there would read.
+  void use(std::uint32_t layer) {
+    for (int i = 0; i < 4; ++i) {
+      const LayerProjections& found = stream->projections(recorder, layer);
+      for (const Projection p : {Projection::q, Projection::down}) {
+        const Nf4Matrix& matrix = found[static_cast<std::size_t>(p)];
+        ASSERT_EQ(matrix.largest, static_cast<float>(layer));
+        seen.push_back({test::device().tensor(DType::u32, {1}, "seen"), layer});
+        recorder.copy(matrix.packed.part(matrix.packed.size() - 1, {1}), seen.back().first);
+      }
+    }
+  }
+
+  void step(const std::vector<std::uint32_t>& which, bool again) {
+    stream->go(LayerOrder::up);
+    for (const std::uint32_t layer : which) use(layer);
+    stream->go(LayerOrder::down);
+    for (auto layer = which.rbegin(); layer != which.rend(); ++layer) {
+      if (again) use(*layer);
+      use(*layer);
+    }
+  }
+
+  void expect_seen() {
+    recorder.submit();
+    for (const auto& [word, layer] : seen) ASSERT_EQ(test::device().read<std::uint32_t>(word)[0], layer);
+    seen.clear();
+  }
+
+  std::uint64_t copies() const { return stream->copied_bytes() / nf4_layer_bytes(config); }
+
+  ModelConfig config = tiny_config();
+  std::unique_ptr<LayerStream> stream;
+  gpu::Recorder recorder{test::device()};
+  std::vector<std::pair<gpu::Tensor, std::uint32_t>> seen;
+};
+
+// At both ends of a step the slots hold the layers that it turns back to.
+TEST_F(Streaming, SendsNothingTwiceWhereAPassTurns) {
+  for (const auto& which : std::vector<std::vector<std::uint32_t>>{{0, 1, 2, 3, 4, 5, 6}, {1, 2, 5, 6}, {0, 3}, {4}}) {
+    const std::uint64_t count = which.size();
+    for (const std::uint64_t slots : {2u, 3u}) {
+      make(static_cast<std::uint32_t>(std::min(slots, count)), which);
+      step(which, false);
+      const std::uint64_t first = copies();
+      for (const bool again : {false, true}) {
+        const std::uint64_t before = copies();
+        step(which, again);
+        EXPECT_EQ(copies() - before, count <= slots ? 0 : 2 * (count - slots));
+      }
+      EXPECT_EQ(first, count <= slots ? count : count + (count - slots));
+      expect_seen();
+    }
+  }
+}
+
+TEST_F(Streaming, SendsTheNextLayerBehindTheFirstKernelOfThisOne) {
+  make(2, {0, 1, 2, 3, 4, 5, 6});
+  stream->go(LayerOrder::up);
+  stream->projections(recorder, 0);
+  EXPECT_EQ(copies(), 1u);
+  for (std::uint32_t layer = 0; layer < layers; ++layer) {
+    use(layer);
+    EXPECT_EQ(copies(), std::min(layer + 2, layers));
+  }
+  stream->go(LayerOrder::down);
+  use(6);
+  EXPECT_EQ(copies(), layers);  // layer 5 is there still
+  for (std::uint32_t layer = 6; layer-- > 0;) {
+    use(layer);
+    EXPECT_EQ(copies(), layers + std::min(6 - layer, 5u));
+  }
+  expect_seen();
+}
+
+TEST_F(Streaming, GoesRoundWithOneCopyALayer) {
+  const std::vector<std::uint32_t> which{0, 1, 3, 4, 6};
+  make(2, which);
+  stream->go(LayerOrder::round);
+  for (int pass = 0; pass < 3; ++pass) {
+    const std::uint64_t before = copies();
+    for (const std::uint32_t layer : which) use(layer);
+    EXPECT_EQ(copies() - before, pass == 0 ? which.size() + 1 : which.size());  // the first one of the next pass is on its way
+  }
+  expect_seen();
+}
+
+TEST_F(Streaming, HoldsTheLayerThatIsAskedForInAnyOrder) {
+  const std::vector<std::uint32_t> which{0, 1, 2, 4, 5, 6};
+  for (const std::uint32_t slots : {2u, 3u, 4u}) {
+    make(slots, which);
+    Rng rng(slots);
+    for (int i = 0; i < 60; ++i) {
+      stream->go(static_cast<LayerOrder>(rng.below(3)));
+      use(which[rng.below(static_cast<std::uint32_t>(which.size()))]);
+      if (rng.below(8) == 0) recorder.submit();
+    }
+    expect_seen();
+  }
+  EXPECT_FALSE(stream->has(3));
+  test::expect_error<Error>([&] { stream->projections(recorder, 3); }, "Layer 3 is not streamed");
+}
+
+TEST(Residencies, AreChosen) {
+  EXPECT_EQ(choose_residency(3, resident, {}), std::vector<Residency>(3, resident));
+  EXPECT_EQ(choose_residency(3, streamed, {}), std::vector<Residency>(3, streamed));
+  EXPECT_EQ(choose_residency(4, cached, 1), (std::vector{cached, cached, streamed, cached}));
+  EXPECT_EQ(choose_residency(4, streamed, 2), (std::vector{resident, streamed, resident, streamed}));
+  EXPECT_EQ(choose_residency(4, streamed, 0), std::vector<Residency>(4, resident));
+  test::expect_error<UsageError>([] { choose_residency(4, streamed, 5); }, "5 layers are to be streamed; the model has 4");
+  test::expect_error<UsageError>([] { stream_slots({streamed}, 1, {.slots = 1}); }, "share 1 slots; give 2 or more");
+  EXPECT_EQ(residency_of({}, 5), resident);
+  for (std::uint32_t layers = 1; layers < 40; ++layers) {
+    for (std::uint32_t count = 0; count <= layers; ++count) {
+      const auto all = spread_streamed(layers, count);
+      EXPECT_EQ(count_of(all, layers, streamed), count);
+      std::uint32_t gap = 0, shortest = layers, longest = 0, seen = 0;
+      for (const Residency one : all) {
+        if (one == streamed) {
+          if (seen++ > 0) shortest = std::min(shortest, gap), longest = std::max(longest, gap);
+          gap = 0;
+        }
+        ++gap;
+      }
+      EXPECT_TRUE(seen < 2 || longest - shortest <= 1) << count << " of " << layers;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble
