@@ -167,7 +167,7 @@ class GgufModelWriter {
 
 }  // namespace
 
-void write_merger_gguf(const MergeOptions& options, const Merger& merger, MergeResult& result) {
+void write_merged_gguf(const MergeOptions& options, const Merger& merger, MergeResult& result) {
   GgufModelWriter writer(options, merger);
   result.norms = writer.write();
   result.saved = {.files = 1, .bytes = writer.bytes()};

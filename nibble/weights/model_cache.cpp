@@ -7,6 +7,7 @@
 #include "nibble/base/fnv.h"
 #include "nibble/base/log.h"
 #include "nibble/io/atomic.h"
+#include "nibble/io/gguf.h"
 #include "nibble/io/json.h"
 #include "nibble/weights/checkpoint_check.h"
 #include "nibble/weights/model_folder.h"
