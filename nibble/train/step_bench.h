@@ -38,7 +38,7 @@ struct StepBenchResult {
   std::uint64_t copied_bytes = 0;  // of layers, to the device in a step
   double least_copy_seconds = 0;   // that such copies take with nothing beside them
   std::optional<std::uint64_t> driver_bytes;  // what Dawn has taken from the driver
-  double loss = 0;
+  double loss = 0;  // of step 1 + `steps`, counted from the first of all
   std::vector<gpu::ProfileRow> kernels;  // of one timed step, longest first; empty without profiling
 };
 

@@ -381,8 +381,8 @@ TEST(LoraMatrixSlices, OutputsBeyondOnePass) {
   for (const std::size_t n : {0, 5000, 9727}) {
     double sum = 0, most = 0;
     for (std::size_t row = 0; row < c.rows; ++row) {
-      sum += dy_value(row, 9728 + n) * h_values[row * 32 + 16 + 3] * 0x1p6;
-      most += std::fabs(dy_value(row, 9728 + n) * h_values[row * 32 + 16 + 3]) * 0x1p6;
+      sum += scaling[1] * dy_value(row, 9728 + n) * h_values[row * 32 + 16 + 3] * 0x1p6;
+      most += scaling[1] * std::fabs(dy_value(row, 9728 + n) * h_values[row * 32 + 16 + 3]) * 0x1p6;
     }
     EXPECT_NEAR(db[n * 4 + 3], sum, most * 0x1p-20) << n;
   }

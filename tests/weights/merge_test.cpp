@@ -206,7 +206,7 @@ TEST(Merge, AddsSeveralAdaptersWithWeights) {
       SCOPED_TRACE(name);
       const auto columns = static_cast<std::size_t>(base.at(name).tensor->shape[1]);
       auto expected = reference(base.read_as_f32(name), columns, &first.at(layer, p), 0.7 * first.config.scaling());
-      const LoraModule& module = second.modules()[layer][static_cast<std::size_t>(p)];
+      const LoraModule module = second.modules()[layer][static_cast<std::size_t>(p)];
       if (module.used()) {
         const auto other = reference(std::vector<float>(expected.value.size()), columns, &second.at(layer, p), std::abs(0.3 * module.scaling));
         for (std::size_t i = 0; i < other.value.size(); ++i) {

@@ -85,7 +85,7 @@ TEST_F(ModelCache, LeavesAloneWhatIsIn4Bits) {
 // What is done to the model makes another key; what was kept before stays.
 TEST_F(ModelCache, SeesThatTheModelHasChanged) {
   const fs::path weights = model_ / "model.safetensors";
-  const TensorInfo& tensor = *Checkpoint(model_).at("model.layers.1.mlp.up_proj.weight").tensor;
+  const TensorInfo tensor = *Checkpoint(model_).at("model.layers.1.mlp.up_proj.weight").tensor;
   const fs::path first = get().folder;
   fs::last_write_time(weights, fs::last_write_time(weights) + std::chrono::seconds(1));
   expect_made_again(0);
@@ -139,7 +139,7 @@ TEST_F(ModelCache, LeavesNothingWhereItFails) {
   std::ofstream(cache_) << "a file";
   expect_error<DataError>([&] { get(); }, cache_.string());
   fs::remove(cache_);
-  const TensorInfo& tensor = *Checkpoint(model_).at("model.layers.1.mlp.up_proj.weight").tensor;
+  const TensorInfo tensor = *Checkpoint(model_).at("model.layers.1.mlp.up_proj.weight").tensor;
   change(model_ / "model.safetensors", tensor.offset, "\xc0\x7f", true);
   expect_error<DataError>([&] { get(); }, tensor.name, "index 0");
   EXPECT_TRUE(fs::is_empty(cache_));
