@@ -120,10 +120,12 @@ double tokens_of_step(const RunPlan& plan, const TrainOptions& options) {
 void print_time(const RunPlan& plan, const TrainOptions& options, Progress& progress) {
   const auto steps = static_cast<double>(plan.total_steps - plan.first_step);
   const double tokens = tokens_of_step(plan, options), seconds = plan.pass_seconds * tokens / plan.room.tokens;
-  progress.say(fmt::format("Time     about {} without evaluations: {} steps of {} tokens, {} in all, at {:.3g} s{}; saving memory costs {:.0f}% of it",
+  const double extra = 100 * plan.extra_seconds / plan.pass_seconds;
+  progress.say(fmt::format("Time     about {} without evaluations: {} steps of {} tokens, {} in all, at {:.3g} s{}{}",
                            human_seconds(seconds * steps), grouped(plan.total_steps - plan.first_step),
                            grouped(static_cast<std::uint64_t>(tokens)), grouped(static_cast<std::uint64_t>(tokens * steps)), seconds,
-                           plan.measured ? " by a measurement on this GPU" : "", 100 * plan.extra_seconds / plan.pass_seconds));
+                           plan.measured ? " by a measurement on this GPU" : "",
+                           extra > 0 ? fmt::format("; saving memory costs {:.0f}% of it", extra) : ""));
 }
 
 }  // namespace
