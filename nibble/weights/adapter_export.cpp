@@ -1,10 +1,12 @@
 #include "nibble/weights/adapter_export.h"
 
 #include <algorithm>
+#include <array>
 
 #include "nibble/base/error.h"
 #include "nibble/io/atomic.h"
 #include "nibble/weights/gguf_metadata.h"
+#include "nibble/weights/model_folder.h"
 
 namespace nibble {
 namespace {
@@ -27,20 +29,12 @@ bool takes_gguf(Consumer consumer) { return consumer == Consumer::llama_cpp || c
 
 void check_output(const AdapterExport& options) {
   check<UsageError>(!options.output.empty(), "export", "No output is named.");
-  const auto whole = [](const fs::path& path) { return fs::weakly_canonical(fs::absolute(path)); };
-  for (const fs::path& read : {options.model, options.adapter}) {
-    const fs::path inner = whole(read), outer = whole(options.output);
-    const bool holds = std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first == outer.end();
-    check<UsageError>(!holds, options.output.string(), "The output would take the place of {}, which is read.",
-                      read.string());
+  const std::array inputs{options.model, options.adapter};
+  if (options.consumer == Consumer::llama_cpp) {
+    check_output_file(options.output, inputs, options.overwrite);
+  } else {
+    check_output_folder(options.output, inputs, options.overwrite);
   }
-  if (!path_exists(options.output)) return;
-  const bool folder = fs::is_directory(options.output);
-  check<UsageError>(folder == (options.consumer != Consumer::llama_cpp), options.output.string(),
-                    "The output is a {}; {} gets a {}.", folder ? "folder" : "file", name_of(options.consumer),
-                    folder ? "file" : "folder");
-  check<UsageError>(options.overwrite || (folder && fs::is_empty(options.output)), options.output.string(),
-                    "The output is there already; name another, or give --overwrite.");
 }
 
 // What a consumer has no place for. Kinds of adapters that load_lora_adapter refuses (DoRA, other modules) never get here.

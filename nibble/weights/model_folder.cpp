@@ -49,7 +49,7 @@ void check_output_file(const fs::path& output, std::span<const fs::path> inputs,
   if (!path_exists(output)) return;
   std::error_code ignored;
   check<UsageError>(fs::is_regular_file(output, ignored), output.string(), "The output is a folder; a GGUF file is one file.");
-  check<UsageError>(overwrite, output.string(), "The output file is there already; name another, or allow it to be overwritten.");
+  check<UsageError>(overwrite, output.string(), "The output file is there already; name another, or give --overwrite.");
 }
 
 void check_output_folder(const fs::path& output, std::span<const fs::path> inputs, bool overwrite) {
@@ -58,7 +58,7 @@ void check_output_folder(const fs::path& output, std::span<const fs::path> input
   std::error_code ignored;
   check<UsageError>(fs::is_directory(output, ignored), output.string(), "The output is a file; it must be a folder.");
   check<UsageError>(overwrite || fs::is_empty(output, ignored), output.string(),
-                    "The output folder is not empty; name another, or allow it to be overwritten.");
+                    "The output folder is not empty; name another, or give --overwrite.");
 }
 
 void check_disk_room(const fs::path& folder, std::uint64_t bytes) {

@@ -4,7 +4,7 @@
 
 #include <span>
 
-// Writing a model's folder, or file, from another one.
+// Writing a folder, or file, from a model's.
 namespace nibble {
 
 // UsageError where `output` would take the place of one of `inputs` (empty ones are passed over), is a file, or is a folder that is

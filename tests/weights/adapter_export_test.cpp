@@ -210,11 +210,11 @@ TEST_F(AdapterExportTest, RefusesWhatTheConsumerWouldMisread) {
 TEST_F(AdapterExportTest, RefusesOutputsThatAreThere) {
   AdapterExport o = options("tiny", Consumer::llama_cpp);
   o.output = folder_.path();
-  expect_error<UsageError>([&] { check_export(o); }, "is a folder; llama.cpp gets a file");
+  expect_error<UsageError>([&] { check_export(o); }, "is a folder; a GGUF file is one file");
   o.output = folder_.write("there.gguf", "x");
-  expect_error<UsageError>([&] { check_export(o); }, "--overwrite");
+  expect_error<UsageError>([&] { check_export(o); }, "there already");
   o.consumer = Consumer::mlx;
-  expect_error<UsageError>([&] { check_export(o); }, "is a file; mlx gets a folder");
+  expect_error<UsageError>([&] { check_export(o); }, "is a file; it must be a folder");
   o.output = o.adapter;
   expect_error<UsageError>([&] { check_export(o); }, "would take the place of");
 }
