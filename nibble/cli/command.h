@@ -3,7 +3,11 @@
 #include <CLI/CLI.hpp>
 
 #include <functional>
+#include <map>
 #include <memory>
+#include <string>
+
+#include "nibble/base/dtype.h"
 
 namespace nibble::cli {
 
@@ -26,5 +30,8 @@ void add_doctor(CLI::App& app, Action& action);
 
 // The process's exit codes.
 constexpr int exit_done = 0, exit_data = 1, exit_usage = 2, exit_device = 3, exit_diverged = 4, exit_interrupted = 130;
+
+// Types that weights are written in, by their names on the command line.
+inline const std::map<std::string, DType> float_dtypes{{"bf16", DType::bf16}, {"f16", DType::f16}, {"f32", DType::f32}};
 
 }  // namespace nibble::cli

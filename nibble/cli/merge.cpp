@@ -36,7 +36,6 @@ MergeAdapter adapter_of(const std::string& text) {
   return adapter;
 }
 
-const std::map<std::string, DType> dtypes{{"bf16", DType::bf16}, {"f16", DType::f16}, {"f32", DType::f32}};
 const std::map<std::string, GgufModelType> gguf_types{{"", GgufModelType::stored},  {"bf16", GgufModelType::bf16}, {"f16", GgufModelType::f16},
                                                       {"f32", GgufModelType::f32}, {"q8_0", GgufModelType::q8_0}, {"q4_0", GgufModelType::q4_0}};
 
@@ -45,9 +44,9 @@ void set_type(MergeFlags& flags) {
     flags.options.gguf = gguf_types.at(flags.dtype);
     return;
   }
-  check<UsageError>(flags.dtype.empty() || dtypes.contains(flags.dtype), "--dtype", "{} is a type of GGUF files; give --format gguf, or bf16, f16 or f32.",
+  check<UsageError>(flags.dtype.empty() || float_dtypes.contains(flags.dtype), "--dtype", "{} is a type of GGUF files; give --format gguf, or bf16, f16 or f32.",
                     flags.dtype);
-  if (!flags.dtype.empty()) flags.options.dtype = dtypes.at(flags.dtype);
+  if (!flags.dtype.empty()) flags.options.dtype = float_dtypes.at(flags.dtype);
 }
 
 // What the other base would have come to.

@@ -16,10 +16,8 @@ struct QuantizeFlags {
   std::string compute_dtype = "bf16";
 };
 
-const std::map<std::string, DType> dtypes{{"bf16", DType::bf16}, {"f16", DType::f16}, {"f32", DType::f32}};
-
 int run(QuantizeFlags flags) {
-  flags.options.compute_dtype = dtypes.at(flags.compute_dtype);
+  flags.options.compute_dtype = float_dtypes.at(flags.compute_dtype);
   Progress progress(stderr, is_terminal(stderr));
   flags.options.progress = [&](double done) { progress.part("Quantising", done); };
   const QuantizeResult result = quantize_model(flags.options);

@@ -9,7 +9,7 @@
 namespace nibble {
 namespace {
 
-constexpr std::size_t piece_bytes = std::size_t{4} << 20;
+constexpr std::size_t hashed_piece = std::size_t{4} << 20;
 
 template <typename Convert>
 void convert_each_u16(std::span<const std::byte> bytes, std::span<float> out, Convert convert) {
@@ -62,7 +62,7 @@ std::vector<float> TensorFile::read_as_f32(const TensorInfo& tensor) const {
     read(tensor, 0, std::as_writable_bytes(std::span(values)));
     return values;
   }
-  std::vector<std::byte> piece(std::min<std::uint64_t>(piece_bytes, tensor.bytes));
+  std::vector<std::byte> piece(std::min<std::uint64_t>(hashed_piece, tensor.bytes));
   for (std::uint64_t offset = 0; offset < tensor.bytes; offset += piece.size()) {
     const auto bytes = std::span(piece).first(std::min<std::uint64_t>(piece.size(), tensor.bytes - offset));
     read(tensor, offset, bytes);

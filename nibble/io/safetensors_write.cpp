@@ -15,7 +15,7 @@ std::ptrdiff_t file_order(DType dtype) {
   return at - file_dtypes.begin();
 }
 
-std::uint64_t bytes_of(const TensorSpec& tensor) {
+std::uint64_t checked_bytes(const TensorSpec& tensor) {
   std::uint64_t bytes = size_of(tensor.dtype);
   for (const auto size : tensor.shape) {
     check(size >= 0 && !__builtin_mul_overflow(bytes, static_cast<std::uint64_t>(size), &bytes), "write_safetensors",
@@ -35,7 +35,7 @@ std::string header_of(const std::vector<TensorSpec>& tensors, const SafetensorsW
   }
   std::uint64_t begin = 0;
   for (const auto& tensor : tensors) {
-    const auto end = begin + bytes_of(tensor);
+    const auto end = begin + checked_bytes(tensor);
     entries.push_back(fmt::format("{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
                                   quoted(tensor.name),
                                   file_dtypes[static_cast<std::size_t>(file_order(tensor.dtype))].name,
@@ -63,7 +63,7 @@ SafetensorsWriter::SafetensorsWriter(const fs::path& path, std::vector<TensorSpe
   const std::string header = header_of(tensors_, metadata);
   const std::uint64_t length = header.size();
   for (const auto& tensor : tensors_) {
-    const std::uint64_t begin = sizeof length + length + missing_bytes_, bytes = bytes_of(tensor);
+    const std::uint64_t begin = sizeof length + length + missing_bytes_, bytes = checked_bytes(tensor);
     check(places_.try_emplace(tensor.name, Place{begin, begin + bytes}).second && tensor.name != "__metadata__", "write_safetensors",
           "The tensor name {} is reserved or given twice.", tensor.name);
     missing_bytes_ += bytes;

@@ -12,7 +12,7 @@
 namespace nibble {
 namespace {
 
-constexpr std::uint64_t piece_values = std::uint64_t{1} << 14;  // that are decoded at a time
+constexpr std::uint64_t decoded_piece = std::uint64_t{1} << 14;  // that are decoded at a time
 
 // Values that stand in the file as they are; others become f32.
 std::optional<DType> plain_dtype(const GgufTensor& tensor) {
@@ -102,7 +102,7 @@ class GgufModel : public TensorFile {
     std::vector<std::byte> blocks;
     std::vector<float> values;
     while (!out.empty()) {
-      const std::uint64_t skipped = first % type.values, wanted = std::min(out.size() / width, piece_values - skipped);
+      const std::uint64_t skipped = first % type.values, wanted = std::min(out.size() / width, decoded_piece - skipped);
       const std::uint64_t count = (skipped + wanted + type.values - 1) / type.values;
       blocks.resize(count * type.bytes);
       values.resize(count * type.values);

@@ -15,7 +15,7 @@ namespace nibble {
 namespace {
 
 constexpr std::string_view divisors_name = "rope_freqs.weight";
-constexpr std::size_t least_values_a_thread = std::size_t{1} << 14;
+constexpr std::size_t least_stored_a_thread = std::size_t{1} << 14;
 constexpr float largest_f16 = 65504;
 
 GgmlType stored_type(const Merger& merger) {
@@ -65,7 +65,7 @@ class BlockMaker {
     const GgmlTypeInfo& info = info_of(type_);
     blocks_.resize(values_.size() / info.values * info.bytes);
     parallel_ranges(
-        values_.size() / info.values, std::max<std::size_t>(1, least_values_a_thread / info.values), 0,
+        values_.size() / info.values, std::max<std::size_t>(1, least_stored_a_thread / info.values), 0,
         [&](std::size_t begin, std::size_t end) {
           const auto values = std::span<const float>(values_).subspan(begin * info.values, (end - begin) * info.values);
           if (type_ != GgmlType::f32 && type_ != GgmlType::bf16) check_range(values);

@@ -13,8 +13,8 @@
 namespace nibble {
 namespace {
 
-constexpr std::size_t piece_values = std::size_t{1} << 22;
-constexpr std::size_t least_values_a_thread = std::size_t{1} << 14;
+constexpr std::size_t merged_piece_values = std::size_t{1} << 22;
+constexpr std::size_t least_merged_a_thread = std::size_t{1} << 14;
 
 double squares(std::span<const float> values) {
   double sum = 0;
@@ -56,7 +56,7 @@ class Piece {
     if (!nf4_.empty()) round_to_nf4(rows);
     const std::size_t out_size = size_of(matrix_.dtype);
     parallel_ranges(
-        rows, std::max<std::size_t>(1, least_values_a_thread / columns_), 0, [&](std::size_t begin, std::size_t end) {
+        rows, std::max<std::size_t>(1, least_merged_a_thread / columns_), 0, [&](std::size_t begin, std::size_t end) {
           if (adapted) measure_rows(begin, end);
           if (adapted) add_product(begin, end);
           convert_from_f32(std::span(result()).subspan(begin * columns_, (end - begin) * columns_), matrix_.dtype,
@@ -185,7 +185,7 @@ void convert_matrix(const MatrixSource& source, DType dtype, std::string_view na
   std::vector<std::byte> bytes;
   source.read([&](std::span<const float> values, std::uint64_t first) {
     bytes.resize(values.size() * size_of(dtype));
-    parallel_ranges(values.size(), least_values_a_thread, 0, [&](std::size_t begin, std::size_t end) {
+    parallel_ranges(values.size(), least_merged_a_thread, 0, [&](std::size_t begin, std::size_t end) {
       const auto out = std::span(bytes).subspan(begin * size_of(dtype), (end - begin) * size_of(dtype));
       convert_from_f32(values.subspan(begin, end - begin), dtype, out, name, first + begin);
     });
@@ -197,7 +197,7 @@ MergeNorms merge_matrix(const MergeMatrix& matrix, const TakeBytes& take) {
   const auto& shape = matrix.base.tensor->shape;
   const auto columns = matrix.bnb ? matrix.bnb->columns : shape.size() == 2 ? static_cast<std::size_t>(shape[1]) : 1;
   const std::size_t rows = matrix.bnb ? matrix.bnb->rows : columns == 0 ? 0 : matrix.base.tensor->numel() / columns;
-  const std::size_t step = std::min(rows, nf4_block * std::max<std::size_t>(1, piece_values / (nf4_block * columns)));
+  const std::size_t step = std::min(rows, nf4_block * std::max<std::size_t>(1, merged_piece_values / (nf4_block * columns)));
   MergeNorms norms;
   Piece piece(matrix, columns, step);
   for (std::size_t first = 0; first < rows; first += step) {

@@ -11,7 +11,7 @@ namespace nibble {
 namespace {
 
 // A piece stays in the second-level cache between reading and quantising. In values, and whole blocks.
-constexpr std::size_t piece_values = std::size_t{1} << 18;
+constexpr std::size_t quantised_piece = std::size_t{1} << 18;
 
 using Clock = std::chrono::steady_clock;
 
@@ -30,7 +30,7 @@ Nf4Reader::Nf4Reader(const std::vector<Nf4Source>& sources, const Nf4ReaderOptio
                   .count = source.count()};
     check<DataError>(source.bnb || info.dtype == DType::f32 || info.dtype == DType::f16 || info.dtype == DType::bf16, matrix.name,
                      "The tensor is {}; F32, F16 and BF16 can be quantised.", info.dtype_name);
-    matrix.pieces = source.bnb ? 1 : matrix.count / piece_values + (matrix.count % piece_values != 0 ? 1 : 0);
+    matrix.pieces = source.bnb ? 1 : matrix.count / quantised_piece + (matrix.count % quantised_piece != 0 ? 1 : 0);
     largest = std::max(largest, matrix.count);
     pieces += matrix.pieces;
     matrices_.push_back(std::move(matrix));
@@ -62,7 +62,7 @@ void Nf4Reader::work(const std::stop_token& stop) {
     std::exception_ptr error;
     Times spent;
     try {
-      if (!matrix.bnb) room.resize(piece_values * size_of(*matrix.entry.tensor->dtype));
+      if (!matrix.bnb) room.resize(quantised_piece * size_of(*matrix.entry.tensor->dtype));
       spent = quantize(matrix, piece, buffer, room);
     } catch (...) {
       error = std::current_exception();
@@ -86,7 +86,7 @@ Nf4Reader::Times Nf4Reader::quantize(const Matrix& matrix, std::size_t piece, co
     return {.read = seconds_between(begin, Clock::now()), .quantize = 0};
   }
   const DType dtype = *matrix.entry.tensor->dtype;
-  const std::size_t first = piece * piece_values, count = std::min(piece_values, matrix.count - first);
+  const std::size_t first = piece * quantised_piece, count = std::min(quantised_piece, matrix.count - first);
   const auto bytes = room.first(count * size_of(dtype));
   const auto begin = Clock::now();
   matrix.entry.file->read(*matrix.entry.tensor, first * size_of(dtype), bytes);

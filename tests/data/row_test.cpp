@@ -7,13 +7,13 @@
 namespace nibble::data {
 namespace {
 
-RowContent read(std::string_view line) {
+RowContent row_of_line(std::string_view line) {
   const OrderedJson row = parse_row(line);
   return read_row(row, detect_row_form(row));
 }
 
 std::string chat_of(std::string_view line) {
-  const RowContent content = read(line);
+  const RowContent content = row_of_line(line);
   std::string result;
   for (const OrderedJson& turn : std::get<Chat>(content).messages) {
     result += turn["role"].get<std::string>() + ":" + turn.value("content", "-") + ";";
@@ -34,27 +34,27 @@ TEST(Row, ReadsEachForm) {
   EXPECT_EQ(chat_of(R"({"prompt": [{"role": "user", "content": "q"}],
                         "completion": [{"role": "assistant", "content": "a"}]})"),
             "user:q;assistant:a;");
-  const auto text = std::get<PlainText>(read(R"({"text": "all of it"})"));
+  const auto text = std::get<PlainText>(row_of_line(R"({"text": "all of it"})"));
   EXPECT_EQ(text.text, "all of it");
   EXPECT_EQ(text.trained_from, 0u);
-  const auto completion = std::get<PlainText>(read(R"({"prompt": "2+2=", "completion": "4"})"));
+  const auto completion = std::get<PlainText>(row_of_line(R"({"prompt": "2+2=", "completion": "4"})"));
   EXPECT_EQ(completion.text, "2+2=4");
   EXPECT_EQ(completion.trained_from, 4u);
 }
 
 TEST(Row, OnlyTheCompletionIsTrained) {
-  const auto chat = std::get<Chat>(read(
+  const auto chat = std::get<Chat>(row_of_line(
       R"({"prompt": [{"role": "assistant", "content": "x"}], "completion": [{"role": "assistant", "content": "a"}]})"));
   EXPECT_EQ(chat.first_completion, 1u);
 }
 
 TEST(Row, ReadsToolsAndCalls) {
-  const auto chat = std::get<Chat>(read(
+  const auto chat = std::get<Chat>(row_of_line(
       R"({"tools": "[{\"name\": \"f\"}]", "messages": [{"role": "assistant", "content": null, "tool_calls":
           [{"type": "function", "function": {"name": "f", "arguments": "{\"z\": 1, \"a\": 2}"}}]}]})"));
   EXPECT_EQ(chat.tools.dump(), R"([{"name":"f"}])");
   EXPECT_EQ(chat.messages[0]["tool_calls"][0]["function"]["arguments"].dump(), R"({"z":1,"a":2})");
-  const auto share = std::get<Chat>(read(
+  const auto share = std::get<Chat>(row_of_line(
       R"({"conversations": [{"from": "function_call", "value": "{\"name\": \"f\", \"arguments\": {}}"}]})"));
   EXPECT_EQ(share.messages[0]["tool_calls"][0]["function"]["name"], "f");
 }
@@ -76,7 +76,7 @@ class RowFaults : public ::testing::TestWithParam<Fault> {};
 
 TEST_P(RowFaults, AreOneSentence) {
   try {
-    read(GetParam().line);
+    row_of_line(GetParam().line);
   } catch (const DataError& error) {
     EXPECT_NE(std::string(error.what()).find(GetParam().sentence), std::string::npos) << error.what();
     return;
@@ -116,7 +116,7 @@ TEST(Row, RefusesDeepNesting) {
   const std::string deep = std::string(1000000, '[') + std::string(1000000, ']');
   EXPECT_TRUE(parse_inner(deep).is_discarded());
   const std::string call = R"({"conversations": [{"from": "function_call", "value": "{\"name\": )" + deep + "}\"}]}";
-  EXPECT_THROW(read(call), DataError);
+  EXPECT_THROW(row_of_line(call), DataError);
   EXPECT_NO_THROW(parse_row("{\"text\": \"" + std::string(100, '[') + "\"}"));
 }
 

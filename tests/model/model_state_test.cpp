@@ -17,7 +17,7 @@
 namespace nibble {
 namespace {
 
-const std::filesystem::path tiny = test::source_path("models/tiny-qwen3");
+using test::tiny;
 const std::filesystem::path nonzero = test::source_path("tests/golden/tiny/adapter_nonzero");
 
 ModelState load_tiny(StateOptions options = {.lora = LoraConfig{.rank = 4, .lora_alpha = 8}}) {

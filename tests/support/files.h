@@ -47,6 +47,8 @@ inline std::filesystem::path source_path(const std::string& relative) {
   return std::filesystem::path(NIBBLE_SOURCE_DIR) / relative;
 }
 
+inline const std::filesystem::path tiny = source_path("models/tiny-qwen3");
+
 // Runs `action`, which must throw an E whose text contains every one of `parts`.
 template <typename E, typename Action, typename... Parts>
 void expect_error(Action&& action, const Parts&... parts) {

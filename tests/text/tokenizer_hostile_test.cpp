@@ -12,7 +12,7 @@
 namespace nibble::text {
 namespace {
 
-Json small() {
+Json smallest() {
   return Json::parse(R"({
     "added_tokens": [{"id": 3, "content": "<end>", "special": true}],
     "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}
@@ -31,13 +31,13 @@ void expect_error(const std::string& text, const std::string& part, const std::s
 }
 
 void expect_error(const std::function<void(Json&)>& spoil, const std::string& part) {
-  Json json = small();
+  Json json = smallest();
   spoil(json);
   expect_error(json.dump(), part);
 }
 
 TEST(HostileTokenizer, TheUnspoiledFileIsFine) {
-  EXPECT_EQ(Tokenizer::from_json(small().dump()).encode("ab<end>").ids, (std::vector<TokenId>{2, 3}));
+  EXPECT_EQ(Tokenizer::from_json(smallest().dump()).encode("ab<end>").ids, (std::vector<TokenId>{2, 3}));
 }
 
 TEST(HostileTokenizer, BrokenJson) {
@@ -115,7 +115,7 @@ TEST(HostileTokenizer, Patterns) {
 }
 
 TEST(HostileTokenizer, APatternThatBacktracksForeverStops) {
-  Json json = small();
+  Json json = smallest();
   json["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"Regex", "(a+)+(x|y)"}}}, {"behavior", "Isolated"}};
   const Tokenizer tokenizer = Tokenizer::from_json(json.dump());
   EXPECT_THROW(tokenizer.encode(std::string(64, 'a')), DataError);
@@ -132,7 +132,7 @@ TEST(HostileTokenizer, PostProcessors) {
   const Json named = {{"<end>", {{"id", "<end>"}, {"ids", {3}}, {"tokens", {"<end>"}}}}};
   const Json unknown_id = {{"<end>", {{"id", "<end>"}, {"ids", {77}}, {"tokens", {"<end>"}}}}};
   EXPECT_NO_THROW({
-    Json json = small();
+    Json json = smallest();
     with(Json::array({text, piece}), named)(json);
     EXPECT_EQ(Tokenizer::from_json(json.dump()).encode("a").ids, (std::vector<TokenId>{0, 3}));
   });
@@ -143,24 +143,24 @@ TEST(HostileTokenizer, PostProcessors) {
 }
 
 TEST(HostileTokenizer, Configuration) {
-  expect_error(small().dump(), "JSON", "{");
-  expect_error(small().dump(), "eos_token", R"({"eos_token": 5})");
-  expect_error(small().dump(), "add_bos_token", R"({"add_bos_token": "yes"})");
-  expect_error(small().dump(), "99999999", R"({"added_tokens_decoder": {"99999999": {"content": "x"}}})");
-  expect_error(small().dump(), "-1", R"({"added_tokens_decoder": {"-1": {"content": "x"}}})");
-  expect_error(small().dump(), "two tokens", R"({"added_tokens_decoder": {"3": {"content": "x"}}})");
-  expect_error(small().dump(), "object", R"({"added_tokens_decoder": {"3": "x"}})");
+  expect_error(smallest().dump(), "JSON", "{");
+  expect_error(smallest().dump(), "eos_token", R"({"eos_token": 5})");
+  expect_error(smallest().dump(), "add_bos_token", R"({"add_bos_token": "yes"})");
+  expect_error(smallest().dump(), "99999999", R"({"added_tokens_decoder": {"99999999": {"content": "x"}}})");
+  expect_error(smallest().dump(), "-1", R"({"added_tokens_decoder": {"-1": {"content": "x"}}})");
+  expect_error(smallest().dump(), "two tokens", R"({"added_tokens_decoder": {"3": {"content": "x"}}})");
+  expect_error(smallest().dump(), "object", R"({"added_tokens_decoder": {"3": "x"}})");
 }
 
 TEST(HostileTokenizer, MissingFolder) { EXPECT_THROW(Tokenizer::load("/nonexistent"), DataError); }
 
 // A model without an unknown token leaves out what it does not know; offsets stay inside the text.
 TEST(HostileTokenizer, UnknownCharacters) {
-  const Tokenizer tokenizer = Tokenizer::from_json(small().dump());
+  const Tokenizer tokenizer = Tokenizer::from_json(smallest().dump());
   const Encoding encoding = tokenizer.encode("?a\u4f60b\u597d", {.offsets = true});
   EXPECT_EQ(encoding.ids, std::vector<TokenId>{2});
   for (const ByteSpan span : encoding.offsets) EXPECT_LE(span.end, 9u);
-  Json json = small();
+  Json json = smallest();
   json["model"]["unk_token"] = "<nowhere>";
   EXPECT_THROW(Tokenizer::from_json(json.dump()).encode("?"), DataError);
 }

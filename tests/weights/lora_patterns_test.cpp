@@ -8,8 +8,6 @@ namespace {
 
 using test::expect_error;
 
-ModelConfig tiny_model() { return read_model_config(test::source_path("models/tiny-qwen3")); }
-
 // Ranks, alphas and layers that differ by module.
 class LoraPatterns : public testing::Test {
  protected:
@@ -69,7 +67,7 @@ TEST_F(LoraPatterns, AreTriedInTheirOrder) {
 
 TEST_F(LoraPatterns, ComeBackAsTheyWereSaved) {
   const auto from = test::source_path("tests/golden/patterns/adapter_nonzero");
-  const auto adapter = load_lora_adapter(from, tiny_model());
+  const auto adapter = load_lora_adapter(from, read_model_config(test::tiny));
   EXPECT_EQ(adapter.parameter_count(), 2u * 3 * (256 + 384) + (2 + 1) * (256 + 128) + 2u * 2 * (256 + 768));
   save_lora_adapter(folder_.path(), adapter);
   EXPECT_TRUE(test::slurp(folder_ / "adapter_model.safetensors") == test::slurp(from / "adapter_model.safetensors"));
@@ -79,13 +77,13 @@ TEST_F(LoraPatterns, ComeBackAsTheyWereSaved) {
 
 // JSON is written in the order of names, in which another pattern would be the first to match.
 TEST_F(LoraPatterns, KeepWhatHoldsWhereTheirOrderCounts) {
-  const auto adapter = make_lora_adapter(tiny_model(), {.rank = 2,
+  const auto adapter = make_lora_adapter(read_model_config(test::tiny), {.rank = 2,
                                                   .target_modules = {Projection::q, Projection::k},
                                                   .rank_pattern = {{"q_proj", 3}, {"layers.1.*", 5}},
                                                   .alpha_pattern = {{"self_attn.q_proj", 7.5}, {".*", 4}},
                                                   .layers_to_transform = {1, 3}});
   save_lora_adapter(folder_.path(), adapter);
-  const auto back = load_lora_adapter(folder_.path(), tiny_model());
+  const auto back = load_lora_adapter(folder_.path(), read_model_config(test::tiny));
   for (std::uint32_t layer = 0; layer < 4; ++layer) {
     for (const Projection p : all_projections) {
       const LoraModule before = adapter.modules()[layer][static_cast<std::size_t>(p)], after = back.modules()[layer][static_cast<std::size_t>(p)];

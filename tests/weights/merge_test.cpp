@@ -17,7 +17,7 @@ namespace {
 
 using test::expect_error;
 
-const fs::path tiny = test::source_path("models/tiny-qwen3");
+using test::tiny;
 const fs::path adapter_nonzero = test::source_path("tests/golden/tiny/adapter_nonzero");
 
 std::vector<float> normals(std::size_t count, std::uint64_t seed) {

@@ -14,7 +14,7 @@ namespace {
 
 using test::expect_error;
 
-const fs::path tiny = test::source_path("models/tiny-qwen3");
+using test::tiny;
 
 // A copy of the shipped model, and a cache.
 class ModelCache : public testing::Test {

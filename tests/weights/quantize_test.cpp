@@ -14,7 +14,7 @@ namespace {
 
 using test::expect_error;
 
-const fs::path tiny = test::source_path("models/tiny-qwen3");
+using test::tiny;
 const fs::path golden = test::source_path("tests/golden/bnb/model");
 
 std::string bytes_of(const Checkpoint& checkpoint, const std::string& name) {

@@ -11,8 +11,6 @@
 namespace nibble::jinja {
 namespace {
 
-constexpr std::string_view where = "chat_template";
-
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 bool is_name_start(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || static_cast<unsigned char>(c) >= 0x80;
@@ -109,7 +107,7 @@ class Lexer {
 
   void skip_comment() {
     const auto end = rest_.find("#}", at_);
-    check<DataError>(end != rest_.npos, where, "line {}: The comment that begins here has no #}}.", line_);
+    check<DataError>(end != rest_.npos, in_template, "line {}: The comment that begins here has no #}}.", line_);
     const bool signed_end = end > at_ && (rest_[end - 1] == '-' || rest_[end - 1] == '+');
     advance_lines(rest_.substr(at_, end - at_));
     at_ = end + 2;
@@ -132,7 +130,7 @@ class Lexer {
       end_tag(end_sign, true);
       return;
     }
-    fail<DataError>(where, "line {}: The raw block that begins here has no endraw.", first_line);
+    fail<DataError>(in_template, "line {}: The raw block that begins here has no endraw.", first_line);
   }
 
   void read_code(char close) {
@@ -142,7 +140,7 @@ class Lexer {
       const std::size_t begin = at_;
       at_ = skip_blanks(at_);
       advance_lines(rest_.substr(begin, at_ - begin));
-      check<DataError>(at_ < rest_.size(), where, "line {}: The tag that begins here has no {}}}.", first_line, close);
+      check<DataError>(at_ < rest_.size(), in_template, "line {}: The tag that begins here has no {}}}.", first_line, close);
       if (brackets.empty() && read_end(close)) return;
       read_token(brackets);
     }
@@ -174,7 +172,7 @@ class Lexer {
   void read_string(char quote) {
     std::size_t end = at_ + 1;
     while (end < rest_.size() && rest_[end] != quote) end += rest_[end] == '\\' ? 2 : 1;
-    check<DataError>(end < rest_.size(), where, "line {}: The string that begins here is not closed.", line_);
+    check<DataError>(end < rest_.size(), in_template, "line {}: The string that begins here is not closed.", line_);
     const std::string_view body = rest_.substr(at_ + 1, end - at_ - 1);
     push(TokenKind::string, unescape(body, line_));
     advance_lines(body);
@@ -232,11 +230,11 @@ class Lexer {
       return;
     }
     const char c = rest_[at_];
-    check<DataError>(std::string_view("+-/*%~[](){}><=.:|,;").find(c) != std::string_view::npos, where,
+    check<DataError>(std::string_view("+-/*%~[](){}><=.:|,;").find(c) != std::string_view::npos, in_template,
                      "line {}: The character '{}' has no meaning inside a tag.", line_, c);
     if (c == '(' || c == '[' || c == '{') brackets += c == '(' ? ')' : c == '[' ? ']' : '}';
     if (c == ')' || c == ']' || c == '}') {
-      check<DataError>(!brackets.empty() && brackets.back() == c, where, "line {}: The bracket '{}' was not opened.",
+      check<DataError>(!brackets.empty() && brackets.back() == c, in_template, "line {}: The bracket '{}' was not opened.",
                        line_, c);
       brackets.pop_back();
     }

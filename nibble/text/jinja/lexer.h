@@ -6,6 +6,9 @@
 
 namespace nibble::jinja {
 
+// Errors in templates begin with it.
+inline constexpr std::string_view in_template = "chat_template";
+
 enum class TokenKind {
   text,          // as it will be printed, white space control done
   print_begin,   // {{

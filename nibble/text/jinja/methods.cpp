@@ -150,12 +150,12 @@ Value all_are(V v, Accepts&& accepts) {
   return !text.empty();
 }
 
-bool is_digit(char32_t code) { return code >= '0' && code <= '9'; }
+bool is_ascii_digit(char32_t code) { return code >= '0' && code <= '9'; }
 
-Value is_digits(Interpreter&, V v, B) { return all_are(v, is_digit); }
+Value is_digits(Interpreter&, V v, B) { return all_are(v, is_ascii_digit); }
 Value is_alpha(Interpreter&, V v, B) { return all_are(v, unicode::is_alphabetic); }
 Value is_alnum(Interpreter&, V v, B) {
-  return all_are(v, [](char32_t code) { return is_digit(code) || unicode::is_alphabetic(code); });
+  return all_are(v, [](char32_t code) { return is_ascii_digit(code) || unicode::is_alphabetic(code); });
 }
 Value is_space(Interpreter&, V v, B) { return all_are(v, unicode::is_space); }
 Value is_upper(Interpreter& in, V v, B) { return find_test("upper")->apply(in, v, Bound({}, "isupper", {})); }

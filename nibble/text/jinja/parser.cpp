@@ -9,7 +9,6 @@
 namespace nibble::jinja {
 namespace {
 
-constexpr std::string_view where = "chat_template";
 constexpr int max_nesting = 150;
 
 std::string describe(const Token& token) {
@@ -28,7 +27,7 @@ std::string describe(const Token& token) {
 }  // namespace
 
 Parser::Nesting::Nesting(Parser& parser) : parser_(parser) {
-  check<DataError>(parser.nesting_ < max_nesting, where, "line {}: The template is nested deeper than {} levels.",
+  check<DataError>(parser.nesting_ < max_nesting, in_template, "line {}: The template is nested deeper than {} levels.",
                    parser.peek().line, max_nesting);
   ++parser.nesting_;
 }
@@ -66,7 +65,7 @@ std::string Parser::expect_identifier(std::string_view purpose) {
 }
 
 void Parser::unexpected(std::string_view wanted) const {
-  fail<DataError>(where, "line {}: Found {} where {} is expected.", peek().line, describe(peek()), wanted);
+  fail<DataError>(in_template, "line {}: Found {} where {} is expected.", peek().line, describe(peek()), wanted);
 }
 
 ExprPtr Parser::parse_tuple_or_expression(bool allow_condition) {
@@ -291,7 +290,7 @@ ExprPtr Parser::parse_test(ExprPtr operand) {
   if (at_op("(")) {
     test.arguments = parse_arguments();
   } else if (literal || name) {
-    check<DataError>(!at_name("is"), where, "line {}: Tests cannot be chained with a second 'is'.", line);
+    check<DataError>(!at_name("is"), in_template, "line {}: Tests cannot be chained with a second 'is'.", line);
     test.arguments.positional.push_back(parse_postfix(parse_primary()));
   }
   ExprPtr result = extend(std::move(test), line, depth);
@@ -305,7 +304,7 @@ CallArguments Parser::parse_arguments() {
   for (bool first = true; !skip_op(")"); first = false) {
     if (!first) expect_op(",");
     if (skip_op(")")) break;
-    check<DataError>(!at_op("*") && !at_op("**"), where, "line {}: Arguments unpacked with * are not supported.",
+    check<DataError>(!at_op("*") && !at_op("**"), in_template, "line {}: Arguments unpacked with * are not supported.",
                      peek().line);
     if (peek().kind == TokenKind::name && peek(1).kind == TokenKind::op && peek(1).text == "=") {
       std::string name = take().text;

@@ -4,12 +4,6 @@
 #include "nibble/text/jinja/parser.h"
 
 namespace nibble::jinja {
-namespace {
-
-constexpr std::string_view where = "chat_template";
-
-}  // namespace
-
 ExprPtr Parser::parse_primary() {
   const int line = peek().line;
   if (peek().kind == TokenKind::integer || peek().kind == TokenKind::real) return parse_number();
@@ -43,7 +37,7 @@ ExprPtr Parser::parse_number() {
   if (token.kind == TokenKind::real) {
     double value = 0.0;
     const auto result = std::from_chars(begin, end, value);
-    check<DataError>(result.ec == std::errc(), where, "line {}: The number {} does not fit a double.", token.line,
+    check<DataError>(result.ec == std::errc(), in_template, "line {}: The number {} does not fit a double.", token.line,
                      token.text);
     return make(Constant{Value(value)}, token.line);
   }
@@ -55,7 +49,7 @@ ExprPtr Parser::parse_number() {
   }
   std::int64_t value = 0;
   const auto result = std::from_chars(begin, end, value, base);
-  check<DataError>(result.ec == std::errc() && result.ptr == end, where, "line {}: {} is not an integer of 64 bits.",
+  check<DataError>(result.ec == std::errc() && result.ptr == end, in_template, "line {}: {} is not an integer of 64 bits.",
                    token.line, token.text);
   return make(Constant{Value(value)}, token.line);
 }

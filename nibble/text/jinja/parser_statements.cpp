@@ -6,12 +6,6 @@
 #include "nibble/text/jinja/parser.h"
 
 namespace nibble::jinja {
-namespace {
-
-constexpr std::string_view where = "chat_template";
-
-}  // namespace
-
 Block Parser::parse() { return parse_block({}); }
 
 Block Parser::parse_block(const std::vector<std::string_view>& ends) {
@@ -36,7 +30,7 @@ Block Parser::parse_block(const std::vector<std::string_view>& ends) {
       block.push_back(parse_tag(keyword, token.line));
     }
   }
-  check<DataError>(ends.empty(), where, "line {}: The template ends where {{% {} %}} is expected.", peek().line,
+  check<DataError>(ends.empty(), in_template, "line {}: The template ends where {{% {} %}} is expected.", peek().line,
                    ends.empty() ? "" : ends.back());
   return block;
 }
@@ -56,12 +50,12 @@ Statement Parser::parse_tag(std::string_view keyword, int line) {
     return {std::move(generation), line};
   }
   if (keyword == "break" || keyword == "continue") {
-    check<DataError>(loops_ > 0, where, "line {}: '{}' stands outside of a loop.", line, keyword);
+    check<DataError>(loops_ > 0, in_template, "line {}: '{}' stands outside of a loop.", line, keyword);
     expect_block_end();
     if (keyword == "break") return {Break{}, line};
     return {Continue{}, line};
   }
-  fail<DataError>(where,
+  fail<DataError>(in_template,
                   "line {}: The tag '{}' is not supported here (known: if, for, set, macro, call, filter, with, "
                   "generation, break, continue, raw and their ends).",
                   line, keyword);
@@ -188,7 +182,7 @@ std::vector<Parameter> Parser::parse_parameters() {
     if (skip_op("=")) {
       parameter.fallback = parse_expression();
     } else {
-      check<DataError>(parameters.empty() || !parameters.back().fallback, where,
+      check<DataError>(parameters.empty() || !parameters.back().fallback, in_template,
                        "line {}: The parameter '{}' without a default follows one with a default.", peek().line,
                        parameter.name);
     }
@@ -222,7 +216,7 @@ Target Parser::parse_single_target(bool allow_attribute) {
   target.name = expect_identifier("a variable's name");
   check<DataError>(target.name != "true" && target.name != "false" && target.name != "none" && target.name != "True" &&
                        target.name != "False" && target.name != "None" && target.name != "loop",
-                   where, "line {}: A value cannot be assigned to '{}'.", line, target.name);
+                   in_template, "line {}: A value cannot be assigned to '{}'.", line, target.name);
   if (allow_attribute && skip_op(".")) target.attribute = expect_identifier("an attribute's name");
   return target;
 }

@@ -8,8 +8,6 @@
 namespace nibble::jinja {
 namespace {
 
-constexpr std::string_view where = "chat_template";
-
 // Reads up to `count` digits at `at`, which moves behind them; returns how many there were.
 std::size_t read_digits(std::string_view text, std::size_t& at, std::size_t count, int base, unsigned& value) {
   const std::string_view digits = text.substr(at, count);
@@ -59,11 +57,11 @@ void read_escape(std::string_view body, std::size_t& at, std::string& result, in
     result += simple;
   } else if (const std::size_t count = hex_digits_after(letter)) {
     const bool whole = read_digits(body, at, count, 16, code) == count;
-    check<DataError>(whole && code <= 0x10ffff && (code < 0xd800 || code > 0xdfff), where,
+    check<DataError>(whole && code <= 0x10ffff && (code < 0xd800 || code > 0xdfff), in_template,
                      "line {}: The escape \\{} needs {} hexadecimal digits of a code point.", line, letter, count);
     unicode::append(result, code);
   } else {
-    check<DataError>(letter != 'N', where, "line {}: The escape \\N is not supported.", line);
+    check<DataError>(letter != 'N', in_template, "line {}: The escape \\N is not supported.", line);
     result += '\\';
     result += letter;
   }
