@@ -17,9 +17,9 @@ void ResidencyFlags::add_to(CLI::App& verb, Cached cached) {
       ->check(CLI::Range(0u, 100000u));
   verb.add_option("--stream-memory", memory,
                   "How the GPU reads streamed layers. staged: copies from the driver's host memory; mapped: copies from memory of the\n"
-                  "process; direct: kernels read memory of the process, and nothing is copied; auto: staged, but mapped where the\n"
-                  "driver would take GPU memory to stage")
-      ->check(CLI::IsMember({"auto", "staged", "mapped", "direct"}))->capture_default_str();
+                  "process; carried: products move it from there while they multiply; direct: kernels read memory of the process, and\n"
+                  "nothing is copied; auto: staged, but carried where the driver would take GPU memory to stage")
+      ->check(CLI::IsMember({"auto", "staged", "mapped", "carried", "direct"}))->capture_default_str();
   verb.add_option("--embedding-memory", embedding,
                   "Where the embedding is kept: device, or host, of which the GPU reads a batch's rows. A model that ties it to\n"
                   "the head needs it on the device")

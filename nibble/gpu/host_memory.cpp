@@ -2,29 +2,18 @@
 
 #include "nibble/base/error.h"
 #include "nibble/gpu/dawn.h"
+#include "nibble/gpu/host_pages.h"
 
 #include <array>
-#include <cstdlib>
 #include <cstring>
 #include <utility>
 
 namespace nibble::gpu {
 namespace {
 
-constexpr std::array<std::pair<HostMemory, std::string_view>, 3> names{{
-    {HostMemory::staged, "staged"}, {HostMemory::mapped, "mapped"}, {HostMemory::direct, "direct"}}};
-
-// Memory of this process. Dawn has a share of it for as long as the device may read it.
-using Pages = std::shared_ptr<void>;
-
-Pages make_pages(std::size_t alignment, std::size_t bytes) {
-  void* pages = std::aligned_alloc(alignment, bytes);
-  check<Error>(pages != nullptr, "host memory", "There is no room for {} bytes.", bytes);
-  return {pages, std::free};
-}
-
-// Where Dawn refuses the memory it may not call back, and then keeps its share of what the process no longer needs.
-void let_go(void* share) { delete static_cast<Pages*>(share); }
+constexpr std::array<std::pair<HostMemory, std::string_view>, 4> names{{
+    {HostMemory::staged, "staged"}, {HostMemory::mapped, "mapped"}, {HostMemory::direct, "direct"},
+    {HostMemory::carried, "carried"}}};
 
 }  // namespace
 
@@ -47,7 +36,7 @@ bool supports(const AdapterInfo& info, HostMemory memory) {
 }
 
 HostMemory usual_host_memory(const AdapterInfo& info) {
-  return info.maps_card_memory && supports(info, HostMemory::mapped) ? HostMemory::mapped : HostMemory::staged;
+  return info.maps_card_memory && supports(info, HostMemory::carried) ? HostMemory::carried : HostMemory::staged;
 }
 
 std::uint64_t host_buffer_bytes(const AdapterInfo& info, HostMemory memory, std::uint64_t bytes) {
@@ -56,7 +45,7 @@ std::uint64_t host_buffer_bytes(const AdapterInfo& info, HostMemory memory, std:
 
 struct HostBufferState {
   Tensor tensor;
-  Pages pages;                 // empty of the driver's
+  HostPages pages;                 // empty of the driver's
   std::byte* data = nullptr;   // null once it is sealed
 };
 
@@ -66,6 +55,7 @@ HostBuffer::HostBuffer(Device& device, HostMemory memory, std::uint64_t bytes, s
   const std::uint64_t size = host_buffer_bytes(owner.info, memory, bytes);
   check<UsageError>(size <= owner.info.limits.max_buffer, label, "A buffer of {} bytes exceeds the {} that {} allows.", size,
                     owner.info.limits.max_buffer, owner.info.name);
+  const bool read_by_kernels = memory == HostMemory::direct || memory == HostMemory::carried;
   auto buffer = std::make_shared<BufferState>();
   wgpu::BufferDescriptor descriptor;
   descriptor.label = label;
@@ -76,11 +66,9 @@ HostBuffer::HostBuffer(Device& device, HostMemory memory, std::uint64_t bytes, s
     descriptor.usage |= wgpu::BufferUsage::MapWrite;
     descriptor.mappedAtCreation = true;
   } else {
-    state_->pages = make_pages(owner.info.limits.host_pointer_alignment, size);
-    if (memory == HostMemory::direct) descriptor.usage |= wgpu::BufferUsage::Storage;
-    mapped.pointer = state_->pages.get();
-    mapped.disposeCallback = let_go;
-    mapped.userdata = new Pages(state_->pages);
+    state_->pages = make_host_pages(owner.info.limits.host_pointer_alignment, size, label);
+    if (read_by_kernels) descriptor.usage |= wgpu::BufferUsage::Storage;
+    mapped = shared_with_dawn(state_->pages);
     descriptor.nextInChain = &mapped;
   }
   owner.guarded(label, [&] { buffer->buffer = owner.device.CreateBuffer(&descriptor); });
@@ -88,7 +76,7 @@ HostBuffer::HostBuffer(Device& device, HostMemory memory, std::uint64_t bytes, s
   buffer->size = size;
   buffer->id = owner.next_buffer_id++;
   buffer->on_host = true;
-  buffer->bindable = memory == HostMemory::direct;
+  buffer->bindable = read_by_kernels;
   owner.memory.host += size;
   state_->data = static_cast<std::byte*>(state_->pages ? state_->pages.get() : buffer->buffer.GetMappedRange());
   state_->tensor = Tensor(buffer, 0, DType::u32, {static_cast<std::uint32_t>(bytes / 4)});

@@ -15,12 +15,13 @@ enum class HostMemory {
   staged,  // the driver's own, which copies read
   mapped,  // this process's, shown to the device (HostMappedPointer), which copies read
   direct,  // the same, which kernels read too
+  carried,  // the same, of which kernels that compute for long take pieces along to the device (cargo.h)
 };
 
 std::string_view name_of(HostMemory memory);
 std::optional<HostMemory> host_memory_named(std::string_view name);
 bool supports(const AdapterInfo& info, HostMemory memory);
-// Staged, or mapped where staged memory would be the card's own.
+// Staged, or carried where staged memory would be the card's own.
 HostMemory usual_host_memory(const AdapterInfo& info);
 
 // Bytes that a buffer of so many takes.

@@ -2,18 +2,9 @@
 
 #include "nibble/base/error.h"
 #include "nibble/gpu/dawn.h"
-
-#include <cstdlib>
+#include "nibble/gpu/host_pages.h"
 
 namespace nibble::gpu {
-namespace {
-
-// Dawn has its share for as long as the device may reach the memory.
-using Pages = std::shared_ptr<void>;
-
-void let_go(void* share) { delete static_cast<Pages*>(share); }
-
-}  // namespace
 
 bool has_host_tensors(const AdapterInfo& info) { return info.limits.host_pointer_alignment > 0; }
 
@@ -29,12 +20,7 @@ Tensor host_tensor(Device& device, DType dtype, std::initializer_list<std::uint3
   const std::uint64_t size = host_tensor_bytes(owner.info, dtype, dims);
   check<UsageError>(size <= owner.info.limits.max_buffer, label, "A buffer of {} bytes exceeds the {} that {} allows.", size,
                     owner.info.limits.max_buffer, owner.info.name);
-  const Pages pages(std::aligned_alloc(owner.info.limits.host_pointer_alignment, size), std::free);
-  check(pages != nullptr, label, "There is no room for {} bytes in host memory.", size);
-  wgpu::BufferHostMappedPointer mapped;
-  mapped.pointer = pages.get();
-  mapped.disposeCallback = let_go;
-  mapped.userdata = new Pages(pages);
+  wgpu::BufferHostMappedPointer mapped = shared_with_dawn(make_host_pages(owner.info.limits.host_pointer_alignment, size, label));
   wgpu::BufferDescriptor descriptor;
   descriptor.nextInChain = &mapped;
   descriptor.label = label;

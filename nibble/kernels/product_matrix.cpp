@@ -1,6 +1,7 @@
 #include "nibble/kernels/product_matrix.h"
 
 #include "nibble/base/error.h"
+#include "nibble/gpu/cargo.h"
 #include "nibble/kernels/kernel.h"
 
 #include <algorithm>
@@ -20,6 +21,7 @@ struct Params {
   std::uint32_t band = 1;
   float scale;
   std::uint32_t whole = 0, splits = 1, split_steps = 0;
+  std::uint32_t carriers = 0, cargo_first = 0, cargo_rounds = 0;
 };
 
 // That of product_splits.wgsl.
@@ -32,8 +34,8 @@ constexpr std::uint32_t vector_elements = 8;  // f16 of the 16 bytes that operan
 
 gpu::Kernel matrix_kernel(gpu::Device& device, const MatrixTile& tile, const MatrixText& text) {
   const char* name = text.layout == MatrixLayout::nt ? "product_matrix:nt" : "product_matrix:nn";
-  const auto key = fmt::format("{} {} {} {} {} {}x{}x{} {}x{} {}x{}x{} {} {}", name, static_cast<int>(text.output), text.whole_steps,
-                               text.tail_step, text.splits, tile.block_m, tile.block_n, tile.block_k, tile.part_m, tile.part_n, tile.matrix.m,
+  const auto key = fmt::format("{} {} {} {} {} {}x{}x{} {}x{} {}x{}x{} {} {} {}", name, static_cast<int>(text.output), text.whole_steps,
+                               text.tail_step, text.splits, text.carries, tile.block_m, tile.block_n, tile.block_k, tile.part_m, tile.part_n, tile.matrix.m,
                                tile.matrix.n, tile.matrix.k, tile.subgroup, tile.direct);
   return device.kernel(key, name, "main", [&] { return detail::matrix_text(tile, text); });
 }
@@ -48,7 +50,26 @@ struct Slice {
 
 std::uint32_t quotient_up(std::uint32_t count, std::uint32_t size) { return (count + size - 1) / size; }
 
-void record_blocks(gpu::Recorder& recorder, const MatrixTile& tile, MatrixLayout layout, const Slice& s, const Params& params,
+// Workgroups that carry: few, since each has the registers of one that multiplies, and enough to fill a link of 64 GB/s.
+constexpr std::uint32_t carriers = 12;
+
+// Takes the product's share of the cargo along, where there is any.
+void take_cargo(const gpu::Device& device, const MatrixTile& tile, double flops, std::vector<gpu::Binding>& bindings, MatrixText& text,
+                Params& params) {
+  const auto cargo = gpu::Cargo::waiting(device);
+  if (!cargo || bindings.size() + 2 > device.info().limits.storage_bindings) return;
+  const std::uint32_t unit = carriers * tile.invocations() * detail::carried_vectors * 4;
+  const auto piece = cargo->take(flops, unit);
+  if (!piece) return;
+  bindings.push_back(gpu::read(piece->from));
+  bindings.push_back(gpu::write(piece->to));
+  text.carries = true;
+  params.carriers = carriers;
+  params.cargo_first = piece->first_word / 4;
+  params.cargo_rounds = piece->words / unit;
+}
+
+void record_blocks(gpu::Recorder& recorder, const MatrixTile& tile, MatrixLayout layout, const Slice& s, Params params,
                    std::uint32_t workgroups) {
   std::vector<gpu::Binding> bindings{gpu::read(s.x.data), gpu::read(s.w), gpu::read_write(s.y), gpu::read(s.x.scale)};
   if (s.output == MatrixOutput::plus) bindings.push_back(gpu::read(s.plus));
@@ -61,13 +82,14 @@ void record_blocks(gpu::Recorder& recorder, const MatrixTile& tile, MatrixLayout
     text.tail_step = std::min(tile.block_k, params.tail_inner);
   }
   if (s.partial) bindings.push_back(gpu::write(s.partial));
-  const double elements = static_cast<double>(params.rows) * params.columns;
+  const double elements = static_cast<double>(params.rows) * params.columns, flops = 2.0 * elements * (params.inner + params.tail_inner);
+  take_cargo(recorder.device(), tile, flops, bindings, text, params);
   recorder.dispatch_bytes(matrix_kernel(recorder.device(), tile, text), bindings, std::as_bytes(std::span(&params, 1)),
-                          gpu::linear_grid(recorder.device(), workgroups),
+                          gpu::linear_grid(recorder.device(), workgroups + params.carriers),
                           {.bytes = static_cast<double>(s.x.data.bytes() + s.w.bytes()) +
                                     elements * static_cast<double>(size_of(s.y.dtype())) +
                                     (s.partial ? static_cast<double>(s.partial.bytes()) : 0.0),
-                           .flops = 2.0 * elements * (params.inner + params.tail_inner)});
+                           .flops = flops});
 }
 
 // The second pass of blocks that were split.

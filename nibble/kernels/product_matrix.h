@@ -39,8 +39,12 @@ struct MatrixText {
   MatrixOutput output = MatrixOutput::write;
   bool whole_steps = false;     // the inner dimension is a multiple of block_k
   std::uint32_t tail_step = 0;  // of a LoRA tail's inner dimension: a multiple of 16, at most block_k; 0 without a tail
+  bool carries = false;         // the first workgroups move a piece of cargo instead
   bool splits = false;          // blocks beyond the whole ones leave partial sums, without any scale, to product_splits.wgsl
 };
+
+// Vectors of 16 bytes that an invocation of a workgroup that carries has on their way at a time.
+constexpr std::uint32_t carried_vectors = 8;
 
 std::string matrix_text(const MatrixTile& tile, const MatrixText& text);
 

@@ -63,7 +63,7 @@ void MatrixWriter::declarations() {
   line("enable f16;\nenable subgroups;\nenable chromium_experimental_subgroup_matrix;");
   line("struct Params {{ rows: u32, columns: u32, inner: u32, x_stride: u32, x_first: u32, y_stride: u32, y_first: u32, one: u32,");
   line("  tail_inner: u32, left_stride: u32, first_end: u32, second_end: u32, band: u32, scale: f32,");
-  line("  whole: u32, splits: u32, split_steps: u32 }}");
+  line("  whole: u32, splits: u32, split_steps: u32, carriers: u32, cargo_first: u32, cargo_rounds: u32 }}");
   line("@group(0) @binding(0) var<uniform> params: Params;");
   line("@group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;");
   line("@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;");
@@ -77,7 +77,11 @@ void MatrixWriter::declarations() {
     line("@group(0) @binding({}) var<storage, read> right: array<vec4<u32>>;", next + 1);
     next += 2;
   }
-  if (what_.splits) line("@group(0) @binding({}) var<storage, read_write> partial: array<vec4<f32>>;", next);
+  if (what_.splits) line("@group(0) @binding({}) var<storage, read_write> partial: array<vec4<f32>>;", next++);
+  if (what_.carries) {
+    line("@group(0) @binding({}) var<storage, read> cargo: array<vec4<u32>>;", next);
+    line("@group(0) @binding({}) var<storage, read_write> unloaded: array<vec4<u32>>;", next + 1);
+  }
   const std::uint32_t results = strips() * strip_size() * t_.subgroups();
   line("var<workgroup> tiles: array<vec4<u32>, {}>;", std::max(tiles_size(), results));
   line("alias Left = subgroup_matrix_left<f16, {}, {}>;", t_.matrix.k, t_.matrix.m);
@@ -86,11 +90,29 @@ void MatrixWriter::declarations() {
   text_ += embedded_wgsl().at("lib/bands");
 }
 
+// Workgroups with the lowest numbers start first. They move whole rounds, in each of which all loads come before the stores.
+void MatrixWriter::carry() {
+  const std::uint32_t width = t_.invocations();
+  line("  let position = group.y * groups.x + group.x;");
+  line("  if (position < params.carriers) {{");
+  line("    var at = params.cargo_first + position * {}u + index;", width * carried_vectors);
+  line("    for (var round = 0u; round < params.cargo_rounds; round += params.one) {{");
+  for (std::uint32_t i = 0; i < carried_vectors; ++i) line("      let carried{} = cargo[at + {}u];", i, i * width);
+  for (std::uint32_t i = 0; i < carried_vectors; ++i) line("      unloaded[at + {1}u] = carried{0};", i, i * width);
+  line("      at += params.carriers * {}u;", width * carried_vectors);
+  line("    }}\n    return;\n  }}");
+  line("  let number = position - params.carriers;");
+}
+
 // Where block and part lie. Behind the whole blocks come the first splits of all others, then their second ones, and so on.
 void MatrixWriter::place_block() {
   line("  let blocks = (vec2<u32>(params.rows, params.columns) + vec2<u32>({}, {})) / vec2<u32>({}, {});", t_.block_m - 1,
        t_.block_n - 1, t_.block_m, t_.block_n);
-  line("  let number = group.y * groups.x + group.x;");
+  if (what_.carries) {
+    carry();
+  } else {
+    line("  let number = group.y * groups.x + group.x;");
+  }
   line("  let steps = (params.inner + {}u) / {}u;", t_.block_k - 1, t_.block_k);
   if (what_.splits) {
     line("  let split_blocks = blocks.x * blocks.y - params.whole;\n  let is_split = number >= params.whole;");

@@ -88,6 +88,7 @@ class MatrixWriter {
   std::string_view result() const;
 
   void declarations();
+  void carry();
   void place_block();
   void place_x();
   std::string fetch_x() const;

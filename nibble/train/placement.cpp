@@ -215,10 +215,18 @@ class Planner {
       seconds += layers * 2.5 * out * in / rates_.memory_bytes;
     }
     const auto streamed = static_cast<double>(count_of(model(setup).residency, config_.num_layers, Residency::streamed));
-    seconds += 2 * streamed * static_cast<double>(nf4_layer_bytes(config_)) / rates_.link_bytes;
+    seconds += streaming_seconds(2 * streamed * static_cast<double>(nf4_layer_bytes(config_)) / rates_.link_bytes);
     if (setup.embedding_on_host) seconds += 4.0 * room_.tokens * config_.hidden_size / rates_.link_bytes;
     if (setup.head) seconds += 2 * static_cast<double>(TrainedHead::bytes(config_, *setup.head).host) / rates_.link_bytes;
     return seconds;
+  }
+
+  // What copies of so many seconds cost a pass. Where products carry them they cost a fifth (measured), and what the pass is too
+  // short to hide.
+  double streaming_seconds(double copies) const {
+    const bool carried = path_ == ProductPath::matrix && memory_of(device_.info(), options_.stream) == gpu::HostMemory::carried;
+    if (!carried) return copies;
+    return 0.2 * copies + std::max(0.0, copies - room_.tokens * work_.step() / rates_.flops);
   }
 
   static constexpr std::uint32_t most_places_ = LayerInputs::most_places;

@@ -19,7 +19,7 @@
 namespace nibble {
 namespace {
 
-constexpr std::size_t least_values_a_thread = std::size_t{1} << 16;
+constexpr std::size_t least_uploaded_a_thread = std::size_t{1} << 16;
 
 std::uint32_t bits_of(float value) { return std::bit_cast<std::uint32_t>(value); }
 
@@ -60,7 +60,8 @@ void write_nf4(Nf4Room& room, const Nf4Values& values, Projection p, float& larg
 
 std::shared_ptr<LayerStream> make_stream(gpu::Device& device, const ModelConfig& config, const LoadOptions& options) {
   const std::uint32_t slots = stream_slots(options.residency, config.num_layers, options.stream);
-  return slots > 0 ? std::make_shared<LayerStream>(device, config, slots) : nullptr;
+  return slots > 0 ? std::make_shared<LayerStream>(device, config, slots, memory_of(device.info(), options.stream) == gpu::HostMemory::carried)
+                   : nullptr;
 }
 
 // Fills the last layer's projections by `fill`, which gets the room and each one's place for its largest scale.
@@ -119,7 +120,7 @@ class Stopwatch {
 float largest_of(std::span<const float> values) {
   std::mutex mutex;
   std::uint32_t largest = 0;  // magnitudes compare as integers do
-  parallel_ranges(values.size(), least_values_a_thread, 0, [&](std::size_t begin, std::size_t end) {
+  parallel_ranges(values.size(), least_uploaded_a_thread, 0, [&](std::size_t begin, std::size_t end) {
     std::uint32_t own = 0;
     for (const float value : values.subspan(begin, end - begin)) own = std::max(own, bits_of(value) & 0x7fffffffu);
     const std::lock_guard lock(mutex);
@@ -204,7 +205,7 @@ DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType 
   std::vector<std::uint16_t> halves;
   source.read([&](std::span<const float> values, std::uint64_t first) {
     halves.resize(values.size());
-    parallel_ranges(values.size(), least_values_a_thread, 0, [&](std::size_t begin, std::size_t end) {
+    parallel_ranges(values.size(), least_uploaded_a_thread, 0, [&](std::size_t begin, std::size_t end) {
       to_f16(values.subspan(begin, end - begin), factor, std::span(halves).subspan(begin, end - begin));
     });
     room.write(result.data, std::as_bytes(std::span(halves)), first * 2);

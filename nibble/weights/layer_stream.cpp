@@ -8,7 +8,8 @@
 
 namespace nibble {
 
-LayerStream::LayerStream(gpu::Device& device, const ModelConfig& config, std::uint32_t slots) : layers_(config.num_layers) {
+LayerStream::LayerStream(gpu::Device& device, const ModelConfig& config, std::uint32_t slots, bool carried)
+    : layers_(config.num_layers), cargo_(carried ? gpu::Cargo::make(device) : nullptr) {
   const auto words = static_cast<std::uint32_t>(nf4_layer_bytes(config) / 4);
   for (std::uint32_t i = 0; i < slots; ++i) {
     const gpu::Tensor room = device.tensor(DType::u32, {words}, "NF4 of streamed layers");
@@ -27,24 +28,54 @@ const LayerProjections& LayerStream::projections(gpu::Recorder& recorder, std::u
   check(has(layer), "layer stream", "Layer {} is not streamed.", layer);
   Slot& slot = bring(recorder, layer);
   slot.used = ++clock_;
-  if (std::exchange(asked_, layer) == layer) {
-    if (const auto next = after(layer)) bring(recorder, *next);
+  const bool again = std::exchange(asked_, layer) == layer;
+  if (again || cargo_) {
+    if (const auto next = after(layer); next && !slot_of(*next)) prefetch(recorder, *next);
   }
   return slot.projections;
 }
 
-// The slot that was left alone longest makes room.
-LayerStream::Slot& LayerStream::bring(gpu::Recorder& recorder, std::uint32_t layer) {
+LayerStream::Slot* LayerStream::slot_of(std::uint32_t layer) {
   const auto held = std::find_if(slots_.begin(), slots_.end(), [&](const Slot& slot) { return slot.layer == layer; });
-  if (held != slots_.end()) return *held;
+  return held == slots_.end() ? nullptr : &*held;
+}
+
+// The slot that was left alone longest.
+LayerStream::Slot& LayerStream::make_room(std::uint32_t layer) {
   Slot& slot = *std::min_element(slots_.begin(), slots_.end(), [](const Slot& a, const Slot& b) { return a.used < b.used; });
   const Layer& from = layers_[layer];
-  recorder.copy(from.room, slot.room);
   copied_bytes_ += from.room.bytes();
   for (std::size_t p = 0; p < slot.projections.size(); ++p) slot.projections[p].largest = from.projections[p].largest;
   slot.layer = layer;
   slot.used = ++clock_;
   return slot;
+}
+
+LayerStream::Slot& LayerStream::bring(gpu::Recorder& recorder, std::uint32_t layer) {
+  if (Slot* held = slot_of(layer)) {
+    if (on_its_way_ == layer) {
+      cargo_->finish(recorder);
+      on_its_way_ = UINT32_MAX;
+    }
+    return *held;
+  }
+  Slot& slot = make_room(layer);
+  if (on_its_way_ != UINT32_MAX && !slot_of(on_its_way_)) {
+    cargo_->finish(recorder);
+    on_its_way_ = UINT32_MAX;
+  }
+  recorder.copy(layers_[layer].room, slot.room);
+  return slot;
+}
+
+void LayerStream::prefetch(gpu::Recorder& recorder, std::uint32_t layer) {
+  if (!cargo_) {
+    bring(recorder, layer);
+    return;
+  }
+  Slot& slot = make_room(layer);
+  cargo_->load(recorder, layers_[layer].room, slot.room);
+  on_its_way_ = layer;
 }
 
 // The streamed layer that comes next, if the order names one.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "nibble/gpu/cargo.h"
 #include "nibble/weights/device_weights.h"
 
 #include <cstdint>
@@ -19,7 +20,8 @@ enum class LayerOrder : std::uint8_t {
 // so what a slot holds stays right from pass to pass; a pass that turns finds the last layers there.
 class LayerStream {
  public:
-  LayerStream(gpu::Device& device, const ModelConfig& config, std::uint32_t slots);
+  // With `carried`, products take the layers along that come next; their host memory is one that kernels read.
+  LayerStream(gpu::Device& device, const ModelConfig& config, std::uint32_t slots, bool carried);
 
   // `room` holds the projections in host memory (nf4_room.h).
   void add(std::uint32_t layer, const gpu::Tensor& room, const LayerProjections& projections);
@@ -47,10 +49,16 @@ class LayerStream {
   };
 
   Slot& bring(gpu::Recorder& recorder, std::uint32_t layer);
+  // The slot that holds the layer, or will when `cargo_` is finished.
+  Slot* slot_of(std::uint32_t layer);
+  void prefetch(gpu::Recorder& recorder, std::uint32_t layer);
+  Slot& make_room(std::uint32_t layer);
   std::optional<std::uint32_t> after(std::uint32_t layer) const;
 
   std::vector<Layer> layers_;
   std::vector<Slot> slots_;
+  std::shared_ptr<gpu::Cargo> cargo_;         // null unless carried
+  std::uint32_t on_its_way_ = UINT32_MAX;     // the layer in it
   LayerOrder order_ = LayerOrder::round;
   std::uint32_t asked_ = UINT32_MAX;  // for last
   std::uint64_t clock_ = 0, copied_bytes_ = 0;

@@ -10,12 +10,12 @@
 namespace nibble::gpu {
 namespace {
 
-// Of every kind that the adapter has; `direct` memory alone is read by kernels.
+// Of every kind that the adapter has; `direct` and `carried` memory is read by kernels.
 TEST(HostBuffer, IsCopiedFromAndRead) {
   Device device;
   std::vector<float> values(1000);
   std::iota(values.begin(), values.end(), 0.0f);
-  for (const HostMemory memory : {HostMemory::staged, HostMemory::mapped, HostMemory::direct}) {
+  for (const HostMemory memory : {HostMemory::staged, HostMemory::mapped, HostMemory::direct, HostMemory::carried}) {
     EXPECT_EQ(host_memory_named(name_of(memory)), memory);
     if (!supports(device.info(), memory)) {
       EXPECT_NE(device.info().type, AdapterType::software) << "it has all kinds";
@@ -34,7 +34,7 @@ TEST(HostBuffer, IsCopiedFromAndRead) {
       EXPECT_EQ(device.read<float>(buffer.tensor()), values);
       const Tensor x(buffer.tensor().buffer(), 0, DType::f32, {1000}), y = device.tensor(DType::f32, {1000}, "y");
       Recorder recorder(device);
-      if (memory != HostMemory::direct) {
+      if (memory == HostMemory::staged || memory == HostMemory::mapped) {
         EXPECT_THROW(scale(recorder, x, y, 2.0f), Error);
         recorder.copy(x, y);
       } else {
@@ -58,7 +58,7 @@ TEST(HostBuffer, RefusesWhatTheAdapterCannotHold) {
   EXPECT_TRUE(supports(info, HostMemory::staged));
   EXPECT_EQ(usual_host_memory(info), HostMemory::staged);
   info.limits.host_pointer_alignment = 4096;
-  EXPECT_EQ(usual_host_memory(info), HostMemory::mapped);
+  EXPECT_EQ(usual_host_memory(info), HostMemory::carried);
   info.maps_card_memory = false;
   EXPECT_EQ(usual_host_memory(info), HostMemory::staged);
 }

@@ -15,7 +15,7 @@ constexpr auto resident = Residency::resident, cached = Residency::cached, strea
 
 std::vector<gpu::HostMemory> host_memories() {
   std::vector<gpu::HostMemory> all;
-  for (const auto memory : {gpu::HostMemory::staged, gpu::HostMemory::mapped, gpu::HostMemory::direct}) {
+  for (const auto memory : {gpu::HostMemory::staged, gpu::HostMemory::mapped, gpu::HostMemory::direct, gpu::HostMemory::carried}) {
     if (gpu::supports(test::device().info(), memory)) all.push_back(memory);
   }
   return all;
@@ -231,9 +231,9 @@ class Streaming : public testing::Test {
   static constexpr std::uint32_t layers = 7;
 
   // Layers of which all words are the layer's number.
-  void make(std::uint32_t slots, const std::vector<std::uint32_t>& which) {
+  void make(std::uint32_t slots, const std::vector<std::uint32_t>& which, bool carried = false) {
     config.num_layers = layers;
-    stream = std::make_unique<LayerStream>(test::device(), config, slots);
+    stream = std::make_unique<LayerStream>(test::device(), config, slots, carried);
     for (const std::uint32_t layer : which) {
       Nf4Room room(test::device(), config, gpu::HostMemory::staged);
       for (const Nf4Matrix& matrix : room.projections()) {
@@ -289,8 +289,8 @@ class Streaming : public testing::Test {
 TEST_F(Streaming, SendsNothingTwiceWhereAPassTurns) {
   for (const auto& which : std::vector<std::vector<std::uint32_t>>{{0, 1, 2, 3, 4, 5, 6}, {1, 2, 5, 6}, {0, 3}, {4}}) {
     const std::uint64_t count = which.size();
-    for (const std::uint64_t slots : {2u, 3u}) {
-      make(static_cast<std::uint32_t>(std::min(slots, count)), which);
+    for (const auto& [slots, carried] : {std::pair<std::uint64_t, bool>{2, false}, {3, false}, {2, true}, {3, true}}) {
+      make(static_cast<std::uint32_t>(std::min(slots, count)), which, carried);
       step(which, false);
       const std::uint64_t first = copies();
       for (const bool again : {false, true}) {
