@@ -95,6 +95,7 @@ void DecodeLayers::forward(const Pass& pass, std::uint32_t layer, const Tensor& 
   gpu::Recorder& rec = pass.recorder;
   const DeviceStream& stream = pass.stream;
   const LayerWeights& weights = weights_.layers[layer];
+  const Rotation rotation = pass.rotations.of(layer, stream);
   Room r = room_;
   visit(r, config_, stream.tokens, rank_, [](Tensor& t, Dims dims) { t = t.view(dims); });
   const JointVec joint(pass, config_, weights_, layer, r.lora_h);
@@ -105,7 +106,7 @@ void DecodeLayers::forward(const Pass& pass, std::uint32_t layer, const Tensor& 
   record(rec, Nf4Vec{.input = attention_in, .w = joint.weight(Joint::qkv), .y = r.qkv, .lora = qkv_lora});
   if (weights.qkv_bias) record(rec, AddBias{.y = {r.qkv, {}}, .bias = weights.qkv_bias});
   record(rec, QkvAttention{.qkv = {r.qkv, {}}, .heads = config_.num_heads, .key_heads = config_.num_kv_heads, .q_norm = weights.q_norm,
-                           .k_norm = weights.k_norm, .position = stream.position, .table = pass.rope, .eps = eps,
+                           .k_norm = weights.k_norm, .position = rotation.position, .table = rotation.table, .eps = eps,
                            .key_begin = stream.key_begin, .key_end = stream.key_end, .pairs = stream.pairs, .o = {r.attention, {}},
                            .lse = r.log_sum_exp, .room = attention_, .k_cache = keys, .v_cache = values, .first_key = pass.first_key,
                            .most_keys = pass.most_keys, .apart = pass.apart});

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/kernels/qkv_attention.h"
+#include "nibble/model/rope.h"
 #include "nibble/model/stream.h"
 #include "nibble/weights/config.h"
 #include "nibble/weights/device_weights.h"
@@ -26,7 +27,7 @@ class DecodeLayers {
   struct Pass {
     gpu::Recorder& recorder;
     const DeviceStream& stream;
-    gpu::Tensor rope;
+    const Rotations& rotations;
     const LoraWeights* lora;  // null: the base alone
     std::uint32_t first_key, most_keys;
     bool apart;

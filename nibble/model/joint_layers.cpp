@@ -122,9 +122,10 @@ Operand JointLayers::made_again(const At& at, Joint joint, std::optional<std::ui
 
 QkvAttention JointLayers::attention(const At& at) const {
   const DeviceStream& stream = at.pass.stream;
+  const Rotation rotation = at.pass.rotations.of(at.layer, stream);
   const KeyCache cache = at.pass.caches.empty() ? KeyCache{} : at.pass.caches[at.layer];
   return {.qkv = at.kept.qkv, .heads = config_.num_heads, .key_heads = config_.num_kv_heads, .q_norm = at.weights.q_norm,
-          .k_norm = at.weights.k_norm, .position = stream.position, .table = at.pass.rope, .eps = config_.rms_norm_eps,
+          .k_norm = at.weights.k_norm, .position = rotation.position, .table = rotation.table, .eps = config_.rms_norm_eps,
           .key_begin = stream.key_begin, .key_end = stream.key_end, .pairs = stream.pairs, .o = at.kept.attention,
           .lse = at.kept.log_sum_exp, .room = at.room.attention, .k_cache = cache.k, .v_cache = cache.v,
           .first_key = at.pass.first_key, .own_begin = stream.own_key_begin, .own_end = stream.own_key_end};

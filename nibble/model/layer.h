@@ -2,18 +2,19 @@
 
 #include "nibble/model/activations.h"
 #include "nibble/model/linear.h"
+#include "nibble/model/rope.h"
 #include "nibble/model/stream.h"
 
 namespace nibble {
 
-// What all layers of one pass share.
+// What a pass gives a layer.
 struct LayerContext {
   gpu::Recorder& recorder;
   const ModelConfig& config;
   const DeviceWeights& weights;
   const LinearContext& linear;
   const DeviceStream& stream;
-  Tensor rope;  // (positions, D/2, 2) cosines and sines
+  Rotation rotation;  // of this layer
   // Where the stream's first key goes in k_heads and v_heads, which may be longer than the stream (Hk, capacity, D): the rows
   // before it hold keys and values of earlier tokens, which the stream's bounds may let it see.
   std::uint32_t first_key = 0;

@@ -4,7 +4,6 @@
 #include "nibble/kernels/embedding.h"
 #include "nibble/kernels/neftune.h"
 #include "nibble/kernels/nonfinite.h"
-#include "nibble/model/rope.h"
 #include "nibble/weights/nf4_room.h"
 
 #include <algorithm>
@@ -57,8 +56,7 @@ Model::Model(const ModelState& state, const ModelOptions& options)
       inputs_(device_, config_, layer_inputs_options(options_)) {
   if (options.trainable) dx_ = device_.tensor(DType::f32, {options.max_tokens, config_.hidden_size}, "residual gradient");
   const std::uint32_t positions = std::min(options.max_tokens, config_.max_position_embeddings);
-  rope_ = device_.tensor<float>(DType::f32, {positions, config_.head_dim / 2, 2},
-                                rope_table(positions, config_), "rope");
+  rotations_ = Rotations(device_, config_, positions, options.max_tokens);
 }
 
 void Model::use_adapter(bool use) {
@@ -68,7 +66,7 @@ void Model::use_adapter(bool use) {
 
 LayerPass Model::pass(gpu::Recorder& recorder, const DeviceStream& stream, const LoraDropout& dropout) {
   if (adapters_) adapters_->on_device();
-  return {.recorder = recorder, .stream = stream, .rope = rope_, .lora = lora_, .dropout = dropout};
+  return {.recorder = recorder, .stream = stream, .rotations = rotations_, .lora = lora_, .dropout = dropout};
 }
 
 void Model::embed(gpu::Recorder& recorder, const DeviceStream& stream) {

@@ -109,7 +109,7 @@ class Model {
   std::unique_ptr<Layers> layers_;
   StreamBuffers streams_;
   Head head_;
-  Tensor rope_;
+  Rotations rotations_;
   LayerInputs inputs_;
   Tensor dx_;  // (T, C)
 };

@@ -34,6 +34,11 @@ LinearContext PlainLayers::linear(const LayerPass& pass) {
   return {.path = path_, .frozen = &frozen_, .lora = pass.lora, .dropout = pass.dropout};
 }
 
+LayerContext PlainLayers::at(const LayerPass& pass, const LinearContext& linears, std::uint32_t layer) const {
+  return {.recorder = pass.recorder, .config = config_, .weights = weights_, .linear = linears, .stream = pass.stream,
+          .rotation = pass.rotations.of(layer, pass.stream), .first_key = pass.first_key};
+}
+
 LayerActivations PlainLayers::activations_of(std::uint32_t layer, std::uint32_t tokens) const {
   return first_tokens(activations_[layer], config_, tokens);
 }
@@ -45,13 +50,13 @@ void PlainLayers::forward(const LayerPass& pass, std::uint32_t layer, const Tens
   LayerActivations activations = activations_of(layer, pass.stream.tokens);
   for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) shared_.fill(layer, part);
   if (!pass.caches.empty()) activations.k_heads = pass.caches[layer].k, activations.v_heads = pass.caches[layer].v;
-  layer_forward({pass.recorder, config_, weights_, linears, pass.stream, pass.rope, pass.first_key}, layer, input, activations,
+  layer_forward(at(pass, linears, layer), layer, input, activations,
                 first_tokens(scratch_, config_, pass.stream.tokens), output);
 }
 
 void PlainLayers::recompute(const LayerPass& pass, std::uint32_t layer, const Tensor& input) {
   const LinearContext linears = linear(pass);
-  const LayerContext context{pass.recorder, config_, weights_, linears, pass.stream, pass.rope};
+  const LayerContext context = at(pass, linears, layer);
   LayerActivations activations = activations_of(layer, pass.stream.tokens);
   if (shared_.lacks(layer, LayerPart::attention)) {
     recompute_attention(context, layer, input, activations, first_tokens(scratch_, config_, pass.stream.tokens));
@@ -62,7 +67,7 @@ void PlainLayers::recompute(const LayerPass& pass, std::uint32_t layer, const Te
 void PlainLayers::backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,
                            bool input_gradient) {
   const LinearContext linears = linear(pass);
-  layer_backward({pass.recorder, config_, weights_, linears, pass.stream, pass.rope}, layer, input,
+  layer_backward(at(pass, linears, layer), layer, input,
                  activations_of(layer, pass.stream.tokens), first_tokens(scratch_, config_, pass.stream.tokens), dx,
                  input_gradient);
 }
@@ -71,12 +76,12 @@ void PlainLayers::mlp_forward(const LayerPass& pass, std::uint32_t layer, const 
   const LinearContext linears = linear(pass);
   LayerActivations activations = activations_of(layer, pass.stream.tokens);
   pass.recorder.copy(input, activations.middle);
-  nibble::mlp_forward({pass.recorder, config_, weights_, linears, pass.stream, pass.rope}, layer, activations, output);
+  nibble::mlp_forward(at(pass, linears, layer), layer, activations, output);
 }
 
 void PlainLayers::mlp_backward(const LayerPass& pass, std::uint32_t layer, const Tensor& dx) {
   const LinearContext linears = linear(pass);
-  nibble::mlp_backward({pass.recorder, config_, weights_, linears, pass.stream, pass.rope}, layer,
+  nibble::mlp_backward(at(pass, linears, layer), layer,
                        activations_of(layer, pass.stream.tokens), first_tokens(scratch_, config_, pass.stream.tokens), dx);
 }
 

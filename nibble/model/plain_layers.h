@@ -25,6 +25,7 @@ class PlainLayers : public Layers {
 
  private:
   LinearContext linear(const LayerPass& pass);
+  LayerContext at(const LayerPass& pass, const LinearContext& linears, std::uint32_t layer) const;
   LayerActivations activations_of(std::uint32_t layer, std::uint32_t tokens) const;
 
   ModelConfig config_;

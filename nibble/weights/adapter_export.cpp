@@ -90,6 +90,7 @@ void check_vllm(const AdapterExport& options, ExportedAdapter& exported) {
 
 void check_gguf(const fs::path& adapter, ExportedAdapter& exported) {
   const LoraConfig& config = exported.adapter.config;
+  check_for_llama_cpp(exported.config, adapter.string());
   exported.notes = llama_cpp_notes(exported.config);
   check<DataError>(config.lora_alpha != 0, adapter.string(),
                    "The adapter's lora_alpha is 0, which llama.cpp reads as a scaling of 1.");

@@ -105,7 +105,7 @@ void read_rope(const JsonObject& json, ModelConfig& config) {
   const auto scaling = json.object("rope_scaling"), parameters = json.object("rope_parameters");
   check<DataError>(!is_given(scaling) || !is_given(parameters) || without_theta(*scaling) == without_theta(*parameters), json.origin(),
                    "\"rope_scaling\" and \"rope_parameters\" differ; only one of them may be given.");
-  config.rope.theta = static_cast<float>(json.number("rope_theta", theta, 10000.0));
+  config.rope.theta = static_cast<float>(json.number("rope_theta", theta, config.family.rope_theta));
   for (const auto* key : {"rope_scaling", "rope_parameters"}) {
     const auto rope = json.object(key);
     if (!rope) continue;
@@ -119,6 +119,19 @@ void read_rope(const JsonObject& json, ModelConfig& config) {
   }
 }
 
+// A list says of each layer whether it rotates; without one an interval does.
+void read_nope(const JsonObject& json, ModelConfig& config) {
+  if (config.family.nope_interval == 0) return;
+  const auto rotating = json.integers("no_rope_layers", {0, 1});
+  if (json.has("no_rope_layers") && rotating.size() < config.num_layers) {
+    json.fail_key("no_rope_layers", fmt::format("a list of at least {} numbers, one a layer", config.num_layers));
+  }
+  const std::uint32_t interval = size(json, "no_rope_layer_interval", count, config.family.nope_interval);
+  for (std::uint32_t layer = 0; layer < config.num_layers; ++layer) {
+    config.nope.push_back(rotating.empty() ? (layer + 1) % interval == 0 : rotating[layer] == 0);
+  }
+}
+
 // Null is none; Mistral's class takes a window where the key is missing.
 void read_window(const JsonObject& json, ModelConfig& config) {
   if (!config.family.sliding_window) return;
@@ -126,10 +139,14 @@ void read_window(const JsonObject& json, ModelConfig& config) {
   config.sliding_window = missing ? config.family.window : size(json, "sliding_window", {1, 1 << 24}, 0);
 }
 
-// Qwen's classes have windows from layer max_window_layers on; a list of layer_types is what counts where there is one.
+// Qwen's classes have windows from layer max_window_layers on, SmolLM3's in layers that do not rotate; a list of layer_types is what
+// counts where there is one.
 bool some_layers_have_windows(const JsonObject& json, const ModelConfig& config) {
   constexpr std::int64_t class_default = 28;
   if (!json.boolean("use_sliding_window", false) || json.has("layer_types")) return false;
+  if (config.family.nope_interval > 0) {
+    return json.has("sliding_window") && std::find(config.nope.begin(), config.nope.end(), true) != config.nope.end();
+  }
   if (json.json().contains("sliding_window") && !json.has("sliding_window")) return false;
   return json.integer("max_window_layers", {0, 1 << 12}, class_default) < config.num_layers;
 }
@@ -140,8 +157,8 @@ void refuse_what_is_not_supported(const JsonObject& json, const ModelConfig& con
     if (json.boolean(bias, false)) json.fail_key(bias, "false");
   }
   if (some_layers_have_windows(json, config)) {
-    json.fail_key("use_sliding_window", fmt::format("false, or \"max_window_layers\" at least {}, as windows in some layers alone are not supported",
-                                                    config.num_layers));
+    const std::string otherwise = config.family.nope_interval > 0 ? "" : fmt::format(", or \"max_window_layers\" at least {}", config.num_layers);
+    json.fail_key("use_sliding_window", fmt::format("false{}, as windows in some layers alone are not supported", otherwise));
   }
   if (json.number("partial_rotary_factor", {0.0, 1.0}, 1.0) != 1.0) json.fail_key("partial_rotary_factor", "1");
   if (const auto quantised = json.object("quantization_config")) {
@@ -209,8 +226,9 @@ ModelConfig parse_model_config(const JsonObject& json, const JsonObject* generat
   config.family = *family;
   read_sizes(json, config);
   read_window(json, config);
+  read_nope(json, config);
   config.rms_norm_eps = static_cast<float>(json.number("rms_norm_eps", {1e-12, 1.0}, 1e-6));
-  config.tie_word_embeddings = json.boolean("tie_word_embeddings", false);
+  config.tie_word_embeddings = json.boolean("tie_word_embeddings", config.family.tied);
   read_rope(json, config);
   refuse_what_is_not_supported(json, config);
   config.eos_token_ids = read_ids(json, "eos_token_id", config.vocab_size);

@@ -47,10 +47,13 @@ struct ModelConfig {
   std::uint32_t max_position_embeddings = 0;
   float rms_norm_eps = 0;
   RopeConfig rope;
+  std::vector<bool> nope;                    // by layer: queries and keys are not rotated; empty: none is so
   std::uint32_t sliding_window = 0;          // keys that a query meets at most, its own included; 0: all before it
   bool tie_word_embeddings = false;          // the head is the embedding
   std::vector<std::uint32_t> eos_token_ids;  // of generation_config.json where it has some
   GenerationDefaults generation;
+
+  bool rotates(std::uint32_t layer) const { return nope.empty() || !nope[layer]; }
 };
 
 // Reads config.json, as transformers 4 or 5 writes it, and generation_config.json where there is one, or what a GGUF file says in

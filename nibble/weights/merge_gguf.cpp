@@ -138,7 +138,7 @@ class GgufModelWriter {
 
   MergeNorms write_tensor(TensorSpec tensor, const GgufSpec& spec, GgufWriter& writer) {
     const bool rotated = spec.name.ends_with("attn_q.weight") || spec.name.ends_with("attn_k.weight");
-    const bool in_other_order = rotated && gguf_architecture(merger_.config()) == "llama";
+    const bool in_other_order = rotated && merger_.config().family.interleaved_in_gguf;
     tensor.dtype = DType::f32;
     BlockMaker maker(tensor, spec.type);
     std::vector<std::byte> whole;

@@ -51,7 +51,7 @@ TEST(Parity, WithGradientCheckpointing) { expect_parity({.activations = {Activat
 TEST(Parity, WithSmallHeadChunks) { expect_parity({.head_chunk = 64}); }
 TEST(Parity, WithAHeadThatIsTrained) { expect_parity({.head_chunk = 64, .train_head = true}); }
 TEST(Parity, OfOtherFamilies) {
-  for (const char* family : {"llama", "mistral", "qwen2"}) {
+  for (const char* family : {"llama", "mistral", "qwen2", "smollm3"}) {
     SCOPED_TRACE(family);
     expect_parity({.family = family});
     expect_parity({.family = family, .activations = {Activations::recompute}});

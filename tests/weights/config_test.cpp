@@ -88,6 +88,51 @@ TEST(ModelConfig, FillsInWhatIsAbsent) {
   EXPECT_TRUE(config.eos_token_ids.empty());
 }
 
+// SmolLM3: which layers rotate is a list or an interval, and keys that are left out stand for other values than elsewhere.
+TEST(ModelConfig, KnowsLayersThatDoNotRotate) {
+  auto json = qwen3_4b();
+  EXPECT_TRUE(parse(json).nope.empty());
+  json["model_type"] = "smollm3";
+  for (const auto* key : {"num_key_value_heads", "head_dim", "max_position_embeddings", "rope_theta", "tie_word_embeddings"}) json.erase(key);
+  json["num_hidden_layers"] = 6;
+  const auto config = parse(json);
+  EXPECT_EQ(config.nope, (std::vector<bool>{false, false, false, true, false, false}));
+  EXPECT_FALSE(config.rotates(3));
+  EXPECT_TRUE(config.rotates(4));
+  EXPECT_EQ(config.num_kv_heads, 4u);
+  EXPECT_EQ(config.head_dim, 80u);
+  EXPECT_EQ(config.max_position_embeddings, 32768u);
+  EXPECT_EQ(config.rope.theta, 2e6f);
+  EXPECT_TRUE(config.tie_word_embeddings);
+  json["no_rope_layer_interval"] = 2;
+  EXPECT_EQ(parse(json).nope, (std::vector<bool>{false, true, false, true, false, true}));
+  json["no_rope_layers"] = {1, 1, 0, 0, 1, 1, 0};
+  EXPECT_EQ(parse(json).nope, (std::vector<bool>{false, false, true, true, false, false})) << "more than there are layers";
+  json["no_rope_layers"] = {1, 0, 1};
+  expect_error<DataError>([&] { parse(json); }, "\"no_rope_layers\"", "at least 6 numbers");
+  json["no_rope_layers"] = {1, 1, 2, 0, 1, 1};
+  expect_error<DataError>([&] { parse(json); }, "\"no_rope_layers\"", "from 0 to 1");
+  json["no_rope_layers"] = Json::array();
+  expect_error<DataError>([&] { parse(json); }, "\"no_rope_layers\"", "at least 6 numbers");
+  json.erase("no_rope_layers");
+  json["no_rope_layer_interval"] = 0;
+  expect_error<DataError>([&] { parse(json); }, "\"no_rope_layer_interval\"", "from 1");
+}
+
+TEST(ModelConfig, RefusesWindowsOfLayersThatDoNotRotate) {
+  auto json = qwen3_4b();
+  json["model_type"] = "smollm3";
+  json["use_sliding_window"] = true;
+  EXPECT_NO_THROW(parse(json)) << "no width is given";
+  json["sliding_window"] = 4096;
+  expect_error<DataError>([&] { parse(json); }, "\"use_sliding_window\" must be false, as windows in some layers alone");
+  json["no_rope_layers"] = std::vector<int>(36, 1);
+  EXPECT_NO_THROW(parse(json));
+  json["layer_types"] = std::vector<std::string>(36, "full_attention");
+  json["layer_types"][3] = "sliding_attention";
+  expect_error<DataError>([&] { parse(json); }, "sliding_attention");
+}
+
 // Where config.json says little, each family has what its class of transformers has.
 TEST(ModelConfig, FamiliesDiffer) {
   auto json = qwen3_4b();
@@ -174,7 +219,7 @@ TEST(ModelConfig, RefusesWhatItCannotCompute) {
     const char* part;
   };
   for (const auto& [key, value, part] : std::initializer_list<Case>{
-           {"model_type", "\"gemma\"", "one of \"qwen3\", \"qwen2\", \"llama\", \"mistral\", the families that are supported; found \"gemma\""},
+           {"model_type", "\"gemma\"", "one of \"qwen3\", \"qwen2\", \"llama\", \"mistral\", \"smollm3\", the families that are supported; found \"gemma\""},
            {"model_type", "null", "absent"},
            {"hidden_act", "\"gelu\"", "\"silu\"; found \"gelu\""},
            {"attention_bias", "true", "must be false"},
