@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/kernels/qkv_attention.h"
+#include "nibble/model/expert_mlp.h"
 #include "nibble/model/rope.h"
 #include "nibble/model/stream.h"
 #include "nibble/weights/config.h"
@@ -49,6 +50,7 @@ class DecodeLayers {
   std::uint32_t rank_;
   Room room_;
   QkvAttentionRoom attention_;
+  std::optional<ExpertMlp> experts_;  // where the model has them
 };
 
 }  // namespace nibble

@@ -54,9 +54,10 @@ std::uint32_t few_of(const ModelConfig& config, const GeneratorOptions& options)
   return std::min(vec_rows, std::max(capacity_of(config, options), options.sequences));
 }
 
+// Adapters of experts are allowed for wherever there are some.
 LayersOptions layers_options(ProductPath path, std::uint32_t tokens, std::uint32_t rank) {
   return {.path = path, .residency = {}, .max_tokens = tokens, .rank = rank, .trainable = false,
-          .activations = {Activations::recompute}};
+          .activations = {Activations::recompute}, .expert_adapters = rank > 0};
 }
 
 }  // namespace

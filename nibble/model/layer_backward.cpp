@@ -65,11 +65,9 @@ class LayerBackward {
 
 }  // namespace
 
-void layer_backward(const LayerContext& context, std::uint32_t layer, const Tensor& input,
-                    const LayerActivations& activations, const Scratch& scratch, const Tensor& dx, bool input_gradient) {
-  LayerBackward backward(context, layer, activations, scratch);
-  backward.mlp(dx);
-  backward.attention(input, dx, input_gradient);
+void attention_backward(const LayerContext& context, std::uint32_t layer, const Tensor& input,
+                        const LayerActivations& activations, const Scratch& scratch, const Tensor& dx, bool input_gradient) {
+  LayerBackward(context, layer, activations, scratch).attention(input, dx, input_gradient);
 }
 
 void mlp_backward(const LayerContext& context, std::uint32_t layer, const LayerActivations& activations,

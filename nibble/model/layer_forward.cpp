@@ -8,7 +8,7 @@
 
 namespace nibble {
 
-void recompute_attention(const LayerContext& context, std::uint32_t layer, const Tensor& input, LayerActivations& a,
+void attention_forward(const LayerContext& context, std::uint32_t layer, const Tensor& input, LayerActivations& a,
                        const Scratch& scratch) {
   auto& rec = context.recorder;
   const LayerWeights& weights = context.weights.layers[layer];
@@ -40,12 +40,6 @@ void recompute_attention(const LayerContext& context, std::uint32_t layer, const
   as_operand(rec, a.attention, a.attention_packed);
   rec.copy(input, a.middle);
   project(Projection::o, a.attention_packed, a.middle, true);
-}
-
-void layer_forward(const LayerContext& context, std::uint32_t layer, const Tensor& input, LayerActivations& a,
-                   const Scratch& scratch, const Tensor& output) {
-  recompute_attention(context, layer, input, a, scratch);
-  mlp_forward(context, layer, a, output);
 }
 
 namespace {

@@ -36,6 +36,7 @@ struct LayersOptions {
   bool trainable = true;       // room for the backward pass
   ActivationChoices activations = {};  // of the backward pass
   bool lora_dropout = false;   // passes may drop inputs of the adapters
+  bool expert_adapters = false;  // projections of experts have adapters
 };
 
 // All layers of a model with the room that their passes need: two ways to run the same layers, by what the adapter has.

@@ -15,11 +15,11 @@ LayerInputsOptions layer_inputs_options(const ModelOptions& options) {
   return {.max_tokens = options.max_tokens, .trainable = options.trainable, .offloaded = options.trainable ? options.offloaded_inputs : 0};
 }
 
-LayersOptions layers_options(const ModelOptions& options, std::uint32_t rank) {
+LayersOptions layers_options(const ModelOptions& options, std::uint32_t rank, bool expert_adapters) {
   return {.path = options.path, .residency = options.residency, .one_decoded_room = options.one_decoded_room,
           .max_tokens = options.max_tokens, .rank = rank, .trainable = options.trainable,
           .activations = options.trainable ? options.activations : ActivationChoices{Activations::recompute},
-          .lora_dropout = options.lora_dropout};
+          .lora_dropout = options.lora_dropout, .expert_adapters = expert_adapters};
 }
 
 HeadOptions head_options(const ModelOptions& options) {
@@ -50,7 +50,7 @@ Model::Model(const ModelState& state, const ModelOptions& options)
       options_(of_state(options, state)),
       adapters_(state.has_lora() ? &state.lora_mirror() : nullptr),
       lora_(adapters_ ? adapters_->on_device() : nullptr),
-      layers_(make_layers(device_, config_, weights_, lora_, layers_options(options_, lora_ ? lora_->rank : 0))),
+      layers_(make_layers(device_, config_, weights_, lora_, layers_options(options_, lora_ ? lora_->rank : 0, lora_ && adapts_experts(config_, state.lora_config())))),
       streams_(device_, options.max_tokens, config_.sliding_window),
       head_(device_, config_, weights_, head_options(options_)),
       inputs_(device_, config_, layer_inputs_options(options_)) {

@@ -24,6 +24,29 @@ std::uint32_t size(const JsonObject& json, std::string_view key, JsonObject::Int
   return static_cast<std::uint32_t>(json.integer(key, range, otherwise));
 }
 
+// transformers has two names for how many experts there are. All layers must have them.
+void read_experts(const JsonObject& json, ModelConfig& config) {
+  if (!config.family.experts) return;
+  const char* key = json.has("num_experts") ? "num_experts" : "num_local_experts";
+  ExpertConfig& experts = config.experts;
+  experts.count = size(json, key, {1, 1024}, 128);
+  experts.per_token = size(json, "num_experts_per_tok", {1, experts.count}, std::min(8u, experts.count));
+  experts.intermediate_size = size(json, "moe_intermediate_size", width, 768);
+  experts.normalised = json.boolean("norm_topk_prob", false);
+  if (json.integer("decoder_sparse_step", {0, INT32_MAX}, 1) != 1) {
+    json.fail_key("decoder_sparse_step", "1, as layers without experts between those that have them are not supported");
+  }
+  if (!json.integers("mlp_only_layers", {0, INT32_MAX}).empty()) {
+    json.fail_key("mlp_only_layers", "empty, as layers without experts between those that have them are not supported");
+  }
+  for (const auto& [name, value] : {std::pair{"hidden_size", config.hidden_size}, {"moe_intermediate_size", experts.intermediate_size}}) {
+    if (value % 8 != 0) json.fail_key(name, "a multiple of 8, as experts in NF4 are read by eight values");
+  }
+  const std::uint64_t elements = std::uint64_t{experts.count} * experts.intermediate_size * config.hidden_size;
+  check<DataError>(elements <= UINT32_MAX, json.origin(), "The {} experts of a layer have {} elements a projection; at most {} can be counted.",
+                   experts.count, elements, UINT32_MAX);
+}
+
 // What attention's kernels compute.
 void check_head_dim(const JsonObject& json, const ModelConfig& config) {
   if (config.head_dim % 16 == 0 && config.head_dim <= 256) return;
@@ -46,9 +69,10 @@ void read_sizes(const JsonObject& json, ModelConfig& config) {
   const Family& family = config.family;
   config.num_kv_heads = size(json, "num_key_value_heads", count, default_kv_heads(json, config));
   config.head_dim = size(json, "head_dim", {2, 1 << 12}, family.head_dim ? family.head_dim : std::max(1u, config.hidden_size / config.num_heads));
-  config.intermediate_size = size(json, "intermediate_size", width);
+  config.intermediate_size = family.experts ? size(json, "intermediate_size", width, 6144) : size(json, "intermediate_size", width);
   config.max_position_embeddings = size(json, "max_position_embeddings", {1, 1 << 24}, family.max_position_embeddings);
   check_head_dim(json, config);
+  read_experts(json, config);
   if (config.num_heads % config.num_kv_heads != 0) {
     json.fail_key("num_key_value_heads", fmt::format("a divisor of num_attention_heads ({})", config.num_heads));
   }
@@ -264,16 +288,21 @@ ProjectionDims projection_dims(const ModelConfig& config, Projection projection)
   const std::uint32_t hidden = config.hidden_size;
   const std::uint32_t heads = config.num_heads * config.head_dim;
   const std::uint32_t kv_heads = config.num_kv_heads * config.head_dim;
+  const std::uint32_t intermediate = config.has_experts() ? config.experts.intermediate_size : config.intermediate_size;
   switch (projection) {
     case Projection::q: return {heads, hidden};
     case Projection::k:
     case Projection::v: return {kv_heads, hidden};
     case Projection::o: return {hidden, heads};
     case Projection::gate:
-    case Projection::up: return {config.intermediate_size, hidden};
-    case Projection::down: return {hidden, config.intermediate_size};
+    case Projection::up: return {intermediate, hidden};
+    case Projection::down: return {hidden, intermediate};
   }
   return {};
+}
+
+std::span<const Projection> single_projections(const ModelConfig& config) {
+  return std::span(all_projections).first(config.has_experts() ? static_cast<std::size_t>(Projection::gate) : all_projections.size());
 }
 
 }  // namespace nibble

@@ -23,7 +23,8 @@ struct Family {
   std::uint32_t window;
   std::uint32_t nope_interval = 0;  // of so many layers the last does not rotate queries and keys (NoPE), where config.json does not say; 0: all do
   float rope_theta = 10000;
-  bool tied = false;  // tie_word_embeddings
+  bool tied = false;     // tie_word_embeddings
+  bool experts = false;  // the MLP of each layer is a mixture of experts
 };
 
 inline constexpr std::array families{
@@ -32,6 +33,7 @@ inline constexpr std::array families{
     Family{"llama", "LlamaForCausalLM", false, false, false, true, 0, 0, 2048, 0},
     Family{"mistral", "MistralForCausalLM", false, false, true, true, 0, 8, 131072, 4096},
     Family{"smollm3", "SmolLM3ForCausalLM", false, false, false, true, 0, 4, 32768, 0, 4, 2e6f, true},
+    Family{"qwen3_moe", "Qwen3MoeForCausalLM", true, false, false, false, 0, 4, 32768, 0, 0, 10000, false, true},
 };
 
 // Null where there is none of that name.

@@ -55,6 +55,8 @@ std::string gguf_architecture(const ModelConfig& config) {
 }
 
 void check_for_llama_cpp(const ModelConfig& config, const std::string& where) {
+  check<DataError>(!config.has_experts(), where, "The model is a mixture of experts ({}), which is not written as GGUF; write a folder instead.",
+                   config.model_type);
   constexpr std::uint32_t interval = 4;
   for (std::uint32_t layer = 0; layer < config.nope.size(); ++layer) {
     check<DataError>(config.nope[layer] == ((layer + 1) % interval == 0), where,

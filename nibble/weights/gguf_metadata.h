@@ -12,8 +12,8 @@ std::string gguf_architecture(const ModelConfig& config);
 // config has something that llama.cpp would not read.
 GgufMetadata gguf_model_metadata(const ModelConfig& config, const fs::path& model, GgmlType matrices);
 
-// Refuses, in the name of `where`, a model that llama.cpp computes otherwise throughout: it does not rotate every fourth layer of
-// SmolLM3, whatever the config says, and applies no divisors of Llama 3 to it. DataError.
+// Refuses, in the name of `where`, a model that llama.cpp computes otherwise throughout (it does not rotate every fourth layer of
+// SmolLM3, whatever the config says, and applies no divisors of Llama 3 to it), and mixtures of experts. DataError.
 void check_for_llama_cpp(const ModelConfig& config, const std::string& where);
 
 // What llama.cpp computes otherwise than this model, in full sentences: it applies no sliding window to the

@@ -168,6 +168,7 @@ class GgufModelWriter {
 }  // namespace
 
 void write_merged_gguf(const MergeOptions& options, const Merger& merger, MergeResult& result) {
+  check_for_llama_cpp(merger.config(), options.model.string());
   GgufModelWriter writer(options, merger);
   result.norms = writer.write();
   result.saved = {.files = 1, .bytes = writer.bytes()};

@@ -183,9 +183,9 @@ TEST(Generator, FillsItsCapacityAndNoMore) {
   EXPECT_EQ(Generator(state, {.capacity = 1u << 30}).capacity(), 1024u);
 }
 
-// Rope that is stretched, biases, a window of 16 keys, which the text outgrows, and a layer that does not rotate.
+// Rope that is stretched, biases, a window of 16 keys, which the text outgrows, a layer that does not rotate, and experts.
 TEST(Generator, OtherFamiliesGiveTheTrainingForwardsLogits) {
-  for (const std::string family : {"llama", "mistral", "qwen2", "smollm3"}) {
+  for (const std::string family : {"llama", "mistral", "qwen2", "smollm3", "qwen3-moe"}) {
     const std::string folder = test::source_path("tests/golden/" + family);
     const ModelState state = ModelState::load(test::device(), folder + "/model", {.adapter = folder + "/adapter_nonzero", .trainable = false});
     Tokens tokens = golden_row(0);

@@ -133,6 +133,56 @@ TEST(ModelConfig, RefusesWindowsOfLayersThatDoNotRotate) {
   expect_error<DataError>([&] { parse(json); }, "sliding_attention");
 }
 
+TEST(ModelConfig, KnowsMixturesOfExperts) {
+  Json json = read_json_file(test::source_path("tests/golden/qwen3-moe/model/config.json"));
+  const auto config = parse(json);
+  EXPECT_TRUE(config.has_experts());
+  EXPECT_EQ(config.experts.count, 4u);
+  EXPECT_EQ(config.experts.per_token, 2u);
+  EXPECT_EQ(config.experts.intermediate_size, 8u);
+  EXPECT_TRUE(config.experts.normalised);
+  EXPECT_TRUE(config.family.qk_norm);
+  EXPECT_EQ(matrices_of(config, Projection::o), 1u);
+  EXPECT_EQ(matrices_of(config, Projection::gate), 4u);
+  EXPECT_EQ(projection_dims(config, Projection::down).out, 64u);
+  EXPECT_EQ(projection_dims(config, Projection::down).in, 8u);
+  EXPECT_EQ(single_projections(config).size(), 4u);
+  EXPECT_EQ(module_names(4, 1, Projection::up)[3], "model.layers.1.mlp.experts.3.up_proj");
+  EXPECT_EQ(module_names(4, 1, Projection::q), std::vector<std::string>{"model.layers.1.self_attn.q_proj"});
+  EXPECT_EQ(module_names(0, 1, Projection::up), std::vector<std::string>{"model.layers.1.mlp.up_proj"});
+  json["num_experts"] = 6;  // as transformers 4 calls it
+  json.erase("num_local_experts");
+  json.erase("intermediate_size");
+  EXPECT_EQ(parse(json).experts.count, 6u);
+  for (const auto* key : {"num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "head_dim"}) json.erase(key);
+  const auto usual = parse(json);
+  EXPECT_EQ(usual.experts.count, 128u);
+  EXPECT_EQ(usual.experts.per_token, 8u);
+  EXPECT_EQ(usual.experts.intermediate_size, 768u);
+  EXPECT_FALSE(usual.experts.normalised);
+  EXPECT_EQ(usual.head_dim, 16u);
+  EXPECT_FALSE(parse(qwen3_4b()).has_experts());
+}
+
+TEST(ModelConfig, RefusesMixturesThatAreNotComputed) {
+  const Json golden = read_json_file(test::source_path("tests/golden/qwen3-moe/model/config.json"));
+  const auto refuse = [&](const char* key, const Json& value, auto... parts) {
+    Json json = golden;
+    json[key] = value;
+    expect_error<DataError>([&] { parse(json); }, std::string("\"") + key + "\"", parts...);
+  };
+  refuse("num_experts_per_tok", 5, "from 1 to 4", "found 5");
+  refuse("num_local_experts", 0, "from 1 to 1024");
+  refuse("num_experts", 1 << 20, "from 1 to 1024");
+  refuse("decoder_sparse_step", 2, "layers without experts");
+  refuse("mlp_only_layers", {1}, "layers without experts");
+  refuse("moe_intermediate_size", 12, "a multiple of 8");
+  Json large = golden;
+  large["num_local_experts"] = 1024;
+  large["moe_intermediate_size"] = 1 << 16;
+  expect_error<DataError>([&] { parse(large); }, "1024 experts", "4294967296 elements");
+}
+
 // Where config.json says little, each family has what its class of transformers has.
 TEST(ModelConfig, FamiliesDiffer) {
   auto json = qwen3_4b();
@@ -219,7 +269,7 @@ TEST(ModelConfig, RefusesWhatItCannotCompute) {
     const char* part;
   };
   for (const auto& [key, value, part] : std::initializer_list<Case>{
-           {"model_type", "\"gemma\"", "one of \"qwen3\", \"qwen2\", \"llama\", \"mistral\", \"smollm3\", the families that are supported; found \"gemma\""},
+           {"model_type", "\"gemma\"", "one of \"qwen3\", \"qwen2\", \"llama\", \"mistral\", \"smollm3\", \"qwen3_moe\", the families that are supported; found \"gemma\""},
            {"model_type", "null", "absent"},
            {"hidden_act", "\"gelu\"", "\"silu\"; found \"gelu\""},
            {"attention_bias", "true", "must be false"},
