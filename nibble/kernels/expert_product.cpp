@@ -8,6 +8,8 @@ namespace nibble {
 namespace {
 
 constexpr std::uint32_t tile_columns = 64;
+constexpr std::uint32_t few_rows = 64;             // which expert_vec.wgsl takes each by itself
+constexpr std::uint32_t most_vec_columns = 65535;  // of its grid
 
 struct ProductParams {
   std::uint32_t outputs, inputs, first_expert, bound_experts;
@@ -46,6 +48,26 @@ gpu::Kernel product_kernel(gpu::Device& device, const ExpertProduct& op, bool tu
   return nibble::kernel(device, "expert_product", prelude, {"nf4_codes", nf4 ? "expert_nf4" : "expert_f32"}, turned ? "nn" : "nt");
 }
 
+// What of a product is taken otherwise where there are few rows.
+struct Way {
+  gpu::Kernel kernel;
+  Tensor table;
+  gpu::Grid grid;
+};
+
+Way way_of(gpu::Device& device, const ExpertProduct& op, bool turned) {
+  const std::uint32_t columns = op.y.dim(1);
+  if (turned || op.w.values || op.rows.slots > few_rows || columns > most_vec_columns) {
+    return {product_kernel(device, op, turned), op.rows.tiles, {tiles_of(columns), op.rows.tiles.dim(0)}};
+  }
+  const bool software = device.info().type == gpu::AdapterType::software;
+  const std::uint32_t outputs = software ? 1 : 8;
+  gpu::Prelude prelude;
+  prelude.constant("LANES", software ? 8u : 32u).constant("OUTPUTS", outputs).constant("BY_TOKEN", op.by_token);
+  prelude.constant("PER_TOKEN", op.rows.per_token).constant("ACCUMULATE", op.accumulate).text(nf4_codes_text());
+  return {nibble::kernel(device, "expert_vec", prelude, {"nf4_codes"}), op.rows.expert, {(columns + outputs - 1) / outputs, op.rows.slots}};
+}
+
 void record_product(gpu::Recorder& recorder, const ExpertProduct& op, bool turned) {
   auto& device = recorder.device();
   const std::string_view where = turned ? "expert_product_nn" : "expert_product_nt";
@@ -53,7 +75,7 @@ void record_product(gpu::Recorder& recorder, const ExpertProduct& op, bool turne
   expect_shape(op.x, DType::f32, {x_rows(op.rows, op.by_token), inner}, where, "x");
   expect_shape(op.y, DType::f32, {op.rows.slots, columns}, where, "y");
   check_weight(where, op, outputs, inputs);
-  const auto kernel = product_kernel(device, op, turned);
+  const Way way = way_of(device, op, turned);
   const std::uint64_t count = std::uint64_t{outputs} * inputs;
   const bool nf4 = !op.w.values;
   const std::uint64_t w_bytes = nf4 ? count / 2 : 4 * count, absmax_bytes = nf4 ? count / nf4_block * 4 : 0;
@@ -66,10 +88,10 @@ void record_product(gpu::Recorder& recorder, const ExpertProduct& op, bool turne
     const Tensor w = nf4 ? of(op.w.nf4.packed, w_bytes / size_of(op.w.nf4.packed.dtype())) : of(op.w.values, count);
     const Tensor absmax = nf4 ? of(op.w.nf4.absmax, count / nf4_block) : w;
     const double share = static_cast<double>(experts) / op.rows.experts;
-    recorder.dispatch(kernel,
-                      {gpu::read(op.x), gpu::read(w), gpu::read(absmax), gpu::read(op.rows.tiles), gpu::read(op.rows.slot_of_row),
+    recorder.dispatch(way.kernel,
+                      {gpu::read(op.x), gpu::read(w), gpu::read(absmax), gpu::read(way.table), gpu::read(op.rows.slot_of_row),
                        gpu::read_write(op.y)},
-                      ProductParams{outputs, inputs, part.begin, experts, op.scaling}, {tiles_of(columns), op.rows.tiles.dim(0)},
+                      ProductParams{outputs, inputs, part.begin, experts, op.scaling}, way.grid,
                       {.bytes = share * static_cast<double>(op.x.bytes() + op.y.bytes()) + static_cast<double>(w.bytes()),
                        .flops = share * 2.0 * inner * static_cast<double>(op.y.size())});
   }

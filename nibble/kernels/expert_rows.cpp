@@ -48,7 +48,7 @@ ExpertRows record(gpu::Recorder& recorder, const ExpertSort& op) {
         tile_rows, least_tile_rows, most_tile_rows);
   const std::uint32_t tiles = expert_tiles(op.experts, slots, tile_rows);
   const ExpertRows rows{.experts = op.experts, .per_token = op.expert.dim(1), .slots = slots, .tile_rows = tile_rows,
-                        .begin = op.room.begin.view({op.experts + 1}), .row_of_slot = op.room.row_of_slot.view({slots}),
+                        .expert = op.expert, .begin = op.room.begin.view({op.experts + 1}), .row_of_slot = op.room.row_of_slot.view({slots}),
                         .slot_of_row = op.room.slot_of_row.view({slots}), .tiles = op.room.tiles.view({tiles, 3})};
   gpu::Prelude prelude;
   prelude.constant("WORKGROUP", sort_lanes(device)).constant("TILE_ROWS", tile_rows);

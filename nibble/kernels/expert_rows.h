@@ -10,6 +10,7 @@ namespace nibble {
 struct ExpertRows {
   std::uint32_t experts = 0, per_token = 0, slots = 0;
   std::uint32_t tile_rows = 0;  // of a tile at most, a multiple of least_tile_rows
+  Tensor expert;                // (T, k) that were sorted
   Tensor begin;                 // (E + 1) the first row of each expert, and S
   Tensor row_of_slot;           // (S)
   Tensor slot_of_row;           // (S)

@@ -20,9 +20,9 @@ struct Case {
   bool nf4;
 };
 
-// Tiles of 16 rows and of 64, begun and whole; columns within a block of 64 and beyond; sums that end within a step.
+// Few rows, tiles of 16 rows and of 64, begun and whole; columns within a block of 64 and beyond; sums that end within a step.
 const Case cases[] = {{1, 3, 2, 8, 8, true},      {5, 4, 2, 24, 40, true},   {90, 3, 2, 72, 128, true}, {300, 2, 1, 64, 64, true},
-                      {5, 4, 2, 3, 17, false},    {90, 3, 2, 5, 70, false},  {40, 6, 3, 130, 6, false}, {1, 128, 8, 16, 64, true}};
+                      {5, 4, 2, 3, 17, false},    {90, 3, 2, 5, 70, false},  {40, 6, 3, 130, 6, false}, {1, 128, 8, 16, 64, true}, {90, 30, 2, 24, 40, true}};
 
 // Weights of all experts, and the values that they have.
 struct TestWeights {
