@@ -28,12 +28,18 @@ std::uint64_t BaseTensor::numel() const {
   return std::accumulate(shape.begin(), shape.end(), std::uint64_t{1}, [](auto product, auto size) { return product * static_cast<std::uint64_t>(size); });
 }
 
-bool is_projection(std::string_view name, const Shape& shape) {
-  return shape.size() == 2 && name != embedding_tensor_name && name != head_tensor_name && !name.ends_with(".mlp.gate.weight");
+namespace {
+
+bool is_matrix_of_layer(std::string_view name, const Shape& shape) {
+  return shape.size() == 2 && name != embedding_tensor_name && name != head_tensor_name;
 }
 
+}  // namespace
+
+bool is_projection(std::string_view name, const Shape& shape) { return is_matrix_of_layer(name, shape) && !name.ends_with(".mlp.gate.weight"); }
+
 std::optional<BnbMatrix> quantised(const Checkpoint& checkpoint, const BaseTensor& tensor) {
-  if (!is_projection(tensor.name, tensor.shape) || !checkpoint.has(tensor.name)) return std::nullopt;
+  if (!is_matrix_of_layer(tensor.name, tensor.shape) || !checkpoint.has(tensor.name)) return std::nullopt;
   return bnb_matrix(checkpoint, tensor.name, static_cast<std::uint32_t>(tensor.shape[0]), static_cast<std::uint32_t>(tensor.shape[1]));
 }
 

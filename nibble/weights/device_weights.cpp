@@ -42,8 +42,20 @@ gpu::Tensor load_vector(gpu::Device& device, const Checkpoint& checkpoint, const
   return device.tensor<float>(DType::f32, {static_cast<std::uint32_t>(values.size())}, values, name);
 }
 
+// transformers 4 has bitsandbytes quantise routers too; what it restores is the router then.
 gpu::Tensor load_router(gpu::Device& device, const Checkpoint& checkpoint, const ModelConfig& config, std::uint32_t layer) {
-  const auto values = checkpoint.read_as_f32(router_tensor_name(layer));
+  const std::string name = router_tensor_name(layer);
+  const std::uint32_t count = config.experts.count, hidden = config.hidden_size;
+  std::vector<float> values;
+  if (const auto bnb = bnb_matrix(checkpoint, name, count, hidden)) {
+    std::vector<std::uint8_t> codes(nf4_packed_bytes(std::size_t{count} * hidden));
+    std::vector<float> absmax(nf4_blocks(std::size_t{count} * hidden));
+    read_bnb(*bnb, 0, codes, absmax);
+    values.resize(std::size_t{count} * hidden);
+    nf4_dequantize(codes, absmax, values);
+  } else {
+    values = checkpoint.read_as_f32(name);
+  }
   return device.tensor<float>(DType::f32, {config.experts.count, config.hidden_size}, values, "router");
 }
 

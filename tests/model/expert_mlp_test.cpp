@@ -1,7 +1,11 @@
 #include "nibble/model/expert_mlp.h"
 
 #include "nibble/base/error.h"
+#include "nibble/base/nf4_table.h"
+#include "nibble/io/safetensors.h"
 #include "nibble/model/model.h"
+#include "nibble/quant/nf4.h"
+#include "nibble/weights/bnb.h"
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
@@ -83,6 +87,53 @@ TEST(ExpertMlp, StreamedLayersGiveTheSameBits) {
   const ModelState streamed = ModelState::load(test::device(), folder + "/model",
                                                {.path = ProductPath::f32, .adapter = folder + "/adapter_nonzero", .residency = {Residency::streamed, Residency::streamed}});
   EXPECT_EQ(gradients(streamed, batch, {}, 0.01f), resident);
+}
+
+// The model's folder with a router as bitsandbytes stores it, as one does that transformers 4 has quantised.
+void quantise_router(const std::filesystem::path& from, const std::filesystem::path& to, const std::string& name, std::vector<float>& restored) {
+  const Checkpoint whole(from);
+  const auto values = whole.read_as_f32(name);
+  std::vector<std::uint8_t> codes(nf4_packed_bytes(values.size()));
+  std::vector<float> absmax(nf4_blocks(values.size()));
+  nf4_quantize(DType::f32, std::as_bytes(std::span(values)), codes, absmax);
+  restored.resize(values.size());
+  nf4_dequantize(codes, absmax, restored);
+  const std::string state = R"({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [4, 64]})";
+  const std::map<std::string, std::pair<TensorSpec, std::span<const std::byte>>> own = {
+      {name, {{name, DType::u8, {static_cast<std::int64_t>(codes.size()), 1}}, std::as_bytes(std::span(codes))}},
+      {name + ".absmax", {{name + ".absmax", DType::f32, {static_cast<std::int64_t>(absmax.size())}}, std::as_bytes(std::span(absmax))}},
+      {name + ".quant_map", {{name + ".quant_map", DType::f32, {16}}, std::as_bytes(std::span(nf4_codes))}},
+      {name + std::string(bnb_state_suffix),
+       {{name + std::string(bnb_state_suffix), DType::u8, {static_cast<std::int64_t>(state.size())}}, std::as_bytes(std::span(state))}}};
+  std::vector<TensorSpec> specs;
+  for (const auto& [part, stored] : own) specs.push_back(stored.first);
+  for (const auto& [other, entry] : whole.tensors()) {
+    if (other != name) specs.push_back({other, *entry.tensor->dtype, entry.tensor->shape});
+  }
+  SafetensorsWriter writer(to, specs);
+  for (const TensorSpec& spec : writer.tensors()) {
+    if (const auto found = own.find(spec.name); found != own.end()) {
+      writer.append(found->second.second);
+      continue;
+    }
+    std::vector<std::byte> bytes(whole.at(spec.name).tensor->bytes);
+    whole.read(spec.name, 0, bytes);
+    writer.append(bytes);
+  }
+  writer.finish();
+}
+
+TEST(ExpertMlp, RestoresARouterInFourBits) {
+  const test::TemporaryFolder folder;
+  const std::filesystem::path golden = test::source_path("tests/golden/qwen3-moe/model");
+  std::vector<float> restored;
+  quantise_router(golden, folder / "model.safetensors", "model.layers.1.mlp.gate.weight", restored);
+  std::filesystem::copy_file(golden / "config.json", folder / "config.json");
+  const ModelState state = ModelState::load(test::device(), folder.path(), {.path = ProductPath::f32});
+  const Checkpoint whole(golden);
+  EXPECT_EQ(test::download(state.weights().layers[1].router), restored);
+  EXPECT_NE(restored, whole.read_as_f32("model.layers.1.mlp.gate.weight"));
+  EXPECT_EQ(test::download(state.weights().layers[0].router), whole.read_as_f32("model.layers.0.mlp.gate.weight"));
 }
 
 TEST(ExpertMlp, HasNoCacheOfWeights) {
