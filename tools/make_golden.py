@@ -4,7 +4,8 @@
 make_golden.py --model D --adapter D --data F --rows N --output golden.safetensors
 
 The seven projections of each layer are quantised to NF4 and back first (blocks of 64 of the flattened matrix, f32 absmax,
-the nearest code, a tie going to the lower one), as bitsandbytes does without double quantisation; all else stays as stored.
+the nearest code, a tie going to the lower one), as bitsandbytes does without double quantisation, and those of experts each by
+itself; all else stays as stored.
 Rows are chats of the messages form; labels are each assistant turn's content and end token, found by rendering the chat up to
 the turn, so the template must not rewrite earlier turns.
 """
@@ -73,6 +74,10 @@ def main():
         for name, module in model.named_modules():
             if name.rsplit(".", 1)[-1] in PROJECTIONS:
                 module.weight.copy_(through_nf4(module.weight))
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 3 and name.rsplit(".", 1)[-1] in ("gate_up_proj", "down_proj"):
+                for expert in parameter:  # whole rows of blocks, so that gate and up are as if by themselves
+                    expert.copy_(through_nf4(expert))
     model = PeftModel.from_pretrained(model, args.adapter, is_trainable=True)
     model.eval()
 

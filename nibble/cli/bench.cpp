@@ -71,7 +71,7 @@ Peaks BenchFlags::peaks(const gpu::AdapterInfo& info) const {
 }
 
 void ShapeFlags::add_to(CLI::App& verb) {
-  auto* shape = verb.add_option("--shape", name, "qwen3-0.6b, qwen3-1.7b, qwen3-4b, qwen3-8b, qwen3-14b or qwen3-32b")->capture_default_str();
+  auto* shape = verb.add_option("--shape", name, "qwen3-0.6b, qwen3-1.7b, qwen3-4b, qwen3-8b, qwen3-14b, qwen3-32b or qwen3-30b-a3b")->capture_default_str();
   verb.add_option("--model", model, "Model folder whose config.json gives the sizes instead")->excludes(shape);
 }
 

@@ -31,6 +31,7 @@ std::string checkpointing_word(const StepFlags& flags) {
 TrainOptions train_options(const StepFlags& flags) {
   TrainOptions options;
   options.lora.rank = flags.step.lora_rank;
+  options.lora.target_modules = usual_targets(flags.step.config);
   options.max_length = flags.step.length;
   options.gradient_checkpointing = checkpointing_of(checkpointing_word(flags));
   options.residency = flags.residency.choice();

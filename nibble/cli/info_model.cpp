@@ -60,7 +60,7 @@ ModelFacts read_facts(const std::string& folder) {
   }
   for (const Projection p : all_projections) {
     const auto [out, in] = projection_dims(facts.config, p);
-    facts.projection_parameters += std::uint64_t{out} * in * facts.config.num_layers;
+    facts.projection_parameters += matrices_of(facts.config, p) * std::uint64_t{out} * in * facts.config.num_layers;
   }
   facts.nf4_bytes = facts.projection_parameters / 2 + facts.projection_parameters / nf4_block * 4;
   read_tokens(folder, facts);
@@ -68,7 +68,7 @@ ModelFacts read_facts(const std::string& folder) {
 }
 
 std::vector<Estimate> estimates(const gpu::Device& device, ProductPath path, const ModelConfig& config) {
-  const LoraConfig lora{.rank = estimate_rank};
+  const LoraConfig lora{.rank = estimate_rank, .target_modules = usual_targets(config)};
   std::vector<Estimate> result;
   for (const auto& [rows, wanted] : {std::pair{1u, 512u}, {4u, 512u}, {8u, 1024u}, {8u, 4096u}}) {
     const std::uint32_t length = std::min(wanted, config.max_position_embeddings);
@@ -88,6 +88,9 @@ void print_text(const ModelFacts& facts) {
   print_fact("architecture", c.model_type);
   print_fact("layers",
              fmt::format("{}, hidden {}, MLP {}", c.num_layers, grouped(c.hidden_size), grouped(c.intermediate_size)));
+  if (c.has_experts()) {
+    print_fact("experts", fmt::format("{} of {} a token, MLP {} each", c.experts.per_token, c.experts.count, grouped(c.experts.intermediate_size)));
+  }
   print_fact("attention", fmt::format("{} heads of {}, {} for keys and values; RoPE base {}", c.num_heads, c.head_dim,
                                       c.num_kv_heads, c.rope.theta));
   print_fact("longest text", fmt::format("{} tokens", grouped(c.max_position_embeddings)));
@@ -101,8 +104,9 @@ void print_text(const ModelFacts& facts) {
   print_fact("chat template", facts.chat_template ? "yes" : "none: rows of messages cannot be used");
 }
 
-void print_estimates(const std::vector<Estimate>& rows, std::string_view device) {
-  fmt::print("\nMemory to train with rank {}, all linear layers and every token trained, on\n{}\n", estimate_rank, device);
+void print_estimates(const ModelConfig& config, const std::vector<Estimate>& rows, std::string_view device) {
+  fmt::print("\nMemory to train with rank {}, {} and every token trained, on\n{}\n", estimate_rank,
+             config.has_experts() ? "attention's projections" : "all linear layers", device);
   fmt::print("{:>14} {:>12} {:>28}\n", "rows x tokens", "", "with gradient checkpointing");
   for (const auto& row : rows) {
     fmt::print("{:>14} {:>12} {:>28}\n", fmt::format("{} x {}", row.rows, row.length), human_bytes(row.bytes),
@@ -159,7 +163,7 @@ void info_model(const InfoFlags& flags) {
     fmt::print("{}\n", write_json(to_json(facts, memory)));
   } else {
     print_text(facts);
-    if (!memory.empty()) print_estimates(memory, device_text);
+    if (!memory.empty()) print_estimates(facts.config, memory, device_text);
   }
 }
 

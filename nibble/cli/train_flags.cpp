@@ -75,9 +75,10 @@ void TrainFlags::add_adapter(CLI::App& verb) {
   group->add_flag("--use-rslora", options.lora.use_rslora, "Rank-stabilised scale");
   group->add_option("--lora-dropout", options.lora.lora_dropout, "Dropout of the adapters' inputs")->capture_default_str();
   group->add_option("--target-modules", target_modules_,
-                    "Projections to adapt: all-linear, or any of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj")
+                    "Projections to adapt: auto (all; of mixtures of experts those of attention), all-linear, or any of q_proj k_proj "
+                    "v_proj o_proj gate_proj up_proj down_proj")
       ->delimiter(',')
-      ->default_str("all-linear");
+      ->default_str("auto");
   group->add_option("--rank-pattern", rank_pattern_,
                     "Other ranks for modules whose name ends so, a regular expression, as down_proj=32 'layers.[0-3].mlp.*=8'");
   group->add_option("--alpha-pattern", alpha_pattern_, "The same for alpha");
@@ -235,13 +236,14 @@ void TrainFlags::finish() {
   finish_patterns();
   options.lora.target_modules.clear();
   for (const std::string& name : target_modules_) {
-    if (name == "all-linear") {
+    if (name == "auto") options.usual_targets = true;
+    if (name == "all-linear" || name == "auto") {
       options.lora.target_modules.assign(all_projections.begin(), all_projections.end());
       break;
     }
     const auto projection = projection_named(name);
     check<UsageError>(projection.has_value(), "--target-modules",
-                      "\"{}\" is no projection; give all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
+                      "\"{}\" is no projection; give auto, all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
                       "down_proj.", name);
     if (!options.lora.targets(*projection)) options.lora.target_modules.push_back(*projection);
   }

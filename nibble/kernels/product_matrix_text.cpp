@@ -1,16 +1,24 @@
 #include "nibble/kernels/product_matrix_writer.h"
 
 #include "nibble/base/error.h"
+#include "nibble/kernels/kernel.h"
+#include "nibble/kernels/nf4.h"
 
 namespace nibble::detail {
 namespace {
 
 // Both operands go through workgroup memory: left matrices are x's, right ones w's.
-class StagedWriter final : public MatrixWriter {
+class StagedWriter : public MatrixWriter {
  public:
   StagedWriter(const MatrixTile& tile, const MatrixText& text) : MatrixWriter(tile, text) { check_stage(stage_w()); }
 
  private:
+  // Of w where others store it otherwise: where it begins, and a vector on its way to workgroup memory.
+  virtual std::string_view w_base() const { return {}; }
+  virtual void declare_w(std::uint32_t i) { line("  var w{}: vec4<u32>;", i); }
+  virtual std::string load_w(std::uint32_t i, const std::string& at) const { return fmt::format("w{} = w[{}]; ", i, at); }
+  virtual std::string vector_w(std::uint32_t i) const { return fmt::format("w{}", i); }
+
   Stage stage_w() const { return nt_ ? Stage{t_.block_n, t_.block_k / lane} : Stage{t_.block_k, t_.block_n / lane}; }
 
   std::uint32_t token_edge() const override { return t_.matrix.m; }
@@ -32,25 +40,25 @@ void StagedWriter::place_w() {
   line("  let w_row = {};\n  let w_column = index % {}u;", first_row(sw), sw.columns);
   if (nt_) {
     line("  let w_length = params.inner / 8u;");
-    line("  var w_at = (block_column + w_row) * w_length + w_column + first_step * {}u;", sw.columns);
-    line("  let w_last = params.columns * w_length - 1u;");
+    line("  var w_at = {}(block_column + w_row) * w_length + w_column + first_step * {}u;", w_base(), sw.columns);
+    line("  let w_last = {}params.columns * w_length - 1u;", w_base());
   } else {
     line("  let w_length = params.columns / 8u;");
     line("  let w_from = min(block_column / 8u + w_column, w_length - 1u);");
-    line("  var w_at = (w_row + first_step * {}u) * w_length + w_from;", t_.block_k);
-    line("  let w_last = (params.inner - 1u) * w_length + w_from;");
+    line("  var w_at = {}(w_row + first_step * {}u) * w_length + w_from;", w_base(), t_.block_k);
+    line("  let w_last = {}(params.inner - 1u) * w_length + w_from;", w_base());
   }
   line("  let w_down = {}u * w_length;", rows_at_once(sw));
   line("  let w_put = {}u + w_row * {}u + w_column;", stage_x().size(), sw.stride());
   if (what_.tail_step && nt_) line("  let right_last = params.columns * (params.tail_inner / 8u) - 1u;");
-  for (std::uint32_t i = 0; i < vectors(sw); ++i) line("  var w{}: vec4<u32>;", i);
+  for (std::uint32_t i = 0; i < vectors(sw); ++i) declare_w(i);
 }
 
 std::string StagedWriter::fetch_w() const {
   std::string text;
   auto out = std::back_inserter(text);
   for (std::uint32_t i = 0; i < vectors(stage_w()); ++i) {
-    fmt::format_to(out, "w{0} = w[min(w_at + {0}u * w_down, w_last)]; ", i);
+    text += load_w(i, fmt::format("min(w_at + {}u * w_down, w_last)", i));
   }
   if (nt_) {
     fmt::format_to(out, "w_at += {}u;", stage_w().columns);
@@ -62,7 +70,7 @@ std::string StagedWriter::fetch_w() const {
 
 void StagedWriter::store_w() {
   for (std::uint32_t i = 0; i < vectors(stage_w()); ++i) {
-    line("    tiles[w_put + {}u] = w{};", i * rows_at_once(stage_w()) * stage_w().stride(), i);
+    line("    tiles[w_put + {}u] = {};", i * rows_at_once(stage_w()) * stage_w().stride(), vector_w(i));
   }
 }
 
@@ -96,6 +104,82 @@ void StagedWriter::tail_step() {
                            : fmt::format("min(first * 8u + w_row + {}u, params.tail_inner - 1u) * w_length + w_from", row);
     line("    tiles[w_put + {}u] = right[{}];", row * sw.stride(), index);
   }
+}
+
+// Weights of experts in NF4: a vector of w is a word of eight codes, decoded on its way to workgroup memory.
+class ExpertWriter final : public StagedWriter {
+ public:
+  using StagedWriter::StagedWriter;
+
+ private:
+  std::string_view w_type() const override { return "u32"; }
+  std::string_view w_base() const override { return "w_first + "; }
+  void declare_w(std::uint32_t i) override { line("  var w{0}: u32;\n  var m{0}: f32;", i); }
+  std::string load_w(std::uint32_t i, const std::string& at) const override {
+    return fmt::format("w{0} = w[{1}]; m{0} = absmax[{1} / 8u]; ", i, at);
+  }
+  std::string vector_w(std::uint32_t i) const override { return fmt::format("eight(w{0}, m{0} * params.factor)", i); }
+
+  std::string_view more_params() const override { return ", tiles: u32, first_expert: u32, bound_experts: u32, factor: f32"; }
+  void declare_more(std::uint32_t next) override;
+  void place_block() override;
+  void place_x() override;
+  std::string fetch_x() const override;
+  std::string_view row_end() const override { return "row_end"; }
+  std::string_view x_scale() const override { return "x_scale[source_of(row)]"; }
+};
+
+void ExpertWriter::declare_more(std::uint32_t next) {
+  line("@group(0) @binding({}) var<storage, read> absmax: array<f32>;", next);
+  line("@group(0) @binding({}) var<storage, read> expert_tiles: array<u32>;", next + 1);
+  line("@group(0) @binding({}) var<storage, read> slot_of_row: array<u32>;", next + 2);
+  line("{}\n{}", nf4_codes_text(), embedded_wgsl().at("lib/nf4_codes"));
+  line("fn four(word: u32, scale: f32) -> vec2<u32> {{\n  return bitcast<vec2<u32>>(vec4<f16>(four_codes(word) * scale));\n}}");
+  line("fn eight(word: u32, scale: f32) -> vec4<u32> {{\n  return vec4<u32>(four(word, scale), four(word >> 16u, scale));\n}}");
+  line("fn source_of(row: u32) -> u32 {{\n  return {};\n}}",
+       what_.per_token > 0 ? fmt::format("slot_of_row[row] / {}u", what_.per_token) : "row");
+}
+
+// A block is a tile of rows of one expert, by so many columns.
+void ExpertWriter::place_block() {
+  // There may be fewer invocations than codes.
+  line("  for (var i = index; i < 16u; i += {}u) {{\n    nf4_codes[i] = NF4_CODES[i];\n  }}\n  workgroupBarrier();", t_.invocations());
+  line("  let across = (params.columns + {}u) / {}u;", t_.block_n - 1, t_.block_n);
+  line("  let number = group.y * groups.x + group.x;\n  let tile = number / across;");
+  line("  if (tile >= params.tiles) {{\n    return;\n  }}");
+  line("  let expert = expert_tiles[3u * tile];\n  let block_row = expert_tiles[3u * tile + 1u];\n  let rows = expert_tiles[3u * tile + 2u];");
+  line("  if (rows == 0u || expert < params.first_expert || expert - params.first_expert >= params.bound_experts) {{\n    return;\n  }}");
+  line("  let row_end = block_row + rows;\n  let block_column = number % across * {}u;", t_.block_n);
+  line("  let first_step = 0u;\n  let end_step = (params.inner + {}u) / {}u;", t_.block_k - 1, t_.block_k);
+  line("  let part_row = subgroup % {0}u * {1}u;", t_.block_m / t_.part_m, t_.part_m);
+  line("  let part_column = subgroup / {0}u * {1}u;", t_.block_m / t_.part_m, t_.part_n);
+  line("  let w_first = (expert - params.first_expert) * (params.inner * params.columns / 8u);");
+}
+
+void ExpertWriter::place_x() {
+  const Stage sx = stage_x();
+  line("  let x_length = params.x_stride / 8u;\n  let x_row = {};\n  let x_column = index % {}u;", first_row(sx), sx.columns);
+  line("  let x_put = x_row * {}u + x_column;\n  var x_at = x_column;", sx.stride());
+  line("  let x_end = params.rows * x_length - 1u;");
+  if (!what_.whole_steps) line("  var x_left = i32(x_length) - i32(x_column);");
+  for (std::uint32_t i = 0; i < vectors(sx); ++i) {
+    line("  let from{0} = source_of(min(block_row + x_row + {1}u, row_end - 1u)) * x_length;\n  var x{0}: vec4<u32>;", i, i * rows_at_once(sx));
+  }
+}
+
+std::string ExpertWriter::fetch_x() const {
+  std::string text;
+  auto out = std::back_inserter(text);
+  for (std::uint32_t i = 0; i < vectors(stage_x()); ++i) {
+    if (what_.whole_steps) {
+      fmt::format_to(out, "x{0} = x[from{0} + x_at]; ", i);
+    } else {
+      fmt::format_to(out, "x{0} = select(vec4<u32>(), x[min(from{0} + x_at, x_end)], x_left > 0); ", i);
+    }
+  }
+  fmt::format_to(out, "x_at += {}u; ", stage_x().columns);
+  if (!what_.whole_steps) fmt::format_to(out, "x_left -= {}; ", stage_x().columns);
+  return text;
 }
 
 // The weight lies in tiles of the left matrices' form, for NN those of its transpose, and is loaded from there; x goes through
@@ -183,6 +267,7 @@ void DirectWriter::multiply_tail() {
 }  // namespace
 
 std::string matrix_text(const MatrixTile& tile, const MatrixText& text) {
+  if (text.experts) return ExpertWriter(tile, text).text();
   if (tile.direct) return DirectWriter(tile, text).text();
   return StagedWriter(tile, text).text();
 }

@@ -32,11 +32,12 @@ std::uint32_t MatrixWriter::strips() const {
 }
 
 // The element of y, of `sums`.
-std::string_view MatrixWriter::result() const {
+std::string MatrixWriter::result() const {
+  const auto scaled = fmt::format("params.scale * {} * sums", x_scale());
   switch (what_.output) {
-    case MatrixOutput::write: return "params.scale * x_scale[row] * sums";
-    case MatrixOutput::accumulate: return "y[at] + params.scale * x_scale[row] * sums";
-    case MatrixOutput::plus: return "base[at] + params.scale * x_scale[row] * sums";
+    case MatrixOutput::write: return scaled;
+    case MatrixOutput::accumulate: return "y[at] + " + scaled;
+    case MatrixOutput::plus: return "base[at] + " + scaled;
     case MatrixOutput::f16: return "vec4<f16>(sums * 0.015625)";
   }
   return {};
@@ -63,10 +64,14 @@ void MatrixWriter::declarations() {
   line("enable f16;\nenable subgroups;\nenable chromium_experimental_subgroup_matrix;");
   line("struct Params {{ rows: u32, columns: u32, inner: u32, x_stride: u32, x_first: u32, y_stride: u32, y_first: u32, one: u32,");
   line("  tail_inner: u32, left_stride: u32, first_end: u32, second_end: u32, band: u32, scale: f32,");
+<<<<<<< HEAD
   line("  whole: u32, splits: u32, split_steps: u32, carriers: u32, cargo_first: u32, cargo_rounds: u32 }}");
+=======
+  line("  whole: u32, splits: u32, split_steps: u32{} }}", more_params());
+>>>>>>> moe
   line("@group(0) @binding(0) var<uniform> params: Params;");
   line("@group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;");
-  line("@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;");
+  line("@group(0) @binding(2) var<storage, read> w: array<{}>;", w_type());
   line("@group(0) @binding(3) var<storage, read_write> y: array<vec4<{}>>;", what_.output == MatrixOutput::f16 ? "f16" : "f32");
   line("@group(0) @binding(4) var<storage, read> x_scale: array<f32>;");
   std::uint32_t next = 5;
@@ -77,11 +82,16 @@ void MatrixWriter::declarations() {
     line("@group(0) @binding({}) var<storage, read> right: array<vec4<u32>>;", next + 1);
     next += 2;
   }
+<<<<<<< HEAD
   if (what_.splits) line("@group(0) @binding({}) var<storage, read_write> partial: array<vec4<f32>>;", next++);
   if (what_.carries) {
     line("@group(0) @binding({}) var<storage, read> cargo: array<vec4<u32>>;", next);
     line("@group(0) @binding({}) var<storage, read_write> unloaded: array<vec4<u32>>;", next + 1);
   }
+=======
+  if (what_.splits) line("@group(0) @binding({}) var<storage, read_write> partial: array<vec4<f32>>;", next);
+  declare_more(next);
+>>>>>>> moe
   const std::uint32_t results = strips() * strip_size() * t_.subgroups();
   line("var<workgroup> tiles: array<vec4<u32>, {}>;", std::max(tiles_size(), results));
   line("alias Left = subgroup_matrix_left<f16, {}, {}>;", t_.matrix.k, t_.matrix.m);
@@ -219,7 +229,7 @@ void MatrixWriter::finish() {
     line("  for (var i = lane; i < {}u; i += {}u) {{", rows * vectors_n, t_.subgroup);
     line("    let row = block_row + part_row + {}u + i / {}u;", first * token_edge(), vectors_n);
     line("    let column = block_column / 4u + part_column / 4u + i % {}u;", vectors_n);
-    line("    if (row < params.rows && column < params.columns / 4u) {{");
+    line("    if (row < {} && column < params.columns / 4u) {{", row_end());
     line("      let sums = bitcast<vec4<f32>>(tiles[own + i / {0}u * {1}u + i % {0}u]);", vectors_n, result_stride());
     line("      let at = row * y_length + params.y_first / 4u + column;");
     if (what_.splits) {

@@ -76,6 +76,16 @@ class MatrixWriter {
   virtual void tail_step() = 0;
   virtual void multiply_tail() = 0;
 
+  // What others do with experts: the declarations of w and of bindings beyond y and the scales, the block's place, and x's rows.
+  virtual std::string_view w_type() const { return "vec4<u32>"; }
+  virtual std::string_view more_params() const { return {}; }
+  virtual void declare_more(std::uint32_t) {}
+  virtual void place_block();
+  virtual void place_x();
+  virtual std::string fetch_x() const;
+  virtual std::string_view row_end() const { return "params.rows"; }
+  virtual std::string_view x_scale() const { return "x_scale[row]"; }
+
   MatrixTile t_;
   MatrixText what_;
   bool nt_;
@@ -85,13 +95,16 @@ class MatrixWriter {
   std::uint32_t result_stride() const { return t_.part_n / 4 + 1; }
   std::uint32_t strip_size() const { return token_edge() * result_stride(); }
   std::uint32_t strips() const;
-  std::string_view result() const;
+  std::string result() const;
 
   void declarations();
+<<<<<<< HEAD
   void carry();
   void place_block();
   void place_x();
   std::string fetch_x() const;
+=======
+>>>>>>> moe
   void store_x();
   void steps();
   void tail();

@@ -9,13 +9,13 @@ namespace {
 
 // Widths of the tensors, from the config.
 struct Widths {
-  std::uint32_t hidden, q, kv, intermediate, heads, kv_heads, head_dim;
+  std::uint32_t hidden, q, kv, intermediate, heads, kv_heads, head_dim;  // intermediate: 0 where experts are in the MLP's place
 
   explicit Widths(const ModelConfig& config)
       : hidden(config.hidden_size),
         q(config.num_heads * config.head_dim),
         kv(config.num_kv_heads * config.head_dim),
-        intermediate(config.intermediate_size),
+        intermediate(config.has_experts() ? 0 : config.intermediate_size),
         heads(config.num_heads),
         kv_heads(config.num_kv_heads),
         head_dim(config.head_dim) {}
@@ -47,6 +47,7 @@ void visit_attention(LayerActivations& a, const Widths& w, std::uint32_t tokens,
 
 template <typename Maker>
 void visit_mlp(LayerActivations& a, const Widths& w, std::uint32_t tokens, std::uint32_t rank, Maker&& make) {
+  if (w.intermediate == 0) return;
   make.operand(a.mlp_in, tokens, w.hidden);
   make.tensor(a.mlp_in_inv_rms, {tokens});
   make.tensor(a.gate, {tokens, w.intermediate});
@@ -72,9 +73,11 @@ void visit(Scratch& s, const Widths& w, std::uint32_t tokens, std::uint32_t rank
   make.tensor(s.v, {tokens, w.kv});
   if (!trainable) return;
   make.packed(s.dy, Tensor{}, tokens, w.hidden);
-  make.tensor(s.d_hidden, {tokens, w.intermediate});
-  make.operand(s.d_gate, tokens, w.intermediate);
-  make.operand(s.d_up, tokens, w.intermediate);
+  if (w.intermediate > 0) {
+    make.tensor(s.d_hidden, {tokens, w.intermediate});
+    make.operand(s.d_gate, tokens, w.intermediate);
+    make.operand(s.d_up, tokens, w.intermediate);
+  }
   make.tensor(s.d_normed, {tokens, w.hidden});
   make.tensor(s.d_attention, {tokens, w.q});
   make.tensor(s.attention_delta, {w.heads, tokens});
@@ -93,7 +96,7 @@ void visit(Scratch& s, const Widths& w, std::uint32_t tokens, std::uint32_t rank
 // Elements of scratch that the widest projection needs.
 std::uint64_t lora_scratch_size(const gpu::Device& device, const ActivationShape& shape) {
   std::uint64_t most = 0;
-  for (const Projection p : all_projections) {
+  for (const Projection p : single_projections(*shape.config)) {
     const auto [out, in] = projection_dims(*shape.config, p);
     if (shape.rank > 0) most = std::max(most, lora_scratch(device, shape.tokens, out, in, shape.rank));
   }
@@ -173,7 +176,7 @@ Scratch make_scratch(gpu::Device& device, const ActivationShape& shape, bool tra
 Scratch first_tokens(const Scratch& scratch, const ModelConfig& config, std::uint32_t tokens) {
   Scratch result = scratch;
   const std::uint32_t rank = result.lora_dh ? result.lora_dh.dim(1) : 0;
-  visit(result, Widths(config), tokens, rank, static_cast<bool>(result.d_hidden), View{});
+  visit(result, Widths(config), tokens, rank, static_cast<bool>(result.d_normed), View{});
   return result;
 }
 

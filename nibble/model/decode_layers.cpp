@@ -54,6 +54,10 @@ class JointVec {
   Tensor h_;
 };
 
+LayersOptions expert_options(std::uint32_t rank, std::uint32_t most_tokens) {
+  return {.max_tokens = most_tokens, .rank = rank, .trainable = false, .activations = {Activations::recompute}, .expert_adapters = rank > 0};
+}
+
 }  // namespace
 
 template <typename Make>
@@ -62,7 +66,7 @@ void DecodeLayers::visit(Room& r, const ModelConfig& config, std::uint32_t token
   make(r.attention, Dims{tokens, config.num_heads * config.head_dim});
   make(r.log_sum_exp, Dims{config.num_heads, tokens});
   make(r.middle, Dims{tokens, config.hidden_size});
-  make(r.hidden, Dims{tokens, config.intermediate_size});
+  if (!config.has_experts()) make(r.hidden, Dims{tokens, config.intermediate_size});
   if (rank > 0) make(r.lora_h, Dims{tokens, 3 * rank});
 }
 
@@ -72,7 +76,8 @@ QkvAttentionShape DecodeLayers::attention_shape(const ModelConfig& config, std::
 }
 
 bool DecodeLayers::fits(const ModelConfig& config) {
-  return std::all_of(all_joints.begin(), all_joints.end(), [&](Joint joint) {
+  const auto joints = single_joints(config);
+  return std::all_of(joints.begin(), joints.end(), [&](Joint joint) {
     return joint_dims(config, joint).in % 64 == 0 && joins_in_nf4(config, joint);
   });
 }
@@ -81,13 +86,16 @@ DecodeLayers::DecodeLayers(gpu::Device& device, const ModelConfig& config, const
                            std::uint32_t most_tokens)
     : config_(config), weights_(weights), rank_(rank), attention_(make_qkv_attention_room(device, attention_shape(config, most_tokens))) {
   visit(room_, config_, most_tokens, rank_, [&](Tensor& t, Dims dims) { t = device.tensor(DType::f32, dims, "decode"); });
+  if (config_.has_experts()) experts_.emplace(device, config_, weights_, expert_options(rank, most_tokens));
 }
 
 std::uint64_t DecodeLayers::bytes(const gpu::Device& device, const ModelConfig& config, std::uint32_t rank, std::uint32_t most_tokens) {
   std::uint64_t bytes = qkv_attention_room_bytes(device, attention_shape(config, most_tokens));
   Room unused;
   visit(unused, config, most_tokens, rank, [&](Tensor&, Dims dims) { bytes += gpu::buffer_bytes(DType::f32, dims); });
-  return bytes;
+  if (!config.has_experts()) return bytes;
+  const LayersBytes experts = ExpertMlp::bytes(device, config, expert_options(rank, most_tokens));
+  return bytes + experts.activations + experts.scratch;
 }
 
 void DecodeLayers::forward(const Pass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output, const Tensor& keys,
@@ -95,6 +103,7 @@ void DecodeLayers::forward(const Pass& pass, std::uint32_t layer, const Tensor& 
   gpu::Recorder& rec = pass.recorder;
   const DeviceStream& stream = pass.stream;
   const LayerWeights& weights = weights_.layers[layer];
+  const Rotation rotation = pass.rotations.of(layer, stream);
   Room r = room_;
   visit(r, config_, stream.tokens, rank_, [](Tensor& t, Dims dims) { t = t.view(dims); });
   const JointVec joint(pass, config_, weights_, layer, r.lora_h);
@@ -105,7 +114,7 @@ void DecodeLayers::forward(const Pass& pass, std::uint32_t layer, const Tensor& 
   record(rec, Nf4Vec{.input = attention_in, .w = joint.weight(Joint::qkv), .y = r.qkv, .lora = qkv_lora});
   if (weights.qkv_bias) record(rec, AddBias{.y = {r.qkv, {}}, .bias = weights.qkv_bias});
   record(rec, QkvAttention{.qkv = {r.qkv, {}}, .heads = config_.num_heads, .key_heads = config_.num_kv_heads, .q_norm = weights.q_norm,
-                           .k_norm = weights.k_norm, .position = stream.position, .table = pass.rope, .eps = eps,
+                           .k_norm = weights.k_norm, .position = rotation.position, .table = rotation.table, .eps = eps,
                            .key_begin = stream.key_begin, .key_end = stream.key_end, .pairs = stream.pairs, .o = {r.attention, {}},
                            .lse = r.log_sum_exp, .room = attention_, .k_cache = keys, .v_cache = values, .first_key = pass.first_key,
                            .most_keys = pass.most_keys, .apart = pass.apart});
@@ -113,6 +122,7 @@ void DecodeLayers::forward(const Pass& pass, std::uint32_t layer, const Tensor& 
   const VecLora o_lora = joint.adapters(Joint::o, attended);
   record(rec, Nf4Vec{.input = attended, .w = joint.weight(Joint::o), .y = r.middle, .plus = input, .lora = o_lora});
 
+  if (experts_) return experts_->forward({rec, pass.lora, layer}, r.middle, output);
   const VecInput mlp_in{.x = r.middle, .weight = weights.post_attention_norm, .eps = eps};
   const VecLora gate_up_lora = joint.adapters(Joint::gate_up, mlp_in);
   record(rec, Nf4VecSwiGlu{.input = mlp_in, .w = joint.weight(Joint::gate_up), .y = r.hidden, .lora = gate_up_lora});

@@ -1,6 +1,8 @@
 #pragma once
 
 #include "nibble/kernels/qkv_attention.h"
+#include "nibble/model/expert_mlp.h"
+#include "nibble/model/rope.h"
 #include "nibble/model/stream.h"
 #include "nibble/weights/config.h"
 #include "nibble/weights/device_weights.h"
@@ -26,7 +28,7 @@ class DecodeLayers {
   struct Pass {
     gpu::Recorder& recorder;
     const DeviceStream& stream;
-    gpu::Tensor rope;
+    const Rotations& rotations;
     const LoraWeights* lora;  // null: the base alone
     std::uint32_t first_key, most_keys;
     bool apart;
@@ -48,6 +50,7 @@ class DecodeLayers {
   std::uint32_t rank_;
   Room room_;
   QkvAttentionRoom attention_;
+  std::optional<ExpertMlp> experts_;  // where the model has them
 };
 
 }  // namespace nibble

@@ -18,7 +18,7 @@ namespace {
 
 std::uint32_t largest_projection(const ModelConfig& config) {
   std::uint32_t largest = 0;
-  for (const Projection p : all_projections) {
+  for (const Projection p : single_projections(config)) {
     largest = std::max(largest, projection_dims(config, p).out * projection_dims(config, p).in);
   }
   return largest;
@@ -34,7 +34,7 @@ FrozenWeights::FrozenWeights(gpu::Device& device, const DeviceWeights& weights, 
   for (std::uint32_t row = 0; row < rows_.count(); ++row) {
     const bool together = one_room && rows_.shared(row);
     const Tensor room = together ? device.tensor(dtype, {largest_projection(config)}, "decoded projections") : Tensor{};
-    for (const Projection p : all_projections) {
+    for (const Projection p : single_projections(config)) {
       const auto [out, in] = projection_dims(config, p);
       slots_[row][static_cast<std::size_t>(p)].weight.data =
           together ? room.view({out, in}) : device.tensor(dtype, {out, in}, fmt::format("decoded.{}", name_of(p)));
@@ -80,7 +80,7 @@ std::uint64_t FrozenWeights::bytes(const ModelConfig& config, ProductPath path, 
       bytes += gpu::buffer_bytes(operand_dtype(path), {largest_projection(config)});
       continue;
     }
-    for (const Projection p : all_projections) {
+    for (const Projection p : single_projections(config)) {
       const auto [out, in] = projection_dims(config, p);
       bytes += gpu::buffer_bytes(operand_dtype(path), {out, in});
     }

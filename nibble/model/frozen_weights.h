@@ -34,7 +34,7 @@ class DecodedRows {
   std::uint32_t shared_ = UINT32_MAX, count_ = 0;
 };
 
-// Decodes NF4 projections for products.
+// Decodes NF4 projections for products, but for those of experts.
 class FrozenWeights {
  public:
   // With `one_room` the projections of the layers that are not cached are decoded into the same room.

@@ -3,7 +3,6 @@
 #include "nibble/base/error.h"
 #include "nibble/kernels/embedding.h"
 #include "nibble/kernels/product_vec.h"
-#include "nibble/model/rope.h"
 #include "nibble/weights/layer_stream.h"
 
 #include <algorithm>
@@ -55,9 +54,10 @@ std::uint32_t few_of(const ModelConfig& config, const GeneratorOptions& options)
   return std::min(vec_rows, std::max(capacity_of(config, options), options.sequences));
 }
 
+// Adapters of experts are allowed for wherever there are some.
 LayersOptions layers_options(ProductPath path, std::uint32_t tokens, std::uint32_t rank) {
   return {.path = path, .residency = {}, .max_tokens = tokens, .rank = rank, .trainable = false,
-          .activations = {Activations::recompute}};
+          .activations = {Activations::recompute}, .expert_adapters = rank > 0};
 }
 
 }  // namespace
@@ -92,8 +92,7 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
   together_ = steps_ && keys_.front().k.bytes() <= device_.info().limits.max_binding;
   stream_room_ = device_.tensor(DType::u32, {stream_parts * part_of_stream(most)}, "stream");
   for (Tensor& residual : residual_) residual = device_.tensor(DType::f32, {most, config_.hidden_size}, "residual");
-  rope_ = device_.tensor<float>(DType::f32, {capacity_, config_.head_dim / 2, 2},
-                               rope_table(capacity_, config_), "rope");
+  rotations_ = Rotations(device_, config_, capacity_, most);
 }
 
 std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options,
@@ -106,7 +105,7 @@ std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& con
          2 * config.num_layers * gpu::buffer_bytes(cache) +
          (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, few) : 0) +
          2 * gpu::buffer_bytes(DType::f32, {most, config.hidden_size}) + gpu::buffer_bytes(4ull * stream_parts * part_of_stream(most)) +
-         gpu::buffer_bytes(4ull * capacity_of(config, options) * config.head_dim);
+         Rotations::bytes(config, capacity_of(config, options), most);
 }
 
 void Generator::use_adapter(bool use) {
@@ -161,13 +160,13 @@ Tensor Generator::run_layers(gpu::Recorder& recorder, const Pass& pass) {
   weights_.go(LayerOrder::round);
   record(recorder, Embedding{.tokens = stream.token_ids, .table = weight_of(weights_.embedding), .x = residual(0)});
   if (pass.few) {
-    const DecodeLayers::Pass step{recorder, stream, rope_, lora_, pass.first_key, pass.most_keys, pass.apart};
+    const DecodeLayers::Pass step{recorder, stream, rotations_, lora_, pass.first_key, pass.most_keys, pass.apart};
     for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
       steps_->forward(step, layer, residual(layer), residual(layer + 1), keys_[layer].k, keys_[layer].v);
     }
     return residual(config_.num_layers);
   }
-  const LayerPass piece{.recorder = recorder, .stream = stream, .rope = rope_, .lora = lora_, .caches = keys_, .first_key = pass.first_key};
+  const LayerPass piece{.recorder = recorder, .stream = stream, .rotations = rotations_, .lora = lora_, .caches = keys_, .first_key = pass.first_key};
   pieces_->begin(piece);
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) pieces_->forward(piece, layer, residual(layer), residual(layer + 1));
   return residual(config_.num_layers);

@@ -102,7 +102,7 @@ class Generator {
   std::vector<KeyCache> keys_;  // by layer: of all sequences
   bool together_ = false;     // whether last tokens of several texts may be computed at once
   Tensor stream_room_;
-  Tensor rope_;
+  Rotations rotations_;
   std::array<Tensor, 2> residual_;
   std::vector<std::vector<std::uint32_t>> seen_;  // by sequence
   std::optional<Prepared> prepared_;

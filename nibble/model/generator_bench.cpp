@@ -16,6 +16,9 @@ using Tokens = std::vector<std::uint32_t>;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
+// Of a projection, by a token.
+double matrices_read(const ModelConfig& config, Projection p) { return matrices_of(config, p) > 1 ? config.experts.per_token : 1; }
+
 // A new adapter's B is zero, which would hide its products.
 void make_up_adapters(ModelState& state) {
   Rng rng(1);
@@ -28,7 +31,7 @@ void make_up_adapters(ModelState& state) {
 
 ModelState make_state(gpu::Device& device, const GeneratorBenchOptions& options) {
   StateOptions of{.path = options.path, .trainable = false, .residency = options.residency, .stream = options.stream};
-  if (options.lora_rank) of.lora = LoraConfig{.rank = options.lora_rank, .lora_alpha = 2.0 * options.lora_rank};
+  if (options.lora_rank) of.lora = LoraConfig{.rank = options.lora_rank, .lora_alpha = 2.0 * options.lora_rank, .target_modules = usual_targets(options.config)};
   ModelState state = ModelState::made_up(device, options.config, of);
   if (options.lora_rank) make_up_adapters(state);
   return state;
@@ -103,7 +106,8 @@ class Bench {
     double weights = 0;
     for (const Projection p : all_projections) {
       const auto [out, in] = projection_dims(config, p);
-      weights += 1.0 * out * in + 1.0 * options_.lora_rank * (out + in);
+      weights += matrices_read(config, p) * out * in;
+      if (matrices_of(config, p) == 1) weights += 1.0 * options_.lora_rank * (out + in);
     }
     return config.num_layers * (2 * tokens * weights + 4 * pairs * config.num_heads * config.head_dim) +
            2.0 * config.vocab_size * config.hidden_size;
@@ -115,7 +119,8 @@ class Bench {
     double layer = 8.0 * length * config.num_kv_heads * config.head_dim;
     for (const Projection p : all_projections) {
       const auto [out, in] = projection_dims(config, p);
-      layer += 1.0 * out * in * (0.5 + 4.0 / 64) + 4.0 * options_.lora_rank * (out + in);
+      layer += matrices_read(config, p) * out * in * (0.5 + 4.0 / 64);
+      if (matrices_of(config, p) == 1) layer += 4.0 * options_.lora_rank * (out + in);
     }
     return config.num_layers * layer + static_cast<double>(state_.weights().head.data.bytes());
   }

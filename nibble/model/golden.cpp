@@ -82,8 +82,13 @@ Tensor gradient_of(const Model& model, const std::string& peft_name) {
     for (const Projection p : all_projections) {
       const LoraSlot& slot = model.lora()->slot(layer, p);
       if (!slot.used()) continue;
-      if (peft_name == peft_tensor_name(layer, p, LoraMatrix::a)) return slot.a_grad;
-      if (peft_name == peft_tensor_name(layer, p, LoraMatrix::b)) return slot.b_grad;
+      const auto modules = module_names(model.config().experts.count, layer, p);
+      const auto count = static_cast<std::uint32_t>(modules.size());
+      const auto part = [&](const Tensor& all, std::uint32_t i) { return all.rows(all.dim(0) / count * i, all.dim(0) / count * (i + 1)); };
+      for (std::uint32_t i = 0; i < count; ++i) {
+        if (peft_name == peft_tensor_name(modules[i], LoraMatrix::a)) return part(slot.a_grad, i);
+        if (peft_name == peft_tensor_name(modules[i], LoraMatrix::b)) return part(slot.b_grad, i);
+      }
     }
   }
   return {};

@@ -36,7 +36,7 @@ void visit(JointActivations& a, LayerPart part, const ModelConfig& config, std::
     for (Tensor* per_token : {&a.attention_in_scale, &a.attention_in_inv_rms}) make(*per_token, DType::f32, Dims{tokens});
     lora_h(Joint::qkv);
     lora_h(Joint::o);
-  } else {
+  } else if (!config.has_experts()) {
     operand(a.gate_up, tokens, 2 * config.intermediate_size, make);
     for (Tensor* per_token : {&a.mlp_in_scale, &a.mlp_in_inv_rms, &a.hidden_scale}) make(*per_token, DType::f32, Dims{tokens});
     lora_h(Joint::gate_up);
@@ -46,11 +46,13 @@ void visit(JointActivations& a, LayerPart part, const ModelConfig& config, std::
 
 template <typename Make>
 void visit(JointRoom& r, const ModelConfig& config, const LayersOptions& options, std::uint32_t tokens, const Make& make) {
-  const std::uint32_t hidden = config.hidden_size, intermediate = config.intermediate_size;
+  const std::uint32_t hidden = config.hidden_size, intermediate = config.has_experts() ? 0 : config.intermediate_size;
   const std::uint32_t narrow = std::max(intermediate, query_columns(config));
   make(r.attention_in, DType::f16, Dims{tokens, hidden});
-  make(r.mlp_in, DType::f16, Dims{tokens, hidden});
-  make(r.hidden, DType::f16, Dims{tokens, intermediate});
+  if (intermediate > 0) {
+    make(r.mlp_in, DType::f16, Dims{tokens, hidden});
+    make(r.hidden, DType::f16, Dims{tokens, intermediate});
+  }
   if (!options.trainable) return;
   operand(r.dy, tokens, hidden, make);
   operand(r.d_narrow, tokens, narrow, make);
@@ -88,7 +90,7 @@ QkvAttentionShape attention_shape(const ModelConfig& config, const LayersOptions
 std::uint32_t lora_scratch_size(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
   if (options.rank == 0) return 0;
   std::uint64_t most = 0;
-  for (const Joint joint : all_joints) {
+  for (const Joint joint : single_joints(config)) {
     most = std::max(most, lora_matrix_scratch(device, joint_lora_shape(config, joint, options.rank), options.max_tokens));
   }
   return static_cast<std::uint32_t>(most);
@@ -101,7 +103,7 @@ std::uint32_t product_scratch_size(const gpu::Device& device, const ModelConfig&
   if (cached > 0 || !tiles) forms.push_back(false);
   if (cached < config.num_layers && tiles) forms.push_back(true);
   std::uint64_t most = 0;
-  for (const Joint joint : all_joints) {
+  for (const Joint joint : single_joints(config)) {
     const auto [out, in] = joint_dims(config, joint);
     for (std::uint32_t tokens = options.trainable ? options.max_tokens : 1;; tokens *= 2) {
       const std::uint32_t rows = joint_plan_rows(options, std::min(tokens, options.max_tokens));

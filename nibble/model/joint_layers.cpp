@@ -28,7 +28,8 @@ struct JointLayers::At {
 
 bool JointLayers::fits(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
   if (options.path != ProductPath::matrix) return false;
-  return std::all_of(all_joints.begin(), all_joints.end(), [&](Joint joint) {
+  const auto joints = single_joints(config);
+  return std::all_of(joints.begin(), joints.end(), [&](Joint joint) {
     const auto [out, in] = joint_dims(config, joint);
     const auto ends = joint_ends(config, joint);
     const LoraGroupShape lora = joint_lora_shape(config, joint, options.rank);
@@ -42,9 +43,11 @@ LayersBytes JointLayers::bytes(const gpu::Device& device, const ModelConfig& con
   for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) {
     activations += activation_sets(options.activations, config.num_layers, part) * joint_activation_bytes(config, options, part);
   }
+  const LayersBytes experts = config.has_experts() ? ExpertMlp::bytes(device, config, options) : LayersBytes{};
+  const std::uint64_t lora = options.rank > 0 ? joint_lora_bytes(config, options.rank) : 0;
   return {.decoded_weights = JointWeights::bytes(config, options.residency, options.one_decoded_room),
-          .activations = activations,
-          .scratch = joint_room_bytes(device, config, options) + (options.rank > 0 ? joint_lora_bytes(config, options.rank) : 0)};
+          .activations = activations + experts.activations,
+          .scratch = joint_room_bytes(device, config, options) + lora + experts.scratch};
 }
 
 JointLayers::JointLayers(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
@@ -57,6 +60,7 @@ JointLayers::JointLayers(gpu::Device& device, const ModelConfig& config, const D
       shared_(options.activations) {
   if (lora) lora_.emplace(device, config_, frozen_, *lora);
   room_ = make_joint_room(device, config_, options_);
+  if (config_.has_experts()) experts_.emplace(device, config_, weights_, options_);
 }
 
 void JointLayers::begin(const LayerPass& pass) {
@@ -122,9 +126,10 @@ Operand JointLayers::made_again(const At& at, Joint joint, std::optional<std::ui
 
 QkvAttention JointLayers::attention(const At& at) const {
   const DeviceStream& stream = at.pass.stream;
+  const Rotation rotation = at.pass.rotations.of(at.layer, stream);
   const KeyCache cache = at.pass.caches.empty() ? KeyCache{} : at.pass.caches[at.layer];
   return {.qkv = at.kept.qkv, .heads = config_.num_heads, .key_heads = config_.num_kv_heads, .q_norm = at.weights.q_norm,
-          .k_norm = at.weights.k_norm, .position = stream.position, .table = at.pass.rope, .eps = config_.rms_norm_eps,
+          .k_norm = at.weights.k_norm, .position = rotation.position, .table = rotation.table, .eps = config_.rms_norm_eps,
           .key_begin = stream.key_begin, .key_end = stream.key_end, .pairs = stream.pairs, .o = at.kept.attention,
           .lse = at.kept.log_sum_exp, .room = at.room.attention, .k_cache = cache.k, .v_cache = cache.v,
           .first_key = at.pass.first_key, .own_begin = stream.own_key_begin, .own_end = stream.own_key_end};
@@ -163,6 +168,7 @@ void JointLayers::recompute(const LayerPass& pass, std::uint32_t layer, const Te
   const At at = this->at(pass, layer);
   if (shared_.lacks(layer, LayerPart::attention)) attention_half(at, input);
   if (!shared_.lacks(layer, LayerPart::mlp)) return;
+  if (experts_) return experts_->recompute(experts_at(pass, layer), at.kept.middle);
   project(at, Joint::gate_up, mlp_in(at), at.kept.gate_up);
   // The layer's output is there; of the down product the adapters' narrow one alone is read again.
   if (adapters(pass, layer, Joint::down)) narrow(at, Joint::down, hidden(at));
@@ -185,6 +191,7 @@ void JointLayers::mlp_forward(const LayerPass& pass, std::uint32_t layer, const 
 
 void JointLayers::mlp(const At& at, const Tensor& output) {
   shared_.fill(at.layer, LayerPart::mlp);
+  if (experts_) return experts_->forward(experts_at(at.pass, at.layer), at.kept.middle, output);
   project(at, Joint::gate_up, mlp_in(at), at.kept.gate_up);
   project(at, Joint::down, hidden(at), {.data = output, .scale = {}}, at.kept.middle);
 }
@@ -243,6 +250,10 @@ void JointLayers::mlp_backward(const LayerPass& pass, std::uint32_t layer, const
 
 // Leaves dx packed in at.room.dy, as attention's half takes it.
 void JointLayers::mlp_gradients(const At& at, const Tensor& dx) {
+  if (experts_) {
+    experts_->backward(experts_at(at.pass, at.layer), at.kept.middle, dx);
+    return record(at.rec, PackRows{.x = dx, .y = at.room.dy});
+  }
   const Operand d_hidden = narrowed(at.room.d_narrow, config_.intermediate_size);
   const Operand d_gate_up = narrowed(at.room.d_wide, 2 * config_.intermediate_size);
   const Operand hidden{at.room.hidden, at.kept.hidden_scale}, mlp_in{at.room.mlp_in, at.kept.mlp_in_scale};

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/kernels/lora_matrix.h"
+#include "nibble/model/expert_mlp.h"
 #include "nibble/model/joint_activations.h"
 #include "nibble/model/layers.h"
 
@@ -67,6 +68,7 @@ class JointLayers : public Layers {
   std::optional<JointLora> lora_;
   std::vector<JointActivations> activations_;  // of each layer
   SharedActivations shared_;
+  std::optional<ExpertMlp> experts_;  // where the model has them
   JointRoom room_;
   Holds holds_;
 };

@@ -32,7 +32,8 @@ class JointLora {
 
  private:
   const LoraWeights& lora_;
-  LoraPack pack_;  // four groups a layer
+  std::size_t joints_;  // of a layer
+  LoraPack pack_;       // a group each
 };
 
 }  // namespace nibble

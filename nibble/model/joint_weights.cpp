@@ -12,7 +12,8 @@ std::uint32_t joint_weight_tile(const gpu::Device& device, const ModelConfig& co
   const auto direct = direct_matrix_tile(device.info());
   if (!direct || !prefers_tiles(device, tokens)) return 0;
   const std::uint32_t tile = direct->matrix.m;
-  const bool fits = std::all_of(all_joints.begin(), all_joints.end(), [&](Joint joint) {
+  const auto joints = single_joints(config);
+  const bool fits = std::all_of(joints.begin(), joints.end(), [&](Joint joint) {
     const auto [out, in] = joint_dims(config, joint);
     return out % tile == 0 && in % tile == 0 && in % tiled_columns == 0 && joins_in_nf4(config, joint);
   });
@@ -23,7 +24,7 @@ namespace {
 
 std::uint32_t largest_joint(const ModelConfig& config) {
   std::uint32_t largest = 0;
-  for (const Joint joint : all_joints) largest = std::max(largest, joint_dims(config, joint).out * joint_dims(config, joint).in);
+  for (const Joint joint : single_joints(config)) largest = std::max(largest, joint_dims(config, joint).out * joint_dims(config, joint).in);
   return largest;
 }
 
@@ -36,7 +37,7 @@ JointWeights::JointWeights(gpu::Device& device, const DeviceWeights& weights, co
   for (std::uint32_t row = 0; row < rows_.count(); ++row) {
     const bool together = one_room && rows_.shared(row);
     const Tensor room = together ? device.tensor(DType::f16, {largest_joint(config)}, "decoded projections") : Tensor{};
-    for (const Joint joint : all_joints) {
+    for (const Joint joint : single_joints(config)) {
       const auto [out, in] = joint_dims(config, joint);
       slots_[row][static_cast<std::size_t>(joint)].data =
           together ? room.view({out, in}) : device.tensor(DType::f16, {out, in}, "decoded projections");
@@ -52,7 +53,7 @@ std::uint64_t JointWeights::bytes(const ModelConfig& config, const std::vector<R
       bytes += gpu::buffer_bytes(DType::f16, {largest_joint(config)});
       continue;
     }
-    for (const Joint joint : all_joints) {
+    for (const Joint joint : single_joints(config)) {
       const auto [out, in] = joint_dims(config, joint);
       bytes += gpu::buffer_bytes(DType::f16, {out, in});
     }

@@ -28,6 +28,7 @@ class LayerBackward {
   void attention(const Tensor& input, const Tensor& dx, bool input_gradient) {
     const LayerWeights& weights = context_.weights.layers[layer_];
     const DeviceStream& stream = context_.stream;
+    const Rotation& rotation = context_.rotation;
     const Operand dy = as_operand(rec_, dx, s_.dy);
     project(Projection::o, a_.attention_packed, dy, s_.d_attention, false);
     record(rec_, AttentionBackward{.q = a_.q_heads, .k = a_.k_heads, .v = a_.v_heads, .key_begin = stream.key_begin,
@@ -35,10 +36,10 @@ class LayerBackward {
                                    .d_o = s_.d_attention, .lse = a_.log_sum_exp, .delta = s_.attention_delta,
                                    .dq = s_.dq_heads, .dk = s_.dk_heads, .dv = s_.dv_heads, .pairs = stream.pairs});
     record(rec_, FromHeads{.dy = s_.dv_heads, .dx = s_.dv});
-    record(rec_, QkNormRopeBackward{.dy = s_.dk_heads, .x = {a_.k}, .weight = weights.k_norm, .position = stream.position,
-                                    .table = context_.rope, .inv_rms = a_.k_inv_rms, .dx = s_.dk});
-    record(rec_, QkNormRopeBackward{.dy = s_.dq_heads, .x = {a_.q}, .weight = weights.q_norm, .position = stream.position,
-                                    .table = context_.rope, .inv_rms = a_.q_inv_rms, .dx = s_.dq});
+    record(rec_, QkNormRopeBackward{.dy = s_.dk_heads, .x = {a_.k}, .weight = weights.k_norm, .position = rotation.position,
+                                    .table = rotation.table, .inv_rms = a_.k_inv_rms, .dx = s_.dk});
+    record(rec_, QkNormRopeBackward{.dy = s_.dq_heads, .x = {a_.q}, .weight = weights.q_norm, .position = rotation.position,
+                                    .table = rotation.table, .inv_rms = a_.q_inv_rms, .dx = s_.dq});
     const Tensor d_normed = input_gradient ? s_.d_normed : Tensor{};
     project(Projection::v, a_.attention_in, as_operand(rec_, s_.dv, s_.dv_packed), d_normed, false);
     project(Projection::k, a_.attention_in, as_operand(rec_, s_.dk, s_.dk_packed), d_normed, true);
@@ -64,11 +65,9 @@ class LayerBackward {
 
 }  // namespace
 
-void layer_backward(const LayerContext& context, std::uint32_t layer, const Tensor& input,
-                    const LayerActivations& activations, const Scratch& scratch, const Tensor& dx, bool input_gradient) {
-  LayerBackward backward(context, layer, activations, scratch);
-  backward.mlp(dx);
-  backward.attention(input, dx, input_gradient);
+void attention_backward(const LayerContext& context, std::uint32_t layer, const Tensor& input,
+                        const LayerActivations& activations, const Scratch& scratch, const Tensor& dx, bool input_gradient) {
+  LayerBackward(context, layer, activations, scratch).attention(input, dx, input_gradient);
 }
 
 void mlp_backward(const LayerContext& context, std::uint32_t layer, const LayerActivations& activations,

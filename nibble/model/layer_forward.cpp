@@ -8,7 +8,7 @@
 
 namespace nibble {
 
-void recompute_attention(const LayerContext& context, std::uint32_t layer, const Tensor& input, LayerActivations& a,
+void attention_forward(const LayerContext& context, std::uint32_t layer, const Tensor& input, LayerActivations& a,
                        const Scratch& scratch) {
   auto& rec = context.recorder;
   const LayerWeights& weights = context.weights.layers[layer];
@@ -29,9 +29,9 @@ void recompute_attention(const LayerContext& context, std::uint32_t layer, const
       first += y.dim(1);
     }
   }
-  record(rec, QkNormRope{.x = {a.q}, .weight = weights.q_norm, .position = context.stream.position, .table = context.rope,
+  record(rec, QkNormRope{.x = {a.q}, .weight = weights.q_norm, .position = context.rotation.position, .table = context.rotation.table,
                          .y = a.q_heads, .inv_rms = a.q_inv_rms, .eps = context.config.rms_norm_eps});
-  record(rec, QkNormRope{.x = {a.k}, .weight = weights.k_norm, .position = context.stream.position, .table = context.rope,
+  record(rec, QkNormRope{.x = {a.k}, .weight = weights.k_norm, .position = context.rotation.position, .table = context.rotation.table,
                          .y = a.k_heads, .inv_rms = a.k_inv_rms, .eps = context.config.rms_norm_eps,
                          .row_offset = context.first_key});
   record(rec, ToHeads{.x = {scratch.v}, .y = a.v_heads, .row_offset = context.first_key});
@@ -40,12 +40,6 @@ void recompute_attention(const LayerContext& context, std::uint32_t layer, const
   as_operand(rec, a.attention, a.attention_packed);
   rec.copy(input, a.middle);
   project(Projection::o, a.attention_packed, a.middle, true);
-}
-
-void layer_forward(const LayerContext& context, std::uint32_t layer, const Tensor& input, LayerActivations& a,
-                   const Scratch& scratch, const Tensor& output) {
-  recompute_attention(context, layer, input, a, scratch);
-  mlp_forward(context, layer, a, output);
 }
 
 namespace {

@@ -2,6 +2,7 @@
 
 #include "nibble/model/activation_choice.h"
 #include "nibble/model/linear.h"
+#include "nibble/model/rope.h"
 #include "nibble/model/stream.h"
 #include "nibble/weights/config.h"
 
@@ -19,7 +20,7 @@ struct KeyCache {
 struct LayerPass {
   gpu::Recorder& recorder;
   const DeviceStream& stream;
-  Tensor rope;                        // (positions, D/2, 2) cosines and sines
+  const Rotations& rotations;
   const LoraWeights* lora = nullptr;  // null: the base alone
   LoraDropout dropout = {};
   std::span<const KeyCache> caches = {};  // of each layer; empty: keys and values are the stream's alone
@@ -35,6 +36,7 @@ struct LayersOptions {
   bool trainable = true;       // room for the backward pass
   ActivationChoices activations = {};  // of the backward pass
   bool lora_dropout = false;   // passes may drop inputs of the adapters
+  bool expert_adapters = false;  // projections of experts have adapters
 };
 
 // All layers of a model with the room that their passes need: two ways to run the same layers, by what the adapter has.

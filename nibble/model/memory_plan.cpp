@@ -13,6 +13,7 @@ std::uint64_t vectors_of_layer(const ModelConfig& config) {
   std::uint64_t bytes = 2 * buffer_bytes(DType::f32, {config.hidden_size});
   if (config.family.qk_norm) bytes += 2 * buffer_bytes(DType::f32, {config.head_dim});
   if (config.family.qkv_bias) bytes += buffer_bytes(DType::f32, {joint_dims(config, Joint::qkv).out});
+  if (config.has_experts()) bytes += buffer_bytes(DType::f32, {config.experts.count, config.hidden_size});
   return bytes;
 }
 
@@ -33,14 +34,14 @@ std::uint64_t host_weight_bytes(const gpu::Device& device, const ModelConfig& co
          (options.stream.embedding ? gpu::host_buffer_bytes(device.info(), gpu::HostMemory::direct, table) : 0);
 }
 
-// Beside the layers: batches and the table of angles; partial sums of the gradients' norm, statistics of a step, and of pairs.
+// Beside the layers: batches and tables of angles; partial sums of the gradients' norm, statistics of a step, and of pairs.
 std::uint64_t workspace_bytes(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options,
                               std::uint64_t gradient_bytes) {
   constexpr std::uint64_t small_buffers = 16 * 1024, partials_of_binding = 4096;
   const std::uint32_t positions = std::min(options.max_tokens, config.max_position_embeddings);
   const std::uint64_t arrays = config.sliding_window > 0 ? 9 : 7;
   const std::uint64_t bindings = 2 + gradient_bytes / device.info().limits.max_binding;
-  return arrays * buffer_bytes(DType::u32, {options.max_tokens}) + buffer_bytes(DType::f32, {positions, config.head_dim}) +
+  return arrays * buffer_bytes(DType::u32, {options.max_tokens}) + Rotations::bytes(config, positions, options.max_tokens) +
          (options.trainable ? buffer_bytes(bindings * partials_of_binding) + small_buffers : 0) + gpu::params_arena_bytes;
 }
 
@@ -48,7 +49,8 @@ std::uint64_t workspace_bytes(const gpu::Device& device, const ModelConfig& conf
 
 MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options,
                        const LoraConfig& lora, const std::optional<TrainedHeadOptions>& trained_head) {
-  const LayersBytes layers = layers_bytes(device, config, layers_options(options, largest_rank(modules_of(lora, config.num_layers))));
+  const std::uint32_t rank = largest_rank(modules_of(lora, config.num_layers));
+  const LayersBytes layers = layers_bytes(device, config, layers_options(options, rank, adapts_experts(config, lora)));
   const HeadOptions head = Head::settled(device.info(), config, head_options(options));
   const std::uint64_t stream = buffer_bytes(DType::f32, {options.max_tokens, config.hidden_size});
   const LayerInputs::Bytes inputs = LayerInputs::bytes(device.info(), config, layer_inputs_options(options));

@@ -4,7 +4,6 @@
 #include "nibble/kernels/embedding.h"
 #include "nibble/kernels/neftune.h"
 #include "nibble/kernels/nonfinite.h"
-#include "nibble/model/rope.h"
 #include "nibble/weights/nf4_room.h"
 
 #include <algorithm>
@@ -16,11 +15,11 @@ LayerInputsOptions layer_inputs_options(const ModelOptions& options) {
   return {.max_tokens = options.max_tokens, .trainable = options.trainable, .offloaded = options.trainable ? options.offloaded_inputs : 0};
 }
 
-LayersOptions layers_options(const ModelOptions& options, std::uint32_t rank) {
+LayersOptions layers_options(const ModelOptions& options, std::uint32_t rank, bool expert_adapters) {
   return {.path = options.path, .residency = options.residency, .one_decoded_room = options.one_decoded_room,
           .max_tokens = options.max_tokens, .rank = rank, .trainable = options.trainable,
           .activations = options.trainable ? options.activations : ActivationChoices{Activations::recompute},
-          .lora_dropout = options.lora_dropout};
+          .lora_dropout = options.lora_dropout, .expert_adapters = expert_adapters};
 }
 
 HeadOptions head_options(const ModelOptions& options) {
@@ -51,14 +50,13 @@ Model::Model(const ModelState& state, const ModelOptions& options)
       options_(of_state(options, state)),
       adapters_(state.has_lora() ? &state.lora_mirror() : nullptr),
       lora_(adapters_ ? adapters_->on_device() : nullptr),
-      layers_(make_layers(device_, config_, weights_, lora_, layers_options(options_, lora_ ? lora_->rank : 0))),
+      layers_(make_layers(device_, config_, weights_, lora_, layers_options(options_, lora_ ? lora_->rank : 0, lora_ && adapts_experts(config_, state.lora_config())))),
       streams_(device_, options.max_tokens, config_.sliding_window),
       head_(device_, config_, weights_, head_options(options_)),
       inputs_(device_, config_, layer_inputs_options(options_)) {
   if (options.trainable) dx_ = device_.tensor(DType::f32, {options.max_tokens, config_.hidden_size}, "residual gradient");
   const std::uint32_t positions = std::min(options.max_tokens, config_.max_position_embeddings);
-  rope_ = device_.tensor<float>(DType::f32, {positions, config_.head_dim / 2, 2},
-                                rope_table(positions, config_), "rope");
+  rotations_ = Rotations(device_, config_, positions, options.max_tokens);
 }
 
 void Model::use_adapter(bool use) {
@@ -68,7 +66,7 @@ void Model::use_adapter(bool use) {
 
 LayerPass Model::pass(gpu::Recorder& recorder, const DeviceStream& stream, const LoraDropout& dropout) {
   if (adapters_) adapters_->on_device();
-  return {.recorder = recorder, .stream = stream, .rope = rope_, .lora = lora_, .dropout = dropout};
+  return {.recorder = recorder, .stream = stream, .rotations = rotations_, .lora = lora_, .dropout = dropout};
 }
 
 void Model::embed(gpu::Recorder& recorder, const DeviceStream& stream) {

@@ -34,7 +34,7 @@ struct NeftuneNoise {
   std::uint32_t seed = 0;  // of this batch
 };
 
-LayersOptions layers_options(const ModelOptions& options, std::uint32_t rank);
+LayersOptions layers_options(const ModelOptions& options, std::uint32_t rank, bool expert_adapters);
 HeadOptions head_options(const ModelOptions& options);
 LayerInputsOptions layer_inputs_options(const ModelOptions& options);
 
@@ -109,7 +109,7 @@ class Model {
   std::unique_ptr<Layers> layers_;
   StreamBuffers streams_;
   Head head_;
-  Tensor rope_;
+  Rotations rotations_;
   LayerInputs inputs_;
   Tensor dx_;  // (T, C)
 };

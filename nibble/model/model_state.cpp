@@ -49,7 +49,7 @@ std::vector<Nf4Layer> frozen_shapes(const ModelConfig& config) {
   for (Nf4Layer& layer : layers) {
     for (const Projection p : all_projections) {
       const auto [out, in] = projection_dims(config, p);
-      layer.at(p) = {.out_dim = out, .in_dim = in, .packed = {}, .absmax = {}};
+      layer.at(p) = {.out_dim = matrices_of(config, p) * out, .in_dim = in, .packed = {}, .absmax = {}};
     }
   }
   return layers;
@@ -60,7 +60,7 @@ std::uint64_t trainable_params(const ModelConfig& config, const LoraConfig& lora
   for (const auto& layer : modules_of(lora, config.num_layers)) {
     for (const Projection p : all_projections) {
       const auto [out, in] = projection_dims(config, p);
-      count += layer[static_cast<std::size_t>(p)].rank * (std::uint64_t{out} + in);
+      count += matrices_of(config, p) * layer[static_cast<std::size_t>(p)].rank * (std::uint64_t{out} + in);
     }
   }
   return count + (lora.saves_head ? std::uint64_t{config.vocab_size} * config.hidden_size : 0);

@@ -17,7 +17,9 @@ PlainLayers::PlainLayers(gpu::Device& device, const ModelConfig& config, const D
       frozen_(device, weights, config, options.path, options.residency, options.one_decoded_room),
       activations_(make_layer_activations(device, shape_of(config_, options), options.activations)),
       shared_(options.activations),
-      scratch_(make_scratch(device, shape_of(config_, options), options.trainable)) {}
+      scratch_(make_scratch(device, shape_of(config_, options), options.trainable)) {
+  if (config_.has_experts()) experts_.emplace(device, config_, weights_, options);
+}
 
 LayersBytes PlainLayers::bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
   const ActivationShape shape = shape_of(config, options);
@@ -25,13 +27,19 @@ LayersBytes PlainLayers::bytes(const gpu::Device& device, const ModelConfig& con
   for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) {
     activations += activation_sets(options.activations, config.num_layers, part) * layer_activation_bytes(shape, part);
   }
+  const LayersBytes experts = config.has_experts() ? ExpertMlp::bytes(device, config, options) : LayersBytes{};
   return {.decoded_weights = FrozenWeights::bytes(config, options.path, options.residency, options.one_decoded_room),
-          .activations = activations,
-          .scratch = scratch_bytes(device, shape, options.trainable)};
+          .activations = activations + experts.activations,
+          .scratch = scratch_bytes(device, shape, options.trainable) + experts.scratch};
 }
 
 LinearContext PlainLayers::linear(const LayerPass& pass) {
   return {.path = path_, .frozen = &frozen_, .lora = pass.lora, .dropout = pass.dropout};
+}
+
+LayerContext PlainLayers::at(const LayerPass& pass, const LinearContext& linears, std::uint32_t layer) const {
+  return {.recorder = pass.recorder, .config = config_, .weights = weights_, .linear = linears, .stream = pass.stream,
+          .rotation = pass.rotations.of(layer, pass.stream), .first_key = pass.first_key};
 }
 
 LayerActivations PlainLayers::activations_of(std::uint32_t layer, std::uint32_t tokens) const {
@@ -45,39 +53,50 @@ void PlainLayers::forward(const LayerPass& pass, std::uint32_t layer, const Tens
   LayerActivations activations = activations_of(layer, pass.stream.tokens);
   for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) shared_.fill(layer, part);
   if (!pass.caches.empty()) activations.k_heads = pass.caches[layer].k, activations.v_heads = pass.caches[layer].v;
-  layer_forward({pass.recorder, config_, weights_, linears, pass.stream, pass.rope, pass.first_key}, layer, input, activations,
-                first_tokens(scratch_, config_, pass.stream.tokens), output);
+  attention_forward(at(pass, linears, layer), layer, input, activations, first_tokens(scratch_, config_, pass.stream.tokens));
+  mlp(pass, layer, activations, output);
 }
 
 void PlainLayers::recompute(const LayerPass& pass, std::uint32_t layer, const Tensor& input) {
   const LinearContext linears = linear(pass);
-  const LayerContext context{pass.recorder, config_, weights_, linears, pass.stream, pass.rope};
+  const LayerContext context = at(pass, linears, layer);
   LayerActivations activations = activations_of(layer, pass.stream.tokens);
   if (shared_.lacks(layer, LayerPart::attention)) {
-    recompute_attention(context, layer, input, activations, first_tokens(scratch_, config_, pass.stream.tokens));
+    attention_forward(context, layer, input, activations, first_tokens(scratch_, config_, pass.stream.tokens));
   }
-  if (shared_.lacks(layer, LayerPart::mlp)) recompute_mlp(context, layer, activations);
+  if (!shared_.lacks(layer, LayerPart::mlp)) return;
+  if (experts_) {
+    experts_->recompute(experts_at(pass, layer), activations.middle);
+  } else {
+    recompute_mlp(context, layer, activations);
+  }
 }
 
 void PlainLayers::backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,
                            bool input_gradient) {
+  mlp_backward(pass, layer, dx);
   const LinearContext linears = linear(pass);
-  layer_backward({pass.recorder, config_, weights_, linears, pass.stream, pass.rope}, layer, input,
-                 activations_of(layer, pass.stream.tokens), first_tokens(scratch_, config_, pass.stream.tokens), dx,
-                 input_gradient);
+  attention_backward(at(pass, linears, layer), layer, input, activations_of(layer, pass.stream.tokens),
+                     first_tokens(scratch_, config_, pass.stream.tokens), dx, input_gradient);
+}
+
+void PlainLayers::mlp(const LayerPass& pass, std::uint32_t layer, LayerActivations& activations, const Tensor& output) {
+  if (experts_) return experts_->forward(experts_at(pass, layer), activations.middle, output);
+  const LinearContext linears = linear(pass);
+  nibble::mlp_forward(at(pass, linears, layer), layer, activations, output);
 }
 
 void PlainLayers::mlp_forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) {
-  const LinearContext linears = linear(pass);
   LayerActivations activations = activations_of(layer, pass.stream.tokens);
   pass.recorder.copy(input, activations.middle);
-  nibble::mlp_forward({pass.recorder, config_, weights_, linears, pass.stream, pass.rope}, layer, activations, output);
+  mlp(pass, layer, activations, output);
 }
 
 void PlainLayers::mlp_backward(const LayerPass& pass, std::uint32_t layer, const Tensor& dx) {
+  const LayerActivations activations = activations_of(layer, pass.stream.tokens);
+  if (experts_) return experts_->backward(experts_at(pass, layer), activations.middle, dx);
   const LinearContext linears = linear(pass);
-  nibble::mlp_backward({pass.recorder, config_, weights_, linears, pass.stream, pass.rope}, layer,
-                       activations_of(layer, pass.stream.tokens), first_tokens(scratch_, config_, pass.stream.tokens), dx);
+  nibble::mlp_backward(at(pass, linears, layer), layer, activations, first_tokens(scratch_, config_, pass.stream.tokens), dx);
 }
 
 }  // namespace nibble

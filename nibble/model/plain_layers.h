@@ -1,8 +1,10 @@
 #pragma once
 
+#include "nibble/model/expert_mlp.h"
 #include "nibble/model/layer.h"
 #include "nibble/model/layers.h"
 
+#include <optional>
 #include <vector>
 
 namespace nibble {
@@ -25,6 +27,8 @@ class PlainLayers : public Layers {
 
  private:
   LinearContext linear(const LayerPass& pass);
+  LayerContext at(const LayerPass& pass, const LinearContext& linears, std::uint32_t layer) const;
+  void mlp(const LayerPass& pass, std::uint32_t layer, LayerActivations& activations, const Tensor& output);
   LayerActivations activations_of(std::uint32_t layer, std::uint32_t tokens) const;
 
   ModelConfig config_;
@@ -34,6 +38,7 @@ class PlainLayers : public Layers {
   std::vector<LayerActivations> activations_;  // of each layer
   SharedActivations shared_;
   Scratch scratch_;
+  std::optional<ExpertMlp> experts_;  // where the model has them
 };
 
 }  // namespace nibble

@@ -3,6 +3,7 @@
 #include "nibble/kernels/qk_norm_rope.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numbers>
 
@@ -60,6 +61,27 @@ std::vector<float> rope_table(std::uint32_t positions, const ModelConfig& config
   if (config.rope.attention_factor == 1) return table;
   for (float& value : table) value *= static_cast<float>(config.rope.attention_factor);
   return table;
+}
+
+Rotations::Rotations(gpu::Device& device, const ModelConfig& config, std::uint32_t positions, std::uint32_t max_tokens)
+    : nope_(config.nope),
+      table_(device.tensor<float>(DType::f32, {positions, config.head_dim / 2, 2}, rope_table(positions, config), "rope")) {
+  if (nope_.empty()) return;
+  std::vector<float> still;  // cosine 1, sine 0
+  for (std::uint32_t i = 0; i < config.head_dim / 2; ++i) still.insert(still.end(), {1.0f, 0.0f});
+  still_table_ = device.tensor<float>(DType::f32, {1, config.head_dim / 2, 2}, still, "no rope");
+  zeros_ = device.tensor<std::uint32_t>(DType::u32, {max_tokens}, std::vector<std::uint32_t>(max_tokens), "no positions");
+}
+
+Rotation Rotations::of(std::uint32_t layer, const DeviceStream& stream) const {
+  if (nope_.empty() || !nope_[layer]) return {.position = stream.position, .table = table_};
+  return {.position = zeros_.view({stream.tokens}), .table = still_table_};
+}
+
+std::uint64_t Rotations::bytes(const ModelConfig& config, std::uint32_t positions, std::uint32_t max_tokens) {
+  const std::uint64_t table = gpu::buffer_bytes(DType::f32, {positions, config.head_dim});
+  if (config.nope.empty()) return table;
+  return table + gpu::buffer_bytes(DType::f32, {1, config.head_dim}) + gpu::buffer_bytes(DType::u32, {max_tokens});
 }
 
 }  // namespace nibble

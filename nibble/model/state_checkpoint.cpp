@@ -6,16 +6,17 @@
 namespace nibble {
 namespace {
 
-void check_form(const LoraConfig& config) {
+void check_form(const LoraConfig& config, const ModelConfig& model) {
   check<UsageError>(config.is_uniform() && config.layers_to_transform.empty(), "model state",
                     "Such a checkpoint has one rank and one alpha for every layer; the adapter's differ by module.");
+  check<UsageError>(!adapts_experts(model, config), "model state", "Such a checkpoint has no place for adapters of experts.");
 }
 
 }  // namespace
 
 std::filesystem::path ModelState::save_checkpoint(const std::filesystem::path& dir, std::uint64_t at_step, double loss) const {
   const LoraConfig& config = lora_config();
-  check_form(config);
+  check_form(config, config_);
   check<UsageError>(static_cast<bool>(lora_mirror().on_device()->grads), "model state",
                     "The adapter is not trainable and has no moments to save; load it with StateOptions::trainable.");
   const std::filesystem::path path =
@@ -29,7 +30,7 @@ std::filesystem::path ModelState::save_checkpoint(const std::filesystem::path& d
 
 ModelState::Position ModelState::load_checkpoint(const std::filesystem::path& path) {
   const LoraConfig& config = lora_config();
-  check_form(config);
+  check_form(config, config_);
   JsonCheckpoint checkpoint = load_json_checkpoint(path, config_, config);
   check<DataError>(checkpoint.header.alpha == config.lora_alpha, path.string(),
                    "The checkpoint's alpha is {}; the state's adapter has {}.", checkpoint.header.alpha, config.lora_alpha);

@@ -54,6 +54,7 @@ void fill_layer(gpu::Device& device, DeviceWeights& weights, std::uint32_t index
 void ModelState::populate_weight_cache(std::optional<std::uint64_t> limit) {
   auto& layers = weights_->layers;
   if (layers.back().transposed[0]) return;
+  check<UsageError>(!config_.has_experts(), "weight cache", "Experts are read from NF4 and have no cache of de-quantised weights.");
   const CacheBytes bytes = cache_bytes(config_);
   const auto room = limit ? limit : free_bytes(*device_);
   check<OutOfDeviceMemory>(!room || bytes.needed() <= *room, "weight cache",

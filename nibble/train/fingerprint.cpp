@@ -54,7 +54,7 @@ Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& b
                  std::uint64_t total_steps) {
   Json targets = Json::array();
   for (const Projection p : o.lora.target_modules) targets.push_back(name_of(p));
-  return {{"lora_rank", o.lora.rank},
+  Json facts = {{"lora_rank", o.lora.rank},
           {"lora_alpha", o.lora.lora_alpha},
           {"lora_dropout", o.lora.lora_dropout},
           {"use_rslora", o.lora.use_rslora},
@@ -102,6 +102,8 @@ Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& b
           {"rms_norm_eps", config.rms_norm_eps},
           {"sliding_window", config.sliding_window},
           {"rope_parameters", rope_of(config.rope)}};
+  if (!config.nope.empty()) facts["nope"] = config.nope;
+  return facts;
 }
 
 }  // namespace nibble

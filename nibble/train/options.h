@@ -47,6 +47,7 @@ struct TrainOptions {
   double valid_fraction = 0;  // of the data's examples, where there is no file `valid`
 
   LoraConfig lora{.rank = 16, .lora_alpha = 32};
+  bool usual_targets = false;  // lora.target_modules are those of the model's kind (peft.h)
   std::filesystem::path init_adapter;  // start from this adapter; its rank, alpha and targets hold
 
   bool train_head = false;                   // the head too

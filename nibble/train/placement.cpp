@@ -211,7 +211,7 @@ class Planner {
     const auto table = 1.0 * config_.vocab_size * config_.hidden_size * static_cast<double>(size_of(operand_dtype(path_)));
     double seconds = std::ceil(room_.labels / static_cast<double>(setup.chunk)) * work_.head_passes * table / rates_.memory_bytes;
     if (setup.one_room) {
-      const auto [out, in] = joint_dims(config_, Joint::gate_up);
+      const auto [out, in] = joint_dims(config_, config_.has_experts() ? Joint::qkv : Joint::gate_up);
       seconds += layers * 2.5 * out * in / rates_.memory_bytes;
     }
     const auto streamed = static_cast<double>(count_of(model(setup).residency, config_.num_layers, Residency::streamed));

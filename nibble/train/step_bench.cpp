@@ -137,7 +137,7 @@ class Stepper {
 StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options) {
   ModelState state = ModelState::made_up(
       device, options.config,
-      {.path = options.path, .lora = LoraConfig{.rank = options.lora_rank, .lora_alpha = 2.0 * options.lora_rank},
+      {.path = options.path, .lora = LoraConfig{.rank = options.lora_rank, .lora_alpha = 2.0 * options.lora_rank, .target_modules = usual_targets(options.config)},
        .residency = options.residency, .stream = options.stream});
   if (options.head) state.train_head(*options.head);
   Stepper stepper(state, options);

@@ -23,9 +23,12 @@ std::uint32_t tokens_to_measure(const gpu::AdapterInfo& info, const ModelConfig&
 }
 
 std::string key_of(const gpu::AdapterInfo& info, ProductPath path, const ModelConfig& config, std::uint32_t tokens) {
-  return fmt::format("{} ({}), path {}, hidden {}, intermediate {}, heads {} and {} of {}, tokens {}", info.name, info.driver,
+  const std::string experts = config.has_experts() ? fmt::format(", {} of {} experts of {}", config.experts.per_token, config.experts.count,
+                                                                 config.experts.intermediate_size)
+                                                   : "";
+  return fmt::format("{} ({}), path {}, hidden {}, intermediate {}, heads {} and {} of {}, tokens {}{}", info.name, info.driver,
                      static_cast<int>(path), config.hidden_size, config.intermediate_size, config.num_heads, config.num_kv_heads,
-                     config.head_dim, tokens);
+                     config.head_dim, tokens, experts);
 }
 
 Json read_all(const fs::path& file) {

@@ -7,7 +7,8 @@ namespace {
 
 double product(const ModelConfig& config, Joint joint) {
   const auto [out, in] = joint_dims(config, joint);
-  return 2.0 * out * in;
+  const bool of_experts = config.has_experts() && (joint == Joint::gate_up || joint == Joint::down);
+  return 2.0 * out * in * (of_experts ? config.experts.per_token : 1);
 }
 
 }  // namespace

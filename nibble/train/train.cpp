@@ -103,6 +103,7 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
   TrainOptions options = given;
   const ModelConfig config = read_model_config(options.model);
   options.max_length = std::min(options.max_length, config.max_position_embeddings);
+  if (options.usual_targets) options.lora.target_modules = usual_targets(config);
   check<UsageError>(options.loss.kind != TrainLoss::dpo || !options.train_head || config.tie_word_embeddings, "--train-head",
                     "DPO's reference has the base's own head, which this model does not keep beside one that is trained; leave the "
                     "head frozen, or use orpo.");
@@ -125,6 +126,8 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
   options.lora = adapter.config;
   options.lora.base_model_name_or_path = options.model.string();
   options.lora.saves_head = options.train_head;
+  check<UsageError>(options.lora.lora_dropout == 0 || !adapts_experts(config, options.lora), "--lora-dropout",
+                    "Adapters of experts have no dropout; leave it at 0, or adapt attention's projections alone.");
   if (options.head_learning_rate) options.adamw.head_ratio = *options.head_learning_rate / options.learning_rate;
   const BatchRoom room = room_of_run(feed, *data, options);
   const MemoryBudget budget = memory_budget(options, device.info());

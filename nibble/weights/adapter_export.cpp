@@ -71,6 +71,8 @@ std::uint32_t mlx_layers(const ExportedAdapter& exported) {
 }
 
 void check_mlx(const AdapterExport& options, const ExportedAdapter& exported) {
+  check<DataError>(!adapts_experts(exported.config, exported.adapter.config), options.adapter.string(),
+                   "The adapter has projections of experts, which mlx_lm keeps in a form of its own; write the whole model with `nibble merge`.");
   check_uniform(options, exported.adapter.config);
   const auto& layers = exported.adapter.config.layers_to_transform;
   check<DataError>(layers.empty() || layers.front() + layers.size() == exported.config.num_layers, options.adapter.string(),
@@ -90,6 +92,7 @@ void check_vllm(const AdapterExport& options, ExportedAdapter& exported) {
 
 void check_gguf(const fs::path& adapter, ExportedAdapter& exported) {
   const LoraConfig& config = exported.adapter.config;
+  check_for_llama_cpp(exported.config, adapter.string());
   exported.notes = llama_cpp_notes(exported.config);
   check<DataError>(config.lora_alpha != 0, adapter.string(),
                    "The adapter's lora_alpha is 0, which llama.cpp reads as a scaling of 1.");

@@ -43,7 +43,7 @@ void save_gguf_adapter(const fs::path& path, const ExportedAdapter& exported, Gg
   const LoraAdapter& adapter = exported.adapter;
   const LoraModules modules = adapter.modules();
   const double alpha = adapter.config.scaling() * adapter.config.rank;
-  const bool llama = gguf_architecture(exported.config) == "llama";
+  const bool rows_interleaved = exported.config.family.interleaved_in_gguf;
   std::vector<GgufSpec> specs;
   std::vector<std::vector<std::byte>> bytes;
   for (std::uint32_t layer = 0; layer < adapter.layers.size(); ++layer) {
@@ -57,7 +57,7 @@ void save_gguf_adapter(const fs::path& path, const ExportedAdapter& exported, Gg
         specs.push_back({name, type, {rows, columns}});
         std::vector<float> values = adapter.at(layer, p).matrix(which);
         if (which == LoraMatrix::b) scale(values, scaling * rank / alpha);
-        if (llama && which == LoraMatrix::b && p <= Projection::k)
+        if (rows_interleaved && which == LoraMatrix::b && p <= Projection::k)
           values = interleaved(values, rank, exported.config.head_dim);
         auto& out = bytes.emplace_back(specs.back().bytes());
         convert_from_f32(values, type == GgmlType::f32 ? DType::f32 : DType::f16, out, name, 0);

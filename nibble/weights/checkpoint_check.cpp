@@ -28,12 +28,18 @@ std::uint64_t BaseTensor::numel() const {
   return std::accumulate(shape.begin(), shape.end(), std::uint64_t{1}, [](auto product, auto size) { return product * static_cast<std::uint64_t>(size); });
 }
 
-bool is_projection(std::string_view name, const Shape& shape) {
+namespace {
+
+bool is_matrix_of_layer(std::string_view name, const Shape& shape) {
   return shape.size() == 2 && name != embedding_tensor_name && name != head_tensor_name;
 }
 
+}  // namespace
+
+bool is_projection(std::string_view name, const Shape& shape) { return is_matrix_of_layer(name, shape) && !name.ends_with(".mlp.gate.weight"); }
+
 std::optional<BnbMatrix> quantised(const Checkpoint& checkpoint, const BaseTensor& tensor) {
-  if (!is_projection(tensor.name, tensor.shape) || !checkpoint.has(tensor.name)) return std::nullopt;
+  if (!is_matrix_of_layer(tensor.name, tensor.shape) || !checkpoint.has(tensor.name)) return std::nullopt;
   return bnb_matrix(checkpoint, tensor.name, static_cast<std::uint32_t>(tensor.shape[0]), static_cast<std::uint32_t>(tensor.shape[1]));
 }
 
@@ -50,9 +56,10 @@ std::vector<BaseTensor> base_tensors(const ModelConfig& config) {
     }
     for (const Projection projection : all_projections) {
       const auto [out, in] = projection_dims(config, projection);
-      tensors.push_back({projection_tensor_name(layer, projection), {out, in}});
+      for (const std::string& module : module_names(config.experts.count, layer, projection)) tensors.push_back({module + ".weight", {out, in}});
       if (has_bias(config, projection)) tensors.push_back({bias_tensor_name(layer, projection), {out}});
     }
+    if (config.has_experts()) tensors.push_back({router_tensor_name(layer), {config.experts.count, hidden}});
   }
   tensors.push_back({std::string(final_norm_tensor_name), {hidden}});
   if (!config.tie_word_embeddings) tensors.push_back({std::string(head_tensor_name), table});
@@ -60,6 +67,9 @@ std::vector<BaseTensor> base_tensors(const ModelConfig& config) {
 }
 
 void check_checkpoint(const Checkpoint& checkpoint, const ModelConfig& config) {
+  constexpr std::string_view fused = "model.layers.0.mlp.experts.gate_up_proj";
+  check<DataError>(!config.has_experts() || !checkpoint.has(fused), checkpoint.folder().string(),
+                   "The tensor {} holds all experts in one, which is not read; save_pretrained of transformers writes each by itself.", fused);
   std::set<std::string, std::less<>> known{std::string(head_tensor_name)};
   for (const auto& tensor : base_tensors(config)) {
     known.insert(tensor.name);

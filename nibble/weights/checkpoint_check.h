@@ -15,10 +15,10 @@ struct BaseTensor {
 // Every tensor that a checkpoint of this config must have; lm_head.weight only where it is not tied.
 std::vector<BaseTensor> base_tensors(const ModelConfig& config);
 
-// Whether a tensor is a matrix of a layer: neither embedding nor head, norm or bias.
+// Whether a tensor is a matrix of a layer: neither embedding nor head, norm, bias or router.
 bool is_projection(std::string_view name, const Shape& shape);
 
-// What bitsandbytes has made of a tensor; empty where it is stored as it is. Of projections alone: embedding, head and norms are
+// What bitsandbytes has made of a tensor; empty where it is stored as it is. Of projections and routers alone: embedding, head and norms are
 // read as they are. DataError as bnb_matrix.
 std::optional<BnbMatrix> quantised(const Checkpoint& checkpoint, const BaseTensor& tensor);
 

@@ -24,6 +24,29 @@ std::uint32_t size(const JsonObject& json, std::string_view key, JsonObject::Int
   return static_cast<std::uint32_t>(json.integer(key, range, otherwise));
 }
 
+// transformers has two names for how many experts there are. All layers must have them.
+void read_experts(const JsonObject& json, ModelConfig& config) {
+  if (!config.family.experts) return;
+  const char* key = json.has("num_experts") ? "num_experts" : "num_local_experts";
+  ExpertConfig& experts = config.experts;
+  experts.count = size(json, key, {1, 1024}, 128);
+  experts.per_token = size(json, "num_experts_per_tok", {1, experts.count}, std::min(8u, experts.count));
+  experts.intermediate_size = size(json, "moe_intermediate_size", width, 768);
+  experts.normalised = json.boolean("norm_topk_prob", false);
+  if (json.integer("decoder_sparse_step", {0, INT32_MAX}, 1) != 1) {
+    json.fail_key("decoder_sparse_step", "1, as layers without experts between those that have them are not supported");
+  }
+  if (!json.integers("mlp_only_layers", {0, INT32_MAX}).empty()) {
+    json.fail_key("mlp_only_layers", "empty, as layers without experts between those that have them are not supported");
+  }
+  for (const auto& [name, value] : {std::pair{"hidden_size", config.hidden_size}, {"moe_intermediate_size", experts.intermediate_size}}) {
+    if (value % 8 != 0) json.fail_key(name, "a multiple of 8, as experts in NF4 are read by eight values");
+  }
+  const std::uint64_t elements = std::uint64_t{experts.count} * experts.intermediate_size * config.hidden_size;
+  check<DataError>(elements <= UINT32_MAX, json.origin(), "The {} experts of a layer have {} elements a projection; at most {} can be counted.",
+                   experts.count, elements, UINT32_MAX);
+}
+
 // What attention's kernels compute.
 void check_head_dim(const JsonObject& json, const ModelConfig& config) {
   if (config.head_dim % 16 == 0 && config.head_dim <= 256) return;
@@ -46,9 +69,10 @@ void read_sizes(const JsonObject& json, ModelConfig& config) {
   const Family& family = config.family;
   config.num_kv_heads = size(json, "num_key_value_heads", count, default_kv_heads(json, config));
   config.head_dim = size(json, "head_dim", {2, 1 << 12}, family.head_dim ? family.head_dim : std::max(1u, config.hidden_size / config.num_heads));
-  config.intermediate_size = size(json, "intermediate_size", width);
+  config.intermediate_size = family.experts ? size(json, "intermediate_size", width, 6144) : size(json, "intermediate_size", width);
   config.max_position_embeddings = size(json, "max_position_embeddings", {1, 1 << 24}, family.max_position_embeddings);
   check_head_dim(json, config);
+  read_experts(json, config);
   if (config.num_heads % config.num_kv_heads != 0) {
     json.fail_key("num_key_value_heads", fmt::format("a divisor of num_attention_heads ({})", config.num_heads));
   }
@@ -105,7 +129,7 @@ void read_rope(const JsonObject& json, ModelConfig& config) {
   const auto scaling = json.object("rope_scaling"), parameters = json.object("rope_parameters");
   check<DataError>(!is_given(scaling) || !is_given(parameters) || without_theta(*scaling) == without_theta(*parameters), json.origin(),
                    "\"rope_scaling\" and \"rope_parameters\" differ; only one of them may be given.");
-  config.rope.theta = static_cast<float>(json.number("rope_theta", theta, 10000.0));
+  config.rope.theta = static_cast<float>(json.number("rope_theta", theta, config.family.rope_theta));
   for (const auto* key : {"rope_scaling", "rope_parameters"}) {
     const auto rope = json.object(key);
     if (!rope) continue;
@@ -119,6 +143,19 @@ void read_rope(const JsonObject& json, ModelConfig& config) {
   }
 }
 
+// A list says of each layer whether it rotates; without one an interval does.
+void read_nope(const JsonObject& json, ModelConfig& config) {
+  if (config.family.nope_interval == 0) return;
+  const auto rotating = json.integers("no_rope_layers", {0, 1});
+  if (json.has("no_rope_layers") && rotating.size() < config.num_layers) {
+    json.fail_key("no_rope_layers", fmt::format("a list of at least {} numbers, one a layer", config.num_layers));
+  }
+  const std::uint32_t interval = size(json, "no_rope_layer_interval", count, config.family.nope_interval);
+  for (std::uint32_t layer = 0; layer < config.num_layers; ++layer) {
+    config.nope.push_back(rotating.empty() ? (layer + 1) % interval == 0 : rotating[layer] == 0);
+  }
+}
+
 // Null is none; Mistral's class takes a window where the key is missing.
 void read_window(const JsonObject& json, ModelConfig& config) {
   if (!config.family.sliding_window) return;
@@ -126,10 +163,14 @@ void read_window(const JsonObject& json, ModelConfig& config) {
   config.sliding_window = missing ? config.family.window : size(json, "sliding_window", {1, 1 << 24}, 0);
 }
 
-// Qwen's classes have windows from layer max_window_layers on; a list of layer_types is what counts where there is one.
+// Qwen's classes have windows from layer max_window_layers on, SmolLM3's in layers that do not rotate; a list of layer_types is what
+// counts where there is one.
 bool some_layers_have_windows(const JsonObject& json, const ModelConfig& config) {
   constexpr std::int64_t class_default = 28;
   if (!json.boolean("use_sliding_window", false) || json.has("layer_types")) return false;
+  if (config.family.nope_interval > 0) {
+    return json.has("sliding_window") && std::find(config.nope.begin(), config.nope.end(), true) != config.nope.end();
+  }
   if (json.json().contains("sliding_window") && !json.has("sliding_window")) return false;
   return json.integer("max_window_layers", {0, 1 << 12}, class_default) < config.num_layers;
 }
@@ -140,8 +181,8 @@ void refuse_what_is_not_supported(const JsonObject& json, const ModelConfig& con
     if (json.boolean(bias, false)) json.fail_key(bias, "false");
   }
   if (some_layers_have_windows(json, config)) {
-    json.fail_key("use_sliding_window", fmt::format("false, or \"max_window_layers\" at least {}, as windows in some layers alone are not supported",
-                                                    config.num_layers));
+    const std::string otherwise = config.family.nope_interval > 0 ? "" : fmt::format(", or \"max_window_layers\" at least {}", config.num_layers);
+    json.fail_key("use_sliding_window", fmt::format("false{}, as windows in some layers alone are not supported", otherwise));
   }
   if (json.number("partial_rotary_factor", {0.0, 1.0}, 1.0) != 1.0) json.fail_key("partial_rotary_factor", "1");
   if (const auto quantised = json.object("quantization_config")) {
@@ -209,8 +250,9 @@ ModelConfig parse_model_config(const JsonObject& json, const JsonObject* generat
   config.family = *family;
   read_sizes(json, config);
   read_window(json, config);
+  read_nope(json, config);
   config.rms_norm_eps = static_cast<float>(json.number("rms_norm_eps", {1e-12, 1.0}, 1e-6));
-  config.tie_word_embeddings = json.boolean("tie_word_embeddings", false);
+  config.tie_word_embeddings = json.boolean("tie_word_embeddings", config.family.tied);
   read_rope(json, config);
   refuse_what_is_not_supported(json, config);
   config.eos_token_ids = read_ids(json, "eos_token_id", config.vocab_size);
@@ -246,16 +288,21 @@ ProjectionDims projection_dims(const ModelConfig& config, Projection projection)
   const std::uint32_t hidden = config.hidden_size;
   const std::uint32_t heads = config.num_heads * config.head_dim;
   const std::uint32_t kv_heads = config.num_kv_heads * config.head_dim;
+  const std::uint32_t intermediate = config.has_experts() ? config.experts.intermediate_size : config.intermediate_size;
   switch (projection) {
     case Projection::q: return {heads, hidden};
     case Projection::k:
     case Projection::v: return {kv_heads, hidden};
     case Projection::o: return {hidden, heads};
     case Projection::gate:
-    case Projection::up: return {config.intermediate_size, hidden};
-    case Projection::down: return {hidden, config.intermediate_size};
+    case Projection::up: return {intermediate, hidden};
+    case Projection::down: return {hidden, intermediate};
   }
   return {};
+}
+
+std::span<const Projection> single_projections(const ModelConfig& config) {
+  return std::span(all_projections).first(config.has_experts() ? static_cast<std::size_t>(Projection::gate) : all_projections.size());
 }
 
 }  // namespace nibble

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "nibble/io/json.h"
@@ -33,6 +34,14 @@ struct RopeConfig {
   bool truncate = true;                             // yarn: whole dimensions
 };
 
+// A mixture of experts in the place of each layer's MLP.
+struct ExpertConfig {
+  std::uint32_t count = 0;              // 0: the model has none
+  std::uint32_t per_token = 0;          // that the router chooses for each
+  std::uint32_t intermediate_size = 0;  // of one
+  bool normalised = false;              // the weights of those chosen are divided by their sum
+};
+
 // A decoder as config.json describes it, checked: every size is positive and within reason, heads divide evenly.
 struct ModelConfig {
   std::string model_type;
@@ -47,10 +56,15 @@ struct ModelConfig {
   std::uint32_t max_position_embeddings = 0;
   float rms_norm_eps = 0;
   RopeConfig rope;
+  std::vector<bool> nope;                    // by layer: queries and keys are not rotated; empty: none is so
   std::uint32_t sliding_window = 0;          // keys that a query meets at most, its own included; 0: all before it
   bool tie_word_embeddings = false;          // the head is the embedding
   std::vector<std::uint32_t> eos_token_ids;  // of generation_config.json where it has some
   GenerationDefaults generation;
+  ExpertConfig experts;
+
+  bool has_experts() const { return experts.count > 0; }
+  bool rotates(std::uint32_t layer) const { return nope.empty() || !nope[layer]; }
 };
 
 // Reads config.json, as transformers 4 or 5 writes it, and generation_config.json where there is one, or what a GGUF file says in
@@ -65,7 +79,12 @@ struct ProjectionDims {
   std::uint32_t out = 0;
   std::uint32_t in = 0;
 };
+// Of one expert, where the projection is of experts.
 ProjectionDims projection_dims(const ModelConfig& config, Projection projection);
+// Matrices that the projection has in a layer, where they lie one below the other.
+inline std::uint32_t matrices_of(const ModelConfig& config, Projection projection) { return matrices_of(config.experts.count, projection); }
+// The projections that have one matrix a layer.
+std::span<const Projection> single_projections(const ModelConfig& config);
 // y = W x + b
 bool has_bias(const ModelConfig& config, Projection projection);
 

@@ -42,6 +42,23 @@ gpu::Tensor load_vector(gpu::Device& device, const Checkpoint& checkpoint, const
   return device.tensor<float>(DType::f32, {static_cast<std::uint32_t>(values.size())}, values, name);
 }
 
+// transformers 4 has bitsandbytes quantise routers too; what it restores is the router then.
+gpu::Tensor load_router(gpu::Device& device, const Checkpoint& checkpoint, const ModelConfig& config, std::uint32_t layer) {
+  const std::string name = router_tensor_name(layer);
+  const std::uint32_t count = config.experts.count, hidden = config.hidden_size;
+  std::vector<float> values;
+  if (const auto bnb = bnb_matrix(checkpoint, name, count, hidden)) {
+    std::vector<std::uint8_t> codes(nf4_packed_bytes(std::size_t{count} * hidden));
+    std::vector<float> absmax(nf4_blocks(std::size_t{count} * hidden));
+    read_bnb(*bnb, 0, codes, absmax);
+    values.resize(std::size_t{count} * hidden);
+    nf4_dequantize(codes, absmax, values);
+  } else {
+    values = checkpoint.read_as_f32(name);
+  }
+  return device.tensor<float>(DType::f32, {config.experts.count, config.hidden_size}, values, "router");
+}
+
 gpu::Tensor load_qkv_bias(gpu::Device& device, const Checkpoint& checkpoint, std::uint32_t layer) {
   std::vector<float> all;
   for (const Projection p : {Projection::q, Projection::k, Projection::v}) {
@@ -51,11 +68,12 @@ gpu::Tensor load_qkv_bias(gpu::Device& device, const Checkpoint& checkpoint, std
   return device.tensor<float>(DType::f32, {static_cast<std::uint32_t>(all.size())}, all, "bias");
 }
 
-void write_nf4(Nf4Room& room, const Nf4Values& values, Projection p, float& largest) {
-  largest = *std::max_element(values.absmax.begin(), values.absmax.end());
+// The matrix `index` of those that the projection has.
+void write_nf4(Nf4Room& room, const Nf4Values& values, Projection p, std::uint32_t index, float& largest) {
+  largest = std::max(index == 0 ? 0.0f : largest, *std::max_element(values.absmax.begin(), values.absmax.end()));
   const Nf4Matrix& to = room.projections()[static_cast<std::size_t>(p)];
-  room.write(to.packed, std::as_bytes(std::span(values.packed)));
-  room.write(to.absmax, std::as_bytes(std::span(values.absmax)));
+  room.write(to.packed, std::as_bytes(std::span(values.packed)), index * values.packed.size());
+  room.write(to.absmax, std::as_bytes(std::span(values.absmax)), index * values.absmax.size_bytes());
 }
 
 std::shared_ptr<LayerStream> make_stream(gpu::Device& device, const ModelConfig& config, const LoadOptions& options) {
@@ -82,11 +100,13 @@ std::vector<Nf4Source> projections_of(const Checkpoint& checkpoint, const ModelC
   std::vector<Nf4Source> sources;
   for (std::uint32_t layer = 0; layer < config.num_layers; ++layer) {
     for (const Projection p : all_projections) {
-      const std::string name = projection_tensor_name(layer, p);
       const auto [out, in] = projection_dims(config, p);
-      check<DataError>(std::uint64_t{out} * in % nf4_block == 0, name,
-                       "A matrix of {} x {} is no whole number of NF4 blocks of {}.", out, in, nf4_block);
-      sources.push_back({checkpoint.at(name), bnb_matrix(checkpoint, name, out, in)});
+      for (const std::string& module : module_names(config.experts.count, layer, p)) {
+        const std::string name = module + ".weight";
+        check<DataError>(std::uint64_t{out} * in % nf4_block == 0, name,
+                         "A matrix of {} x {} is no whole number of NF4 blocks of {}.", out, in, nf4_block);
+        sources.push_back({checkpoint.at(name), bnb_matrix(checkpoint, name, out, in)});
+      }
     }
   }
   return sources;
@@ -238,6 +258,7 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
   if (options.head) weights.head = weights.base_head;
   weights.final_norm = load_vector(device, checkpoint, std::string(final_norm_tensor_name));
   const auto projections = projections_of(checkpoint, config);
+  std::size_t next = 0;  // of these
   Nf4Reader reader(projections, {.buffers = nf4_buffers(checkpoint, projections)});
   for (std::uint32_t i = 0; i < config.num_layers; ++i) {
     LayerWeights& layer = weights.layers.emplace_back();
@@ -248,13 +269,17 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
       layer.k_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::k));
     }
     if (config.family.qkv_bias) layer.qkv_bias = load_qkv_bias(device, checkpoint, i);
+    if (config.has_experts()) layer.router = load_router(device, checkpoint, config, i);
     fill_projections(device, config, options, weights, [&](Nf4Room& room, Projection p, float& largest) {
-      const Nf4Values values = reader.next();
-      {
-        const Stopwatch watch(times.upload);
-        write_nf4(room, values, p, largest);
+      for (std::uint32_t index = 0; index < matrices_of(config, p); ++index) {
+        const Nf4Source& source = projections[next++];
+        const Nf4Values values = reader.next();
+        {
+          const Stopwatch watch(times.upload);
+          write_nf4(room, values, p, index, largest);
+        }
+        meter.add(source.entry.tensor->bytes);
       }
-      meter.add(checkpoint.at(projection_tensor_name(i, p)).tensor->bytes);
     });
   }
   times.read += reader.times().read;
@@ -287,6 +312,12 @@ DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, co
     }
     if (config.family.qkv_bias) {
       layer.qkv_bias = ones(device, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim);
+    }
+    if (config.has_experts()) {
+      std::vector<float> router(std::size_t{config.experts.count} * config.hidden_size);
+      Rng rng(i);
+      for (float& value : router) value = rng.uniform(-0.035f, 0.035f);
+      layer.router = device.tensor<float>(DType::f32, {config.experts.count, config.hidden_size}, router, "router");
     }
     fill_projections(device, config, options, weights, [&](Nf4Room& room, Projection p, float& largest) {
       const Nf4Matrix& matrix = room.projections()[static_cast<std::size_t>(p)];

@@ -20,7 +20,7 @@ namespace nibble {
 struct Nf4Matrix {
   gpu::Tensor packed;  // (out * in / 8) u32, four bytes a word
   gpu::Tensor absmax;  // (out * in / 64) f32
-  std::uint32_t out = 0, in = 0;
+  std::uint32_t out = 0, in = 0;  // of experts, which lie one below the other, the rows of all
   float largest = 1.0f;  // of absmax
 };
 
@@ -36,9 +36,11 @@ struct LayerWeights {
   gpu::Tensor input_norm, post_attention_norm;  // (hidden) f32
   gpu::Tensor q_norm, k_norm;                   // (head_dim) f32; empty in families without
   gpu::Tensor qkv_bias;                         // (q's, k's and v's outputs) f32; likewise
+  gpu::Tensor router;                           // (experts, hidden) f32; likewise
   LayerProjections projections;                 // where they are kept: of a layer that is streamed in host memory
   std::array<gpu::Tensor, 7> transposed;        // (in, out) f32, the same de-quantised; empty unless a cache was asked for
 
+  std::uint32_t experts() const { return router ? router.dim(0) : 0; }
   const Nf4Matrix& projection(Projection p) const { return projections[static_cast<std::size_t>(p)]; }
   const gpu::Tensor& cached(Projection p) const { return transposed[static_cast<std::size_t>(p)]; }
 };

@@ -80,9 +80,9 @@ class ConfigReader {
 
   // Mistral's models are of the architecture llama; the window tells them apart.
   std::string model_type() {
-    if (architecture_ != "qwen3" && architecture_ != "qwen2" && architecture_ != "llama") {
+    if (architecture_ != "qwen3" && architecture_ != "qwen2" && architecture_ != "llama" && architecture_ != "smollm3") {
       metadata_.fail_key("general.architecture",
-                         "\"qwen3\", \"qwen2\" or \"llama\", the architectures that are supported");
+                         "\"qwen3\", \"qwen2\", \"llama\" or \"smollm3\", the architectures that are supported");
     }
     if (metadata_.string("general.type", "model") != "model") metadata_.fail_key("general.type", "\"model\"");
     if (integer("expert_count", {0, INT32_MAX}, 0) != 0)

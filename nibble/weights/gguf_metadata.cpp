@@ -54,6 +54,19 @@ std::string gguf_architecture(const ModelConfig& config) {
   return config.model_type == "mistral" ? "llama" : config.model_type;
 }
 
+void check_for_llama_cpp(const ModelConfig& config, const std::string& where) {
+  check<DataError>(!config.has_experts(), where, "The model is a mixture of experts ({}), which is not written as GGUF; write a folder instead.",
+                   config.model_type);
+  constexpr std::uint32_t interval = 4;
+  for (std::uint32_t layer = 0; layer < config.nope.size(); ++layer) {
+    check<DataError>(config.nope[layer] == ((layer + 1) % interval == 0), where,
+                     "Layer {} {} its queries and keys; llama.cpp rotates those of all layers of {} but every fourth.", layer,
+                     config.nope[layer] ? "does not rotate" : "rotates", config.model_type);
+  }
+  check<DataError>(config.nope.empty() || config.rope.kind != RopeConfig::Kind::llama3, where,
+                   "The RoPE scaling is \"llama3\", which llama.cpp does not apply to {}.", config.model_type);
+}
+
 std::vector<std::string> llama_cpp_notes(const ModelConfig& config) {
   if (config.sliding_window == 0 || config.sliding_window >= config.max_position_embeddings) return {};
   return {
@@ -63,6 +76,7 @@ std::vector<std::string> llama_cpp_notes(const ModelConfig& config) {
 }
 
 GgufMetadata gguf_model_metadata(const ModelConfig& config, const fs::path& model, GgmlType matrices) {
+  check_for_llama_cpp(config, model.string());
   const std::string architecture = gguf_architecture(config);
   const auto key = [&](std::string_view name) { return fmt::format("{}.{}", architecture, name); };
   GgufMetadata metadata{{"general.architecture", architecture},

@@ -27,7 +27,6 @@ std::optional<DType> plain_dtype(const GgufTensor& tensor) {
 class GgufModel : public TensorFile {
  public:
   GgufModel(const fs::path& path, const ModelConfig& config) : file_(path) {
-    const bool interleaved = JsonObject(file_.metadata(), path.string()).string("general.architecture") == "llama";
     std::set<std::string, std::less<>> known{"rope_freqs.weight"};
     for (const BaseTensor& wanted : base_tensors(config)) {
       const std::string name = *gguf_tensor_name(wanted.name);
@@ -35,7 +34,7 @@ class GgufModel : public TensorFile {
       const auto at = file_.tensors().find(name);
       if (at == file_.tensors().end()) continue;
       const bool rotated = name.ends_with("attn_q.weight") || name.ends_with("attn_k.weight");
-      add(wanted.name, at->second, interleaved && rotated ? config.head_dim : 0);
+      add(wanted.name, at->second, config.family.interleaved_in_gguf && rotated ? config.head_dim : 0);
     }
     for (const auto& [name, tensor] : file_.tensors()) {
       check<DataError>(known.contains(name), path.string(),

@@ -11,7 +11,7 @@ namespace nibble {
 // "blk.3.attn_q.weight" of "model.layers.3.self_attn.q_proj.weight"; empty where it has no name there.
 std::optional<std::string> gguf_tensor_name(std::string_view name);
 
-// Files of the architecture "llama" have the rows of each head of queries and keys in another order: the two halves
+// Files of llama's architecture and its kin (Family::interleaved_in_gguf) have the rows of each head of queries and keys in another order: the two halves
 // that RoPE rotates against each other are interleaved. The file's row that holds `row` of a matrix with heads of
 // `head_dim` rows.
 constexpr std::uint64_t interleaved_row(std::uint64_t row, std::uint64_t head_dim) {

@@ -13,6 +13,10 @@ std::span<const Projection> members_of(Joint joint) {
   return {};
 }
 
+std::span<const Joint> single_joints(const ModelConfig& config) {
+  return std::span(all_joints).first(config.has_experts() ? static_cast<std::size_t>(Joint::gate_up) : all_joints.size());
+}
+
 ProjectionDims joint_dims(const ModelConfig& config, Joint joint) {
   ProjectionDims joint_dims;
   for (const Projection p : members_of(joint)) {

@@ -14,6 +14,8 @@ inline constexpr std::array<Joint, 4> all_joints{Joint::qkv, Joint::o, Joint::ga
 
 // In the order of Projection, and neighbours there.
 std::span<const Projection> members_of(Joint joint);
+// Those whose members are one matrix each: without those of experts.
+std::span<const Joint> single_joints(const ModelConfig& config);
 ProjectionDims joint_dims(const ModelConfig& config, Joint joint);
 // The output column where each member ends, and the last one again where there are fewer than three.
 std::array<std::uint32_t, 3> joint_ends(const ModelConfig& config, Joint joint);

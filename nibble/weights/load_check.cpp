@@ -21,6 +21,13 @@ std::vector<std::byte> bytes_of_values(const Checkpoint::Entry& entry, std::uint
   return bytes;
 }
 
+// One of the matrices that lie one below the other.
+Nf4Matrix part_of(const Nf4Matrix& all, std::uint32_t index, std::uint32_t count) {
+  const std::uint64_t packed = all.packed.size() / count, absmax = all.absmax.size() / count;
+  return {.packed = all.packed.part(index * packed, {static_cast<std::uint32_t>(packed)}),
+          .absmax = all.absmax.part(index * absmax, {static_cast<std::uint32_t>(absmax)}), .out = all.out / count, .in = all.in};
+}
+
 void check_nf4(gpu::Device& device, const Checkpoint& checkpoint, const std::string& name, const Nf4Matrix& matrix, LoadCheck& result) {
   const Checkpoint::Entry& entry = checkpoint.at(name);
   const auto bnb = bnb_matrix(checkpoint, name, matrix.out, matrix.in);
@@ -77,7 +84,11 @@ LoadCheck check_loaded(gpu::Device& device, const Checkpoint& checkpoint, const 
   if (weights.head.data.buffer() != weights.embedding.data.buffer()) dense(head_tensor_name, weights.head);
   for (std::uint32_t layer = 0; layer < weights.layers.size(); ++layer) {
     for (const Projection p : all_projections) {
-      check_nf4(device, checkpoint, projection_tensor_name(layer, p), weights.layers[layer].projection(p), result);
+      const auto names = module_names(weights.layers[layer].experts(), layer, p);
+      const auto count = static_cast<std::uint32_t>(names.size());
+      for (std::uint32_t i = 0; i < count; ++i) {
+        check_nf4(device, checkpoint, names[i] + ".weight", part_of(weights.layers[layer].projection(p), i, count), result);
+      }
     }
   }
   return result;

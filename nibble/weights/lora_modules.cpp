@@ -95,6 +95,15 @@ std::uint32_t largest_rank(const LoraModules& modules) {
   return largest;
 }
 
+std::vector<Projection> usual_targets(const ModelConfig& model) {
+  const auto projections = single_projections(model);
+  return {projections.begin(), projections.end()};
+}
+
+bool adapts_experts(const ModelConfig& model, const LoraConfig& config) {
+  return model.has_experts() && std::any_of(config.target_modules.begin(), config.target_modules.end(), [](Projection p) { return p >= Projection::gate; });
+}
+
 std::string ranks_text(const LoraConfig& config) {
   std::uint32_t least = config.rank, most = config.rank;
   for (const auto& [key, rank] : config.rank_pattern) least = std::min(least, rank), most = std::max(most, rank);

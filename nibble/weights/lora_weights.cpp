@@ -68,7 +68,8 @@ LoraWeights upload_lora(gpu::Device& device, const ModelConfig& config, const Lo
   }
   for_each_matrix(adapter, result.rank, modules, [&](std::uint32_t layer, Projection p, LoraMatrix matrix, std::ptrdiff_t place) {
     LoraSlot& slot = result.layers[layer][static_cast<std::size_t>(p)];
-    const auto [out, in] = lora_dims(config, result.rank, p, matrix);
+    auto [out, in] = lora_dims(config, result.rank, p, matrix);
+    out *= matrices_of(config, p);
     const auto first = static_cast<std::uint64_t>(place);
     const bool is_a = matrix == LoraMatrix::a;
     slot.scaling = static_cast<float>(modules[layer][static_cast<std::size_t>(p)].scaling);
@@ -89,7 +90,7 @@ std::uint64_t lora_bytes(const ModelConfig& config, const LoraConfig& lora, bool
       if (!layer[static_cast<std::size_t>(p)].used()) continue;
       for (const LoraMatrix matrix : both_matrices) {
         const auto [out, in] = lora_dims(config, rank, p, matrix);
-        elements += (std::uint64_t{out} * in + alignment - 1) / alignment * alignment;
+        elements += (matrices_of(config, p) * std::uint64_t{out} * in + alignment - 1) / alignment * alignment;
       }
     }
   }
@@ -146,7 +147,8 @@ void initialise_lora(LoraAdapter& adapter, std::uint64_t seed) {
       if (!matrices.used()) continue;
       // A stream a matrix, so that its values do not depend on which others are adapted.
       Rng rng(seed, layer * 7 + p);
-      const auto in = static_cast<float>(matrices.a.size() / modules[layer][p].rank);
+      const std::size_t rows = std::size_t{matrices_of(adapter.experts, static_cast<Projection>(p))} * modules[layer][p].rank;
+      const auto in = static_cast<float>(matrices.a.size() / rows);
       const float bound = 1.0f / std::sqrt(in);
       for (float& value : matrices.a) value = rng.uniform(-bound, bound);
       std::fill(matrices.b.begin(), matrices.b.end(), 0.0f);

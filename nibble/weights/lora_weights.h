@@ -13,8 +13,8 @@ namespace nibble {
 
 // The two matrices of one adapted projection on the device, and their gradients.
 struct LoraSlot {
-  gpu::Tensor a, a_grad;  // (rank, in) f32
-  gpu::Tensor b, b_grad;  // (out, rank) f32
+  gpu::Tensor a, a_grad;  // (rank, in) f32; those of experts one below the other
+  gpu::Tensor b, b_grad;  // (out, rank) f32; likewise
   float scaling = 1.0f;   // lora_alpha / rank, or lora_alpha / sqrt(rank) for rsLoRA, of the module's own rank
   bool used() const { return static_cast<bool>(a); }
 };

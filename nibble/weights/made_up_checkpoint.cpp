@@ -19,7 +19,7 @@ std::vector<TensorSpec> specs_of(const ModelConfig& config) {
 }
 
 Json json_of(const ModelConfig& config) {
-  return {{"architectures", {config.family.architecture}},
+  Json json = {{"architectures", {config.family.architecture}},
           {"model_type", config.family.model_type},
           {"dtype", "bfloat16"},
           {"hidden_act", "silu"},
@@ -36,6 +36,12 @@ Json json_of(const ModelConfig& config) {
           {"rope_theta", config.rope.theta},
           {"tie_word_embeddings", config.tie_word_embeddings},
           {"eos_token_id", config.vocab_size - 1}};
+  if (!config.has_experts()) return json;
+  json["num_experts"] = config.experts.count;
+  json["num_experts_per_tok"] = config.experts.per_token;
+  json["moe_intermediate_size"] = config.experts.intermediate_size;
+  json["norm_topk_prob"] = config.experts.normalised;
+  return json;
 }
 
 // Normal values with transformers' deviation. They repeat after a prime number, so that no two rows are alike.

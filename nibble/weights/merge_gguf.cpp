@@ -138,7 +138,7 @@ class GgufModelWriter {
 
   MergeNorms write_tensor(TensorSpec tensor, const GgufSpec& spec, GgufWriter& writer) {
     const bool rotated = spec.name.ends_with("attn_q.weight") || spec.name.ends_with("attn_k.weight");
-    const bool in_other_order = rotated && gguf_architecture(merger_.config()) == "llama";
+    const bool in_other_order = rotated && merger_.config().family.interleaved_in_gguf;
     tensor.dtype = DType::f32;
     BlockMaker maker(tensor, spec.type);
     std::vector<std::byte> whole;
@@ -168,6 +168,7 @@ class GgufModelWriter {
 }  // namespace
 
 void write_merged_gguf(const MergeOptions& options, const Merger& merger, MergeResult& result) {
+  check_for_llama_cpp(merger.config(), options.model.string());
   GgufModelWriter writer(options, merger);
   result.norms = writer.write();
   result.saved = {.files = 1, .bytes = writer.bytes()};

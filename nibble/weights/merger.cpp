@@ -34,9 +34,23 @@ void Merger::load_adapters() {
       for (const Projection p : all_projections) {
         const LoraModule& module = modules[layer][static_cast<std::size_t>(p)];
         if (!module.used()) continue;
-        terms_[projection_tensor_name(layer, p)].push_back({&adapters_[i].at(layer, p), options_.adapters[i].weight * module.scaling});
+        add_terms(adapters_[i], layer, p, options_.adapters[i].weight * module.scaling);
       }
     }
+  }
+}
+
+void Merger::add_terms(const LoraAdapter& adapter, std::uint32_t layer, Projection p, double scaling) {
+  const LoraMatrices& all = adapter.at(layer, p);
+  const auto modules = module_names(config_.experts.count, layer, p);
+  const auto count = static_cast<std::uint32_t>(modules.size());
+  for (std::uint32_t index = 0; index < count; ++index) {
+    const LoraMatrices* own = &all;
+    if (count > 1) {
+      const auto a = LoraAdapter::part_of(all.a, index, count), b = LoraAdapter::part_of(all.b, index, count);
+      own = &of_experts_.emplace_back(LoraMatrices{.a = {a.begin(), a.end()}, .b = {b.begin(), b.end()}});
+    }
+    terms_[modules[index] + ".weight"].push_back({own, scaling});
   }
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <deque>
 #include <map>
 #include <vector>
 
@@ -34,11 +35,13 @@ class Merger {
 
  private:
   void load_adapters();
+  void add_terms(const LoraAdapter& adapter, std::uint32_t layer, Projection p, double scaling);
 
   const MergeOptions& options_;
   ModelConfig config_;
   Checkpoint base_;
   std::vector<LoraAdapter> adapters_;
+  std::deque<LoraMatrices> of_experts_;  // theirs by themselves
   std::map<std::string, std::vector<MergeTerm>, std::less<>> terms_;  // by tensor
   std::vector<TensorSpec> tensors_;
   std::map<std::string, BnbMatrix, std::less<>> quantised_;  // by tensor

@@ -31,6 +31,23 @@ std::string projection_tensor_name(std::uint32_t layer, Projection projection) {
   return projection_module_name(layer, projection) + ".weight";
 }
 
+std::string expert_module_name(std::uint32_t layer, std::uint32_t expert, Projection projection) {
+  return fmt::format("model.layers.{}.{}.experts.{}.{}", layer, block_of(projection), expert, name_of(projection));
+}
+
+std::vector<std::string> module_names(std::uint32_t experts, std::uint32_t layer, Projection projection) {
+  if (experts == 0 || projection < Projection::gate) return {projection_module_name(layer, projection)};
+  std::vector<std::string> names;
+  for (std::uint32_t expert = 0; expert < experts; ++expert) names.push_back(expert_module_name(layer, expert, projection));
+  return names;
+}
+
+std::uint32_t matrices_of(std::uint32_t experts, Projection projection) {
+  return experts > 0 && projection >= Projection::gate ? experts : 1;
+}
+
+std::string router_tensor_name(std::uint32_t layer) { return fmt::format("model.layers.{}.mlp.gate.weight", layer); }
+
 std::string bias_tensor_name(std::uint32_t layer, Projection projection) {
   return projection_module_name(layer, projection) + ".bias";
 }

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 // What Hugging Face calls the parts of a decoder.
 namespace nibble {
@@ -24,6 +25,15 @@ std::string_view block_of(Projection projection);
 std::string projection_module_name(std::uint32_t layer, Projection projection);
 // The same with ".weight", as the checkpoint has it.
 std::string projection_tensor_name(std::uint32_t layer, Projection projection);
+
+// Of an expert: "model.layers.3.mlp.experts.5.up_proj".
+std::string expert_module_name(std::uint32_t layer, std::uint32_t expert, Projection projection);
+// Of every matrix that the projection has in a layer of so many experts, 0 where it has none: its own, or one for each expert.
+std::vector<std::string> module_names(std::uint32_t experts, std::uint32_t layer, Projection projection);
+// How many that are.
+std::uint32_t matrices_of(std::uint32_t experts, Projection projection);
+// The router of a mixture of experts: "model.layers.3.mlp.gate.weight".
+std::string router_tensor_name(std::uint32_t layer);
 
 // "model.layers.3.self_attn.q_proj.bias"
 std::string bias_tensor_name(std::uint32_t layer, Projection projection);

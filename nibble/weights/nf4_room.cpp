@@ -13,6 +13,8 @@ constexpr std::uint32_t binding_alignment = 256;  // bytes, on every adapter
 
 std::uint64_t count_of(ProjectionDims dims) { return std::uint64_t{dims.out} * dims.in; }
 
+std::uint64_t count_of(const ModelConfig& config, Projection p) { return matrices_of(config, p) * count_of(projection_dims(config, p)); }
+
 // Gives out bytes of a buffer.
 class Arena {
  public:
@@ -36,10 +38,10 @@ struct Places {
     Arena arena;
     for (const Joint joint : all_joints) {
       for (const Projection p : members_of(joint)) {
-        packed[static_cast<std::size_t>(p)] = arena.take(count_of(projection_dims(config, p)) / 2);
+        packed[static_cast<std::size_t>(p)] = arena.take(count_of(config, p) / 2);
       }
       for (const Projection p : members_of(joint)) {
-        absmax[static_cast<std::size_t>(p)] = arena.take(count_of(projection_dims(config, p)) / nf4_block * sizeof(float));
+        absmax[static_cast<std::size_t>(p)] = arena.take(count_of(config, p) / nf4_block * sizeof(float));
       }
     }
     bytes = arena.end();
@@ -51,7 +53,7 @@ struct Places {
 bool joins_in_nf4(const ModelConfig& config, Joint joint) {
   const auto members = members_of(joint);
   return std::all_of(members.begin(), members.end() - 1, [&](Projection p) {
-    const std::uint64_t count = count_of(projection_dims(config, p));
+    const std::uint64_t count = count_of(config, p);
     return count / 2 % binding_alignment == 0 && count % nf4_block == 0 && count / nf4_block * 4 % binding_alignment == 0;
   });
 }
@@ -65,11 +67,11 @@ LayerProjections place_nf4(const gpu::Tensor& room, const ModelConfig& config) {
   for (const Projection p : all_projections) {
     const auto i = static_cast<std::size_t>(p);
     const ProjectionDims dims = projection_dims(config, p);
-    const std::uint64_t count = count_of(dims);
+    const std::uint64_t count = count_of(config, p);
     projections[i] = {
         .packed = {room.buffer(), room.offset() + places.packed[i], DType::u32, {static_cast<std::uint32_t>(count / 8)}},
         .absmax = {room.buffer(), room.offset() + places.absmax[i], DType::f32, {static_cast<std::uint32_t>(count / nf4_block)}},
-        .out = dims.out,
+        .out = matrices_of(config, p) * dims.out,
         .in = dims.in};
   }
   return projections;

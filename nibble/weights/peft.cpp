@@ -15,6 +15,7 @@ struct Place {
   Projection projection;
   LoraMatrix matrix;
   std::uint32_t rank;
+  std::uint32_t index, count;  // of the matrices that lie one below the other
 };
 
 // Each tensor that the adapter must have, by name.
@@ -25,8 +26,15 @@ std::map<std::string, Place, std::less<>> places_of(const ModelConfig& model, co
     for (const Projection projection : config.target_modules) {
       const LoraModule& module = modules[layer][static_cast<std::size_t>(projection)];
       if (!module.used()) continue;
-      for (const auto matrix : {LoraMatrix::a, LoraMatrix::b}) {
-        places.emplace(peft_tensor_name(layer, projection, matrix), Place{layer, projection, matrix, module.rank});
+      const auto names = module_names(model.experts.count, layer, projection);
+      const auto count = static_cast<std::uint32_t>(names.size());
+      check<DataError>(count == 1 || config.is_uniform(), "adapter",
+                       "The adapter has ranks or alphas by module (rank_pattern, alpha_pattern) and {} of experts, which have to be alike.",
+                       name_of(projection));
+      for (std::uint32_t index = 0; index < count; ++index) {
+        for (const auto matrix : {LoraMatrix::a, LoraMatrix::b}) {
+          places.emplace(peft_tensor_name(names[index], matrix), Place{layer, projection, matrix, module.rank, index, count});
+        }
       }
     }
   }
@@ -67,9 +75,12 @@ fs::path weights_path(const fs::path& folder) {
 
 }  // namespace
 
+std::string peft_tensor_name(std::string_view module, LoraMatrix matrix) {
+  return fmt::format("base_model.model.{}.lora_{}.weight", module, matrix == LoraMatrix::a ? 'A' : 'B');
+}
+
 std::string peft_tensor_name(std::uint32_t layer, Projection projection, LoraMatrix matrix) {
-  return fmt::format("base_model.model.{}.lora_{}.weight", projection_module_name(layer, projection),
-                     matrix == LoraMatrix::a ? 'A' : 'B');
+  return peft_tensor_name(projection_module_name(layer, projection), matrix);
 }
 
 std::uint64_t LoraAdapter::parameter_count() const {
@@ -86,17 +97,17 @@ ProjectionDims lora_dims(const ModelConfig& model, std::uint32_t rank, Projectio
 }
 
 LoraAdapter make_lora_adapter(const ModelConfig& model, LoraConfig config) {
-  LoraAdapter adapter{.config = std::move(config)};
+  LoraAdapter adapter{.config = std::move(config), .experts = model.experts.count};
   adapter.layers.resize(model.num_layers);
   for (const auto& [name, place] : places_of(model, adapter.config)) {
     const auto [rows, columns] = lora_dims(model, place.rank, place.projection, place.matrix);
-    adapter.at(place.layer, place.projection).matrix(place.matrix).resize(std::size_t{rows} * columns);
+    adapter.at(place.layer, place.projection).matrix(place.matrix).resize(std::size_t{place.count} * rows * columns);
   }
   return adapter;
 }
 
 LoraAdapter load_lora_adapter(const fs::path& folder, const ModelConfig& model) {
-  LoraAdapter adapter{.config = read_lora_config(folder)};
+  LoraAdapter adapter{.config = read_lora_config(folder), .experts = model.experts.count};
   const auto opened = std::make_shared<const SafetensorsFile>(weights_path(folder));
   const SafetensorsFile& file = *opened;
   const auto places = places_of(model, adapter.config);
@@ -108,7 +119,14 @@ LoraAdapter load_lora_adapter(const fs::path& folder, const ModelConfig& model) 
   adapter.layers.resize(model.num_layers);
   for (const auto& [name, place] : places) {
     const auto dims = lora_dims(model, place.rank, place.projection, place.matrix);
-    adapter.at(place.layer, place.projection).matrix(place.matrix) = read_matrix(file, name, dims);
+    auto& matrix = adapter.at(place.layer, place.projection).matrix(place.matrix);
+    if (place.count == 1) {
+      matrix = read_matrix(file, name, dims);
+      continue;
+    }
+    const auto values = read_matrix(file, name, dims);
+    matrix.resize(place.count * values.size());
+    std::copy(values.begin(), values.end(), matrix.begin() + static_cast<std::ptrdiff_t>(place.index * values.size()));
   }
   if (adapter.config.saves_head) {
     adapter.head = source_of(opened, tensor_of(file, peft_head_tensor_name, {model.vocab_size, model.hidden_size}));

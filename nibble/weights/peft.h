@@ -2,6 +2,7 @@
 
 #include <array>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "nibble/io/file.h"
@@ -15,6 +16,8 @@ enum class LoraMatrix : std::uint8_t { a, b };
 
 // "base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight"
 std::string peft_tensor_name(std::uint32_t layer, Projection projection, LoraMatrix matrix);
+// The same of a module by its name.
+std::string peft_tensor_name(std::string_view module, LoraMatrix matrix);
 
 // Of a head that was trained with the adapter (modules_to_save).
 inline constexpr std::string_view peft_head_tensor_name = "base_model.model.lm_head.weight";
@@ -55,10 +58,14 @@ struct LoraConfig {
 // Of a model with so many layers. DataError where a pattern is no regular expression, or a layer is named that the model has not.
 LoraModules modules_of(const LoraConfig& config, std::uint32_t num_layers);
 std::uint32_t largest_rank(const LoraModules& modules);
+// What is adapted where nothing is said: all projections, but of mixtures of experts those of attention alone.
+std::vector<Projection> usual_targets(const ModelConfig& model);
+// Whether projections of experts are adapted, of a model that has experts.
+bool adapts_experts(const ModelConfig& model, const LoraConfig& config);
 // "8", or "8 to 32" of modules that differ.
 std::string ranks_text(const LoraConfig& config);
 
-// y += scaling * B (A x), of the module's own rank
+// y += scaling * B (A x), of the module's own rank; those of experts one below the other
 struct LoraMatrices {
   std::vector<float> a;  // (rank, in)
   std::vector<float> b;  // (out, rank)
@@ -73,14 +80,19 @@ struct LoraAdapter {
   LoraConfig config;
   std::vector<std::array<LoraMatrices, 7>> layers;  // by Projection; those that are not targets are empty
   std::optional<MatrixSource> head;                 // (vocab, hidden), in place of the base's; only where config.saves_head
+  std::uint32_t experts = 0;                        // of a layer of the model
 
   LoraMatrices& at(std::uint32_t layer, Projection p) { return layers[layer][static_cast<std::size_t>(p)]; }
   const LoraMatrices& at(std::uint32_t layer, Projection p) const { return layers[layer][static_cast<std::size_t>(p)]; }
   std::uint64_t parameter_count() const;  // of the matrices, without the head
   LoraModules modules() const { return modules_of(config, static_cast<std::uint32_t>(layers.size())); }
+  // One of `count` matrices that lie one below the other.
+  static std::span<const float> part_of(const std::vector<float>& matrix, std::uint32_t index, std::uint32_t count) {
+    return std::span(matrix).subspan(matrix.size() / count * index, matrix.size() / count);
+  }
 };
 
-// (rank, in) or (out, rank)
+// (rank, in) or (out, rank), of one expert where the projection is of experts
 ProjectionDims lora_dims(const ModelConfig& model, std::uint32_t rank, Projection projection, LoraMatrix matrix);
 
 // An adapter of zeros.

@@ -111,7 +111,7 @@ std::string card(const LoraConfig& config) {
 }
 
 void write_weights(const fs::path& path, const LoraAdapter& adapter) {
-  std::map<std::string, const std::vector<float>*> values;
+  std::map<std::string, std::span<const float>> values;
   std::vector<TensorSpec> specs;
   const LoraModules modules = adapter.modules();
   for (std::uint32_t layer = 0; layer < adapter.layers.size(); ++layer) {
@@ -119,13 +119,15 @@ void write_weights(const fs::path& path, const LoraAdapter& adapter) {
       const std::int64_t rank = modules[layer][static_cast<std::size_t>(projection)].rank;
       if (rank == 0) continue;
       const auto& matrices = adapter.at(layer, projection);
-      for (const auto matrix : {LoraMatrix::a, LoraMatrix::b}) {
-        const auto name = peft_tensor_name(layer, projection, matrix);
-        const auto& data = matrices.matrix(matrix);
+      const auto modules_here = module_names(adapter.experts, layer, projection);
+      for (std::uint32_t i = 0; i < 2 * modules_here.size(); ++i) {
+        const auto matrix = i % 2 == 0 ? LoraMatrix::a : LoraMatrix::b;
+        const auto name = peft_tensor_name(modules_here[i / 2], matrix);
+        const auto data = LoraAdapter::part_of(matrices.matrix(matrix), i / 2, static_cast<std::uint32_t>(modules_here.size()));
         const auto other = static_cast<std::int64_t>(data.size()) / rank;
         check(!data.empty() && other * rank == static_cast<std::int64_t>(data.size()), "save_lora_adapter",
               "The matrix {} has {} values, which is no multiple of the rank {}.", name, data.size(), rank);
-        values.emplace(name, &data);
+        values.emplace(name, data);
         specs.push_back({name, DType::f32, matrix == LoraMatrix::a ? Shape{rank, other} : Shape{other, rank}});
       }
     }
@@ -138,7 +140,7 @@ void write_weights(const fs::path& path, const LoraAdapter& adapter) {
     if (spec.name == peft_head_tensor_name) {
       adapter.head->read([&](std::span<const float> piece, std::uint64_t) { writer.append(std::as_bytes(piece)); });
     } else {
-      writer.append(std::as_bytes(std::span(*values.at(spec.name))));
+      writer.append(std::as_bytes(values.at(spec.name)));
     }
   }
   writer.finish();

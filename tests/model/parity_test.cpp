@@ -39,8 +39,10 @@ void expect_parity(const Variant& variant) {
     const bool tiny = variant.family == "tiny";  // its file alone has the head's gradient and a sample of NF4
     EXPECT_EQ(report.nf4_codes, tiny ? 128u * 256u : 0u);
     EXPECT_EQ(report.nf4_differences, 0u);
-    // Of each layer's 7 projections two matrices; of 3 projections in 2 layers where the adapter has no more.
-    const std::size_t all = 14u * read_model_config(variant.model()).num_layers;
+    // Of each layer's 7 projections two matrices, of each expert where there are some; of 3 projections in 2 layers where the adapter has no more.
+    const ModelConfig config = read_model_config(variant.model());
+    std::size_t all = 0;
+    for (const Projection p : all_projections) all += 2u * matrices_of(config, p) * config.num_layers;
     EXPECT_EQ(report.gradients.size(), variant.family == "patterns" ? 12u : all + (tiny ? 1u : 0u));
     EXPECT_TRUE(report.passes(bars));
   }
@@ -51,7 +53,7 @@ TEST(Parity, WithGradientCheckpointing) { expect_parity({.activations = {Activat
 TEST(Parity, WithSmallHeadChunks) { expect_parity({.head_chunk = 64}); }
 TEST(Parity, WithAHeadThatIsTrained) { expect_parity({.head_chunk = 64, .train_head = true}); }
 TEST(Parity, OfOtherFamilies) {
-  for (const char* family : {"llama", "mistral", "qwen2"}) {
+  for (const char* family : {"llama", "mistral", "qwen2", "smollm3", "qwen3-moe"}) {
     SCOPED_TRACE(family);
     expect_parity({.family = family});
     expect_parity({.family = family, .activations = {Activations::recompute}});

@@ -113,6 +113,28 @@ TEST(MemoryPlan, IsWhatIsAllocated) {
   EXPECT_GE(seen, settings().size());
 }
 
+// Experts with adapters and without, layers that keep their rows and layers that share them.
+TEST(MemoryPlan, OfAMixtureOfExpertsIsWhatIsAllocated) {
+  gpu::Device& device = test::device();
+  const std::uint64_t others = device.memory().current - gpu::buffer_bytes(gpu::params_arena_bytes);
+  const std::vector<Setting> all = {{.tokens = 2500, .labels = 100, .rank = 8, .activations = {keep, recompute_mlp}},
+                                    {.tokens = 700, .labels = 700, .rank = 4, .targets = {Projection::q, Projection::v}}};
+  for (const ProductPath path : test::product_paths()) {
+    for (const Setting& setting : all) {
+      const LoraConfig lora{.rank = setting.rank, .lora_alpha = 16, .target_modules = setting.targets};
+      ModelState state = ModelState::load(device, test::source_path("tests/golden/qwen3-moe/model"), {.path = path, .lora = lora});
+      const ModelOptions options{.path = path, .activations = setting.activations, .max_tokens = setting.tokens, .max_labels = setting.labels};
+      Trainer trainer(state, {.model = options});
+      trainer.model();
+      const MemoryPlan plan = plan_memory(device, state.config(), options, lora, {});
+      const std::uint64_t allocated = device.memory().current - others;
+      SCOPED_TRACE(fmt::format("{}, {} tokens", test::name_of(path), setting.tokens));
+      EXPECT_LE(allocated, plan.total());
+      EXPECT_GE(static_cast<double>(allocated), 0.98 * static_cast<double>(plan.total()));
+    }
+  }
+}
+
 constexpr std::uint64_t steps = 6;
 
 struct Limited {

@@ -71,13 +71,22 @@ TEST_F(AdapterExportTest, GgufHasWhatLlamaCppNeeds) {
 
 // What llama.cpp computes, W + alpha / rank * B A with both files' rows as they are, is the merged model's file.
 TEST_F(AdapterExportTest, GgufAdapterFitsTheRowsOfTheGgufModel) {
-  for (const std::string name : {"tiny", "llama", "mistral", "qwen2"}) {
-    AdapterExport o = options(name, Consumer::llama_cpp);
+  for (const std::string name : {"tiny", "llama", "mistral", "qwen2", "smollm3"}) {
+    const bool smollm3 = name == "smollm3";  // llama's layers are its own, where all rotate
+    AdapterExport o = options(smollm3 ? "llama" : name, Consumer::llama_cpp);
     o.overwrite = true;
-    const ExportedAdapter exported = check_export(o);
-    save_gguf_adapter(o.output, exported, GgmlType::f32);
     const fs::path model = folder_ / (name + "-model");
     fs::copy(o.model, model);
+    if (smollm3) {
+      Json config = read_json_file(model / "config.json");
+      config["model_type"] = "smollm3";
+      config["rope_parameters"] = {{"rope_theta", 5e6}, {"rope_type", "default"}};
+      std::ofstream(model / "config.json") << config;
+      o.model = model;
+    }
+    const ExportedAdapter exported = check_export(o);
+    EXPECT_EQ(exported.config.model_type == "smollm3", smollm3);
+    save_gguf_adapter(o.output, exported, GgmlType::f32);
     for (const char* file : {"tokenizer.json", "tokenizer_config.json"}) {
       fs::copy_file(test::source_path("models/tiny-qwen3") / file, model / file, fs::copy_options::skip_existing);
     }
@@ -205,6 +214,17 @@ TEST_F(AdapterExportTest, RefusesWhatTheConsumerWouldMisread) {
   expect_error<DataError>([&] { check_export(zero); }, "lora_alpha is 0");
   const AdapterExport in_head = changed(Consumer::llama_cpp, {{"target_modules", Json::array({"lm_head"})}});
   expect_error<DataError>([&] { check_export(in_head); }, "lm_head");
+}
+
+TEST_F(AdapterExportTest, ExpertsAndLayersWithoutRopeGoWhereTheyAreKnown) {
+  for (const Consumer consumer : {Consumer::peft, Consumer::vllm}) {
+    EXPECT_NO_THROW(check_export(options("qwen3-moe", consumer)));
+    EXPECT_NO_THROW(check_export(options("smollm3", consumer)));
+  }
+  EXPECT_NO_THROW(check_export(options("smollm3", Consumer::mlx)));
+  expect_error<DataError>([&] { check_export(options("smollm3", Consumer::llama_cpp)); }, "Layer 1 does not rotate", "but every fourth");
+  expect_error<DataError>([&] { check_export(options("qwen3-moe", Consumer::llama_cpp)); }, "mixture of experts");
+  expect_error<DataError>([&] { check_export(options("qwen3-moe", Consumer::mlx)); }, "projections of experts", "mlx_lm");
 }
 
 TEST_F(AdapterExportTest, RefusesOutputsThatAreThere) {

@@ -48,6 +48,33 @@ TEST_F(CheckpointCheck, TakesTheTinyModel) {
   EXPECT_NO_THROW(check_checkpoint(Checkpoint(folder), config));
 }
 
+// A matrix for each expert, and the router, which stays as it is.
+TEST_F(CheckpointCheck, TakesMixturesOfExperts) {
+  const auto folder = test::source_path("tests/golden/qwen3-moe/model");
+  const auto config = read_model_config(folder);
+  const auto tensors = base_tensors(config);
+  EXPECT_EQ(tensors.size(), Checkpoint(folder).tensors().size());
+  EXPECT_NO_THROW(check_checkpoint(Checkpoint(folder), config));
+  const auto router = std::find_if(tensors.begin(), tensors.end(), [](const auto& t) { return t.name == "model.layers.1.mlp.gate.weight"; });
+  ASSERT_NE(router, tensors.end());
+  EXPECT_EQ(router->shape, (Shape{4, 64}));
+  EXPECT_FALSE(is_projection(router->name, router->shape));
+  EXPECT_TRUE(is_projection("model.layers.1.mlp.experts.0.gate_proj.weight", {8, 64}));
+  write(tensors);
+  config_ = config;
+  EXPECT_NO_THROW(check());
+  auto fused = tensors;
+  fused.push_back({"model.layers.0.mlp.experts.gate_up_proj", {4, 16, 64}});
+  write(fused);
+  expect_error<DataError>([&] { check(); }, "gate_up_proj", "all experts in one", "save_pretrained");
+  for (const std::string& name : {router->name, std::string("model.layers.0.mlp.experts.3.down_proj.weight")}) {
+    auto without = tensors;
+    std::erase_if(without, [&](const auto& tensor) { return tensor.name == name; });
+    write(without);
+    expect_error<DataError>([&] { check(); }, name, "missing");
+  }
+}
+
 TEST_F(CheckpointCheck, NamesEachTensorThatIsMissing) {
   const auto whole = base_tensors(config_);
   EXPECT_EQ(whole.size(), 2 * 11 + 3);

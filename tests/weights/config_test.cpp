@@ -88,6 +88,101 @@ TEST(ModelConfig, FillsInWhatIsAbsent) {
   EXPECT_TRUE(config.eos_token_ids.empty());
 }
 
+// SmolLM3: which layers rotate is a list or an interval, and keys that are left out stand for other values than elsewhere.
+TEST(ModelConfig, KnowsLayersThatDoNotRotate) {
+  auto json = qwen3_4b();
+  EXPECT_TRUE(parse(json).nope.empty());
+  json["model_type"] = "smollm3";
+  for (const auto* key : {"num_key_value_heads", "head_dim", "max_position_embeddings", "rope_theta", "tie_word_embeddings"}) json.erase(key);
+  json["num_hidden_layers"] = 6;
+  const auto config = parse(json);
+  EXPECT_EQ(config.nope, (std::vector<bool>{false, false, false, true, false, false}));
+  EXPECT_FALSE(config.rotates(3));
+  EXPECT_TRUE(config.rotates(4));
+  EXPECT_EQ(config.num_kv_heads, 4u);
+  EXPECT_EQ(config.head_dim, 80u);
+  EXPECT_EQ(config.max_position_embeddings, 32768u);
+  EXPECT_EQ(config.rope.theta, 2e6f);
+  EXPECT_TRUE(config.tie_word_embeddings);
+  json["no_rope_layer_interval"] = 2;
+  EXPECT_EQ(parse(json).nope, (std::vector<bool>{false, true, false, true, false, true}));
+  json["no_rope_layers"] = {1, 1, 0, 0, 1, 1, 0};
+  EXPECT_EQ(parse(json).nope, (std::vector<bool>{false, false, true, true, false, false})) << "more than there are layers";
+  json["no_rope_layers"] = {1, 0, 1};
+  expect_error<DataError>([&] { parse(json); }, "\"no_rope_layers\"", "at least 6 numbers");
+  json["no_rope_layers"] = {1, 1, 2, 0, 1, 1};
+  expect_error<DataError>([&] { parse(json); }, "\"no_rope_layers\"", "from 0 to 1");
+  json["no_rope_layers"] = Json::array();
+  expect_error<DataError>([&] { parse(json); }, "\"no_rope_layers\"", "at least 6 numbers");
+  json.erase("no_rope_layers");
+  json["no_rope_layer_interval"] = 0;
+  expect_error<DataError>([&] { parse(json); }, "\"no_rope_layer_interval\"", "from 1");
+}
+
+TEST(ModelConfig, RefusesWindowsOfLayersThatDoNotRotate) {
+  auto json = qwen3_4b();
+  json["model_type"] = "smollm3";
+  json["use_sliding_window"] = true;
+  EXPECT_NO_THROW(parse(json)) << "no width is given";
+  json["sliding_window"] = 4096;
+  expect_error<DataError>([&] { parse(json); }, "\"use_sliding_window\" must be false, as windows in some layers alone");
+  json["no_rope_layers"] = std::vector<int>(36, 1);
+  EXPECT_NO_THROW(parse(json));
+  json["layer_types"] = std::vector<std::string>(36, "full_attention");
+  json["layer_types"][3] = "sliding_attention";
+  expect_error<DataError>([&] { parse(json); }, "sliding_attention");
+}
+
+TEST(ModelConfig, KnowsMixturesOfExperts) {
+  Json json = read_json_file(test::source_path("tests/golden/qwen3-moe/model/config.json"));
+  const auto config = parse(json);
+  EXPECT_TRUE(config.has_experts());
+  EXPECT_EQ(config.experts.count, 4u);
+  EXPECT_EQ(config.experts.per_token, 2u);
+  EXPECT_EQ(config.experts.intermediate_size, 8u);
+  EXPECT_TRUE(config.experts.normalised);
+  EXPECT_TRUE(config.family.qk_norm);
+  EXPECT_EQ(matrices_of(config, Projection::o), 1u);
+  EXPECT_EQ(matrices_of(config, Projection::gate), 4u);
+  EXPECT_EQ(projection_dims(config, Projection::down).out, 64u);
+  EXPECT_EQ(projection_dims(config, Projection::down).in, 8u);
+  EXPECT_EQ(single_projections(config).size(), 4u);
+  EXPECT_EQ(module_names(4, 1, Projection::up)[3], "model.layers.1.mlp.experts.3.up_proj");
+  EXPECT_EQ(module_names(4, 1, Projection::q), std::vector<std::string>{"model.layers.1.self_attn.q_proj"});
+  EXPECT_EQ(module_names(0, 1, Projection::up), std::vector<std::string>{"model.layers.1.mlp.up_proj"});
+  json["num_experts"] = 6;  // as transformers 4 calls it
+  json.erase("num_local_experts");
+  json.erase("intermediate_size");
+  EXPECT_EQ(parse(json).experts.count, 6u);
+  for (const auto* key : {"num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "head_dim"}) json.erase(key);
+  const auto usual = parse(json);
+  EXPECT_EQ(usual.experts.count, 128u);
+  EXPECT_EQ(usual.experts.per_token, 8u);
+  EXPECT_EQ(usual.experts.intermediate_size, 768u);
+  EXPECT_FALSE(usual.experts.normalised);
+  EXPECT_EQ(usual.head_dim, 16u);
+  EXPECT_FALSE(parse(qwen3_4b()).has_experts());
+}
+
+TEST(ModelConfig, RefusesMixturesThatAreNotComputed) {
+  const Json golden = read_json_file(test::source_path("tests/golden/qwen3-moe/model/config.json"));
+  const auto refuse = [&](const char* key, const Json& value, auto... parts) {
+    Json json = golden;
+    json[key] = value;
+    expect_error<DataError>([&] { parse(json); }, std::string("\"") + key + "\"", parts...);
+  };
+  refuse("num_experts_per_tok", 5, "from 1 to 4", "found 5");
+  refuse("num_local_experts", 0, "from 1 to 1024");
+  refuse("num_experts", 1 << 20, "from 1 to 1024");
+  refuse("decoder_sparse_step", 2, "layers without experts");
+  refuse("mlp_only_layers", {1}, "layers without experts");
+  refuse("moe_intermediate_size", 12, "a multiple of 8");
+  Json large = golden;
+  large["num_local_experts"] = 1024;
+  large["moe_intermediate_size"] = 1 << 16;
+  expect_error<DataError>([&] { parse(large); }, "1024 experts", "4294967296 elements");
+}
+
 // Where config.json says little, each family has what its class of transformers has.
 TEST(ModelConfig, FamiliesDiffer) {
   auto json = qwen3_4b();
@@ -174,7 +269,7 @@ TEST(ModelConfig, RefusesWhatItCannotCompute) {
     const char* part;
   };
   for (const auto& [key, value, part] : std::initializer_list<Case>{
-           {"model_type", "\"gemma\"", "one of \"qwen3\", \"qwen2\", \"llama\", \"mistral\", the families that are supported; found \"gemma\""},
+           {"model_type", "\"gemma\"", "one of \"qwen3\", \"qwen2\", \"llama\", \"mistral\", \"smollm3\", \"qwen3_moe\", the families that are supported; found \"gemma\""},
            {"model_type", "null", "absent"},
            {"hidden_act", "\"gelu\"", "\"silu\"; found \"gelu\""},
            {"attention_bias", "true", "must be false"},

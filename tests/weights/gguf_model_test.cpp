@@ -8,17 +8,29 @@
 #include "nibble/weights/merge.h"
 #include "tests/support/files.h"
 
+#include <fstream>
+
 namespace nibble {
 namespace {
 
 using test::expect_error;
+
+// Llama's layers are SmolLM3's, where all rotate.
+void write_as_smollm3(const fs::path& path) {
+  Json config = read_json_file(path);
+  config["model_type"] = "smollm3";
+  config["rope_parameters"] = {{"rope_theta", 5e6}, {"rope_type", "default"}};
+  std::ofstream(path) << config;
+}
 
 // A model folder with weights of a golden model and the tiny model's tokenizer, which has as many tokens.
 fs::path model_folder(const test::TemporaryFolder& folder, const std::string& name) {
   const fs::path tiny = test::source_path("models/tiny-qwen3");
   if (name == "qwen3") return tiny;
   const fs::path to = folder / name;
-  fs::copy(test::source_path("tests/golden/" + name + "/model"), to);
+  const bool smollm3 = name == "smollm3";  // the golden one's vocabulary is smaller than the tiny model's
+  fs::copy(test::source_path("tests/golden/" + (smollm3 ? "llama" : name) + "/model"), to);
+  if (smollm3) write_as_smollm3(to / "config.json");
   for (const char* file : {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"})
     fs::copy_file(tiny / file, to / file);
   return to;
@@ -46,6 +58,7 @@ void expect_equal_configs(const ModelConfig& a, const ModelConfig& b) {
   EXPECT_EQ(a.rope.factor, b.rope.factor);
   EXPECT_EQ(a.rope.original_positions, b.rope.original_positions);
   EXPECT_EQ(a.sliding_window, b.sliding_window);
+  EXPECT_EQ(a.nope, b.nope);
   EXPECT_EQ(a.tie_word_embeddings, b.tie_word_embeddings);
   EXPECT_EQ(a.eos_token_ids, b.eos_token_ids);
 }
@@ -134,21 +147,8 @@ TEST_P(GgufModelTest, BecomesTheSameFolderAgain) {
             test::slurp(model / "chat_template.jinja"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, GgufModelTest, testing::Values("qwen3", "qwen2", "llama", "mistral"),
+INSTANTIATE_TEST_SUITE_P(Families, GgufModelTest, testing::Values("qwen3", "qwen2", "llama", "mistral", "smollm3"),
                          [](const auto& each) { return each.param; });
-
-TEST(GgufNames, ThoseOfLlamaCpp) {
-  EXPECT_EQ(gguf_tensor_name("model.layers.12.self_attn.o_proj.weight"), "blk.12.attn_output.weight");
-  EXPECT_EQ(gguf_tensor_name("model.layers.0.self_attn.k_proj.bias"), "blk.0.attn_k.bias");
-  EXPECT_EQ(gguf_tensor_name("model.layers.0.post_attention_layernorm.weight"), "blk.0.ffn_norm.weight");
-  EXPECT_EQ(gguf_tensor_name("lm_head.weight"), "output.weight");
-  EXPECT_EQ(gguf_tensor_name("model.layers.0.mlp.gate.weight"), std::nullopt);
-  EXPECT_EQ(gguf_tensor_name("visual.weight"), std::nullopt);
-  // Of a head of eight rows the first half goes to even places.
-  std::vector<std::uint64_t> places;
-  for (std::uint64_t row = 8; row < 16; ++row) places.push_back(interleaved_row(row, 8));
-  EXPECT_EQ(places, (std::vector<std::uint64_t>{8, 10, 12, 14, 9, 11, 13, 15}));
-}
 
 // The metadata of a model of one layer, and its tensors in zeros.
 struct SmallModel {
@@ -171,18 +171,60 @@ struct SmallModel {
     std::erase_if(metadata, [&](const auto& entry) { return entry.first == key; });
     metadata.emplace_back(key, std::move(value));
   }
-  // Reads it as every verb does; `rope_freqs` is what that tensor holds.
-  void open(const test::TemporaryFolder& folder, float rope_freqs = 0) const {
+  // `rope_freqs` is what that tensor holds.
+  void write(const test::TemporaryFolder& folder, float rope_freqs = 0) const {
     GgufWriter writer(folder / "small.gguf", metadata, tensors);
     for (const GgufSpec& tensor : tensors) {
       std::vector<float> values(tensor.bytes() / 4, tensor.name == "rope_freqs.weight" ? rope_freqs : 0.0f);
       writer.append(std::as_bytes(std::span(values)));
     }
     writer.finish();
+  }
+  // Reads it as every verb does.
+  void open(const test::TemporaryFolder& folder, float rope_freqs = 0) const {
+    write(folder, rope_freqs);
     const ModelConfig config = read_model_config(folder / "small.gguf");
     check_checkpoint(open_checkpoint(folder / "small.gguf", config), config);
   }
 };
+
+// llama.cpp has no key for it.
+TEST(GgufModelOfSmolLM3, DoesNotRotateEveryFourthLayer) {
+  const test::TemporaryFolder folder;
+  SmallModel small;
+  small.set("general.architecture", std::string("smollm3"));
+  for (auto& [key, value] : small.metadata) {
+    if (key.starts_with("llama.")) key.replace(0, 5, "smollm3");
+  }
+  small.set("smollm3.block_count", 8u);
+  small.write(folder);
+  EXPECT_EQ(read_model_config(folder / "small.gguf").nope, (std::vector<bool>{false, false, false, true, false, false, false, true}));
+
+  const fs::path model = model_folder(folder, "smollm3");
+  Json config = read_json_file(model / "config.json");
+  const auto refuse = [&](const char* key, const Json& value, auto... parts) {
+    Json changed = config;
+    changed[key] = value;
+    std::ofstream(model / "config.json") << changed;
+    expect_error<DataError>([&] { as_gguf(folder, model, GgufModelType::stored); }, parts...);
+    EXPECT_FALSE(fs::exists(folder / "out.gguf"));
+  };
+  refuse("no_rope_layers", {1, 0, 1}, "Layer 1 does not rotate", "all layers of smollm3 but every fourth");
+  refuse("rope_parameters", read_json_file(test::source_path("tests/golden/llama/model/config.json"))["rope_parameters"], "\"llama3\"", "smollm3");
+}
+
+TEST(GgufNames, ThoseOfLlamaCpp) {
+  EXPECT_EQ(gguf_tensor_name("model.layers.12.self_attn.o_proj.weight"), "blk.12.attn_output.weight");
+  EXPECT_EQ(gguf_tensor_name("model.layers.0.self_attn.k_proj.bias"), "blk.0.attn_k.bias");
+  EXPECT_EQ(gguf_tensor_name("model.layers.0.post_attention_layernorm.weight"), "blk.0.ffn_norm.weight");
+  EXPECT_EQ(gguf_tensor_name("lm_head.weight"), "output.weight");
+  EXPECT_EQ(gguf_tensor_name("model.layers.0.mlp.gate.weight"), std::nullopt);
+  EXPECT_EQ(gguf_tensor_name("visual.weight"), std::nullopt);
+  // Of a head of eight rows the first half goes to even places.
+  std::vector<std::uint64_t> places;
+  for (std::uint64_t row = 8; row < 16; ++row) places.push_back(interleaved_row(row, 8));
+  EXPECT_EQ(places, (std::vector<std::uint64_t>{8, 10, 12, 14, 9, 11, 13, 15}));
+}
 
 TEST(GgufModelErrors, NameFileKeyAndTensor) {
   const test::TemporaryFolder folder;
@@ -192,7 +234,7 @@ TEST(GgufModelErrors, NameFileKeyAndTensor) {
     model.set(key, std::move(value));
     expect_error<DataError>([&] { model.open(folder); }, "small.gguf", std::string(key), parts...);
   };
-  refuse_key("general.architecture", std::string("gemma"), "\"qwen3\", \"qwen2\" or \"llama\"", "gemma");
+  refuse_key("general.architecture", std::string("gemma"), "\"qwen3\", \"qwen2\", \"llama\" or \"smollm3\"", "gemma");
   refuse_key("general.type", std::string("adapter"), "\"model\"");
   refuse_key("llama.block_count", 1u << 20, "from 1 to 4096");
   refuse_key("llama.expert_count", 8u, "mixtures of experts");

@@ -55,6 +55,31 @@ TEST(LoraAdapter, WritesTheFileThatPeftWrites) {
       test::slurp(folder / "out/README.md").starts_with("---\nbase_model: \"tiny-qwen3\"\nlibrary_name: peft\n"));
 }
 
+// Each expert's by its own name, as PEFT has them of modules.
+TEST(LoraAdapter, HoldsThoseOfExperts) {
+  const auto folder = test::source_path("tests/golden/qwen3-moe");
+  const auto model = read_model_config(folder / "model");
+  const fs::path theirs = folder / "adapter_nonzero";
+  const auto adapter = load_lora_adapter(theirs, model);
+  const SafetensorsFile file(theirs / "adapter_model.safetensors");
+  for (std::uint32_t expert = 0; expert < 4; ++expert) {
+    const std::string module = fmt::format("base_model.model.model.layers.1.mlp.experts.{}.down_proj.", expert);
+    const auto a = LoraAdapter::part_of(adapter.at(1, Projection::down).a, expert, 4);
+    const auto b = LoraAdapter::part_of(adapter.at(1, Projection::down).b, expert, 4);
+    EXPECT_EQ(std::vector<float>(a.begin(), a.end()), file.read_as_f32(module + "lora_A.weight"));
+    EXPECT_EQ(std::vector<float>(b.begin(), b.end()), file.read_as_f32(module + "lora_B.weight"));
+  }
+  const test::TemporaryFolder out;
+  save_lora_adapter(out / "a", adapter);
+  EXPECT_TRUE(test::slurp(out / "a/adapter_model.safetensors") == test::slurp(theirs / "adapter_model.safetensors"));
+  EXPECT_EQ(make_lora_adapter(model, adapter.config).parameter_count(), adapter.parameter_count());
+  EXPECT_EQ(usual_targets(model), (std::vector{Projection::q, Projection::k, Projection::v, Projection::o}));
+  EXPECT_TRUE(adapts_experts(model, adapter.config));
+  EXPECT_FALSE(adapts_experts(model, {.target_modules = usual_targets(model)}));
+  EXPECT_FALSE(adapts_experts(tiny_model(), {}));
+  expect_error<DataError>([&] { make_lora_adapter(model, {.rank_pattern = {{"experts.1.up_proj", 4}}}); }, "of experts, which have to be alike");
+}
+
 TEST(LoraAdapter, ComesBackAsItWasSaved) {
   const test::TemporaryFolder folder;
   const auto model = tiny_model();
