@@ -64,11 +64,7 @@ void MatrixWriter::declarations() {
   line("enable f16;\nenable subgroups;\nenable chromium_experimental_subgroup_matrix;");
   line("struct Params {{ rows: u32, columns: u32, inner: u32, x_stride: u32, x_first: u32, y_stride: u32, y_first: u32, one: u32,");
   line("  tail_inner: u32, left_stride: u32, first_end: u32, second_end: u32, band: u32, scale: f32,");
-<<<<<<< HEAD
-  line("  whole: u32, splits: u32, split_steps: u32, carriers: u32, cargo_first: u32, cargo_rounds: u32 }}");
-=======
-  line("  whole: u32, splits: u32, split_steps: u32{} }}", more_params());
->>>>>>> moe
+  line("  whole: u32, splits: u32, split_steps: u32{}{} }}", what_.carries ? ", carriers: u32, cargo_first: u32, cargo_rounds: u32" : "", more_params());
   line("@group(0) @binding(0) var<uniform> params: Params;");
   line("@group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;");
   line("@group(0) @binding(2) var<storage, read> w: array<{}>;", w_type());
@@ -82,16 +78,13 @@ void MatrixWriter::declarations() {
     line("@group(0) @binding({}) var<storage, read> right: array<vec4<u32>>;", next + 1);
     next += 2;
   }
-<<<<<<< HEAD
   if (what_.splits) line("@group(0) @binding({}) var<storage, read_write> partial: array<vec4<f32>>;", next++);
   if (what_.carries) {
     line("@group(0) @binding({}) var<storage, read> cargo: array<vec4<u32>>;", next);
     line("@group(0) @binding({}) var<storage, read_write> unloaded: array<vec4<u32>>;", next + 1);
+    next += 2;
   }
-=======
-  if (what_.splits) line("@group(0) @binding({}) var<storage, read_write> partial: array<vec4<f32>>;", next);
   declare_more(next);
->>>>>>> moe
   const std::uint32_t results = strips() * strip_size() * t_.subgroups();
   line("var<workgroup> tiles: array<vec4<u32>, {}>;", std::max(tiles_size(), results));
   line("alias Left = subgroup_matrix_left<f16, {}, {}>;", t_.matrix.k, t_.matrix.m);

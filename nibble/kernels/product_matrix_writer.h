@@ -98,13 +98,7 @@ class MatrixWriter {
   std::string result() const;
 
   void declarations();
-<<<<<<< HEAD
   void carry();
-  void place_block();
-  void place_x();
-  std::string fetch_x() const;
-=======
->>>>>>> moe
   void store_x();
   void steps();
   void tail();

@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "nibble/base/error.h"
+#include "nibble/text/jinja/lexer.h"
 #include "nibble/text/jinja/unicode.h"
 
 namespace nibble::jinja {
