@@ -6,6 +6,7 @@
 #include "nibble/io/json.h"
 #include "nibble/weights/family.h"
 #include "nibble/weights/names.h"
+#include "nibble/weights/quantization_config.h"
 
 namespace nibble {
 
@@ -51,6 +52,7 @@ struct ModelConfig {
   bool tie_word_embeddings = false;          // the head is the embedding
   std::vector<std::uint32_t> eos_token_ids;  // of generation_config.json where it has some
   GenerationDefaults generation;
+  std::optional<Fp8Blocks> fp8;              // of weights that are stored in eight bits, with scales
 };
 
 // Reads config.json, as transformers 4 or 5 writes it, and generation_config.json where there is one, or what a GGUF file says in

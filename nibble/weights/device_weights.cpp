@@ -51,8 +51,9 @@ gpu::Tensor load_qkv_bias(gpu::Device& device, const Checkpoint& checkpoint, std
   return device.tensor<float>(DType::f32, {static_cast<std::uint32_t>(all.size())}, all, "bias");
 }
 
-void write_nf4(Nf4Room& room, const Nf4Values& values, Projection p, float& largest) {
-  largest = *std::max_element(values.absmax.begin(), values.absmax.end());
+void write_nf4(Nf4Room& room, const Nf4Values& values, Projection p, Nf4Matrix& matrix) {
+  matrix.codes = values.codes;
+  matrix.largest = *std::max_element(values.absmax.begin(), values.absmax.end());
   const Nf4Matrix& to = room.projections()[static_cast<std::size_t>(p)];
   room.write(to.packed, std::as_bytes(std::span(values.packed)));
   room.write(to.absmax, std::as_bytes(std::span(values.absmax)));
@@ -63,15 +64,15 @@ std::shared_ptr<LayerStream> make_stream(gpu::Device& device, const ModelConfig&
   return slots > 0 ? std::make_shared<LayerStream>(device, config, slots) : nullptr;
 }
 
-// Fills the last layer's projections by `fill`, which gets the room and each one's place for its largest scale.
+// Fills the last layer's projections by `fill`, which gets the room and each matrix, of which it sets the largest scale and the codes.
 void fill_projections(gpu::Device& device, const ModelConfig& config, const LoadOptions& options, DeviceWeights& weights,
-                      const std::function<void(Nf4Room&, Projection, float& largest)>& fill) {
+                      const std::function<void(Nf4Room&, Projection, Nf4Matrix&)>& fill) {
   const auto layer = static_cast<std::uint32_t>(weights.layers.size() - 1);
   const bool streamed = residency_of(options.residency, layer) == Residency::streamed;
   Nf4Room room(device, config, streamed ? std::optional(memory_of(device.info(), options.stream)) : std::nullopt);
   LayerProjections& projections = weights.layers.back().projections;
   projections = room.projections();
-  for (const Projection p : all_projections) fill(room, p, projections[static_cast<std::size_t>(p)].largest);
+  for (const Projection p : all_projections) fill(room, p, projections[static_cast<std::size_t>(p)]);
   const gpu::Tensor all = room.finish();
   if (streamed && options.stream.memory != gpu::HostMemory::direct) weights.stream->add(layer, all, projections);
 }
@@ -247,11 +248,11 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
       layer.k_norm = load_vector(device, checkpoint, norm_tensor_name(i, Norm::k));
     }
     if (config.family.qkv_bias) layer.qkv_bias = load_qkv_bias(device, checkpoint, i);
-    fill_projections(device, config, options, weights, [&](Nf4Room& room, Projection p, float& largest) {
+    fill_projections(device, config, options, weights, [&](Nf4Room& room, Projection p, Nf4Matrix& matrix) {
       const Nf4Values values = reader.next();
       {
         const Stopwatch watch(times.upload);
-        write_nf4(room, values, p, largest);
+        write_nf4(room, values, p, matrix);
       }
       meter.add(checkpoint.at(projection_tensor_name(i, p)).tensor->bytes);
     });
@@ -287,9 +288,8 @@ DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, co
     if (config.family.qkv_bias) {
       layer.qkv_bias = ones(device, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim);
     }
-    fill_projections(device, config, options, weights, [&](Nf4Room& room, Projection p, float& largest) {
-      const Nf4Matrix& matrix = room.projections()[static_cast<std::size_t>(p)];
-      largest = 0.06f;
+    fill_projections(device, config, options, weights, [&](Nf4Room& room, Projection, Nf4Matrix& matrix) {
+      matrix.largest = 0.06f;
       fill_random(room, matrix.packed, [](std::uint32_t word) { return word; });
       fill_random(room, matrix.absmax, [](std::uint32_t word) {
         return bits_of(0.04f + 0.02f * static_cast<float>(word >> 16) * 0x1p-16f);

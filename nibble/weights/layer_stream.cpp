@@ -41,7 +41,10 @@ LayerStream::Slot& LayerStream::bring(gpu::Recorder& recorder, std::uint32_t lay
   const Layer& from = layers_[layer];
   recorder.copy(from.room, slot.room);
   copied_bytes_ += from.room.bytes();
-  for (std::size_t p = 0; p < slot.projections.size(); ++p) slot.projections[p].largest = from.projections[p].largest;
+  for (std::size_t p = 0; p < slot.projections.size(); ++p) {
+    slot.projections[p].largest = from.projections[p].largest;
+    slot.projections[p].codes = from.projections[p].codes;
+  }
   slot.layer = layer;
   slot.used = ++clock_;
   return slot;
