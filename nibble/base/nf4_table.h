@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 
 namespace nibble {
 
@@ -24,6 +25,18 @@ inline constexpr std::array<float, 16> nf4_codes = {
     0.7229568362236023f,
     1.0f,
 };
+
+// That of FP4 (bitsandbytes functional.py, get_4bit_type): a sign above three bits, divided by the largest. Both zeros are +0.
+inline constexpr std::array<float, 16> fp4_codes = {
+    0.0f, 0.0052083334885537624f, 0.6666666865348816f, 1.0f, 0.3333333432674408f, 0.5f, 0.1666666716337204f, 0.25f,
+    0.0f, -0.0052083334885537624f, -0.6666666865348816f, -1.0f, -0.3333333432674408f, -0.5f, -0.1666666716337204f, -0.25f,
+};
+
+// What the four bits of a matrix stand for. Weights are quantised to NF4; FP4 is what bitsandbytes' folders may hold.
+enum class CodeBook : std::uint8_t { nf4, fp4 };
+
+constexpr const std::array<float, 16>& codes_of(CodeBook book) { return book == CodeBook::fp4 ? fp4_codes : nf4_codes; }
+constexpr const char* name_of(CodeBook book) { return book == CodeBook::fp4 ? "FP4" : "NF4"; }
 
 inline constexpr unsigned nf4_block = 64;  // elements that share one absmax
 

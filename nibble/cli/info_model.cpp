@@ -53,10 +53,11 @@ ModelFacts read_facts(const std::string& folder) {
   ModelFacts facts{.config = read_model_config(folder)};
   const Checkpoint checkpoint = open_checkpoint(folder, facts.config);
   check_checkpoint(checkpoint, facts.config);
-  facts.file_bytes = checkpoint.total_bytes();
+  facts.file_bytes = checkpoint.file_bytes();
   for (const auto& tensor : base_tensors(facts.config)) {
     facts.parameters += tensor.numel();
-    facts.dtypes.insert(quantised(checkpoint, tensor) ? "NF4" : checkpoint.at(tensor.name).tensor->dtype_name);
+    const auto bnb = quantised(checkpoint, tensor);
+    facts.dtypes.insert(bnb ? name_of(bnb->book) : checkpoint.at(tensor.name).tensor->dtype_name);
   }
   for (const Projection p : all_projections) {
     const auto [out, in] = projection_dims(facts.config, p);

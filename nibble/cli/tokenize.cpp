@@ -1,7 +1,9 @@
 #include "nibble/base/error.h"
 #include "nibble/cli/command.h"
 #include "nibble/cli/terminal.h"
+#include "nibble/data/row.h"
 #include "nibble/io/json.h"
+#include "nibble/text/chat_template.h"
 #include "nibble/text/tokenizer.h"
 
 #include <fmt/format.h>
@@ -21,6 +23,7 @@ struct TokenizeFlags {
   std::string text_file;
   bool whole = false, decode = false, json = false;
   bool no_special = false, plain = false;
+  bool chat = false, generation_prompt = false;
   text::DecodeOptions decode_options;
 };
 
@@ -99,6 +102,38 @@ void encode_all(const text::Tokenizer& tokenizer, const TokenizeFlags& flags) {
   }
 }
 
+// {"messages": [...], "tools"?: [...]}; what else stands there is the template's.
+text::ChatRequest parse_chat(const std::string& line, bool generation_prompt) {
+  text::OrderedJson json = data::parse_row(line);
+  text::ChatRequest request{.add_generation_prompt = generation_prompt};
+  check<DataError>(json.contains("messages") && json["messages"].is_array(), "row", "A chat is an object with \"messages\", a list.");
+  request.messages = std::move(json["messages"]);
+  if (json.contains("tools")) request.tools = std::move(json["tools"]);
+  json.erase("messages");
+  json.erase("tools");
+  request.variables = std::move(json);
+  return request;
+}
+
+// Each chat as the model's template prints it: its text as a JSON string, or its tokens.
+void render_all(const text::Tokenizer& tokenizer, const TokenizeFlags& flags) {
+  const auto chat_template = text::ChatTemplate::load(flags.model);
+  check<DataError>(chat_template.has_value(), flags.model, "The model has no chat template.");
+  Texts lines(flags);
+  std::string line;
+  while (lines.next(line)) {
+    const std::string text = [&] {
+      try {
+        return chat_template->render(parse_chat(line, flags.generation_prompt)).text;
+      } catch (const DataError& error) {
+        fail<DataError>(lines.place(), "{}", error.what());
+      }
+    }();
+    put(flags.json ? write_json_line(text) : fmt::format("[{}]", fmt::join(tokenizer.encode(text, {.add_special_tokens = false}).ids, ", ")));
+    put("\n");
+  }
+}
+
 std::vector<text::TokenId> parse_ids(const std::string& line, const std::string& place) {
   const Json parsed = parse_json(line, place);
   check<DataError>(parsed.is_array(), place, "A list of token ids such as [1, 2, 3] is needed, not {}.",
@@ -130,10 +165,13 @@ void decode_all(const text::Tokenizer& tokenizer, const TokenizeFlags& flags) {
 }
 
 int run(const TokenizeFlags& flags) {
+  check<UsageError>(!flags.json || flags.decode || flags.chat, "tokenize", "--json goes with --decode or --chat.");
   check<UsageError>(flags.text.has_value() != !flags.text_file.empty(), "tokenize", "Give either --text or --text-file.");
   const auto tokenizer = text::Tokenizer::load(flags.model);
   if (flags.decode) {
     decode_all(tokenizer, flags);
+  } else if (flags.chat) {
+    render_all(tokenizer, flags);
   } else {
     encode_all(tokenizer, flags);
   }
@@ -148,6 +186,7 @@ void add_tokenize(CLI::App& app, Action& action) {
   CLI::App* verb = app.add_subcommand(
       "tokenize", "Turns texts into token ids, or ids into texts.\n"
                   "Each line of a file is one text and gives one line, a JSON list of ids; --decode goes the other way.\n"
+                  "With --chat each line is a chat in JSON, which the model's chat template turns into a text first.\n"
                   "A file may be larger than memory.");
   verb->add_option("--model", flags->model, "Model folder (tokenizer.json) or GGUF file")->required();
   verb->add_option("--text", flags->text, "A text, or with --decode a list of ids");
@@ -160,7 +199,10 @@ void add_tokenize(CLI::App& app, Action& action) {
   verb->add_flag("--skip-special-tokens", flags->decode_options.skip_special_tokens,
                  "Leave special tokens out of decoded texts")
       ->needs(decode);
-  verb->add_flag("--json", flags->json, "Print each decoded text as a JSON string")->needs(decode);
+  CLI::Option* chat = verb->add_flag("--chat", flags->chat, "Lines are chats: {\"messages\": [...], \"tools\": [...]} with the template's variables beside them");
+  verb->add_flag("--generation-prompt", flags->generation_prompt, "With --chat: end with what begins an answer")->needs(chat);
+  verb->add_flag("--json", flags->json, "With --decode or --chat: print each text as a JSON string");
+  chat->excludes(decode)->excludes(whole);
   whole->excludes(decode);
   verb->callback([flags, &action] { action = [flags] { return run(*flags); }; });
 }

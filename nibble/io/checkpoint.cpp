@@ -1,5 +1,7 @@
 #include "nibble/io/checkpoint.h"
 
+#include <set>
+
 #include "nibble/base/error.h"
 #include "nibble/io/json.h"
 
@@ -21,7 +23,7 @@ Checkpoint::Checkpoint(const fs::path& folder, const std::string& stem) : folder
   const auto single = folder / (stem + ".safetensors");
   const auto index = folder / (stem + ".safetensors.index.json");
   if (path_exists(single)) {
-    add_file(std::make_unique<SafetensorsFile>(single));
+    put(std::make_unique<SafetensorsFile>(single));
   } else if (path_exists(index)) {
     add_shards(index);
   } else {
@@ -30,11 +32,15 @@ Checkpoint::Checkpoint(const fs::path& folder, const std::string& stem) : folder
   }
 }
 
-Checkpoint::Checkpoint(std::unique_ptr<const TensorFile> file) : folder_(file->path()) { add_file(std::move(file)); }
+Checkpoint::Checkpoint(std::unique_ptr<const TensorFile> file) : folder_(file->path()) { put(std::move(file)); }
 
-void Checkpoint::add_file(std::unique_ptr<const TensorFile> opened) {
+void Checkpoint::put(std::unique_ptr<const TensorFile> opened) {
   const TensorFile& file = *files_.emplace_back(std::move(opened));
-  for (const auto& [name, tensor] : file.tensors()) tensors_.emplace(name, Entry{&file, &tensor});
+  for (const auto& [name, tensor] : file.tensors()) tensors_.insert_or_assign(name, Entry{&file, &tensor});
+}
+
+void Checkpoint::forget(std::string_view name) {
+  if (const auto at = tensors_.find(name); at != tensors_.end()) tensors_.erase(at);
 }
 
 void Checkpoint::add_shards(const fs::path& index) {
@@ -73,6 +79,18 @@ std::vector<float> Checkpoint::read_as_f32(std::string_view name) const {
 std::uint64_t Checkpoint::total_bytes() const {
   std::uint64_t total = 0;
   for (const auto& [name, entry] : tensors_) total += entry.tensor->bytes;
+  return total;
+}
+
+std::uint64_t Checkpoint::file_bytes() const {
+  std::set<fs::path> files;
+  for (const auto& [name, entry] : tensors_) files.insert(entry.file->path());
+  std::uint64_t total = 0;
+  for (const fs::path& file : files) {
+    std::error_code error;
+    const auto bytes = fs::file_size(file, error);
+    if (!error) total += bytes;
+  }
   return total;
 }
 

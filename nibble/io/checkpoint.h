@@ -32,9 +32,15 @@ class Checkpoint {
   void read(std::string_view name, std::uint64_t offset, std::span<std::byte> out) const;
   std::vector<float> read_as_f32(std::string_view name) const;
   std::uint64_t total_bytes() const;
+  // The sizes of the files.
+  std::uint64_t file_bytes() const;
+
+  // Adds a file, whose tensors take the place of others of their names; these stay open for the new ones to read from.
+  void put(std::unique_ptr<const TensorFile> file);
+  // Leaves a tensor out, where there is one of that name.
+  void forget(std::string_view name);
 
  private:
-  void add_file(std::unique_ptr<const TensorFile> file);
   void add_shards(const fs::path& index);
 
   fs::path folder_;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "nibble/base/error.h"
+#include "nibble/io/gguf_parts.h"
 
 namespace nibble {
 namespace {
@@ -236,38 +237,7 @@ void check_start(Header& header) {
                    version == std::uint32_t{3} << 24 || version == std::uint32_t{2} << 24 ? " (big-endian)" : "");
 }
 
-}  // namespace
-
-GgufFile::GgufFile(const fs::path& path) : file_(path) {
-  Header header(file_);
-  check_start(header);
-  const auto tensors = header.number<std::uint64_t>(), keys = header.number<std::uint64_t>();
-  check<DataError>(tensors <= max_tensors && keys <= max_keys, path.string(),
-                   "The file claims {} tensors and {} keys; at most {} and {} are read.", tensors, keys, max_tensors,
-                   max_keys);
-  metadata_ = read_metadata(header, keys);
-  std::vector<GgufTensor> in_order;
-  for (std::uint64_t i = 0; i < tensors; ++i) in_order.push_back(read_tensor(header));
-  const auto alignment = read_alignment(metadata_, path.string());
-  place_tensors(in_order, (header.position() + alignment - 1) / alignment * alignment, alignment, file_);
-  for (GgufTensor& tensor : in_order) {
-    const std::string name = tensor.name;
-    check<DataError>(tensors_.emplace(name, std::move(tensor)).second, path.string(), "The tensor {} comes twice.",
-                     name);
-  }
-}
-
-void GgufFile::read(const GgufTensor& tensor, std::uint64_t offset, std::span<std::byte> out) const {
-  check(offset <= tensor.bytes && out.size() <= tensor.bytes - offset, path().string(),
-        "Bytes {} to {} of the tensor {} were asked for, but it has {}.", offset, offset + out.size(), tensor.name,
-        tensor.bytes);
-  file_.read(tensor.offset + offset, out);
-}
-
-bool is_gguf(const fs::path& path) {
-  std::error_code ignored;
-  if (!fs::is_regular_file(path, ignored)) return false;
-  if (path.extension() == ".gguf") return true;
+bool has_magic(const fs::path& path) {
   try {
     const File file(path);
     std::string start(magic.size(), '\0');
@@ -277,6 +247,70 @@ bool is_gguf(const fs::path& path) {
   } catch (const DataError&) {
     return false;
   }
+}
+
+}  // namespace
+
+Json GgufFile::add_part(File opened) {
+  const std::size_t part = files_.size();
+  const File& file = files_.emplace_back(std::move(opened));
+  const std::string where = file.path().string();
+  Header header(file);
+  check_start(header);
+  const auto tensors = header.number<std::uint64_t>(), keys = header.number<std::uint64_t>();
+  check<DataError>(tensors <= max_tensors && keys <= max_keys, where, "The file claims {} tensors and {} keys; at most {} and {} are read.",
+                   tensors, keys, max_tensors, max_keys);
+  Json metadata = read_metadata(header, keys);
+  std::vector<GgufTensor> in_order;
+  for (std::uint64_t i = 0; i < tensors; ++i) in_order.push_back(read_tensor(header));
+  const auto alignment = read_alignment(metadata, where);
+  place_tensors(in_order, (header.position() + alignment - 1) / alignment * alignment, alignment, file);
+  for (GgufTensor& tensor : in_order) {
+    const std::string name = tensor.name;
+    tensor.part = part;
+    check<DataError>(tensors_.emplace(name, std::move(tensor)).second, where, "The tensor {} comes twice.", name);
+  }
+  return metadata;
+}
+
+GgufFile::GgufFile(const fs::path& path) {
+  metadata_ = add_part(File(gguf_first_part(path)));
+  const auto count = JsonObject(metadata_, this->path().string()).integer("split.count", {0, UINT16_MAX}, 0);
+  if (count > 1) add_other_parts(count);
+}
+
+void GgufFile::add_other_parts(std::int64_t count) {
+  check<DataError>(count <= max_gguf_parts, path().string(), "The file is one of {} parts; at most {} are read.", count, max_gguf_parts);
+  const GgufPartName name = gguf_part_name(path(), metadata_, count);
+  files_.reserve(static_cast<std::size_t>(count));
+  for (std::int64_t number = 2; number <= count; ++number) {
+    const fs::path part = name.of(number);
+    check<DataError>(path_exists(part), part.string(), "Part {} of {} is missing; all of them have to lie beside the first.", number, count);
+    const Json metadata = add_part(File(part));
+    const JsonObject keys(metadata, part.string());
+    const auto own = keys.integer("split.no", {0, UINT16_MAX}), parts = keys.integer("split.count", {0, UINT16_MAX});
+    check<DataError>(own == number - 1 && parts == count, part.string(), "The file says that it is part {} of {}; part {} of {} belongs here.",
+                     own + 1, parts, number, count);
+  }
+  const auto tensors = JsonObject(metadata_, path().string()).integer("split.tensors.count", {0, INT32_MAX}, static_cast<std::int64_t>(tensors_.size()));
+  check<DataError>(static_cast<std::size_t>(tensors) == tensors_.size(), path().string(),
+                   "The parts have {} tensors together; the first says that they have {}.", tensors_.size(), tensors);
+}
+
+void GgufFile::read(const GgufTensor& tensor, std::uint64_t offset, std::span<std::byte> out) const {
+  check(offset <= tensor.bytes && out.size() <= tensor.bytes - offset, path().string(),
+        "Bytes {} to {} of the tensor {} were asked for, but it has {}.", offset, offset + out.size(), tensor.name,
+        tensor.bytes);
+  files_[tensor.part].read(tensor.offset + offset, out);
+}
+
+bool is_gguf(const fs::path& path) {
+  std::error_code ignored;
+  if (fs::is_directory(path, ignored)) {
+    const bool other = path_exists(path / "model.safetensors") || path_exists(path / "model.safetensors.index.json");
+    return !other && !gguf_files_in(path).empty();
+  }
+  return fs::is_regular_file(path, ignored) && (path.extension() == ".gguf" || has_magic(path));
 }
 
 }  // namespace nibble

@@ -17,33 +17,46 @@ struct GgufTensor {
   Shape shape;               // outermost first, as in safetensors; the file has them the other way round
   std::uint64_t offset = 0;  // of the first byte, in the file
   std::uint64_t bytes = 0;
+  std::size_t part = 0;  // of the files, the one that has it
 
   const GgmlTypeInfo& info() const { return *find_ggml_type(type); }
 };
 
-// One file, open for reading. Only metadata and infos are held; data is read piece by piece, from any number of
+// What is named by a file, by the first of the parts of one that was split ("NAME-00001-of-00003.gguf", as llama-gguf-split does it), or
+// by the folder that they lie in, open for reading. Only metadata and infos are held; data is read piece by piece, from any number of
 // threads.
 class GgufFile {
  public:
-  // Everything is checked before it is believed: counts, lengths, types, shapes, alignment, that tensors lie within the
-  // file and do not overlap, and that no name comes twice. DataError names the file and what was found.
+  // Everything is checked before it is believed: counts, lengths, types, shapes, alignment, that tensors lie within their
+  // file and do not overlap, that no name comes twice, and that all parts are there and belong together. DataError names the file and
+  // what was found.
   explicit GgufFile(const fs::path& path);
 
-  const fs::path& path() const { return file_.path(); }
-  // Integers, numbers, booleans, strings (UTF-8) and lists of these, by key. f32 values are the same doubles.
+  // Of the first part.
+  const fs::path& path() const { return files_.front().path(); }
+  const std::vector<File>& files() const { return files_; }
+  // Integers, numbers, booleans, strings (UTF-8) and lists of these, by key, of the first part. f32 values are the same doubles.
   const Json& metadata() const { return metadata_; }
   const std::map<std::string, GgufTensor, std::less<>>& tensors() const { return tensors_; }
   // Fills `out` with the tensor's bytes from `offset` (within the tensor) on.
   void read(const GgufTensor& tensor, std::uint64_t offset, std::span<std::byte> out) const;
 
  private:
-  File file_;
+  // Takes a part's tensors and returns its metadata.
+  Json add_part(File file);
+  void add_other_parts(std::int64_t count);
+
+  std::vector<File> files_;
   Json metadata_ = Json::object();
   std::map<std::string, GgufTensor, std::less<>> tensors_;
 };
 
-// Whether a path names a GGUF file: one that ends in .gguf or begins with its magic. Never throws.
+// Whether a path names a GGUF file: one that ends in .gguf or begins with its magic, or a folder that has files of that ending and no
+// weights in safetensors. Never throws.
 bool is_gguf(const fs::path& path);
+
+// A path without the ending of a GGUF file and of one that was split: what the model is called.
+std::string gguf_model_name(const fs::path& path);
 
 // Values of the types that writers of models and adapters use.
 using GgufValue =

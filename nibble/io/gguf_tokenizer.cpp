@@ -161,7 +161,7 @@ HfTokenizer read_hf_tokenizer(const fs::path& model) {
   fs::path folder = model;
   if (is_gguf(model)) {
     const GgufFile file(model);
-    folder = model.parent_path();
+    folder = file.path().parent_path();
     if (has_known_tokenizer(file) || !path_exists(folder / "tokenizer.json")) return hf_tokenizer(file);
   }
   HfTokenizer files{.tokenizer = read_json_file(folder / "tokenizer.json"),

@@ -25,7 +25,7 @@ struct Params {
 
 gpu::Kernel kernel_of(gpu::Device& device, const MatrixTile& tile, const MatrixText& text) {
   const char* name = text.layout == MatrixLayout::nt ? "expert_matrix:nt" : "expert_matrix:nn";
-  const auto key = fmt::format("{} {} {} {} {}x{}x{} {}x{} {}x{}x{} {}", name, static_cast<int>(text.output), text.whole_steps, text.per_token,
+  const auto key = fmt::format("{} {} {} {} {} {}x{}x{} {}x{} {}x{}x{} {}", name, static_cast<int>(text.output), text.whole_steps, static_cast<int>(text.codes), text.per_token,
                                tile.block_m, tile.block_n, tile.block_k, tile.part_m, tile.part_n, tile.matrix.m, tile.matrix.n, tile.matrix.k,
                                tile.subgroup);
   return device.kernel(key, name, "main", [&] { return detail::matrix_text(tile, text); });
@@ -45,7 +45,7 @@ void record_product(gpu::Recorder& recorder, const ExpertMatrixProduct& op, Matr
         op.y.shape_text(), op.w.packed.bytes(), op.w.absmax.size());
   check(tile && tile->block_m == rows.tile_rows, where, "The rows of experts are not sorted in tiles for matrix units but of {}.", rows.tile_rows);
   const MatrixText text{.layout = layout, .output = op.accumulate ? MatrixOutput::accumulate : MatrixOutput::write,
-                        .whole_steps = inner % tile->block_k == 0, .experts = true, .per_token = op.by_token ? rows.per_token : 0};
+                        .whole_steps = inner % tile->block_k == 0, .experts = true, .codes = op.w.codes, .per_token = op.by_token ? rows.per_token : 0};
   const float factor = top_of_f16(op.largest);
   const std::uint32_t tiles = rows.tiles.dim(0), across = (columns + tile->block_n - 1) / tile->block_n;
   for (const auto part : gpu::binding_slices(device, rows.experts, {count / 2, count / 16})) {

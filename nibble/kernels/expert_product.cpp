@@ -44,7 +44,7 @@ gpu::Kernel product_kernel(gpu::Device& device, const ExpertProduct& op, bool tu
   const bool nf4 = !op.w.values;
   gpu::Prelude prelude;
   prelude.constant("ROWS", op.rows.tile_rows / 16).constant("NF4", nf4).constant("BY_TOKEN", op.by_token).constant("PER_TOKEN", op.rows.per_token);
-  prelude.constant("ACCUMULATE", op.accumulate).text(nf4_codes_text());
+  prelude.constant("ACCUMULATE", op.accumulate).text(nf4_codes_text(op.w.nf4.codes));
   return nibble::kernel(device, "expert_product", prelude, {"nf4_codes", nf4 ? "expert_nf4" : "expert_f32"}, turned ? "nn" : "nt");
 }
 
@@ -64,7 +64,7 @@ Way way_of(gpu::Device& device, const ExpertProduct& op, bool turned) {
   const std::uint32_t outputs = software ? 1 : 8;
   gpu::Prelude prelude;
   prelude.constant("LANES", software ? 8u : 32u).constant("OUTPUTS", outputs).constant("BY_TOKEN", op.by_token);
-  prelude.constant("PER_TOKEN", op.rows.per_token).constant("ACCUMULATE", op.accumulate).text(nf4_codes_text());
+  prelude.constant("PER_TOKEN", op.rows.per_token).constant("ACCUMULATE", op.accumulate).text(nf4_codes_text(op.w.nf4.codes));
   return {nibble::kernel(device, "expert_vec", prelude, {"nf4_codes"}), op.rows.expert, {(columns + outputs - 1) / outputs, op.rows.slots}};
 }
 

@@ -28,7 +28,7 @@ void record_tiles(gpu::Recorder& recorder, const DequantizeNf4& op) {
   check(out.dtype() == DType::f16 && tile % 8 == 0 && rows % tile == 0 && columns % tile == 0 && columns % wide == 0, "nf4",
         "A weight {} of {} has no tiles of {}.", out.shape_text(), name_of(out.dtype()), tile);
   gpu::Prelude prelude;
-  prelude.enable("f16").enable("subgroups").constant("TILE", tile).text(nf4_codes_text());
+  prelude.enable("f16").enable("subgroups").constant("TILE", tile).text(nf4_codes_text(op.w.codes));
   const auto entry = kernel(device, "nf4_dequantize_tiles", prelude, {"grid", "nf4_codes"}, op.out.turned ? "turned" : "straight");
   const TileParams params{.row_words = columns / 8, .row_groups = rows / 8, .factor = 1.0f / op.out.scale};
   // Straight, a group of a tile's vectors takes eight words.
@@ -42,13 +42,14 @@ void record_tiles(gpu::Recorder& recorder, const DequantizeNf4& op) {
 
 }  // namespace
 
-const std::string& nf4_codes_text() {
-  static const std::string text = [] {
+const std::string& nf4_codes_text(CodeBook book) {
+  const auto text = [](CodeBook of) {
     std::string values;
-    for (const float code : nf4_codes) values += fmt::format("{:.9g}, ", code);
-    return fmt::format("const NF4_CODES = array<f32, {}>({});\n", nf4_codes.size(), values);
-  }();
-  return text;
+    for (const float code : codes_of(of)) values += fmt::format("{:.9g}, ", code);
+    return fmt::format("const NF4_CODES = array<f32, {}>({});\n", codes_of(of).size(), values);
+  };
+  static const std::string nf4 = text(CodeBook::nf4), fp4 = text(CodeBook::fp4);
+  return book == CodeBook::fp4 ? fp4 : nf4;
 }
 
 void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
@@ -66,7 +67,7 @@ void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
   const std::uint32_t group_words = by_table ? 256 * table_words : 64;
   gpu::Prelude prelude;
   if (out.dtype() == DType::f16) prelude.enable("f16");
-  prelude.alias("Element", name_of(out.dtype())).constant("WORDS", table_words).text(nf4_codes_text());
+  prelude.alias("Element", name_of(out.dtype())).constant("WORDS", table_words).text(nf4_codes_text(op.w.codes));
   const char* const file = by_table ? "nf4_dequantize_table" : "nf4_dequantize";
   const auto kernel = nibble::kernel(device, file, prelude, {"grid", by_table ? "nf4_codes" : "nf4"});
 

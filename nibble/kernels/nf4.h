@@ -1,5 +1,6 @@
 #pragma once
 
+#include "nibble/base/nf4_table.h"
 #include "nibble/kernels/operand.h"
 
 #include <optional>
@@ -11,6 +12,7 @@ namespace nibble {
 struct Nf4 {
   Tensor packed;  // u8 (out * in / 2), or u32 (out * in / 8) of the same bytes
   Tensor absmax;  // f32 (out * in / 64)
+  CodeBook codes = CodeBook::nf4;
 };
 
 // Columns of weights that are decoded into tiles of their transpose are a multiple of this.
@@ -25,7 +27,7 @@ struct DequantizeNf4 {
 };
 void record(gpu::Recorder&, const DequantizeNf4&);
 
-// The code book as the WGSL constant NF4_CODES.
-const std::string& nf4_codes_text();
+// A code book as the WGSL constant NF4_CODES.
+const std::string& nf4_codes_text(CodeBook book);
 
 }  // namespace nibble

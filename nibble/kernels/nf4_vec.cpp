@@ -83,11 +83,12 @@ struct RowSpread {
 
 struct Variant {
   bool norm = false, plus = false, swiglu = false, lora = false;
+  CodeBook codes = CodeBook::nf4;
 
   gpu::Prelude prelude() const {
     gpu::Prelude result;
     result.constant("NORM", norm).constant("PLUS", plus).constant("SWIGLU", swiglu).constant("LORA", lora);
-    return result.text(nf4_codes_text());
+    return result.text(nf4_codes_text(codes));
   }
   const char* adapters() const { return lora ? "vec_adapters" : "vec_adapters_none"; }
 };
@@ -171,7 +172,7 @@ void record_job(gpu::Recorder& recorder, const Job& job) {
   if (job.plus) expect_shape(job.plus, DType::f32, {rows, job.outputs}, where, "plus");
   Params params{.rows = rows, .outputs = job.outputs, .inputs = inputs, .eps = job.input.eps};
   const Variant variant{.norm = static_cast<bool>(job.input.weight), .plus = static_cast<bool>(job.plus), .swiglu = job.swiglu,
-                        .lora = static_cast<bool>(job.lora.h)};
+                        .lora = static_cast<bool>(job.lora.h), .codes = job.w.codes};
   const Tensor& x = job.input.x;
   const Tensor packed(job.w.packed.buffer(), job.w.packed.offset(), DType::u32, {static_cast<std::uint32_t>(job.w.packed.bytes() / 4)});
   // What a variant does without has another tensor in its place, unread.

@@ -133,7 +133,7 @@ void ExpertWriter::declare_more(std::uint32_t next) {
   line("@group(0) @binding({}) var<storage, read> absmax: array<f32>;", next);
   line("@group(0) @binding({}) var<storage, read> expert_tiles: array<u32>;", next + 1);
   line("@group(0) @binding({}) var<storage, read> slot_of_row: array<u32>;", next + 2);
-  line("{}\n{}", nf4_codes_text(), embedded_wgsl().at("lib/nf4_codes"));
+  line("{}\n{}", nf4_codes_text(what_.codes), embedded_wgsl().at("lib/nf4_codes"));
   line("fn four(word: u32, scale: f32) -> vec2<u32> {{\n  return bitcast<vec2<u32>>(vec4<f16>(four_codes(word) * scale));\n}}");
   line("fn eight(word: u32, scale: f32) -> vec4<u32> {{\n  return vec4<u32>(four(word, scale), four(word >> 16u, scale));\n}}");
   line("fn source_of(row: u32) -> u32 {{\n  return {};\n}}",

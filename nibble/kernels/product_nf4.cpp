@@ -46,7 +46,7 @@ void record_product(gpu::Recorder& recorder, const Nf4Product& op, bool turned) 
   const std::uint32_t tile_m = std::min(most_tile_m, std::bit_ceil(std::max(rows, 1u)));
   gpu::Prelude prelude;
   prelude.enable("subgroups").constant("TURNED", turned).constant("ACCUMULATE", op.accumulate);
-  prelude.constant("TILE_M", tile_m).constant("TILE_N", tile_n).text(nf4_codes_text());
+  prelude.constant("TILE_M", tile_m).constant("TILE_N", tile_n).text(nf4_codes_text(op.w.codes));
   const auto kernel = nibble::kernel(device, "product_nf4", prelude);
   for (const auto range : gpu::binding_slices(device, rows, {row_bytes(op.x), row_bytes(op.y), rank * sizeof(float)})) {
     const Tensor x = op.x.rows(range.begin, range.end), y = op.y.rows(range.begin, range.end);

@@ -21,7 +21,7 @@ class JointVec {
     const auto members = members_of(joint);
     const auto matrices = std::span(weights_.projections(pass_.recorder, layer_)).subspan(static_cast<std::size_t>(members.front()), members.size());
     const Nf4Matrix whole = joined_nf4(matrices).value();
-    return {.packed = whole.packed, .absmax = whole.absmax};
+    return {.packed = whole.packed, .absmax = whole.absmax, .codes = whole.codes};
   }
 
   // Records the hidden values of the joint's adapters, where there are any.
@@ -79,6 +79,15 @@ bool DecodeLayers::fits(const ModelConfig& config) {
   const auto joints = single_joints(config);
   return std::all_of(joints.begin(), joints.end(), [&](Joint joint) {
     return joint_dims(config, joint).in % 64 == 0 && joins_in_nf4(config, joint);
+  });
+}
+
+bool DecodeLayers::fits(const ModelConfig& config, const DeviceWeights& weights) {
+  return fits(config) && std::all_of(weights.layers.begin(), weights.layers.end(), [](const LayerWeights& layer) {
+    return std::all_of(all_joints.begin(), all_joints.end(), [&](Joint joint) {
+      const auto members = members_of(joint);
+      return have_one_code_book(std::span(layer.projections).subspan(static_cast<std::size_t>(members.front()), members.size()));
+    });
   });
 }
 

@@ -21,6 +21,8 @@ class DecodeLayers {
 
   // Whether the sizes allow it.
   static bool fits(const ModelConfig& config);
+  // And whether the weights of each joint have one code book.
+  static bool fits(const ModelConfig& config, const DeviceWeights& weights);
   static std::uint64_t bytes(const gpu::Device& device, const ModelConfig& config, std::uint32_t rank, std::uint32_t most_tokens);
 
   // One layer. Keys and values (Hk, capacity, D) of earlier tokens end before row `first_key`, where those of the stream go; or

@@ -171,7 +171,7 @@ void ExpertMlp::narrow(const Chunk& c, const Input& input) const {
 // y [=|+=] x W^T, or x W, through the frozen weights.
 void ExpertMlp::multiply(const Chunk& c, Projection p, MatrixLayout layout, const Rows& x, const Tensor& y, bool accumulate) const {
   const Nf4Matrix& matrix = weights_.projections(c.rec, c.at.layer)[static_cast<std::size_t>(p)];
-  const Nf4 w{.packed = matrix.packed, .absmax = matrix.absmax};
+  const Nf4 w{.packed = matrix.packed, .absmax = matrix.absmax, .codes = matrix.codes};
   if (!c.tile) {
     const ExpertProduct product{.x = x.values, .w = {.nf4 = w}, .rows = c.rows, .y = y, .by_token = x.by_token, .accumulate = accumulate};
     return layout == MatrixLayout::nt ? record_nt(c.rec, product) : record_nn(c.rec, product);

@@ -48,7 +48,7 @@ Weight FrozenWeights::projection(gpu::Recorder& recorder, std::uint32_t layer, P
   if (slot.layer != layer) {
     const Nf4Matrix& matrix = weights_.projections(recorder, layer)[static_cast<std::size_t>(p)];
     if (slot.weight.data.dtype() == DType::f16) slot.weight.scale = 1.0f / top_of_f16(matrix.largest);
-    record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax}, .out = slot.weight});
+    record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax, .codes = matrix.codes}, .out = slot.weight});
     if (one_room_ && rows_.shared(row)) {
       for (Slot& other : slots_[row]) other.layer = UINT32_MAX;
     }
@@ -68,7 +68,7 @@ std::pair<std::uint32_t, std::uint32_t> FrozenWeights::dims(std::uint32_t layer,
 
 Nf4 FrozenWeights::nf4(gpu::Recorder& recorder, std::uint32_t layer, Projection p) const {
   const Nf4Matrix& matrix = weights_.projections(recorder, layer)[static_cast<std::size_t>(p)];
-  return {.packed = matrix.packed, .absmax = matrix.absmax};
+  return {.packed = matrix.packed, .absmax = matrix.absmax, .codes = matrix.codes};
 }
 
 std::uint64_t FrozenWeights::bytes(const ModelConfig& config, ProductPath path, const std::vector<Residency>& residency,

@@ -78,7 +78,7 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
       passed_(seen_.size() > 1 ? std::size_t{logits_rows(given)} * config_.vocab_size : 0) {
   const std::uint32_t rank = lora_ ? lora_->rank : 0;
   pieces_ = make_layers(device_, config_, weights_, lora_, layers_options(state.path(), most_tokens_, rank));
-  if (DecodeLayers::fits(config_)) {
+  if (DecodeLayers::fits(config_, weights_)) {
     most_steps_ = few_of(config_, given);
     steps_.emplace(device_, config_, weights_, rank, most_steps_);
   }

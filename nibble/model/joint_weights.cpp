@@ -81,10 +81,11 @@ float JointWeights::scale(std::uint32_t layer, Joint joint) const {
 Weight JointWeights::weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout) {
   const std::uint32_t row = rows_.row_of(layer), tile = rows_.shared(row) ? tile_ : 0;
   Slot& slot = slots_[row][static_cast<std::size_t>(joint)];
-  const Weight whole{.data = slot.data, .scale = scale(layer, joint), .tile = tile, .turned = tile > 0 && layout == MatrixLayout::nn};
+  Weight whole{.data = slot.data, .scale = scale(layer, joint), .tile = tile, .turned = tile > 0 && layout == MatrixLayout::nn};
+  if (!have_one_code_book(members_in(weights_.layers[layer].projections, joint))) whole.tile = 0, whole.turned = false;
   if (slot.layer == layer && slot.turned == whole.turned) return whole;
   const auto decode = [&](const Nf4Matrix& matrix, const Weight& out) {
-    record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax}, .out = out});
+    record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax, .codes = matrix.codes}, .out = out});
   };
   const auto members = members_in(weights_.projections(recorder, layer), joint);
   if (const auto joined = joined_nf4(members)) {

@@ -49,7 +49,7 @@ std::vector<Nf4Layer> frozen_shapes(const ModelConfig& config) {
   for (Nf4Layer& layer : layers) {
     for (const Projection p : all_projections) {
       const auto [out, in] = projection_dims(config, p);
-      layer.at(p) = {.out_dim = matrices_of(config, p) * out, .in_dim = in, .packed = {}, .absmax = {}};
+      layer.at(p) = {.out_dim = matrices_of(config, p) * out, .in_dim = in, .packed = {}, .absmax = {}, .codes = CodeBook::nf4};
     }
   }
   return layers;
@@ -128,6 +128,7 @@ const std::vector<Nf4Layer>& ModelState::layers() const {
       const Nf4Matrix& matrix = weights_->layers[i].projection(p);
       host_layers_[i].at(p).packed = device_->read<std::uint8_t>(matrix.packed);
       host_layers_[i].at(p).absmax = device_->read<float>(matrix.absmax);
+      host_layers_[i].at(p).codes = matrix.codes;
     }
   }
   return host_layers_;

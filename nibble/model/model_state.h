@@ -21,6 +21,7 @@ struct Nf4Projection {
   std::uint32_t out_dim = 0, in_dim = 0;
   std::vector<std::uint8_t> packed;
   std::vector<float> absmax;
+  CodeBook codes = CodeBook::nf4;
 
   std::uint64_t count() const { return std::uint64_t{out_dim} * in_dim; }
   // Bytes of codes and scales, by the shape.

@@ -43,7 +43,7 @@ void fill_layer(gpu::Device& device, DeviceWeights& weights, std::uint32_t index
     const gpu::Tensor decoded = room.view({matrix.out, matrix.in});
     gpu::Tensor& cached = layer.transposed[static_cast<std::size_t>(p)];
     cached = device.tensor(DType::f32, {matrix.in, matrix.out}, fmt::format("cached.{}", name_of(p)));
-    record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax}, .out = {.data = decoded}});
+    record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax, .codes = matrix.codes}, .out = {.data = decoded}});
     record(recorder, Transpose{.x = decoded, .y = cached});
   }
   recorder.submit();

@@ -78,12 +78,13 @@ void nf4_dequantize(std::span<const std::uint8_t> packed, std::span<const float>
         "{} values need {} packed bytes and {} scales; {} and {} were given.", count, nf4_packed_bytes(count),
         nf4_blocks(count, block_size), packed.size(), absmax.size());
   const int first_shift = options.order == NibbleOrder::high_first ? 4 : 0;
+  const std::array<float, 16>& codes = codes_of(options.codes);
   parallel_ranges(absmax.size(), least_blocks_a_thread(options), options.threads,
                   [&](std::size_t begin, std::size_t end) {
                     for (std::size_t block = begin; block < end; ++block) {
                       // The sixteen products first: a block has at least as many values, and each is the same product.
                       std::array<float, 16> scaled;
-                      for (std::size_t code = 0; code < 16; ++code) scaled[code] = nf4_codes[code] * absmax[block];
+                      for (std::size_t code = 0; code < 16; ++code) scaled[code] = codes[code] * absmax[block];
                       const std::size_t last = std::min(count, (block + 1) * block_size);
                       for (std::size_t i = block * block_size; i < last; ++i) {
                         const int shift = i % 2 == 0 ? first_shift : 4 - first_shift;

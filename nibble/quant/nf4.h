@@ -33,6 +33,7 @@ struct Nf4Options {
   Simd simd = best_simd();
   std::string_view name = "tensor";  // for errors
   std::size_t first_index = 0;       // of the first value within its tensor, for errors
+  CodeBook codes = CodeBook::nf4;    // that a matrix is dequantised by
 };
 
 // Quantises `count` f32, f16 or bf16 values that lie in `bytes` without alignment. `packed` holds nf4_packed_bytes
@@ -40,7 +41,7 @@ struct Nf4Options {
 void nf4_quantize(DType dtype, std::span<const std::byte> bytes, std::span<std::uint8_t> packed,
                   std::span<float> absmax, const Nf4Options& options = {});
 
-// value = nf4_codes[code] * absmax, in f32.
+// value = codes_of(options.codes)[code] * absmax, in f32.
 void nf4_dequantize(std::span<const std::uint8_t> packed, std::span<const float> absmax, std::span<float> out,
                     const Nf4Options& options = {});
 

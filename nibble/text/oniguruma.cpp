@@ -6,26 +6,43 @@
 #include <cstddef>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "nibble/base/error.h"
 #include "nibble/text/regex.h"
+#include "nibble/text/unicode_16.h"
 #include "nibble/text/utf8.h"
 
 namespace nibble::text {
 namespace {
 
+// The later characters of a category, or of all that begin with its letter, as they stand inside a class; empty where PCRE2 knows them.
+std::string later_of(std::string_view category) {
+  if (pcre2_knows_unicode_16()) return "";
+  std::string ranges;
+  for (const LaterCharacters& later : later_characters()) {
+    const bool cased = later.category == "Lu" || later.category == "Ll" || later.category == "Lt";
+    const bool fits = category == "L&" ? cased : category == "Xan" ? later.category[0] == 'L' || later.category[0] == 'N' : later.category.starts_with(category);
+    if (fits) ranges += fmt::format("\\x{{{:X}}}-\\x{{{:X}}}", static_cast<std::uint32_t>(later.first), static_cast<std::uint32_t>(later.last));
+  }
+  return ranges;
+}
+
 // PCRE2's own \s and \w differ under PCRE2_UCP (U+180E, marks), and its \h is blanks where Oniguruma's is hex digits.
 // Each text can stand inside a class.
 struct Shorthand {
   char letter;
-  std::string_view plain;
+  std::string plain;
   std::string_view negated;  // empty where it has no form inside a class
 };
-constexpr std::array shorthands{
-    Shorthand{'s', "\\p{White_Space}", "\\P{White_Space}"},
-    Shorthand{'w', "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}", ""},
-    Shorthand{'h', "0-9a-fA-F", ""},
-};
+const std::array<Shorthand, 3>& shorthands() {
+  static const std::array all{
+      Shorthand{'s', "\\p{White_Space}", "\\P{White_Space}"},
+      Shorthand{'w', "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}" + later_of("L") + later_of("M") + later_of("Nd") + later_of("Pc"), ""},
+      Shorthand{'h', "0-9a-fA-F", ""},
+  };
+  return all;
+}
 
 // Oniguruma's long names of general categories, which PCRE2 lacks.
 struct LongName {
@@ -166,11 +183,11 @@ class Translator {
     const char small = static_cast<char>(std::tolower(static_cast<unsigned char>(letter)));
     if (small == 'p') return property(in_class);
     if (letter == 'u') return code_point();
-    const auto* found = std::find_if(shorthands.begin(), shorthands.end(), [&](auto& s) { return s.letter == small; });
-    if (found == shorthands.end()) return copy(2);
+    const auto* found = std::find_if(shorthands().begin(), shorthands().end(), [&](auto& s) { return s.letter == small; });
+    if (found == shorthands().end()) return copy(2);
     at_ += 2;
     if (letter == small) {
-      out_.append(in_class ? std::string(found->plain) : fmt::format("[{}]", found->plain));
+      out_.append(in_class ? found->plain : fmt::format("[{}]", found->plain));
     } else if (!in_class) {
       out_.append(fmt::format("[^{}]", found->plain));
     } else {
@@ -204,10 +221,18 @@ class Translator {
     }
     at_ = close + 1;
     if (plain == "word" && !negated) {
-      out_.append(in_class ? std::string(shorthands[1].plain) : fmt::format("[{}]", shorthands[1].plain));
+      out_.append(in_class ? shorthands()[1].plain : fmt::format("[{}]", shorthands()[1].plain));
       return;
     }
-    out_.append(fmt::format("\\{}{{{}}}", negated ? 'P' : 'p', property_name(name, plain)));
+    const std::string pcre2_name = property_name(name, plain);
+    const std::string later = negated && in_class ? "" : later_of_property(pcre2_name);
+    const std::string property = fmt::format("\\{}{{{}}}", negated && later.empty() ? 'P' : 'p', pcre2_name);
+    out_.append(later.empty() ? property : in_class ? property + later : fmt::format("[{}{}{}]", negated ? "^" : "", property, later));
+  }
+
+  // Of general categories. What was not assigned before is not \p{Cn} any more, which no tokenizer asks for.
+  static std::string later_of_property(std::string_view name) {
+    return is_category(name) || name == "Xan" ? later_of(name) : "";
   }
 
   // A bare script name takes in Script_Extensions in PCRE2; Oniguruma means Script alone.

@@ -2,6 +2,8 @@
 
 #include <pcre2.h>
 
+#include <cstdlib>
+
 #include "nibble/base/error.h"
 #include "nibble/text/utf8.h"
 
@@ -26,6 +28,15 @@ std::string shown(std::string_view pattern) {
 }
 
 }  // namespace
+
+bool pcre2_knows_unicode_16() {
+  static const bool knows = [] {
+    char version[64] = {};  // "14.0.0"
+    pcre2_config(PCRE2_CONFIG_UNICODE_VERSION, version);
+    return std::atoi(version) >= 16;
+  }();
+  return knows;
+}
 
 struct Regex::Code {
   pcre2_code* compiled = nullptr;

@@ -52,6 +52,9 @@ class Matcher {
   std::optional<std::size_t> last_end_;
 };
 
+// Whether PCRE2's tables are of Unicode 16 or later.
+bool pcre2_knows_unicode_16();
+
 // The PCRE2 pattern that means what `pattern` means to Oniguruma (its Unicode mode and default syntax).
 std::string translate_oniguruma(std::string_view pattern, std::string_view where);
 

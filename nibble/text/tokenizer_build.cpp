@@ -58,6 +58,10 @@ Tokenizer Tokenizer::load(const fs::path& model) {
   TokenizerConfig config;
   if (fs::exists(config_path)) config = read_tokenizer_config(read_file(config_path), config_path.string());
   const fs::path path = model / model_file;
+  check<DataError>(fs::exists(path) || !fs::exists(model / "tokenizer.model"), path.string(),
+                   "The folder has a tokenizer.model of SentencePiece alone, which is not read; transformers makes a {} of it: python3 -c "
+                   "\"from transformers import AutoTokenizer as T; T.from_pretrained('FOLDER').save_pretrained('FOLDER')\".",
+                   model_file);
   check<DataError>(fs::exists(path), path.string(), "The file does not exist; a model folder must have a {}.",
                    model_file);
   return build(read_json_file(path), path.string(), std::move(config), config_path.string());

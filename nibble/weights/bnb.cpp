@@ -41,15 +41,16 @@ Json read_state(const Checkpoint::Entry& entry) {
   return parse_json(text, place_of(entry) + ": " + entry.tensor->name);
 }
 
-void check_code_book(const Checkpoint& checkpoint, const std::string& name) {
-  const Checkpoint::Entry& entry = part_of(checkpoint, name, ".quant_map", "F32", nf4_codes.size());
-  std::array<float, nf4_codes.size()> codes;
+void check_code_book(const Checkpoint& checkpoint, const std::string& name, CodeBook book) {
+  const Checkpoint::Entry& entry = part_of(checkpoint, name, ".quant_map", "F32", codes_of(book).size());
+  std::array<float, 16> codes;
   read_from(entry, 0, codes);
-  check<DataError>(codes == nf4_codes, place_of(entry), "The tensor {} is not the code book of NF4.", entry.tensor->name);
+  check<DataError>(codes == codes_of(book), place_of(entry), "The tensor {} is not the code book of {}.", entry.tensor->name, name_of(book));
 }
 
-void check_state(const JsonObject& state, std::uint32_t out, std::uint32_t in) {
-  if (state.string("quant_type") != "nf4") state.fail_key("quant_type", "\"nf4\"");
+void check_state(const JsonObject& state, CodeBook book, std::uint32_t out, std::uint32_t in) {
+  const std::string_view type = book == CodeBook::fp4 ? "fp4" : "nf4";
+  if (state.string("quant_type") != type) state.fail_key("quant_type", fmt::format("\"{}\", as the tensor's name says", type));
   if (state.integer("blocksize", {1, 1 << 20}) != nf4_block) state.fail_key("blocksize", fmt::format("{}", nf4_block));
   const auto shape = state.integers("shape", {0, INT32_MAX});
   if (shape.size() != 2 || shape[0] != out || shape[1] != in) state.fail_key("shape", fmt::format("[{}, {}], as config.json makes it", out, in));
@@ -89,27 +90,31 @@ void read_nested_absmax(const BnbMatrix& matrix, std::uint64_t first, std::span<
 bool is_bnb_part(std::string_view name, std::string_view weight) {
   if (!name.starts_with(weight)) return false;
   const std::string_view suffix = name.substr(weight.size());
-  return suffix == ".absmax" || suffix == ".quant_map" || suffix == ".nested_absmax" || suffix == ".nested_quant_map" || suffix == bnb_state_suffix;
+  return suffix == ".absmax" || suffix == ".quant_map" || suffix == ".nested_absmax" || suffix == ".nested_quant_map" || suffix == bnb_state_suffix ||
+         suffix == bnb_fp4_state_suffix;
 }
 
 std::optional<BnbMatrix> bnb_matrix(const Checkpoint& checkpoint, const std::string& name, std::uint32_t out, std::uint32_t in) {
-  if (!checkpoint.has(name + std::string(bnb_state_suffix))) {
+  const bool nf4 = checkpoint.has(name + std::string(bnb_state_suffix)), fp4 = checkpoint.has(name + std::string(bnb_fp4_state_suffix));
+  check<DataError>(!nf4 || !fp4, checkpoint.folder().string(), "{} is quantised both as nf4 and as fp4.", name);
+  if (!nf4 && !fp4) {
     const auto next = checkpoint.tensors().lower_bound(name + std::string(other_states));
     const bool other = next != checkpoint.tensors().end() && next->first.starts_with(name + std::string(other_states));
-    check<DataError>(!other, checkpoint.folder().string(), "{} is quantised as {}; of bitsandbytes NF4 is read.", name,
+    check<DataError>(!other, checkpoint.folder().string(), "{} is quantised as {}; of bitsandbytes NF4 and FP4 are read.", name,
                      other ? next->first.substr(name.size() + other_states.size()) : "");
     return std::nullopt;
   }
-  const Checkpoint::Entry& state_entry = checkpoint.at(name + std::string(bnb_state_suffix));
+  const CodeBook book = fp4 ? CodeBook::fp4 : CodeBook::nf4;
+  const Checkpoint::Entry& state_entry = checkpoint.at(name + std::string(fp4 ? bnb_fp4_state_suffix : bnb_state_suffix));
   const Json json = read_state(state_entry);
   const JsonObject state(json, place_of(state_entry) + ": " + state_entry.tensor->name);
-  check_state(state, out, in);
+  check_state(state, book, out, in);
   const std::uint64_t count = std::uint64_t{out} * in, blocks = count / nf4_block;
-  BnbMatrix matrix{.rows = out, .columns = in, .dtype = dtype_of(state), .codes = checkpoint.at(name), .absmax = {}, .nested_absmax = {}};
+  BnbMatrix matrix{.rows = out, .columns = in, .book = book, .dtype = dtype_of(state), .codes = checkpoint.at(name), .absmax = {}, .nested_absmax = {}};
   // Stored as bytes, or as what wide type suits the training of shards.
   check<DataError>(matrix.codes.tensor->bytes == count / 2 && count % nf4_block == 0, place_of(matrix.codes),
                    "The tensor {} has {} bytes; a matrix of {} x {} in 4 bits has {}.", name, matrix.codes.tensor->bytes, out, in, count / 2);
-  check_code_book(checkpoint, name);
+  check_code_book(checkpoint, name, book);
   if (state.has("nested_blocksize")) {
     read_nested(checkpoint, name, state, blocks, matrix);
   } else {

@@ -185,11 +185,6 @@ void refuse_what_is_not_supported(const JsonObject& json, const ModelConfig& con
     json.fail_key("use_sliding_window", fmt::format("false{}, as windows in some layers alone are not supported", otherwise));
   }
   if (json.number("partial_rotary_factor", {0.0, 1.0}, 1.0) != 1.0) json.fail_key("partial_rotary_factor", "1");
-  if (const auto quantised = json.object("quantization_config")) {
-    const bool nf4 = quantised->string("quant_method", "") == "bitsandbytes" && quantised->string("bnb_4bit_quant_type", "") == "nf4" &&
-                     quantised->boolean("load_in_4bit", false);
-    if (!nf4) json.fail_key("quantization_config", "absent, or bitsandbytes' in 4 bits of the type \"nf4\"");
-  }
   const auto layer_types = json.strings("layer_types");
   if (!layer_types.empty() && layer_types.size() != config.num_layers) {
     json.fail_key("layer_types", fmt::format("a list of {} strings, one a layer", config.num_layers));
@@ -255,6 +250,7 @@ ModelConfig parse_model_config(const JsonObject& json, const JsonObject* generat
   config.tie_word_embeddings = json.boolean("tie_word_embeddings", config.family.tied);
   read_rope(json, config);
   refuse_what_is_not_supported(json, config);
+  config.fp8 = read_quantization(json);
   config.eos_token_ids = read_ids(json, "eos_token_id", config.vocab_size);
   if (generation != nullptr) {
     const auto ids = read_ids(*generation, "eos_token_id", config.vocab_size);

@@ -7,6 +7,7 @@
 #include "nibble/io/json.h"
 #include "nibble/weights/family.h"
 #include "nibble/weights/names.h"
+#include "nibble/weights/quantization_config.h"
 
 namespace nibble {
 
@@ -61,6 +62,7 @@ struct ModelConfig {
   bool tie_word_embeddings = false;          // the head is the embedding
   std::vector<std::uint32_t> eos_token_ids;  // of generation_config.json where it has some
   GenerationDefaults generation;
+  std::optional<Fp8Blocks> fp8;              // of weights that are stored in eight bits, with scales
   ExpertConfig experts;
 
   bool has_experts() const { return experts.count > 0; }

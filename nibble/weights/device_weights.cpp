@@ -68,9 +68,11 @@ gpu::Tensor load_qkv_bias(gpu::Device& device, const Checkpoint& checkpoint, std
   return device.tensor<float>(DType::f32, {static_cast<std::uint32_t>(all.size())}, all, "bias");
 }
 
-// The matrix `index` of those that the projection has.
-void write_nf4(Nf4Room& room, const Nf4Values& values, Projection p, std::uint32_t index, float& largest) {
-  largest = std::max(index == 0 ? 0.0f : largest, *std::max_element(values.absmax.begin(), values.absmax.end()));
+// The matrix `index` of those that the projection has; all have one code book.
+void write_nf4(Nf4Room& room, const Nf4Values& values, Projection p, std::uint32_t index, Nf4Matrix& matrix) {
+  check<DataError>(index == 0 || matrix.codes == values.codes, "experts", "Some experts of a projection are in NF4 and some in FP4; all must be in one.");
+  matrix.codes = values.codes;
+  matrix.largest = std::max(index == 0 ? 0.0f : matrix.largest, *std::max_element(values.absmax.begin(), values.absmax.end()));
   const Nf4Matrix& to = room.projections()[static_cast<std::size_t>(p)];
   room.write(to.packed, std::as_bytes(std::span(values.packed)), index * values.packed.size());
   room.write(to.absmax, std::as_bytes(std::span(values.absmax)), index * values.absmax.size_bytes());
@@ -82,15 +84,15 @@ std::shared_ptr<LayerStream> make_stream(gpu::Device& device, const ModelConfig&
                    : nullptr;
 }
 
-// Fills the last layer's projections by `fill`, which gets the room and each one's place for its largest scale.
+// Fills the last layer's projections by `fill`, which gets the room and each matrix, of which it sets the largest scale and the codes.
 void fill_projections(gpu::Device& device, const ModelConfig& config, const LoadOptions& options, DeviceWeights& weights,
-                      const std::function<void(Nf4Room&, Projection, float& largest)>& fill) {
+                      const std::function<void(Nf4Room&, Projection, Nf4Matrix&)>& fill) {
   const auto layer = static_cast<std::uint32_t>(weights.layers.size() - 1);
   const bool streamed = residency_of(options.residency, layer) == Residency::streamed;
   Nf4Room room(device, config, streamed ? std::optional(memory_of(device.info(), options.stream)) : std::nullopt);
   LayerProjections& projections = weights.layers.back().projections;
   projections = room.projections();
-  for (const Projection p : all_projections) fill(room, p, projections[static_cast<std::size_t>(p)].largest);
+  for (const Projection p : all_projections) fill(room, p, projections[static_cast<std::size_t>(p)]);
   const gpu::Tensor all = room.finish();
   if (streamed && options.stream.memory != gpu::HostMemory::direct) weights.stream->add(layer, all, projections);
 }
@@ -270,13 +272,13 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
     }
     if (config.family.qkv_bias) layer.qkv_bias = load_qkv_bias(device, checkpoint, i);
     if (config.has_experts()) layer.router = load_router(device, checkpoint, config, i);
-    fill_projections(device, config, options, weights, [&](Nf4Room& room, Projection p, float& largest) {
+    fill_projections(device, config, options, weights, [&](Nf4Room& room, Projection p, Nf4Matrix& matrix) {
       for (std::uint32_t index = 0; index < matrices_of(config, p); ++index) {
         const Nf4Source& source = projections[next++];
         const Nf4Values values = reader.next();
         {
           const Stopwatch watch(times.upload);
-          write_nf4(room, values, p, index, largest);
+          write_nf4(room, values, p, index, matrix);
         }
         meter.add(source.entry.tensor->bytes);
       }
@@ -319,9 +321,8 @@ DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, co
       for (float& value : router) value = rng.uniform(-0.035f, 0.035f);
       layer.router = device.tensor<float>(DType::f32, {config.experts.count, config.hidden_size}, router, "router");
     }
-    fill_projections(device, config, options, weights, [&](Nf4Room& room, Projection p, float& largest) {
-      const Nf4Matrix& matrix = room.projections()[static_cast<std::size_t>(p)];
-      largest = 0.06f;
+    fill_projections(device, config, options, weights, [&](Nf4Room& room, Projection, Nf4Matrix& matrix) {
+      matrix.largest = 0.06f;
       fill_random(room, matrix.packed, [](std::uint32_t word) { return word; });
       fill_random(room, matrix.absmax, [](std::uint32_t word) {
         return bits_of(0.04f + 0.02f * static_cast<float>(word >> 16) * 0x1p-16f);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "nibble/base/nf4_table.h"
 #include "nibble/gpu/recorder.h"
 #include "nibble/io/checkpoint.h"
 #include "nibble/weights/config.h"
@@ -15,13 +16,14 @@
 // The frozen weights on the device: projections as NF4, everything else as stored.
 namespace nibble {
 
-// A projection (out, in) in bitsandbytes' NF4: the flattened matrix in blocks of 64, the first value of a pair in the high
+// A projection (out, in) as bitsandbytes has it in 4 bits: the flattened matrix in blocks of 64, the first value of a pair in the high
 // half of its byte.
 struct Nf4Matrix {
   gpu::Tensor packed;  // (out * in / 8) u32, four bytes a word
   gpu::Tensor absmax;  // (out * in / 64) f32
   std::uint32_t out = 0, in = 0;  // of experts, which lie one below the other, the rows of all
   float largest = 1.0f;  // of absmax
+  CodeBook codes = CodeBook::nf4;
 };
 
 // value = data * scale; scale is 1 for f32 and a power of two for f16.

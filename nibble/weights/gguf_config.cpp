@@ -36,11 +36,6 @@ class ConfigReader {
         architecture_(metadata_.string("general.architecture")) {}
 
   Json read() {
-    if (const auto parts = metadata_.integer("split.count", {0, INT32_MAX}, 0); parts > 1) {
-      fail<DataError>(metadata_.origin(),
-                      "The file is one of {} parts of a model; join them with `llama-gguf-split --merge` first.",
-                      parts);
-    }
     config_["model_type"] = model_type();
     const auto layers = integer("block_count", {1, 1 << 12}), hidden = integer("embedding_length", {1, 1 << 20});
     const auto heads = integer("attention.head_count", {1, 1 << 12});

@@ -24,7 +24,7 @@ std::uint32_t file_type(GgmlType matrices) {
 std::string name_of_model(const fs::path& model) {
   const fs::path whole = fs::absolute(model).lexically_normal();
   const std::string name =
-      is_gguf(model) ? whole.stem().string() : (whole.has_filename() ? whole : whole.parent_path()).filename().string();
+      is_gguf(model) ? gguf_model_name(model) : (whole.has_filename() ? whole : whole.parent_path()).filename().string();
   return name.empty() ? "model" : name;
 }
 

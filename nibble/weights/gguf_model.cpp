@@ -7,6 +7,7 @@
 #include "nibble/base/error.h"
 #include "nibble/quant/ggml.h"
 #include "nibble/weights/checkpoint_check.h"
+#include "nibble/weights/decoded_tensor.h"
 #include "nibble/weights/gguf_names.h"
 
 namespace nibble {
@@ -121,7 +122,11 @@ class GgufModel : public TensorFile {
 }  // namespace
 
 Checkpoint open_checkpoint(const fs::path& model, const ModelConfig& config) {
-  if (!is_gguf(model)) return Checkpoint(model);
+  if (!is_gguf(model)) {
+    Checkpoint checkpoint(model);
+    decode_tensors(checkpoint, config.fp8);
+    return checkpoint;
+  }
   return Checkpoint(std::make_unique<const GgufModel>(model, config));
 }
 

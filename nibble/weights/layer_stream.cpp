@@ -45,7 +45,10 @@ LayerStream::Slot& LayerStream::make_room(std::uint32_t layer) {
   Slot& slot = *std::min_element(slots_.begin(), slots_.end(), [](const Slot& a, const Slot& b) { return a.used < b.used; });
   const Layer& from = layers_[layer];
   copied_bytes_ += from.room.bytes();
-  for (std::size_t p = 0; p < slot.projections.size(); ++p) slot.projections[p].largest = from.projections[p].largest;
+  for (std::size_t p = 0; p < slot.projections.size(); ++p) {
+    slot.projections[p].largest = from.projections[p].largest;
+    slot.projections[p].codes = from.projections[p].codes;
+  }
   slot.layer = layer;
   slot.used = ++clock_;
   return slot;

@@ -13,6 +13,10 @@ namespace {
 void check_output(const MergeOptions& options) {
   std::vector<fs::path> inputs{options.model};
   for (const MergeAdapter& adapter : options.adapters) inputs.push_back(adapter.folder);
+  if (is_gguf(options.model)) {
+    const GgufFile model(options.model);
+    for (const File& part : model.files()) inputs.push_back(part.path());
+  }
   if (options.gguf) {
     check_output_file(options.output, inputs, options.overwrite);
   } else {

@@ -20,7 +20,7 @@ constexpr float largest_f16 = 65504;
 
 GgmlType stored_type(const Merger& merger) {
   const std::string& stored = merger.stored_type(projection_tensor_name(0, Projection::down));
-  return stored == "BF16" ? GgmlType::bf16 : stored == "F32" ? GgmlType::f32 : GgmlType::f16;
+  return stored == "BF16" || stored.starts_with("F8_") ? GgmlType::bf16 : stored == "F32" || stored == "F64" ? GgmlType::f32 : GgmlType::f16;
 }
 
 GgmlType matrix_type(GgufModelType wanted, const Merger& merger) {

@@ -93,7 +93,7 @@ class Piece {
     const auto packed = std::span(packed_).first(nf4_packed_bytes(count));
     const auto absmax = std::span(absmax_).first(nf4_blocks(count));
     read_bnb(*matrix_.bnb, first_ * columns_ / nf4_block, packed, absmax);
-    nf4_dequantize(packed, absmax, std::span(stored_).first(count));
+    nf4_dequantize(packed, absmax, std::span(stored_).first(count), {.codes = matrix_.bnb->book});
   }
 
   // The first row is a multiple of 64, so that blocks begin where those of the whole matrix do.

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "nibble/base/error.h"
+#include "nibble/weights/decoded_tensor.h"
 #include "nibble/weights/gguf_model.h"
 
 namespace nibble {
@@ -12,7 +13,7 @@ Merger::Merger(const MergeOptions& options) : options_(options), config_(read_mo
   load_adapters();
   for (const auto& tensor : base_tensors(config_)) {
     const auto bnb = quantised(base_, tensor);
-    tensors_.push_back({tensor.name, options.dtype.value_or(bnb ? bnb->dtype : *base_.at(tensor.name).tensor->dtype), tensor.shape});
+    tensors_.push_back({tensor.name, options.dtype.value_or(bnb ? bnb->dtype : written_dtype(*base_.at(tensor.name).tensor)), tensor.shape});
     if (bnb) quantised_.emplace(tensor.name, *bnb);
   }
   if (unties_head()) {

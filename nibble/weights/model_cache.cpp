@@ -10,6 +10,7 @@
 #include "nibble/io/gguf.h"
 #include "nibble/io/json.h"
 #include "nibble/weights/checkpoint_check.h"
+#include "nibble/weights/gguf_model.h"
 #include "nibble/weights/model_folder.h"
 #include "nibble/weights/quantize.h"
 
@@ -102,7 +103,7 @@ CachedModel cached_model(const fs::path& model, const fs::path& cache, const std
   check<UsageError>(!is_gguf(model), model.string(),
                     "This is a GGUF file, and model folders alone are kept in a cache; `nibble merge --model FILE --output FOLDER` makes one of it.");
   const ModelConfig config = read_model_config(model);
-  const Checkpoint source(model);
+  const Checkpoint source = open_checkpoint(model, config);
   check_checkpoint(source, config);
   if (is_quantised(source, config)) return {.folder = model, .in_cache = false, .bytes = source.total_bytes()};
   const std::string key = weights_key(model);

@@ -77,7 +77,12 @@ LayerProjections place_nf4(const gpu::Tensor& room, const ModelConfig& config) {
   return projections;
 }
 
+bool have_one_code_book(std::span<const Nf4Matrix> members) {
+  return std::all_of(members.begin(), members.end(), [&](const Nf4Matrix& matrix) { return matrix.codes == members.front().codes; });
+}
+
 std::optional<Nf4Matrix> joined_nf4(std::span<const Nf4Matrix> members) {
+  if (!have_one_code_book(members)) return std::nullopt;
   const Nf4Matrix& first = members.front();
   Nf4Matrix whole = first;
   const auto follows = [](const gpu::Tensor& one, const gpu::Tensor& other) {

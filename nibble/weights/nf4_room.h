@@ -19,7 +19,10 @@ LayerProjections place_nf4(const gpu::Tensor& room, const ModelConfig& config);
 // Whether the projections of a joint also are one matrix, by its sizes.
 bool joins_in_nf4(const ModelConfig& config, Joint joint);
 
-// The matrix that they are together; empty where they do not lie so.
+// Whether the bits of all of them stand for the same values: bitsandbytes' FP4 may lie beside what was quantised here.
+bool have_one_code_book(std::span<const Nf4Matrix> members);
+
+// The matrix that they are together; empty where they do not lie so, or have two code books.
 std::optional<Nf4Matrix> joined_nf4(std::span<const Nf4Matrix> members);
 
 // Room for a layer's projections, on the device or in host memory, while they are written.

@@ -12,6 +12,8 @@
 #include "nibble/quant/double_quant.h"
 #include "nibble/quant/nf4.h"
 #include "nibble/weights/checkpoint_check.h"
+#include "nibble/weights/decoded_tensor.h"
+#include "nibble/weights/gguf_model.h"
 #include "nibble/weights/model_folder.h"
 #include "nibble/weights/read_nf4.h"
 
@@ -58,7 +60,7 @@ class Meter {
 class Quantizer {
  public:
   explicit Quantizer(const QuantizeOptions& options)
-      : options_(options), config_(read_model_config(options.model)), base_(options.model), tensors_(base_tensors(config_)) {
+      : options_(options), config_(read_model_config(options.model)), base_(open_checkpoint(options.model, config_)), tensors_(base_tensors(config_)) {
     check_checkpoint(base_, config_);
     for (const BaseTensor& tensor : tensors_) {
       if (!is_projection(tensor.name, tensor.shape)) continue;
@@ -71,9 +73,10 @@ class Quantizer {
   }
 
   QuantizeResult write_weights(const fs::path& folder) {
-    std::uint64_t source = 0, of_projections = 0, bytes = 0, parameters = 0;
+    std::uint64_t source = 0, stored = 0, of_projections = 0, bytes = 0, parameters = 0;
     for (const BaseTensor& tensor : tensors_) {
       source += base_.at(tensor.name).tensor->bytes;
+      stored += stored_bytes(*base_.at(tensor.name).tensor);
       parameters += tensor.numel();
     }
     for (const BaseTensor* tensor : projections_) of_projections += base_.at(tensor->name).tensor->bytes;
@@ -87,7 +90,7 @@ class Quantizer {
       if (!is_projection(tensor.name, tensor.shape)) copy(tensor, writer, meter);
     }
     each_in_nf4(meter, [&](const BaseTensor& tensor, const Nf4Values& values) { append_nf4(tensor, values, writer); });
-    return {.saved = writer.finish(parameters), .matrices = projections_.size(), .source_bytes = source};
+    return {.saved = writer.finish(parameters), .matrices = projections_.size(), .source_bytes = stored};
   }
 
   void write_config(const fs::path& folder) const {
@@ -131,7 +134,7 @@ class Quantizer {
 
   std::string state_of(const BaseTensor& tensor) const {
     const auto offset = offsets_.find(tensor.name);
-    return state_text(dtype_of(tensor), tensor.shape, offset == offsets_.end() ? std::optional<float>() : offset->second);
+    return state_text(written_dtype(*base_.at(tensor.name).tensor), tensor.shape, offset == offsets_.end() ? std::optional<float>() : offset->second);
   }
 
   // In the order in which transformers has them.

@@ -106,7 +106,8 @@ Nf4Values Nf4Reader::next() {
   if (matrix.error) std::rethrow_exception(matrix.error);
   const Buffer& buffer = buffers_[given_++ % buffers_.size()];
   return {.packed = {buffer.packed.get(), nf4_packed_bytes(matrix.count)},
-          .absmax = {buffer.absmax.get(), nf4_blocks(matrix.count)}};
+          .absmax = {buffer.absmax.get(), nf4_blocks(matrix.count)},
+          .codes = matrix.bnb ? matrix.bnb->book : CodeBook::nf4};
 }
 
 Nf4Reader::Times Nf4Reader::times() const {

@@ -13,10 +13,11 @@
 
 namespace nibble {
 
-// A matrix in NF4: blocks of 64, the first value of a pair in the high half of its byte.
+// A matrix in NF4, or in FP4 where bitsandbytes has it so: blocks of 64, the first value of a pair in the high half of its byte.
 struct Nf4Values {
   std::span<const std::uint8_t> packed;  // nf4_packed_bytes(numel)
   std::span<const float> absmax;         // nf4_blocks(numel)
+  CodeBook codes = CodeBook::nf4;
 };
 
 struct Nf4ReaderOptions {

@@ -56,6 +56,19 @@ TEST(Tokenize, IdsWithoutATokenAreSaid) {
   EXPECT_EQ(result.err, "1 id names no token and gave no text.\n");
 }
 
+TEST(Tokenize, ChatsAreWhatTheTemplateMakesOfThem) {
+  const std::string chat = R"({"messages": [{"role": "user", "content": "Hi"}]})";
+  const std::string text = "<|im_start|>user\\nHi<|im_end|>\\n";
+  EXPECT_EQ(run_nibble(tokenize({"--chat", "--json", "--text", chat})).out, "\"" + text + "\"\n");
+  EXPECT_EQ(run_nibble(tokenize({"--chat", "--json", "--generation-prompt", "--text", chat})).out, "\"" + text + "<|im_start|>assistant\\n\"\n");
+  const auto ids = run_nibble(tokenize({"--chat", "--text", chat}));
+  EXPECT_EQ(run_nibble(tokenize({"--decode", "--json", "--text", ids.out})).out, "\"" + text + "\"\n");
+  const auto bad = run_nibble(tokenize({"--chat", "--text-file", "-"}), chat + "\n{\"messages\": 1}\n");
+  EXPECT_EQ(bad.code, 1);
+  EXPECT_NE(bad.err.find("standard input, line 2"), bad.err.npos) << bad.err;
+  EXPECT_NE(bad.err.find("\"messages\", a list"), bad.err.npos) << bad.err;
+}
+
 TEST(Tokenize, RefusesInOneSentence) {
   const auto refuses = [](const std::vector<std::string>& more, const std::string& input, int code, const std::string& part) {
     const auto result = run_nibble(tokenize(more), input);

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # docs_test.sh NIBBLE: docs/options.md is what the program's --help says, every path that a document names exists, and so
-# does every test that docs/model-state.md names.
+# does every test that docs/model-state.md and docs/formats.md name.
 
 set -euo pipefail
 nibble=$(realpath "$1")
@@ -24,11 +24,16 @@ for document in README.md HACKING.md docs/*.md examples/*/README.md; do
   done
 done
 
-# Suite.Name and Suite.*
-for name in $(grep -oE '\b[A-Z][A-Za-z0-9_]+\.([A-Z][A-Za-z0-9_]+|\*)' docs/model-state.md | sort -u); do
-  test=${name#*.}
-  [[ $test != '*' ]] || test='[A-Za-z0-9_]+'
-  grep -rqE "^TEST(_F|_P)?\(${name%%.*}, $test\)" tests --include='*.cpp' ||
-    { echo "FAILED: docs/model-state.md names the test $name, which is not there." && failures=1; }
+# Suite.Name and Suite.*, and scripts of tests/interop.
+for document in docs/model-state.md docs/formats.md; do
+  for name in $(grep -oE '\b[A-Z][A-Za-z0-9_]+\.([A-Z][A-Za-z0-9_]+|\*)' "$document" | sort -u); do
+    test=${name#*.}
+    [[ $test != '*' ]] || test='[A-Za-z0-9_]+'
+    grep -rqE "^TEST(_F|_P)?\(${name%%.*}, $test\)" tests --include='*.cpp' ||
+      { echo "FAILED: $document names the test $name, which is not there." && failures=1; }
+  done
+  for script in $(grep -oE '`[a-z_]+\.py`' "$document" | tr -d '`' | sort -u); do
+    [[ -e tests/interop/$script ]] || { echo "FAILED: $document names the script $script, which is not in tests/interop." && failures=1; }
+  done
 done
 exit $failures

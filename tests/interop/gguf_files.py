@@ -5,7 +5,7 @@
 
     out       `nibble merge --format gguf` in every type against the merged safetensors, quantised by the package
     metadata  tokens, merges and sizes against tokenizer.json and config.json
-    in        a file that the package writes, its matrices random blocks of every type, against the package's values
+    in        what the package writes, in one file and in three, its matrices random blocks of every type, against the package's values
     adapter   `nibble export --for llama.cpp` against the PEFT folder
     logits    with --transformers, what transformers computes of the f32 file and of the merged folder (it knows neither Llama 3's RoPE in
               GGUF files nor heads of Qwen3 of another size than 128)
@@ -17,15 +17,12 @@ a folder with a byte-level tokenizer. Ends with 1 where anything differs.
 import argparse
 import json
 import pathlib
-import shutil
-import subprocess
-import sys
-import tempfile
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 from gguf import quants
+from interop import expect, expect_red, finish, run, scratch
 from safetensors import safe_open
 
 PROJECTIONS = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
@@ -36,20 +33,6 @@ WHOLE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": 
 # Where scales of 16 bits lie in a block: random bits there could be NaN.
 HALVES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2],
           "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0]}
-
-
-class Differs(Exception):
-    pass
-
-
-def expect(holds, what):
-    if not holds:
-        raise Differs(what)
-
-
-def run(program, *arguments):
-    done = subprocess.run([str(program), *map(str, arguments)], capture_output=True, text=True)
-    expect(done.returncode == 0, f"nibble {arguments[0]} ended with {done.returncode}: {done.stderr.strip()}")
 
 
 def load_folder(folder):
@@ -150,11 +133,12 @@ def random_blocks(kind, count, rng):
     return blocks
 
 
-def write_random_model(path, arch, rng):
-    """One layer for each type, with llama's heads, and what the package makes of its matrices under Hugging Face's names."""
+def write_random_model(path, arch, rng, parts):
+    """One layer for each type, with llama's heads, in so many files, and what the package makes of its matrices under Hugging Face's names."""
     kinds = [Type[name] for name in ["F32", "F16", "BF16", *HALVES]]
     hidden, heads, kv_heads, mlp = 512, 8, 2, 768
-    writer = gguf.GGUFWriter(path, arch)
+    tensors = 1 + 7 * len(kinds) + 1 + (4 if arch == "qwen3" else 2) * len(kinds)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=-(-tensors // parts) if parts > 1 else 0)
     writer.add_block_count(len(kinds))
     writer.add_context_length(64)
     writer.add_embedding_length(hidden)
@@ -246,14 +230,6 @@ def with_changed_byte(path, to):
     return to
 
 
-def expect_red(what, compare):
-    try:
-        compare()
-    except Differs:
-        return
-    raise Differs(f"{what}: a changed byte was not noticed")
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("nibble", type=pathlib.Path)
@@ -264,37 +240,33 @@ def main():
     options = parser.parse_args()
     config = json.loads((options.model / "config.json").read_text())
     adapter = ["--adapter", options.adapter] if options.adapter else []
-    scratch = pathlib.Path(tempfile.mkdtemp(prefix="nibble-gguf-"))
-    try:
-        merged = scratch / "merged"
+    with scratch() as folder:
+        merged = folder / "merged"
         run(options.nibble, "merge", "--model", options.model, *adapter, "--output", merged, "--dtype", "f32")
         for wanted in ("f32", "f16", "bf16", "q8_0", "q4_0"):
-            path = scratch / f"{wanted}.gguf"
+            path = folder / f"{wanted}.gguf"
             run(options.nibble, "merge", "--model", options.model, *adapter, "--output", path, "--format", "gguf", "--dtype", wanted)
             compare_model(path, merged, config, wanted)
-            expect_red("out", lambda: compare_model(with_changed_byte(path, scratch / "red.gguf"), merged, config, wanted))
-        compare_metadata(scratch / "f32.gguf", options.model, config)
+            expect_red("out", lambda: compare_model(with_changed_byte(path, folder / "red.gguf"), merged, config, wanted))
+        compare_metadata(folder / "f32.gguf", options.model, config)
         if options.transformers:
-            compare_logits(scratch / "f32.gguf", merged)
-        for arch in ("llama", "qwen3"):
-            expected = write_random_model(scratch / "random.gguf", arch, np.random.default_rng(options.seed))
-            run(options.nibble, "merge", "--model", scratch / "random.gguf", "--output", scratch / arch, "--dtype", "f32")
-            compare_values(scratch / arch, expected)
+            compare_logits(folder / "f32.gguf", merged)
+        for arch, parts in (("llama", 1), ("qwen3", 1), ("qwen3", 3)):
+            source, output = folder / f"random-{arch}-{parts}", folder / f"{arch}-{parts}"
+            source.mkdir()
+            expected = write_random_model(source / "random.gguf", arch, np.random.default_rng(options.seed), parts)
+            run(options.nibble, "merge", "--model", source, "--output", output, "--dtype", "f32")
+            compare_values(output, expected)
             name = "model.layers.7.self_attn.q_proj.weight"
-            expect_red("in", lambda: compare_values(scratch / arch, {name: np.roll(expected[name], 1, axis=0)}))
+            expect_red("in", lambda: compare_values(output, {name: np.roll(expected[name], 1, axis=0)}))
+            expect(len(list(source.iterdir())) == parts, f"the package made {len(list(source.iterdir()))} files, not {parts}")
         if options.adapter:
-            path = scratch / "adapter.gguf"
+            path = folder / "adapter.gguf"
             run(options.nibble, "export", "--for", "llama.cpp", "--model", options.model, "--adapter", options.adapter, "--output", path)
             compare_adapter(path, options.adapter, config)
-            expect_red("adapter", lambda: compare_adapter(with_changed_byte(path, scratch / "red.gguf"), options.adapter, config))
-    except Differs as difference:
-        print(f"DIFFERS: {difference}")
-        return 1
-    finally:
-        shutil.rmtree(scratch)
+            expect_red("adapter", lambda: compare_adapter(with_changed_byte(path, folder / "red.gguf"), options.adapter, config))
     print("All files agree.")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

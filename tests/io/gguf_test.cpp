@@ -1,10 +1,11 @@
 #include "nibble/io/gguf.h"
 
 #include <cstring>
+#include <functional>
 
 #include "nibble/base/error.h"
-#include "nibble/base/rng.h"
 #include "tests/support/files.h"
+#include "tests/support/mutated.h"
 
 namespace nibble {
 namespace {
@@ -116,7 +117,7 @@ TEST_F(GgufTest, RefusesOtherFilesAndVersions) {
   refuse("PK\3\4 and more bytes follow here", "no GGUF file");
   refuse(Bytes::header(0, 0, 1).text, "version 1");
   refuse(Bytes::header(0, 0, 3u << 24).text, "big-endian");
-  EXPECT_FALSE(is_gguf(folder_.path()));
+  EXPECT_FALSE(is_gguf(test::TemporaryFolder().path()));
   EXPECT_FALSE(is_gguf(folder_ / "none.gguf"));
   EXPECT_FALSE(is_gguf(folder_.write("text", "GG")));
   EXPECT_TRUE(is_gguf(folder_.write("blob", Bytes::header(0, 0).text)));
@@ -169,6 +170,83 @@ TEST_F(GgufTest, RefusesTensorsThatAreWrong) {
   refuse(Bytes::header(2, 0).tensor("a", {8}, 0, 0).tensor("a", {8}, 0, 32).with_data(64), "The tensor a comes twice");
 }
 
+// A model of three parts, each with a tensor of a value of its own.
+class SplitGguf : public testing::Test {
+ protected:
+  using Change = std::function<void(GgufMetadata&)>;
+
+  SplitGguf() {
+    for (std::uint32_t part = 0; part < 3; ++part) write(part);
+  }
+  fs::path path_of(std::uint32_t part) const { return folder_ / fmt::format("m-{:05}-of-00003.gguf", part + 1); }
+  void write(std::uint32_t part, const Change& change = {}) const {
+    GgufMetadata metadata{{"split.no", part}, {"split.count", 3u}, {"split.tensors.count", 3u}};
+    if (part == 0) metadata.emplace_back("general.architecture", std::string("qwen3"));
+    if (change) change(metadata);
+    GgufWriter writer(path_of(part), metadata, {{fmt::format("t{}", part), GgmlType::f32, {8}}});
+    writer.append(std::vector<std::byte>(32, static_cast<std::byte>(part + 1)));
+    writer.finish();
+  }
+  void set(GgufMetadata& metadata, const std::string& key, std::uint32_t value) const {
+    for (auto& [name, old] : metadata) {
+      if (name == key) old = value;
+    }
+  }
+
+  const test::TemporaryFolder folder_;
+};
+
+TEST_F(SplitGguf, IsOneModel) {
+  folder_.write("mmproj-m.gguf", "another");
+  for (const fs::path& path : {path_of(0), folder_.path()}) {
+    EXPECT_TRUE(is_gguf(path));
+    EXPECT_EQ(gguf_model_name(path), "m");
+    const GgufFile file(path);
+    EXPECT_EQ(file.path(), path_of(0));
+    EXPECT_EQ(file.files().size(), 3u);
+    EXPECT_EQ(file.tensors().size(), 3u);
+    EXPECT_EQ(file.metadata()["general.architecture"], "qwen3");
+    for (std::size_t part = 0; part < 3; ++part) {
+      std::vector<std::byte> bytes(32);
+      file.read(file.tensors().at(fmt::format("t{}", part)), 0, bytes);
+      EXPECT_EQ(bytes, std::vector<std::byte>(32, static_cast<std::byte>(part + 1)));
+    }
+  }
+}
+
+TEST_F(SplitGguf, NamesWhatIsMissingOrBelongsElsewhere) {
+  const auto refused = [&](const fs::path& path, auto... parts) { expect_error<DataError>([&] { GgufFile file(path); }, parts...); };
+  refused(path_of(1), "m-00002-of-00003.gguf", "part 2 of 3 of a model; name the first, m-00001-of-00003.gguf");
+  write(2, [&](GgufMetadata& metadata) { set(metadata, "split.no", 1); });
+  refused(path_of(0), "m-00003-of-00003.gguf", "says that it is part 2 of 3; part 3 of 3 belongs here");
+  write(2, [&](GgufMetadata& metadata) { set(metadata, "split.count", 4); });
+  refused(path_of(0), "says that it is part 3 of 4");
+  fs::remove(path_of(2));
+  refused(path_of(0), "m-00003-of-00003.gguf", "Part 3 of 3 is missing");
+  refused(folder_.path(), "Part 3 of 3 is missing");
+  write(2);
+  write(0, [&](GgufMetadata& metadata) { set(metadata, "split.tensors.count", 4); });
+  refused(path_of(0), "3 tensors together; the first says that they have 4");
+  write(0, [&](GgufMetadata& metadata) { set(metadata, "split.count", 60000); });
+  refused(path_of(0), "one of 60000 parts; at most 512");
+  write(0, [&](GgufMetadata& metadata) { set(metadata, "split.count", 2); });
+  refused(path_of(0), "must end in \"-00001-of-00002.gguf\"");
+  write(0);
+  fs::rename(path_of(0), folder_ / "model.gguf");
+  refused(folder_ / "model.gguf", "part 1 of 3 of a model, and its name must end in");
+  fs::rename(folder_ / "model.gguf", path_of(0));
+  fs::copy_file(path_of(0), path_of(1), fs::copy_options::overwrite_existing);
+  refused(path_of(0), "m-00002-of-00003.gguf", "The tensor t0 comes twice");
+}
+
+TEST_F(SplitGguf, AFolderHasOneModelAndNoOtherWeights) {
+  fs::copy_file(path_of(0), folder_ / "other.gguf");
+  expect_error<DataError>([&] { GgufFile file(folder_.path()); }, "The folder has 2 GGUF models; name one of them, as m-00001-of-00003.gguf or other.gguf");
+  EXPECT_TRUE(is_gguf(folder_.path()));
+  folder_.write("model.safetensors", "");
+  EXPECT_FALSE(is_gguf(test::TemporaryFolder().path()));
+}
+
 TEST_F(GgufTest, ChangedFilesAreReadOrRefused) {
   std::string original;
   {
@@ -181,13 +259,8 @@ TEST_F(GgufTest, ChangedFilesAreReadOrRefused) {
   Rng rng(5);
   int read = 0, refused = 0;
   for (int i = 0; i < 1'500; ++i) {
-    std::string changed = original;
-    for (std::uint32_t change = 0; change <= rng.below(3); ++change) {
-      changed[rng.below(static_cast<std::uint32_t>(changed.size()))] = static_cast<char>(rng.below(256));
-    }
-    if (rng.below(4) == 0) changed.resize(rng.below(static_cast<std::uint32_t>(changed.size())));
     try {
-      const GgufFile file(folder_.write("m.gguf", changed));
+      const GgufFile file(folder_.write("m.gguf", test::mutated(original, rng)));
       for (const auto& [name, tensor] : file.tensors()) {
         std::vector<std::byte> bytes(tensor.bytes);
         file.read(tensor, 0, bytes);

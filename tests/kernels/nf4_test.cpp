@@ -16,7 +16,7 @@ struct TestNf4 {
   std::vector<float> values;
 };
 
-TestNf4 make_nf4(std::uint32_t n, std::uint32_t k) {
+TestNf4 make_nf4(std::uint32_t n, std::uint32_t k, CodeBook book = CodeBook::nf4) {
   const std::size_t count = std::size_t{n} * k;
   Rng rng(n + k);
   std::vector<std::uint8_t> bytes(count / 2);
@@ -26,10 +26,11 @@ TestNf4 make_nf4(std::uint32_t n, std::uint32_t k) {
   TestNf4 result;
   for (std::size_t i = 0; i < count; ++i) {
     const unsigned code = i % 2 == 0 ? bytes[i / 2] >> 4 : bytes[i / 2] & 15u;
-    result.values.push_back(nf4_codes[code] * absmax[i / nf4_block]);
+    result.values.push_back(codes_of(book)[code] * absmax[i / nf4_block]);
   }
   result.w.packed = test::device().tensor<std::uint8_t>(DType::u8, {static_cast<std::uint32_t>(bytes.size())}, bytes, "nf4");
   result.w.absmax = test::upload(absmax, {static_cast<std::uint32_t>(absmax.size())});
+  result.w.codes = book;
   return result;
 }
 
@@ -45,6 +46,16 @@ TEST(Nf4, DequantizesBitForBitInF32) {
     EXPECT_EQ(test::download(out.tensor()), nf4.values) << n << " x " << k;
     out.expect_guards_intact();
   }
+}
+
+TEST(Nf4, DequantizesFp4BitForBit) {
+  const auto fp4 = make_nf4(33, 192, CodeBook::fp4);
+  EXPECT_NE(fp4.values, make_nf4(33, 192).values);
+  GuardedTensor out(DType::f32, {33, 192});
+  gpu::Recorder recorder(test::device());
+  record(recorder, DequantizeNf4{fp4.w, {out.tensor()}});
+  recorder.submit();
+  EXPECT_EQ(test::download(out.tensor()), fp4.values);
 }
 
 TEST(Nf4, RoundsToNearestInF16) {

@@ -23,6 +23,7 @@ struct Case {
   std::vector<std::uint32_t> ends = {};
   std::array<bool, 3> adapted{true, true, true};
   std::uint32_t enough_lanes = 0;
+  CodeBook codes = CodeBook::nf4;
 };
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
@@ -38,9 +39,10 @@ struct Made {
     auto absmax = test::random_values(std::size_t{c.n} * c.k / nf4_block, 1);
     for (float& value : absmax) value = std::fabs(value) * 0.1f;
     for (std::size_t i = 0; i < 2 * bytes.size(); ++i) {
-      w.push_back(double{nf4_codes[i % 2 == 0 ? bytes[i / 2] >> 4 : bytes[i / 2] & 15u]} * absmax[i / nf4_block]);
+      w.push_back(double{codes_of(c.codes)[i % 2 == 0 ? bytes[i / 2] >> 4 : bytes[i / 2] & 15u]} * absmax[i / nf4_block]);
     }
     nf4.packed = test::device().tensor<std::uint8_t>(DType::u8, {static_cast<std::uint32_t>(bytes.size())}, bytes, "nf4");
+    nf4.codes = c.codes;
     nf4.absmax = test::upload(absmax, {static_cast<std::uint32_t>(absmax.size())});
     const auto values = test::random_values(std::size_t{c.m} * c.k, 2, 3.0f), weight = test::random_values(c.k, 3, 2.0f);
     input = {.x = test::upload(values, {c.m, c.k}), .weight = c.norm ? test::upload(weight, {c.k}) : Tensor{}, .eps = eps};
@@ -143,7 +145,9 @@ INSTANTIATE_TEST_SUITE_P(Cases, Nf4VecTest, testing::Values(
     // One row, whose lanes do several steps of four or of eight outputs; the last workgroup's end beyond the weight.
     Case{1, 75, 2560, true, true, false, 0, {}, {}, 1000}, Case{1, 131, 576, true, false, false, 4, {100, 110, 131}, {true, true, true}, 80},
     Case{1, 210, 192, false, true, false, 0, {}, {}, 16}, Case{1, 98, 320, true, false, true, 5, {49, 98}, {true, true}, 64},
-    Case{1, 1030, 64, true, false, true, 0, {}, {}, 1}));
+    Case{1, 1030, 64, true, false, true, 0, {}, {}, 1},
+    // FP4, in the kernels of one row and of several.
+    Case{1, 75, 576, false, false, false, 0, {}, {}, 0, CodeBook::fp4}, Case{3, 35, 192, false, false, false, 0, {}, {}, 0, CodeBook::fp4}));
 
 TEST(Nf4Vec, TheSameBitsEachRun) {
   const Case c{1, 40, 4160, true, false, true, 7, {20, 40}};

@@ -17,7 +17,7 @@ struct TestWeight {
   std::vector<float> values;
 };
 
-TestWeight make_weight(std::uint32_t n, std::uint32_t k) {
+TestWeight make_weight(std::uint32_t n, std::uint32_t k, CodeBook book = CodeBook::nf4) {
   Rng rng(n + k);
   std::vector<std::uint32_t> words(std::size_t{n} * k / 8);
   TestWeight result;
@@ -25,9 +25,9 @@ TestWeight make_weight(std::uint32_t n, std::uint32_t k) {
   for (std::size_t i = 0; i < std::size_t{n} * k; ++i) {
     const std::uint32_t code = rng.below(16), byte = static_cast<std::uint32_t>(i % 8 / 2);
     words[i / 8] |= code << (8 * byte + (i % 2 == 0 ? 4 : 0));
-    result.values.push_back(nf4_codes[code] * absmax[i / nf4_block]);
+    result.values.push_back(codes_of(book)[code] * absmax[i / nf4_block]);
   }
-  result.nf4 = {test::upload_u32(words), test::upload(absmax, {static_cast<std::uint32_t>(absmax.size())})};
+  result.nf4 = {test::upload_u32(words), test::upload(absmax, {static_cast<std::uint32_t>(absmax.size())}), book};
   return result;
 }
 
@@ -75,7 +75,7 @@ TEST_P(ProductNf4, NTEqualsTheSum) {
     SCOPED_TRACE(fmt::format("{} x {} x {}, rank {}", s.m, s.n, s.k, s.rank));
     const auto x = test::random_values(std::size_t{s.m} * s.k, 1), left = test::random_values(std::size_t{s.m} * s.rank, 2),
                right = test::random_values(std::size_t{s.n} * s.rank, 3);
-    const TestWeight w = make_weight(s.n, s.k);
+    const TestWeight w = make_weight(s.n, s.k, s.m == 3 ? CodeBook::fp4 : CodeBook::nf4);
     GuardedTensor y(DType::f32, {s.m, s.n});
     if (GetParam()) fill(y.tensor(), 3.0f);
     Nf4Product op{.x = test::upload(x, {s.m, s.k}), .w = w.nf4, .y = y.tensor(), .accumulate = GetParam(), .scaling = 0.75f};
@@ -95,7 +95,7 @@ TEST_P(ProductNf4, NNEqualsTheSum) {
     SCOPED_TRACE(fmt::format("{} x {} x {}, rank {}", s.m, s.n, s.k, s.rank));
     const auto x = test::random_values(std::size_t{s.m} * s.n, 1), left = test::random_values(std::size_t{s.m} * s.rank, 2),
                right = test::random_values(std::size_t{s.k} * s.rank, 3);
-    const TestWeight w = make_weight(s.n, s.k);
+    const TestWeight w = make_weight(s.n, s.k, s.m == 3 ? CodeBook::fp4 : CodeBook::nf4);
     GuardedTensor y(DType::f32, {s.m, s.k});
     if (GetParam()) fill(y.tensor(), 3.0f);
     Nf4Product op{.x = test::upload(x, {s.m, s.n}), .w = w.nf4, .y = y.tensor(), .accumulate = GetParam(), .scaling = 0.75f};

@@ -170,4 +170,5 @@ def main():
     print(f"{len(cases)} cases, {len(families)} of families, {errors} of them errors")
 
 
-main()
+if __name__ == "__main__":
+    main()

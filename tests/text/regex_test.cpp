@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "nibble/base/error.h"
+#include "nibble/text/char_class.h"
 #include "nibble/text/splitting.h"
 
 namespace nibble::text {
@@ -38,6 +39,30 @@ TEST(Regex, MeansWhatOnigurumaMeans) {
   EXPECT_EQ(matches(R"(a{,2}b)", "aaab"), (Strings{"aab"}));
   EXPECT_EQ(matches(R"(\u00e9+)", "\u00e9\u00e9"), (Strings{"\u00e9\u00e9"}));
   EXPECT_EQ(matches(R"((?i:'s))", "'S '\u017f"), (Strings{"'S", "'\u017f"}));
+}
+
+// U+2EBF0 (a Han letter of 15.1), U+10D50 and U+10D70 (Garay's capital and small letters), U+10D40 (its digit), U+11F02 (Kawi, 15), U+1E5FF
+// (punctuation) and U+1CEF0 (nothing yet).
+TEST(Regex, KnowsTheCharactersOfUnicode16) {
+  EXPECT_EQ(matches(R"(\p{L}+)", "a\U0002ebf0\U00010d50\U00010d40"), (Strings{"a\U0002ebf0\U00010d50"}));
+  EXPECT_EQ(matches(R"([^\p{L}\p{N}]+)", "\U0002ebf0!\U00010d40\U0001e5ff\U0001cef0"), (Strings{"!", "\U0001e5ff\U0001cef0"}));
+  EXPECT_EQ(matches(R"(\p{Lu}\p{Ll})", "\U00010d50\U00010d70"), (Strings{"\U00010d50\U00010d70"}));
+  EXPECT_EQ(matches(R"(\P{L}+)", "a\U0002ebf0\U00010d40"), (Strings{"\U00010d40"}));
+  EXPECT_EQ(matches(R"(\p{^Letter}+)", "\U0002ebf0-"), (Strings{"-"}));
+  EXPECT_EQ(matches(R"(\p{P}|\p{Nd})", "\U0001e5ff\U00010d40"), (Strings{"\U0001e5ff", "\U00010d40"}));
+  EXPECT_EQ(matches(R"(\w+)", "a\U0002ebf0\U0001e5ff"), (Strings{"a\U0002ebf0"}));
+}
+
+TEST(CharClass, IsThatOfTokenizers) {
+  EXPECT_TRUE(is_numeric(0x10D40));
+  EXPECT_TRUE(is_numeric(0x16FF4)) << "of Unicode 17";
+  EXPECT_FALSE(is_punctuation(0x1E5FF)) << "tested by Unicode 8";
+  EXPECT_FALSE(is_punctuation(0x2E52));
+  EXPECT_TRUE(is_punctuation(0x166D));
+  EXPECT_TRUE(is_punctuation(0x2E42));
+  EXPECT_TRUE(is_word(0x2EBF0));
+  EXPECT_FALSE(is_numeric(0x10D50));
+  EXPECT_FALSE(is_word(0x1CEF0));
 }
 
 TEST(Regex, PassesOverEmptyMatchesAsRustDoes) {

@@ -10,6 +10,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/io/json.h"
+#include "tests/support/files.h"
 
 namespace nibble::text {
 namespace {
@@ -201,6 +202,13 @@ TEST(StreamDecoder, EndsAPartialCharacter) {
   for (const TokenId id : ids) shown += decoder.push(id);
   EXPECT_EQ(shown, "ok ");
   EXPECT_EQ(decoder.finish(), "\uFFFD");
+}
+
+TEST(Tokenizer, SaysWhatMakesATokenizerJsonOfSentencePiece) {
+  const nibble::test::TemporaryFolder folder;
+  nibble::test::expect_error<DataError>([&] { Tokenizer::load(folder.path()); }, "tokenizer.json", "must have a tokenizer.json");
+  folder.write("tokenizer.model", "\n\x0e");
+  nibble::test::expect_error<DataError>([&] { Tokenizer::load(folder.path()); }, "tokenizer.model of SentencePiece alone", "save_pretrained('FOLDER')");
 }
 
 TEST(StreamDecoder, KeepsSpacesOfWords) {

@@ -227,6 +227,51 @@ TEST_F(AdapterExportTest, ExpertsAndLayersWithoutRopeGoWhereTheyAreKnown) {
   expect_error<DataError>([&] { check_export(options("qwen3-moe", Consumer::mlx)); }, "projections of experts", "mlx_lm");
 }
 
+TEST_F(AdapterExportTest, PassesOnWhatPeftAndVllmRead) {
+  for (const Consumer consumer : {Consumer::peft, Consumer::vllm}) {
+    for (const Json& changes : {Json{{"use_rslora", true}}, Json{{"lora_alpha", 0}}}) {
+      const AdapterExport o = changed(consumer, changes);
+      const LoraAdapter adapter = load_lora_adapter(o.adapter, read_model_config(o.model));
+      const ExportedAdapter exported = check_export(o);
+      EXPECT_EQ(exported.adapter.config.scaling(), adapter.config.scaling());
+      EXPECT_EQ(exported.adapter.at(1, Projection::up).b, adapter.at(1, Projection::up).b);
+    }
+    AdapterExport layers = options("tiny", consumer);
+    layers.adapter = folder_ / "layers";
+    save_lora_adapter(layers.adapter, make_lora_adapter(read_model_config(layers.model), {.layers_to_transform = {0, 2}}));
+    EXPECT_EQ(check_export(layers).adapter.config.layers_to_transform, (std::vector<std::uint32_t>{0, 2}));
+    fs::remove_all(layers.adapter);
+  }
+  // The rank is said, and of the window nothing.
+  EXPECT_EQ(check_export(options("mistral", Consumer::vllm)).notes.size(), 1);
+  EXPECT_TRUE(check_export(options("mistral", Consumer::mlx)).notes.empty());
+}
+
+TEST_F(AdapterExportTest, SomeLayersAloneAreTheirTensors) {
+  AdapterExport o = options("tiny", Consumer::llama_cpp);
+  o.adapter = folder_ / "layers";
+  save_lora_adapter(o.adapter, make_lora_adapter(read_model_config(o.model), {.layers_to_transform = {0, 2}}));
+  save_gguf_adapter(o.output, check_export(o), GgmlType::f32);
+  const GgufFile file(o.output);
+  EXPECT_EQ(file.tensors().size(), 2 * 7 * 2);
+  EXPECT_TRUE(file.tensors().contains("blk.2.ffn_up.weight.lora_a"));
+  EXPECT_FALSE(file.tensors().contains("blk.1.ffn_up.weight.lora_a"));
+}
+
+TEST_F(AdapterExportTest, MlxsScaleIsThatOfRsLora) {
+  const auto scale = [&](const Json& changes) {
+    AdapterExport o = changed(Consumer::mlx, changes);
+    const ExportedAdapter exported = check_export(o);
+    fs::create_directory(o.output);
+    save_mlx_adapter(o.output, exported);
+    const double result = read_json_file(o.output / "adapter_config.json")["lora_parameters"]["scale"];
+    fs::remove_all(o.output);
+    return result;
+  };
+  EXPECT_NEAR(scale({{"use_rslora", true}, {"lora_alpha", 3}}), 3 / std::sqrt(8.0), 1e-9);
+  EXPECT_EQ(scale({{"lora_alpha", 0}}), 0);
+}
+
 TEST_F(AdapterExportTest, RefusesOutputsThatAreThere) {
   AdapterExport o = options("tiny", Consumer::llama_cpp);
   o.output = folder_.path();

@@ -56,7 +56,7 @@ std::vector<float> values_of(const BnbMatrix& matrix, std::size_t count) {
   std::vector<std::uint8_t> codes(nf4_packed_bytes(count));
   std::vector<float> absmax(nf4_blocks(count)), values(count);
   read_bnb(matrix, 0, codes, absmax);
-  nf4_dequantize(codes, absmax, values);
+  nf4_dequantize(codes, absmax, values, {.codes = matrix.book});
   return values;
 }
 
@@ -79,6 +79,19 @@ TEST(Bnb, DequantisesAsBitsandbytesBitForBit) {
     ++compared;
   }
   EXPECT_EQ(compared, 7);
+}
+
+TEST(Bnb, DequantisesFp4AsBitsandbytesBitForBit) {
+  const Checkpoint model(test::source_path("tests/golden/bnb_fp4"));
+  const SafetensorsFile golden(test::source_path("tests/golden/bnb_fp4/dequantized.safetensors"));
+  for (const auto& [name, rows] : {std::pair<std::string, std::uint32_t>{"double.weight", 39}, {"single.weight", 3}}) {
+    const auto matrix = bnb_matrix(model, name, rows, 448);
+    ASSERT_TRUE(matrix) << name;
+    EXPECT_EQ(matrix->book, CodeBook::fp4);
+    EXPECT_EQ(matrix->nested_absmax.tensor != nullptr, name == "double.weight");
+    EXPECT_EQ(values_of(*matrix, rows * 448), golden.read_as_f32(name)) << name;
+  }
+  EXPECT_TRUE(is_bnb_part("w.quant_state.bitsandbytes__fp4", "w"));
 }
 
 // Parts begin within a block of 256 absmax and end in another one.
@@ -162,7 +175,7 @@ TEST(Bnb, RefusesOtherStates) {
     write(folder / "model.safetensors", tensors);
     expect_error<DataError>([&] { bnb_matrix(Checkpoint(folder.path()), weight, out_features, in_features); }, "model.safetensors", state_name, part);
   };
-  expect(R"("nf4")", R"("fp4")", "\"quant_type\" must be \"nf4\"");
+  expect(R"("nf4")", R"("fp4")", "\"quant_type\" must be \"nf4\", as the tensor's name says");
   expect(R"("blocksize": 64)", R"("blocksize": 128)", "\"blocksize\" must be 64");
   expect("[384, 256]", "[256, 384]", "\"shape\" must be [384, 256]");
   expect("[384, 256]", "null", "shape");
@@ -180,10 +193,21 @@ TEST(Bnb, RefusesOtherCodeBooksAndKinds) {
   write(folder / "model.safetensors", tensors);
   expect_error<DataError>([&] { bnb_matrix(Checkpoint(folder.path()), weight, out_features, in_features); }, "code book of NF4");
   tensors = golden_tensors();
-  tensors[std::string(weight) + ".quant_state.bitsandbytes__fp4"] = tensors.at(state_name);
+  const std::string states = std::string(weight) + ".quant_state.bitsandbytes__";
+  tensors[states + "fp4"] = tensors.at(state_name);
+  write(folder / "model.safetensors", tensors);
+  expect_error<DataError>([&] { bnb_matrix(Checkpoint(folder.path()), weight, out_features, in_features); }, "both as nf4 and as fp4");
   tensors.erase(state_name);
   write(folder / "model.safetensors", tensors);
-  expect_error<DataError>([&] { bnb_matrix(Checkpoint(folder.path()), weight, out_features, in_features); }, "fp4");
+  expect_error<DataError>([&] { bnb_matrix(Checkpoint(folder.path()), weight, out_features, in_features); }, "\"quant_type\" must be \"fp4\"");
+  Tensor& fp4 = tensors.at(states + "fp4");
+  fp4.bytes.replace(fp4.bytes.find("nf4"), 3, "fp4");
+  write(folder / "model.safetensors", tensors);
+  expect_error<DataError>([&] { bnb_matrix(Checkpoint(folder.path()), weight, out_features, in_features); }, "code book of FP4");
+  tensors[states + "int4"] = fp4;
+  tensors.erase(states + "fp4");
+  write(folder / "model.safetensors", tensors);
+  expect_error<DataError>([&] { bnb_matrix(Checkpoint(folder.path()), weight, out_features, in_features); }, "quantised as int4; of bitsandbytes NF4 and FP4");
 }
 
 // A norm with the state of a matrix is a norm, and what lies beside it is left out.

@@ -262,6 +262,23 @@ TEST(ModelConfig, TakesTheGenerationConfigsWord) {
   EXPECT_EQ(config.generation.top_p, 0.95f);
 }
 
+TEST(ModelConfig, ReadsHowWeightsInEightBitsAreScaled) {
+  const auto blocks = [](const char* quantization) {
+    auto json = qwen3_4b();
+    json["quantization_config"] = Json::parse(quantization);
+    const auto config = parse(json);
+    return config.fp8 ? std::pair(config.fp8->rows, config.fp8->columns) : std::pair(0u, 0u);
+  };
+  EXPECT_EQ(blocks("null"), std::pair(0u, 0u));
+  EXPECT_EQ(blocks(R"({"quant_method":"bitsandbytes","load_in_4bit":true,"bnb_4bit_quant_type":"fp4"})"), std::pair(0u, 0u));
+  EXPECT_EQ(blocks(R"({"quant_method":"fp8","fmt":"e4m3","activation_scheme":"dynamic","weight_block_size":[64,32]})"), std::pair(64u, 32u));
+  EXPECT_EQ(blocks(R"({"quant_method":"fp8","activation_scheme":"static"})"), std::pair(128u, 128u));
+  EXPECT_EQ(blocks(R"({"quant_method":"fbgemm_fp8"})"), std::pair(128u, 128u));
+  const char* group = R"({"quant_method":"compressed-tensors","format":"float-quantized","config_groups":{"group_0":{"targets":["Linear"],
+      "weights":{"num_bits":8,"type":"float","strategy":"block","block_structure":[128,64]}}}})";
+  EXPECT_EQ(blocks(group), std::pair(128u, 64u));
+}
+
 TEST(ModelConfig, RefusesWhatItCannotCompute) {
   struct Case {
     const char* key;
@@ -274,9 +291,16 @@ TEST(ModelConfig, RefusesWhatItCannotCompute) {
            {"hidden_act", "\"gelu\"", "\"silu\"; found \"gelu\""},
            {"attention_bias", "true", "must be false"},
            {"partial_rotary_factor", "0.5", "must be 1"},
-           {"quantization_config", "{}", "absent, or bitsandbytes' in 4 bits"},
-           {"quantization_config", R"({"quant_method":"gptq","bits":4})", "absent, or bitsandbytes' in 4 bits"},
-           {"quantization_config", R"({"quant_method":"bitsandbytes","load_in_4bit":true,"bnb_4bit_quant_type":"fp4"})", "of the type \"nf4\""},
+           {"quantization_config", "{}", "\"quant_method\" must be \"bitsandbytes\" (4 bits), \"fp8\", \"fbgemm_fp8\" or"},
+           {"quantization_config", R"({"quant_method":"gptq","bits":4})", "the kinds that are read; found \"gptq\""},
+           {"quantization_config", R"({"quant_method":"bitsandbytes","load_in_8bit":true})", "\"load_in_4bit\" must be true"},
+           {"quantization_config", R"({"quant_method":"bitsandbytes","load_in_4bit":true,"bnb_4bit_quant_type":"int4"})", "\"nf4\" or \"fp4\"; found \"int4\""},
+           {"quantization_config", R"({"quant_method":"fp8","weight_block_size":[128]})", "two integers"},
+           {"quantization_config", R"({"quant_method":"fp8","weight_block_size":[0,128]})", "an integer from 1"},
+           {"quantization_config", R"({"quant_method":"compressed-tensors"})", "\"config_groups\" must be an object"},
+           {"quantization_config", R"({"quant_method":"compressed-tensors","config_groups":{"g":{"weights":null}}})", "describes \"weights\""},
+           {"quantization_config", R"({"quant_method":"compressed-tensors","config_groups":{"g":{"weights":{"type":"int","num_bits":8}}}})", "\"type\" must be \"float\""},
+           {"quantization_config", R"({"quant_method":"compressed-tensors","config_groups":{"g":{"weights":{"type":"float","num_bits":4}}}})", "\"num_bits\" must be 8"},
            {"rope_scaling", R"({"rope_type":"longrope","factor":4.0})", "the kinds of RoPE that are supported; found \"longrope\""},
            {"rope_scaling", R"({"type":"linear"})", "factor"},
            {"rope_scaling", R"({"rope_type":"llama3","factor":8.0,"low_freq_factor":4.0,"high_freq_factor":4.0})", "above low_freq_factor"},

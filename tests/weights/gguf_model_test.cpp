@@ -242,7 +242,9 @@ TEST(GgufModelErrors, NameFileKeyAndTensor) {
   refuse_key("llama.rope.scaling.type", std::string("longrope"), "\"yarn\"");
   SmallModel part;
   part.set("split.count", 3u);
-  expect_error<DataError>([&] { part.open(folder); }, "small.gguf", "one of 3 parts", "llama-gguf-split --merge");
+  expect_error<DataError>([&] { part.open(folder); }, "small.gguf", "split.no");
+  part.set("split.no", 0u);
+  expect_error<DataError>([&] { part.open(folder); }, "small.gguf", "its name must end in \"-00001-of-00003.gguf\"");
   SmallModel no_layers;
   std::erase_if(no_layers.metadata, [](const auto& entry) { return entry.first == "llama.block_count"; });
   expect_error<DataError>([&] { no_layers.open(folder); }, "llama.block_count", "absent");

@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Loads adapters that nibble trained into PEFT, and adapters that PEFT saved into nibble, and expects the same logits and loss.
+
+    peft_adapters.py NIBBLE
+
+Each kind of adapter is trained by `nibble train` for two steps, or made by PEFT with random values; PEFT then computes a golden file over the
+shipped model in NF4, and `nibble verify` has to find its own logits and loss within the bars of docs/numerics.md. Matrices that are rolled by
+one row have to be noticed. Ends with 1 where one differs. Needs torch, transformers, peft and safetensors.
+"""
+import argparse
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import torch
+from interop import ROOT, Differs, expect_red, finish, run, scratch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+sys.path.append(str(ROOT / "tools"))
+from make_golden import PROJECTIONS, through_nf4
+
+TINY = ROOT / "models/tiny-qwen3"
+ALL = [f"{name}" for name in PROJECTIONS]
+
+TRAINED = {
+    "LoRA": [],
+    "rsLoRA": ["--use-rslora", "--lora-alpha", "7"],
+    "some projections": ["--target-modules", "q_proj", "v_proj", "down_proj"],
+    "ranks and alphas by module": ["--rank-pattern", "down_proj=8", "layers.[0-1].mlp.gate_proj=2", "--alpha-pattern", "q_proj=32"],
+    "some layers": ["--layers-to-transform", "0,2-3"],
+    "a trained head": ["--train-head"],
+}
+SAVED = {
+    "LoRA": {},
+    "rsLoRA": {"use_rslora": True, "lora_alpha": 7},
+    "ranks and alphas by module": {"rank_pattern": {"down_proj": 8, r"layers.[0-1].self_attn.q_proj": 2}, "alpha_pattern": {"v_proj": 32}},
+    "some layers": {"layers_to_transform": [1, 3], "layers_pattern": "layers"},
+    "a head": {"modules_to_save": ["lm_head"]},
+    "all-linear": {"target_modules": "all-linear"},
+}
+
+
+def base_model():
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("_proj.weight"):
+                parameter.copy_(through_nf4(parameter))
+    return model
+
+
+def write_golden(adapter, path):
+    """What PEFT computes, in the form that `nibble verify` compares with."""
+    model = PeftModel.from_pretrained(base_model(), adapter, is_trainable=True).eval()
+    ids = torch.randint(5, 4000, (3, 24), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, 20:] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    logits = model(input_ids=ids, attention_mask=mask).logits
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    loss.backward()
+    tensors = {"input_ids": ids.int(), "labels": labels.int(), "attention_mask": mask.int(), "logits0": logits[0].detach().clone(),
+               "loss": loss.detach().reshape(1)}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and "lora_" in name:
+            tensors["grad." + name.replace(".default", "")] = parameter.grad.clone()
+    save_file(tensors, path)
+
+
+def verify(nibble, adapter, golden):
+    done = subprocess.run(list(map(str, [nibble, "verify", "--model", TINY, "--adapter", adapter, "--golden", golden])), capture_output=True, text=True)
+    if done.returncode:
+        raise Differs(f"{adapter.name}: {(done.stdout + done.stderr).strip()}")
+
+
+def rolled(adapter, to):
+    """The same adapter with each matrix A, or the head, rolled by one row."""
+    shutil.rmtree(to, ignore_errors=True)
+    shutil.copytree(adapter, to, ignore=shutil.ignore_patterns("checkpoint-*"))
+    path = to / "adapter_model.safetensors"
+    tensors = {name: values.roll(1, 0) if "lora_A" in name or "lm_head" in name else values for name, values in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    return to
+
+
+def compare(nibble, what, adapter, folder):
+    golden = folder / "golden.safetensors"
+    write_golden(adapter, golden)
+    verify(nibble, adapter, golden)
+    expect_red(what, lambda: verify(nibble, rolled(adapter, folder / "rolled"), golden))
+    print(what, flush=True)
+
+
+def check_trained(nibble, folder):
+    data = folder / "rows.jsonl"
+    with open(ROOT / "data/define/train.jsonl", encoding="utf-8") as rows:
+        data.write_text("".join(row for row, _ in zip(rows, range(8))))
+    for what, options in TRAINED.items():
+        output = folder / what.replace(" ", "_")
+        run(nibble, "train", "--model", TINY, "--data", data, "--output", output, "--max-steps", 2, "--batch-size", 4, "--lora-rank", 4,
+            "--learning-rate", 0.02, "--warmup-ratio", 0, "--save-every", 0, *options)
+        compare(nibble, f"trained by nibble: {what}", output, folder)
+
+
+def check_saved(nibble, folder):
+    for what, options in SAVED.items():
+        torch.manual_seed(3)
+        model = get_peft_model(base_model(), LoraConfig(**{"r": 4, "lora_alpha": 12, "target_modules": ALL, "task_type": "CAUSAL_LM", **options}))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.normal_(std=0.05)
+                elif "modules_to_save" in name:
+                    parameter.add_(torch.randn_like(parameter) * 0.01)
+        adapter = folder / ("saved_" + what.replace(" ", "_"))
+        model.save_pretrained(adapter)
+        compare(nibble, f"saved by PEFT: {what}", adapter, folder)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("nibble", type=pathlib.Path)
+    nibble = parser.parse_args().nibble
+    with scratch() as folder:
+        check_trained(nibble, folder)
+        check_saved(nibble, folder)
+
+
+if __name__ == "__main__":
+    finish(main)
