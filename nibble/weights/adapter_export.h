@@ -28,7 +28,4 @@ ExportedAdapter check_export(const AdapterExport& options);
 // llama's queries and keys has its rows in the order of GGUF files.
 void save_gguf_adapter(const fs::path& path, const ExportedAdapter& exported, GgmlType type);
 
-// adapters.safetensors and adapter_config.json as mlx_lm reads them: A and B transposed, one scale, the last layers.
-void save_mlx_adapter(const fs::path& folder, const ExportedAdapter& exported);
-
 }  // namespace nibble
