@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/cli/cache_flag.h"
+#include "nibble/weights/lora_start.h"
 
 #include <algorithm>
 #include <charconv>
@@ -72,6 +73,10 @@ void TrainFlags::add_adapter(CLI::App& verb) {
   lora_.add_to(*group, options.lora);
   group->add_flag("--use-dora", options.lora.use_dora, "DoRA: the length of each row of the adapted weights is trained by itself");
   group->add_option("--lora-dropout", options.lora.lora_dropout, "Dropout of the adapters' inputs")->capture_default_str();
+  group->add_option("--init-lora-weights", init_lora_weights_,
+                    "Start of a new adapter: true (A uniform, B zero) or gaussian (A normal). `nibble quantize` makes the starts that change\n"
+                    "the base: pissa, pissa_niter_N and loftq")
+      ->capture_default_str();
   group->add_option("--rank-pattern", rank_pattern_,
                     "Other ranks for modules whose name ends so, a regular expression, as down_proj=32 'layers.[0-3].mlp.*=8'");
   group->add_option("--alpha-pattern", alpha_pattern_, "The same for alpha");
@@ -211,6 +216,19 @@ void TrainFlags::finish_patterns() {
   lora.layers_to_transform.erase(end, lora.layers_to_transform.end());
 }
 
+void TrainFlags::finish_start() {
+  const std::string& start = init_lora_weights_;
+  if (start == "true" || start == "gaussian") {
+    options.gaussian_init = start == "gaussian";
+    return;
+  }
+  const std::string_view folder = folder_of(lora_start_of(start).kind);
+  fail<UsageError>("--init-lora-weights",
+                   "The start {} changes the base. Make both once with `nibble quantize --init-lora-weights {} --output BASE`, then train with "
+                   "--model BASE --init-adapter BASE/{}.",
+                   start, start, folder);
+}
+
 void TrainFlags::apply_recipe(CLI::App& verb) {
   const AdamWOptions values = adamw_recipe(recipe_);
   const auto give = [&](const std::string& name, double& target, double value) {
@@ -229,6 +247,7 @@ void TrainFlags::finish() {
   finish_patterns();
   lora_.finish(options.lora);
   options.usual_targets = lora_.usual();
+  finish_start();
   for (const LrScheduler kind : {LrScheduler::constant, LrScheduler::linear, LrScheduler::cosine}) {
     if (lr_scheduler_ == nibble::name_of(kind)) options.lr_scheduler = kind;
   }

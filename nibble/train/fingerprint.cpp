@@ -60,6 +60,7 @@ Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& b
           {"lora_dropout", o.lora.lora_dropout},
           {"use_rslora", o.lora.use_rslora},
           {"use_dora", o.lora.use_dora},
+          {"gaussian_init", o.gaussian_init},
           {"target_modules", targets},
           {"rank_pattern", o.lora.rank_pattern},
           {"alpha_pattern", o.lora.alpha_pattern},

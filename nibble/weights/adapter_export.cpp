@@ -6,6 +6,7 @@
 #include "nibble/base/error.h"
 #include "nibble/io/atomic.h"
 #include "nibble/weights/gguf_metadata.h"
+#include "nibble/weights/lora_start.h"
 #include "nibble/weights/model_folder.h"
 
 namespace nibble {
@@ -120,12 +121,18 @@ void check_gguf(const fs::path& adapter, ExportedAdapter& exported) {
   }
 }
 
+void subtract_start(const AdapterExport& options, ExportedAdapter& exported) {
+  exported.adapter = without_start(exported.adapter, load_lora_adapter(options.start, exported.config));
+  exported.adapter.config.base_model_name_or_path = options.model.string();
+}
+
 }  // namespace
 
 ExportedAdapter check_export(const AdapterExport& options) {
   check_output(options);
   ExportedAdapter exported{.config = read_model_config(options.model)};
   exported.adapter = load_lora_adapter(options.adapter, exported.config);
+  if (!options.start.empty()) subtract_start(options, exported);
   check_head(options, exported);
   check_dora(options, exported.adapter.config);
   if (options.consumer == Consumer::vllm) check_vllm(options, exported);

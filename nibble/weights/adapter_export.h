@@ -10,6 +10,7 @@ enum class Consumer : std::uint8_t { peft, vllm, llama_cpp, ollama, mlx };
 
 struct AdapterExport {
   fs::path model, adapter, output;  // a folder; for llama.cpp a file
+  fs::path start;  // the adapter that was made with the base (lora_start.h); what is written is then for the original weights, `model`
   Consumer consumer = Consumer::peft;
   GgmlType gguf_type = GgmlType::f32;  // or f16
   bool overwrite = false;

@@ -164,7 +164,7 @@ std::string describe_element(const LoraWeights& weights, std::uint64_t element) 
   return {};
 }
 
-void initialise_lora(LoraAdapter& adapter, std::uint64_t seed) {
+void initialise_lora(LoraAdapter& adapter, std::uint64_t seed, bool gaussian) {
   const LoraModules modules = adapter.modules();
   for (std::size_t layer = 0; layer < adapter.layers.size(); ++layer) {
     for (std::size_t p = 0; p < adapter.layers[layer].size(); ++p) {
@@ -173,9 +173,9 @@ void initialise_lora(LoraAdapter& adapter, std::uint64_t seed) {
       // A stream a matrix, so that its values do not depend on which others are adapted.
       Rng rng(seed, layer * 7 + p);
       const std::size_t rows = std::size_t{matrices_of(adapter.experts, static_cast<Projection>(p))} * modules[layer][p].rank;
-      const auto in = static_cast<float>(matrices.a.size() / rows);
+      const auto in = static_cast<float>(matrices.a.size() / rows), rank = static_cast<float>(modules[layer][p].rank);
       const float bound = 1.0f / std::sqrt(in);
-      for (float& value : matrices.a) value = rng.uniform(-bound, bound);
+      for (float& value : matrices.a) value = gaussian ? rng.normal() / rank : rng.uniform(-bound, bound);
       std::fill(matrices.b.begin(), matrices.b.end(), 0.0f);
     }
   }

@@ -57,6 +57,7 @@ std::string describe_element(const LoraWeights& weights, std::uint64_t element);
 
 // A uniform in +-1/sqrt(in), B zero (PEFT's kaiming_uniform with a = sqrt(5)): the model is unchanged at the start. DoRA's magnitudes
 // are the norms of the base's rows, which the device finds (Dora::begin).
-void initialise_lora(LoraAdapter& adapter, std::uint64_t seed);
+// Gaussian (PEFT's "gaussian"): A normal with a deviation of 1 / rank.
+void initialise_lora(LoraAdapter& adapter, std::uint64_t seed, bool gaussian = false);
 
 }  // namespace nibble

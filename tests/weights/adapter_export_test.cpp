@@ -214,6 +214,19 @@ TEST_F(AdapterExportTest, MlxTakesDora) {
   EXPECT_EQ(SafetensorsFile(o.output / "adapters.safetensors").at("model.layers.3.mlp.up_proj.m").shape, Shape{768});
 }
 
+// What the base lost at its start is given back, so that the adapter fits the original weights.
+TEST_F(AdapterExportTest, AStartIsTakenOut) {
+  AdapterExport o = options("tiny", Consumer::llama_cpp);
+  const LoraConfig own = load_lora_adapter(o.adapter, read_model_config(o.model)).config;
+  o.start = test::source_path("tests/golden/tiny/adapter_init");
+  const ExportedAdapter exported = check_export(o);
+  EXPECT_EQ(exported.adapter.config.rank, 2 * own.rank);
+  EXPECT_EQ(exported.adapter.config.scaling(), own.scaling());
+  EXPECT_EQ(exported.adapter.config.base_model_name_or_path, o.model.string());
+  save_gguf_adapter(o.output, exported, GgmlType::f32);
+  EXPECT_EQ(GgufFile(o.output).tensors().at("blk.0.ffn_up.weight.lora_a").shape[0], 2 * own.rank);
+}
+
 TEST_F(AdapterExportTest, RefusesWhatTheConsumerWouldMisread) {
   for (const Consumer consumer : {Consumer::vllm, Consumer::llama_cpp, Consumer::ollama, Consumer::mlx}) {
     const AdapterExport o = changed(consumer, Json::object(), true);

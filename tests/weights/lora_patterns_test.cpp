@@ -140,10 +140,10 @@ TEST_F(LoraPatterns, OfTargetsAndExclusionsAreSaved) {
   for (const bool by_name : {false, true}) {
     LoraConfig config{.rank = 2, .target_pattern = ".*_proj", .exclude_pattern = by_name ? "" : ".*[kv]_proj"};
     if (by_name) config.exclude_modules = {"k_proj", "v_proj"};
-    save_lora_adapter(folder_.path(), make_lora_adapter(tiny_model(), config));
-    const LoraAdapter back = load_lora_adapter(folder_.path(), tiny_model());
+    save_lora_adapter(folder_.path(), make_lora_adapter(read_model_config(test::source_path("models/tiny-qwen3")), config));
+    const LoraAdapter back = load_lora_adapter(folder_.path(), read_model_config(test::source_path("models/tiny-qwen3")));
     EXPECT_EQ(left(back.config), left(config));
-    EXPECT_EQ(back.parameter_count(), make_lora_adapter(tiny_model(), config).parameter_count());
+    EXPECT_EQ(back.parameter_count(), make_lora_adapter(read_model_config(test::source_path("models/tiny-qwen3")), config).parameter_count());
     EXPECT_EQ(read_json_file(folder_ / "adapter_config.json")["target_modules"], ".*_proj");
   }
 }
