@@ -9,6 +9,7 @@
 #include "nibble/io/atomic.h"
 #include "nibble/io/gguf.h"
 #include "nibble/weights/adapter_export.h"
+#include "nibble/weights/mlx_adapter.h"
 
 namespace nibble::cli {
 namespace {
@@ -49,7 +50,7 @@ void write_folder(const ExportFlags& flags, ExportedAdapter& exported) {
   AtomicFolder folder(flags.options.output);
   switch (flags.options.consumer) {
     case Consumer::ollama: write_ollama(flags, exported, folder.path()); break;
-    case Consumer::mlx: save_mlx_adapter(folder.path(), exported); break;
+    case Consumer::mlx: save_mlx_adapter(folder.path(), exported.adapter, exported.config); break;
     default: save_lora_adapter(folder.path(), exported.adapter);
   }
   folder.commit();
@@ -86,8 +87,12 @@ void add_export(CLI::App& app, Action& action) {
                    "The program: peft, vllm, llama.cpp (a GGUF file), ollama (that and a Modelfile) or mlx")
       ->check(CLI::IsMember({"peft", "vllm", "llama.cpp", "ollama", "mlx"}))
       ->required();
-  verb->add_option("--model", options.model, "Model folder or GGUF file that the adapter was trained on")->required();
-  verb->add_option("--adapter", options.adapter, "PEFT adapter folder")->required();
+  verb->add_option("--model", options.model, "Model folder or GGUF file that the adapter was trained on; with --subtract-init\n"
+                   "the one that its base was made from")->required();
+  verb->add_option("--adapter", options.adapter, "Adapter folder, of PEFT or mlx_lm")->required();
+  verb->add_option("--subtract-init", options.start,
+                   "The adapter that was made with the base (BASE/pissa_init or BASE/loftq_init): what is written then belongs to the\n"
+                   "original weights, at twice the rank");
   verb->add_option("--output,--out", options.output, "What to write: a file for llama.cpp, else a folder")->required();
   verb->add_option("--type", flags->type, "Type of matrices in a GGUF file: f32 or f16")
       ->check(CLI::IsMember({"f32", "f16"}))

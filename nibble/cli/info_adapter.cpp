@@ -3,7 +3,7 @@
 #include "nibble/io/json.h"
 #include "nibble/io/safetensors.h"
 #include "nibble/report/progress.h"
-#include "nibble/weights/peft.h"
+#include "nibble/weights/mlx_adapter.h"
 
 #include <fmt/format.h>
 
@@ -29,6 +29,8 @@ struct AdapterFacts {
 
 AdapterFacts read_facts(const InfoFlags& flags) {
   AdapterFacts facts{.config = read_lora_config(flags.adapter)};
+  check<DataError>(!is_mlx_adapter(flags.adapter), flags.adapter,
+                   "This is an adapter of mlx_lm, which can be used but is not shown; `nibble export --for peft` writes it as PEFT does.");
   const SafetensorsFile file(fs::path(flags.adapter) / "adapter_model.safetensors");
   for (const auto& [name, tensor] : file.tensors()) {
     if (facts.config.saves_head && name == peft_head_tensor_name) {
@@ -36,8 +38,8 @@ AdapterFacts read_facts(const InfoFlags& flags) {
       facts.parameters += tensor.numel();
       continue;
     }
-    const bool is_a = name.find(".lora_A.") != name.npos;
-    check<DataError>(is_a || name.find(".lora_B.") != name.npos, file.path().string(), "The tensor {} is no LoRA matrix.",
+    const bool is_a = name.find(".lora_A.") != name.npos, is_b = name.find(".lora_B.") != name.npos;
+    check<DataError>(is_a || is_b || name.ends_with(".lora_magnitude_vector"), file.path().string(), "The tensor {} is no LoRA matrix.",
                      name);
     std::optional<Projection> target;
     for (const Projection p : all_projections) {
@@ -48,7 +50,7 @@ AdapterFacts read_facts(const InfoFlags& flags) {
     double squares = 0;
     for (const float value : file.read_as_f32(tensor)) squares += double(value) * value;
     TargetFacts& into = facts.targets[*target];
-    (is_a ? into.a_squares : into.b_squares) += squares;
+    if (is_a || is_b) (is_a ? into.a_squares : into.b_squares) += squares;
     into.layers += is_a ? 1 : 0;
     into.parameters += tensor.numel();
     facts.parameters += tensor.numel();
@@ -67,6 +69,8 @@ void print_text(const AdapterFacts& facts, bool fits) {
     print_fact("rank", fmt::format("{} by {} patterns, alpha {} and {} patterns{}", ranks_text(c), c.rank_pattern.size(), c.lora_alpha,
                                    c.alpha_pattern.size(), c.use_rslora ? " (rsLoRA)" : ""));
   }
+  if (c.use_dora) print_fact("kind", "DoRA: the length of each row is the adapter's own");
+  if (!c.target_pattern.empty()) print_fact("targets", c.target_pattern);
   if (!c.layers_to_transform.empty()) print_fact("layers", fmt::format("{}", fmt::join(c.layers_to_transform, ", ")));
   print_fact("dropout", fmt::format("{}", c.lora_dropout));
   print_fact("parameters", grouped(facts.parameters));
@@ -101,6 +105,7 @@ Json to_json(const AdapterFacts& facts) {
   const LoraConfig& c = facts.config;
   return {{"base_model_name_or_path", c.base_model_name_or_path}, {"rank", c.rank},
           {"lora_alpha", c.lora_alpha},                           {"use_rslora", c.use_rslora},
+          {"use_dora", c.use_dora},                               {"target_pattern", c.target_pattern},
           {"scaling", c.is_uniform() ? Json(c.scaling()) : Json()}, {"lora_dropout", c.lora_dropout},
           {"rank_pattern", object_of(c.rank_pattern)},            {"alpha_pattern", object_of(c.alpha_pattern)},
           {"layers_to_transform", c.layers_to_transform},

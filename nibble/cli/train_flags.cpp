@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/cli/cache_flag.h"
+#include "nibble/weights/lora_start.h"
 
 #include <algorithm>
 #include <charconv>
@@ -69,16 +70,13 @@ void TrainFlags::add_files(CLI::App& verb) {
 
 void TrainFlags::add_adapter(CLI::App& verb) {
   auto* group = verb.add_option_group("Adapter");
-  group->add_option("--lora-rank", options.lora.rank, "Rank r of the adapters")->capture_default_str()->check(CLI::Range(1, 256));
-  group->add_option("--lora-alpha", options.lora.lora_alpha, "Scale: alpha / r, or alpha / sqrt(r) with --use-rslora")
-      ->capture_default_str();
-  group->add_flag("--use-rslora", options.lora.use_rslora, "Rank-stabilised scale");
+  lora_.add_to(*group, options.lora);
+  group->add_flag("--use-dora", options.lora.use_dora, "DoRA: the length of each row of the adapted weights is trained by itself");
   group->add_option("--lora-dropout", options.lora.lora_dropout, "Dropout of the adapters' inputs")->capture_default_str();
-  group->add_option("--target-modules", target_modules_,
-                    "Projections to adapt: auto (all; of mixtures of experts those of attention), all-linear, or any of q_proj k_proj "
-                    "v_proj o_proj gate_proj up_proj down_proj")
-      ->delimiter(',')
-      ->default_str("auto");
+  group->add_option("--init-lora-weights", init_lora_weights_,
+                    "Start of a new adapter: true (A uniform, B zero) or gaussian (A normal). `nibble quantize` makes the starts that change\n"
+                    "the base: pissa, pissa_niter_N and loftq")
+      ->capture_default_str();
   group->add_option("--rank-pattern", rank_pattern_,
                     "Other ranks for modules whose name ends so, a regular expression, as down_proj=32 'layers.[0-3].mlp.*=8'");
   group->add_option("--alpha-pattern", alpha_pattern_, "The same for alpha");
@@ -218,6 +216,19 @@ void TrainFlags::finish_patterns() {
   lora.layers_to_transform.erase(end, lora.layers_to_transform.end());
 }
 
+void TrainFlags::finish_start() {
+  const std::string& start = init_lora_weights_;
+  if (start == "true" || start == "gaussian") {
+    options.gaussian_init = start == "gaussian";
+    return;
+  }
+  const std::string_view folder = folder_of(lora_start_of(start).kind);
+  fail<UsageError>("--init-lora-weights",
+                   "The start {} changes the base. Make both once with `nibble quantize --init-lora-weights {} --output BASE`, then train with "
+                   "--model BASE --init-adapter BASE/{}.",
+                   start, start, folder);
+}
+
 void TrainFlags::apply_recipe(CLI::App& verb) {
   const AdamWOptions values = adamw_recipe(recipe_);
   const auto give = [&](const std::string& name, double& target, double value) {
@@ -234,19 +245,9 @@ void TrainFlags::apply_recipe(CLI::App& verb) {
 
 void TrainFlags::finish() {
   finish_patterns();
-  options.lora.target_modules.clear();
-  for (const std::string& name : target_modules_) {
-    if (name == "auto") options.usual_targets = true;
-    if (name == "all-linear" || name == "auto") {
-      options.lora.target_modules.assign(all_projections.begin(), all_projections.end());
-      break;
-    }
-    const auto projection = projection_named(name);
-    check<UsageError>(projection.has_value(), "--target-modules",
-                      "\"{}\" is no projection; give auto, all-linear or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
-                      "down_proj.", name);
-    if (!options.lora.targets(*projection)) options.lora.target_modules.push_back(*projection);
-  }
+  lora_.finish(options.lora);
+  options.usual_targets = lora_.usual();
+  finish_start();
   for (const LrScheduler kind : {LrScheduler::constant, LrScheduler::linear, LrScheduler::cosine}) {
     if (lr_scheduler_ == nibble::name_of(kind)) options.lr_scheduler = kind;
   }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/cli/device_flags.h"
+#include "nibble/cli/lora_flags.h"
 #include "nibble/cli/residency_flags.h"
 #include "nibble/cli/row_flags.h"
 #include "nibble/train/train.h"
@@ -31,11 +32,13 @@ struct TrainFlags {
   void add_data(CLI::App& verb);
   void add_run(CLI::App& verb);
   void finish_patterns();
+  void finish_start();
   void add_memory(CLI::App& verb);
 
   RowFlags rows_;
   std::vector<std::string> valid_;
-  std::vector<std::string> target_modules_ = {"auto"};
+  LoraFlags lora_;
+  std::string init_lora_weights_ = "true";
   std::vector<std::string> rank_pattern_, alpha_pattern_, layers_to_transform_;
   std::string loss_ = "sft", recipe_ = "pytorch", lr_scheduler_ = "cosine", shuffle_ = "on", train_on_ = "assistant",
               overflow_ = "error", form_ = "auto", gradient_checkpointing_ = "auto", head_moments_ = "f32", head_state_ = "auto";

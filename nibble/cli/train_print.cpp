@@ -10,9 +10,15 @@
 namespace nibble::cli {
 namespace {
 
+std::string kind_text(const LoraConfig& lora) {
+  if (lora.use_dora) return lora.use_rslora ? " (DoRA, rsLoRA)" : " (DoRA)";
+  return lora.use_rslora ? " (rsLoRA)" : "";
+}
+
 std::string targets_text(const LoraConfig& lora) {
   std::string where;
   if (!lora.layers_to_transform.empty()) where = fmt::format(" of layers {}", fmt::join(lora.layers_to_transform, ", "));
+  if (!lora.target_pattern.empty()) return lora.target_pattern;
   if (lora.target_modules.size() == all_projections.size()) return "all linear layers" + where;
   std::string text;
   for (const Projection p : lora.target_modules) text += fmt::format("{}{}", text.empty() ? "" : ", ", nibble::name_of(p));
@@ -136,7 +142,7 @@ void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& prog
   progress.say(fmt::format("Model    {}: {}, {} layers, hidden {}, vocabulary {}", options.model.string(), c.model_type,
                            c.num_layers, c.hidden_size, grouped(c.vocab_size)));
   progress.say(fmt::format("Adapter  rank {}, alpha {}{}, {}: {} trainable parameters", ranks_text(plan.lora), alpha_text(plan.lora),
-                           plan.lora.use_rslora ? " (rsLoRA)" : "", targets_text(plan.lora), grouped(plan.trainable_parameters)));
+                           kind_text(plan.lora), targets_text(plan.lora), grouped(plan.trainable_parameters)));
   if (plan.head) progress.say("Head     " + head_text(plan));
   progress.say(fmt::format("Data     {}", data_text(plan, options)));
   print_draws(plan, progress);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "nibble/base/nf4_table.h"
 #include "nibble/kernels/matrix_tuning.h"
 #include "nibble/kernels/product.h"
 

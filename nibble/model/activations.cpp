@@ -69,7 +69,7 @@ void visit(LayerActivations& a, LayerPart part, const Widths& w, std::uint32_t t
 }
 
 template <typename Maker>
-void visit(Scratch& s, const Widths& w, std::uint32_t tokens, std::uint32_t rank, bool trainable, Maker&& make) {
+void visit(Scratch& s, const Widths& w, std::uint32_t tokens, std::uint32_t rank, bool use_dora, bool trainable, Maker&& make) {
   make.tensor(s.v, {tokens, w.kv});
   if (!trainable) return;
   make.packed(s.dy, Tensor{}, tokens, w.hidden);
@@ -91,6 +91,9 @@ void visit(Scratch& s, const Widths& w, std::uint32_t tokens, std::uint32_t rank
   make.packed(s.dk_packed, s.dk, tokens, w.kv);
   make.packed(s.dv_packed, s.dv, tokens, w.kv);
   if (rank > 0) make.tensor(s.lora_dh, {tokens, rank});
+  if (!use_dora) return;
+  make.tensor(s.dora_y, {tokens, w.hidden});
+  make.tensor(s.dora_db, {std::max({w.hidden, w.q, w.kv, w.intermediate}), rank});
 }
 
 // Elements of scratch that the widest projection needs.
@@ -165,7 +168,7 @@ LayerActivations first_tokens(const LayerActivations& activations, const ModelCo
 
 Scratch make_scratch(gpu::Device& device, const ActivationShape& shape, bool trainable) {
   Scratch result;
-  visit(result, Widths(*shape.config), shape.tokens, shape.rank, trainable, Allocate{device, shape.path});
+  visit(result, Widths(*shape.config), shape.tokens, shape.rank, shape.use_dora, trainable, Allocate{device, shape.path});
   const std::uint64_t partial_sums = lora_scratch_size(device, shape);
   if (trainable && partial_sums > 0) {
     result.lora_scratch = device.tensor(DType::f32, {static_cast<std::uint32_t>(partial_sums)}, "LoRA scratch");
@@ -176,7 +179,7 @@ Scratch make_scratch(gpu::Device& device, const ActivationShape& shape, bool tra
 Scratch first_tokens(const Scratch& scratch, const ModelConfig& config, std::uint32_t tokens) {
   Scratch result = scratch;
   const std::uint32_t rank = result.lora_dh ? result.lora_dh.dim(1) : 0;
-  visit(result, Widths(config), tokens, rank, static_cast<bool>(result.d_normed), View{});
+  visit(result, Widths(config), tokens, rank, static_cast<bool>(result.dora_y), static_cast<bool>(result.d_normed), View{});
   return result;
 }
 
@@ -191,7 +194,7 @@ std::uint64_t scratch_bytes(const gpu::Device& device, const ActivationShape& sh
   const std::uint64_t partial_sums = trainable ? lora_scratch_size(device, shape) : 0;
   std::uint64_t bytes = partial_sums > 0 ? gpu::buffer_bytes(4 * partial_sums) : 0;
   Scratch unused;
-  visit(unused, Widths(*shape.config), shape.tokens, shape.rank, trainable, Count{shape.path, bytes});
+  visit(unused, Widths(*shape.config), shape.tokens, shape.rank, shape.use_dora, trainable, Count{shape.path, bytes});
   return bytes;
 }
 

@@ -15,6 +15,7 @@ struct ActivationShape {
   const ModelConfig* config = nullptr;
   ProductPath path = ProductPath::f32;
   std::uint32_t rank = 0;  // 0: no adapters
+  bool use_dora = false;
 };
 
 // What the forward pass of a layer leaves for its backward pass.
@@ -58,6 +59,7 @@ struct Scratch {
   Operand dq_packed, dk_packed, dv_packed;
   Tensor lora_dh;                             // (T, r)
   Tensor lora_scratch;                        // partial sums of the adapters' gradients
+  Tensor dora_y, dora_db;                     // (T, C), (widest output * r); of DoRA alone
 };
 
 // `trainable`: also the room of the backward pass.

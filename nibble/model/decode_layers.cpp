@@ -19,7 +19,7 @@ class JointVec {
 
   Nf4 weight(Joint joint) const {
     const auto members = members_of(joint);
-    const auto matrices = std::span(weights_.projections(pass_.recorder, layer_)).subspan(static_cast<std::size_t>(members.front()), members.size());
+    const auto matrices = std::span(layer_projections(pass_.recorder, weights_, pass_.dora, layer_)).subspan(static_cast<std::size_t>(members.front()), members.size());
     const Nf4Matrix whole = joined_nf4(matrices).value();
     return {.packed = whole.packed, .absmax = whole.absmax, .codes = whole.codes};
   }
@@ -36,7 +36,7 @@ class JointVec {
       const LoraSlot& slot = pass_.lora->slot(layer_, members[i]);
       if (!slot.used()) continue;
       any = true;
-      lora.b[i] = slot.b;
+      lora.b[i] = slot.b_read;
       lora.scaling[i] = slot.scaling;
       hidden.a[i] = slot.a;
     }

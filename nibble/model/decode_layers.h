@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/kernels/qkv_attention.h"
+#include "nibble/model/dora.h"
 #include "nibble/model/expert_mlp.h"
 #include "nibble/model/rope.h"
 #include "nibble/model/stream.h"
@@ -32,6 +33,7 @@ class DecodeLayers {
     const DeviceStream& stream;
     const Rotations& rotations;
     const LoraWeights* lora;  // null: the base alone
+    Dora* dora;               // of such adapters, else null
     std::uint32_t first_key, most_keys;
     bool apart;
   };

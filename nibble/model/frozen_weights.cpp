@@ -42,17 +42,19 @@ FrozenWeights::FrozenWeights(gpu::Device& device, const DeviceWeights& weights, 
   }
 }
 
-Weight FrozenWeights::projection(gpu::Recorder& recorder, std::uint32_t layer, Projection p) {
+Weight FrozenWeights::projection(gpu::Recorder& recorder, std::uint32_t layer, Projection p, Dora* dora) {
   const std::uint32_t row = rows_.row_of(layer);
   Slot& slot = slots_[row][static_cast<std::size_t>(p)];
-  if (slot.layer != layer) {
-    const Nf4Matrix& matrix = weights_.projections(recorder, layer)[static_cast<std::size_t>(p)];
+  const std::uint64_t gains = dora ? dora->version() : 0;
+  if (slot.layer != layer || slot.gains != gains) {
+    const Nf4Matrix& matrix = layer_projections(recorder, weights_, dora, layer)[static_cast<std::size_t>(p)];
     if (slot.weight.data.dtype() == DType::f16) slot.weight.scale = 1.0f / top_of_f16(matrix.largest);
     record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax, .codes = matrix.codes}, .out = slot.weight});
     if (one_room_ && rows_.shared(row)) {
       for (Slot& other : slots_[row]) other.layer = UINT32_MAX;
     }
     slot.layer = layer;
+    slot.gains = gains;
   }
   return slot.weight;
 }
@@ -66,8 +68,8 @@ std::pair<std::uint32_t, std::uint32_t> FrozenWeights::dims(std::uint32_t layer,
   return {matrix.out, matrix.in};
 }
 
-Nf4 FrozenWeights::nf4(gpu::Recorder& recorder, std::uint32_t layer, Projection p) const {
-  const Nf4Matrix& matrix = weights_.projections(recorder, layer)[static_cast<std::size_t>(p)];
+Nf4 FrozenWeights::nf4(gpu::Recorder& recorder, std::uint32_t layer, Projection p, Dora* dora) const {
+  const Nf4Matrix& matrix = layer_projections(recorder, weights_, dora, layer)[static_cast<std::size_t>(p)];
   return {.packed = matrix.packed, .absmax = matrix.absmax, .codes = matrix.codes};
 }
 

@@ -2,6 +2,7 @@
 
 #include "nibble/kernels/nf4.h"
 #include "nibble/kernels/operand.h"
+#include "nibble/model/dora.h"
 #include "nibble/weights/device_weights.h"
 #include "nibble/weights/residency.h"
 
@@ -41,8 +42,8 @@ class FrozenWeights {
   FrozenWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config, ProductPath path,
                 const std::vector<Residency>& residency, bool one_room);
 
-  // Valid until the next is asked for.
-  Weight projection(gpu::Recorder& recorder, std::uint32_t layer, Projection p);
+  // With DoRA's gains where `dora` is given. Valid until the next is asked for.
+  Weight projection(gpu::Recorder& recorder, std::uint32_t layer, Projection p, Dora* dora);
 
   // Its transposed copy (in, out), which f32 products read instead; empty where the state has none or the path is another.
   Tensor transposed(std::uint32_t layer, Projection p) const;
@@ -51,7 +52,7 @@ class FrozenWeights {
   std::pair<std::uint32_t, std::uint32_t> dims(std::uint32_t layer, Projection p) const;
 
   // The projection in NF4. Valid until one of another layer is asked for.
-  Nf4 nf4(gpu::Recorder& recorder, std::uint32_t layer, Projection p) const;
+  Nf4 nf4(gpu::Recorder& recorder, std::uint32_t layer, Projection p, Dora* dora) const;
 
   // What the decoded copies take of the device's memory.
   static std::uint64_t bytes(const ModelConfig& config, ProductPath path, const std::vector<Residency>& residency, bool one_room);
@@ -60,6 +61,7 @@ class FrozenWeights {
   struct Slot {
     Weight weight;
     std::uint32_t layer = UINT32_MAX;  // what it holds
+    std::uint64_t gains = 0;           // Dora::version, or 0 of the base's own
   };
 
   const DeviceWeights& weights_;

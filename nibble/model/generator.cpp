@@ -55,8 +55,8 @@ std::uint32_t few_of(const ModelConfig& config, const GeneratorOptions& options)
 }
 
 // Adapters of experts are allowed for wherever there are some.
-LayersOptions layers_options(ProductPath path, std::uint32_t tokens, std::uint32_t rank) {
-  return {.path = path, .residency = {}, .max_tokens = tokens, .rank = rank, .trainable = false,
+LayersOptions layers_options(ProductPath path, std::uint32_t tokens, std::uint32_t rank, bool use_dora) {
+  return {.path = path, .residency = {}, .max_tokens = tokens, .rank = rank, .use_dora = use_dora, .trainable = false,
           .activations = {Activations::recompute}, .expert_adapters = rank > 0};
 }
 
@@ -77,7 +77,7 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
       logits_(seen_.size() * config_.vocab_size),
       passed_(seen_.size() > 1 ? std::size_t{logits_rows(given)} * config_.vocab_size : 0) {
   const std::uint32_t rank = lora_ ? lora_->rank : 0;
-  pieces_ = make_layers(device_, config_, weights_, lora_, layers_options(state.path(), most_tokens_, rank));
+  pieces_ = make_layers(device_, config_, weights_, lora_, layers_options(state.path(), most_tokens_, rank, lora_ && lora_->use_dora));
   if (DecodeLayers::fits(config_, weights_)) {
     most_steps_ = few_of(config_, given);
     steps_.emplace(device_, config_, weights_, rank, most_steps_);
@@ -96,9 +96,9 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
 }
 
 std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options,
-                               std::uint32_t rank) {
+                               std::uint32_t rank, bool use_dora) {
   const std::uint32_t piece = piece_of(device.info(), config, options), few = few_of(config, options);
-  const LayersBytes layers = layers_bytes(device, config, layers_options(options.path, piece, rank));
+  const LayersBytes layers = layers_bytes(device, config, layers_options(options.path, piece, rank, use_dora));
   const std::uint32_t most = std::max(piece, few);
   const std::uint64_t cache = 4ull * std::max(options.sequences, 1u) * config.num_kv_heads * key_capacity(config, options) * config.head_dim;
   return layers.decoded_weights + layers.activations + layers.scratch + Head::bytes(device, config, head_options(options)) +
@@ -160,13 +160,13 @@ Tensor Generator::run_layers(gpu::Recorder& recorder, const Pass& pass) {
   weights_.go(LayerOrder::round);
   record(recorder, Embedding{.tokens = stream.token_ids, .table = weight_of(weights_.embedding), .x = residual(0)});
   if (pass.few) {
-    const DecodeLayers::Pass step{recorder, stream, rotations_, lora_, pass.first_key, pass.most_keys, pass.apart};
+    const DecodeLayers::Pass step{recorder, stream, rotations_, lora_, dora(), pass.first_key, pass.most_keys, pass.apart};
     for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
       steps_->forward(step, layer, residual(layer), residual(layer + 1), keys_[layer].k, keys_[layer].v);
     }
     return residual(config_.num_layers);
   }
-  const LayerPass piece{.recorder = recorder, .stream = stream, .rotations = rotations_, .lora = lora_, .caches = keys_, .first_key = pass.first_key};
+  const LayerPass piece{.recorder = recorder, .stream = stream, .rotations = rotations_, .lora = lora_, .dora = dora(), .caches = keys_, .first_key = pass.first_key};
   pieces_->begin(piece);
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) pieces_->forward(piece, layer, residual(layer), residual(layer + 1));
   return residual(config_.num_layers);
@@ -186,6 +186,7 @@ void Generator::forget_changed_adapters() {
   if (!adapters_ || !lora_) return;
   adapters_->on_device();
   if (std::exchange(adapters_version_, adapters_->version()) == adapters_->version()) return;
+  if (adapters_->dora()) adapters_->dora()->renew();
   for (auto& seen : seen_) seen.clear();
 }
 

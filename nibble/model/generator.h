@@ -54,7 +54,7 @@ class Generator {
 
   // Bytes on the device beside the weights.
   static std::uint64_t bytes(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options,
-                             std::uint32_t rank);
+                             std::uint32_t rank, bool use_dora = false);
 
  private:
   // Tokens that are computed at once: some of one text, or the last one of several; and where the first one's keys go.
@@ -82,6 +82,7 @@ class Generator {
   void prepare_next(std::span<const Text> parts);
   std::optional<Tensor> submit_prepared(std::span<const Text> parts);
   Tensor run_layers(gpu::Recorder& recorder, const Pass& pass);
+  Dora* dora() const { return lora_ ? adapters_->dora() : nullptr; }
   void forget_changed_adapters();
   // Computes and keeps the parts, whose texts go on from what has been seen; with their logits where wanted.
   void compute(std::span<const Text> parts, bool want_logits);

@@ -56,6 +56,7 @@ void append_row(GoldenRows& result, const PaddedBatch& batch, std::size_t row) {
 // Of a device's matrix, whose rank is the largest of all modules, the part that is the adapter's own. Empty where the shape is no such
 // part, or what pads it is not zero.
 std::vector<float> own_part(const std::vector<float>& values, const Tensor& padded, const Shape& shape) {
+  if (padded.rank() == 1) return shape == Shape{padded.dim(0)} ? values : std::vector<float>{};
   if (shape.size() != 2 || shape[0] < 0 || shape[1] < 0) return {};
   const auto rows = static_cast<std::uint64_t>(shape[0]), columns = static_cast<std::uint64_t>(shape[1]), width = std::uint64_t{padded.dim(1)};
   if (rows > padded.dim(0) || columns > width || (rows < padded.dim(0) && columns < width)) return {};
@@ -88,6 +89,8 @@ Tensor gradient_of(const Model& model, const std::string& peft_name) {
       for (std::uint32_t i = 0; i < count; ++i) {
         if (peft_name == peft_tensor_name(modules[i], LoraMatrix::a)) return part(slot.a_grad, i);
         if (peft_name == peft_tensor_name(modules[i], LoraMatrix::b)) return part(slot.b_grad, i);
+        // As PyTorch names the parameter, which PEFT's files have without its last part.
+        if (peft_name == peft_tensor_name(modules[i], LoraMatrix::magnitude) + ".weight") return slot.magnitude_grad;
       }
     }
   }

@@ -60,6 +60,12 @@ void visit(JointRoom& r, const ModelConfig& config, const LayersOptions& options
   make(r.d_normed, DType::f32, Dims{tokens, hidden});
   if (options.rank == 0) return;
   make(r.lora_dh, DType::f16, Dims{tokens, joint_lora_shape(config, Joint::qkv, options.rank).width()});
+  if (options.use_dora) {
+    make(r.dora_y, DType::f32, Dims{tokens, hidden});
+    std::uint32_t most = 0;
+    for (const Joint joint : all_joints) most = std::max(most, JointLora::b_room(joint_lora_shape(config, joint, options.rank)));
+    make(r.dora_db, DType::f32, Dims{most});
+  }
   if (!options.lora_dropout) return;
   make(r.d_inputs, DType::f32, Dims{tokens, narrow});
   make(r.lora_dh_values, DType::f32, Dims{tokens, options.rank});

@@ -43,6 +43,9 @@ struct JointRoom {
   // With dropout of the adapters' inputs, whose gradients do not go through matrix units.
   Tensor d_inputs;                 // (T, the larger of I and H * D)
   Tensor lora_dh_values;           // (T, rank)
+  // With DoRA.
+  Tensor dora_y;                   // (T, C)
+  Tensor dora_db;                  // the gradients of gain * B of a joint weight
 };
 
 // Of each layer, by its choice.

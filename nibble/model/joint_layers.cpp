@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/kernels/add_bias.h"
+#include "nibble/kernels/dora.h"
 #include "nibble/kernels/lora.h"
 #include "nibble/kernels/pack_rows.h"
 #include "nibble/kernels/product.h"
@@ -44,7 +45,7 @@ LayersBytes JointLayers::bytes(const gpu::Device& device, const ModelConfig& con
     activations += activation_sets(options.activations, config.num_layers, part) * joint_activation_bytes(config, options, part);
   }
   const LayersBytes experts = config.has_experts() ? ExpertMlp::bytes(device, config, options) : LayersBytes{};
-  const std::uint64_t lora = options.rank > 0 ? joint_lora_bytes(config, options.rank) : 0;
+  const std::uint64_t lora = options.rank > 0 ? joint_lora_bytes(config, options.rank, options.use_dora) : 0;
   return {.decoded_weights = JointWeights::bytes(config, options.residency, options.one_decoded_room),
           .activations = activations + experts.activations,
           .scratch = joint_room_bytes(device, config, options) + lora + experts.scratch};
@@ -55,7 +56,7 @@ JointLayers::JointLayers(gpu::Device& device, const ModelConfig& config, const D
     : config_(config),
       weights_(weights),
       options_(options),
-      frozen_(device, weights, config, options.residency, options.one_decoded_room, options.max_tokens),
+      frozen_(device, weights, config, options.residency, options.one_decoded_room, options.max_tokens, options.use_dora),
       activations_(make_joint_activations(device, config, options)),
       shared_(options.activations) {
   if (lora) lora_.emplace(device, config_, frozen_, *lora);
@@ -66,7 +67,15 @@ JointLayers::JointLayers(gpu::Device& device, const ModelConfig& config, const D
 void JointLayers::begin(const LayerPass& pass) {
   holds_ = {};
   shared_.forget();
+  if (pass.dora) return pass.dora->renew();
   if (pass.lora) lora_->pack(pass.recorder);
+}
+
+// Before the forward pass of a layer: gains and, times them, the adapters.
+void JointLayers::begin_layer(const At& at) const {
+  if (!at.pass.dora || !at.pass.dora->adapts(at.layer)) return;
+  at.pass.dora->projections(at.rec, weights_, at.layer);
+  lora_->pack(at.rec, at.layer);
 }
 
 JointLayers::At JointLayers::at(const LayerPass& pass, std::uint32_t layer) const {
@@ -148,9 +157,13 @@ void JointLayers::narrow(const At& at, Joint joint, const Operand& x) {
 
 // y = x W^T + the adapters' share, in f16 where y has a scale, else on top of `plus`.
 void JointLayers::project(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus) {
-  ProductNT product{.path = ProductPath::matrix, .x = x, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nt), .y = y.data,
-                    .y_scale = y.scale, .plus = plus, .scratch = at.room.product_scratch, .plan_rows = plan_rows(at)};
   narrow(at, joint, x);
+  wide(at, joint, x, y, plus);
+}
+
+void JointLayers::wide(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus) {
+  ProductNT product{.path = ProductPath::matrix, .x = x, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nt, at.pass.dora), .y = y.data,
+                    .y_scale = y.scale, .plus = plus, .scratch = at.room.product_scratch, .plan_rows = plan_rows(at)};
   if (const LoraGroup* group = adapters(at.pass, at.layer, joint)) {
     product.lora = {.left = at.lora_h(joint), .right = group->b, .ends = joint_ends(config_, joint)};
   }
@@ -160,6 +173,7 @@ void JointLayers::project(const At& at, Joint joint, const Operand& x, const Ope
 void JointLayers::forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) {
   holds_ = {};
   const At at = this->at(pass, layer);
+  begin_layer(at);
   attention_half(at, input);
   mlp(at, output);
 }
@@ -185,6 +199,7 @@ void JointLayers::attention_half(const At& at, const Tensor& input) {
 void JointLayers::mlp_forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) {
   holds_ = {};
   const At at = this->at(pass, layer);
+  begin_layer(at);
   at.rec.copy(input, at.kept.middle);
   mlp(at, output);
 }
@@ -202,7 +217,8 @@ void JointLayers::gradients(const At& at, Joint joint, const Operand& x, const O
                             const std::function<void()>& next) {
   std::optional<LoraBackward> lora;
   if (const LoraGroup* group = adapters(at.pass, at.layer, joint)) {
-    const auto [da, db] = lora_->gradients(at.layer, joint);
+    const auto [da, db] = at.pass.dora ? lora_->gradients(at.layer, joint, at.room.dora_db) : lora_->gradients(at.layer, joint);
+    if (at.pass.dora) at.rec.clear(at.room.dora_db);
     lora.emplace(at.rec, LoraBackwardMatrix{.group = *group, .x = x, .dy = dy, .h = at.lora_h(joint), .dh = at.lora_dh(*group), .da = da,
                                             .db = db, .scratch = at.room.lora_scratch,
                                             .dropout = dropout(at.pass, at.layer, joint)});
@@ -210,12 +226,35 @@ void JointLayers::gradients(const At& at, Joint joint, const Operand& x, const O
   if (dx.data) input_gradient(at, joint, dy, dx);
   next();
   if (lora) lora->finish();
+  if (lora && at.pass.dora) dora_gradients(at, joint, x, dy);
+}
+
+// What gains change of the gradients. Two of the joint weights' outputs are kept; the others, which went into the residual stream,
+// are computed again.
+void JointLayers::dora_gradients(const At& at, Joint joint, const Operand& x, const Operand& dy) {
+  Operand y{at.room.dora_y, {}};
+  if (joint == Joint::qkv) y = at.kept.qkv;
+  if (joint == Joint::gate_up) y = at.kept.gate_up;
+  if (!y.scale) wide(at, joint, x, y, {});
+  const JointLora::Gradients read = lora_->gradients(at.layer, joint, at.room.dora_db);
+  std::uint32_t first = 0;
+  std::size_t i = 0;
+  for (const Projection p : members_of(joint)) {
+    const LoraSlot& slot = at.pass.lora->slot(at.layer, p);
+    if (slot.used()) {
+      record(at.rec, DoraGradientB{.db_read = read.b[i], .gain = slot.gain, .db = slot.b_grad});
+      record(at.rec, DoraGradientMagnitude{.dy = dy, .y = y, .first = first, .bias = joint == Joint::qkv ? at.weights.qkv_bias : Tensor{},
+                                           .bias_first = first, .magnitude = slot.magnitude, .d_magnitude = slot.magnitude_grad});
+    }
+    first += projection_dims(config_, p).out;
+    ++i;
+  }
 }
 
 void JointLayers::input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx) {
   const LoraGroup* group = adapters(at.pass, at.layer, joint);
   if (group && at.pass.dropout.probability > 0) return dropped_input_gradient(at, joint, dy, dx);
-  ProductNN product{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nn),
+  ProductNN product{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nn, at.pass.dora),
                     .y = dx.data, .y_scale = dx.scale, .scratch = at.room.product_scratch,
                     .plan_rows = plan_rows(at)};
   if (group) product.lora = {.left = at.lora_dh(*group), .right = group->a};
@@ -226,7 +265,7 @@ void JointLayers::input_gradient(const At& at, Joint joint, const Operand& dy, c
 void JointLayers::dropped_input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx) {
   const LoraGroup& group = *lora_->group(at.layer, joint);
   const Tensor sum = dx.scale ? at.room.d_inputs.view({at.tokens(), dx.data.dim(1)}) : dx.data;
-  record(at.rec, ProductNN{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nn),
+  record(at.rec, ProductNN{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nn, at.pass.dora),
                            .y = sum, .scratch = at.room.product_scratch, .plan_rows = plan_rows(at)});
   const LoraGroupDropout dropped = dropout(at.pass, at.layer, joint);
   std::uint32_t i = 0;

@@ -43,6 +43,7 @@ class JointLayers : public Layers {
   const LoraGroup* adapters(const LayerPass& pass, std::uint32_t layer, Joint joint) const;
   LoraGroupDropout dropout(const LayerPass& pass, std::uint32_t layer, Joint joint) const;
 
+  void begin_layer(const At& at) const;
   Operand attention_in(const At& at, const Tensor& input);
   Operand mlp_in(const At& at);
   Operand hidden(const At& at);
@@ -52,9 +53,11 @@ class JointLayers : public Layers {
   std::uint32_t plan_rows(const At& at) const;
 
   void narrow(const At& at, Joint joint, const Operand& x);
+  void wide(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus);
   void project(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus = {});
   void gradients(const At& at, Joint joint, const Operand& x, const Operand& dy, const Operand& dx,
                  const std::function<void()>& next = [] {});
+  void dora_gradients(const At& at, Joint joint, const Operand& x, const Operand& dy);
   void input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx);
   void dropped_input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx);
   void attention_half(const At& at, const Tensor& input);

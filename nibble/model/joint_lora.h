@@ -12,7 +12,7 @@ namespace nibble {
 LoraGroupShape joint_lora_shape(const ModelConfig& config, Joint joint, std::uint32_t rank);
 
 // What JointLora takes of the device's memory.
-std::uint64_t joint_lora_bytes(const ModelConfig& config, std::uint32_t rank);
+std::uint64_t joint_lora_bytes(const ModelConfig& config, std::uint32_t rank, bool use_dora);
 
 // The adapters of all layers as matrix units read them, by joint weights.
 class JointLora {
@@ -20,7 +20,9 @@ class JointLora {
   // `lora` must stay; its buffers are read whenever `pack` is recorded.
   JointLora(gpu::Device& device, const ModelConfig& config, const JointWeights& weights, const LoraWeights& lora);
 
-  void pack(gpu::Recorder& recorder) const { record(recorder, pack_); }
+  // Of all layers at once; of adapters of DoRA, whose gains are found layer by layer, of one.
+  void pack(gpu::Recorder& recorder) const { record(recorder, packs_.front()); }
+  void pack(gpu::Recorder& recorder, std::uint32_t layer) const { record(recorder, packs_[layer]); }
   // Null where none of its projections has an adapter.
   const LoraGroup* group(std::uint32_t layer, Joint joint) const;
 
@@ -28,12 +30,16 @@ class JointLora {
   struct Gradients {
     std::array<Tensor, 3> a, b;
   };
+  // Elements of room in which the gradients of each member's B can lie one after the other.
+  static std::uint32_t b_room(const LoraGroupShape& shape);
+  // The same with B's in such a room.
+  Gradients gradients(std::uint32_t layer, Joint joint, const Tensor& room) const;
   Gradients gradients(std::uint32_t layer, Joint joint) const;
 
  private:
   const LoraWeights& lora_;
-  std::size_t joints_;  // of a layer
-  LoraPack pack_;       // a group each
+  std::size_t joints_;           // of a layer
+  std::vector<LoraPack> packs_;  // one with a group each, or one a layer
 };
 
 }  // namespace nibble

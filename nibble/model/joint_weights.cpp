@@ -31,8 +31,12 @@ std::uint32_t largest_joint(const ModelConfig& config) {
 }  // namespace
 
 JointWeights::JointWeights(gpu::Device& device, const DeviceWeights& weights, const ModelConfig& config,
-                           const std::vector<Residency>& residency, bool one_room, std::uint32_t tokens)
-    : weights_(weights), rows_(residency, config.num_layers), one_room_(one_room), tile_(joint_weight_tile(device, config, tokens)) {
+                           const std::vector<Residency>& residency, bool one_room, std::uint32_t tokens, bool use_dora)
+    : weights_(weights),
+      rows_(residency, config.num_layers),
+      one_room_(one_room),
+      tile_(joint_weight_tile(device, config, tokens)),
+      use_dora_(use_dora) {
   slots_.resize(rows_.count());
   for (std::uint32_t row = 0; row < rows_.count(); ++row) {
     const bool together = one_room && rows_.shared(row);
@@ -73,21 +77,23 @@ std::span<const Nf4Matrix> members_in(const LayerProjections& projections, Joint
 float JointWeights::scale(std::uint32_t layer, Joint joint) const {
   float largest = 0;
   for (const Nf4Matrix& matrix : members_in(weights_.layers[layer].projections, joint)) largest = std::max(largest, matrix.largest);
+  if (use_dora_) largest *= Dora::headroom;
   int exponent = 0;
   if (std::isfinite(largest)) std::frexp(largest, &exponent);
   return std::ldexp(1.0f, exponent);
 }
 
-Weight JointWeights::weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout) {
+Weight JointWeights::weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout, Dora* dora) {
   const std::uint32_t row = rows_.row_of(layer), tile = rows_.shared(row) ? tile_ : 0;
   Slot& slot = slots_[row][static_cast<std::size_t>(joint)];
   Weight whole{.data = slot.data, .scale = scale(layer, joint), .tile = tile, .turned = tile > 0 && layout == MatrixLayout::nn};
   if (!have_one_code_book(members_in(weights_.layers[layer].projections, joint))) whole.tile = 0, whole.turned = false;
-  if (slot.layer == layer && slot.turned == whole.turned) return whole;
+  const std::uint64_t gains = dora ? dora->version() : 0;
+  if (slot.layer == layer && slot.turned == whole.turned && slot.gains == gains) return whole;
   const auto decode = [&](const Nf4Matrix& matrix, const Weight& out) {
     record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax, .codes = matrix.codes}, .out = out});
   };
-  const auto members = members_in(weights_.projections(recorder, layer), joint);
+  const auto members = members_in(layer_projections(recorder, weights_, dora, layer), joint);
   if (const auto joined = joined_nf4(members)) {
     decode(*joined, whole);
   } else {
@@ -102,6 +108,7 @@ Weight JointWeights::weight(gpu::Recorder& recorder, std::uint32_t layer, Joint 
   }
   slot.layer = layer;
   slot.turned = whole.turned;
+  slot.gains = gains;
   return whole;
 }
 

@@ -22,6 +22,7 @@ struct LayerPass {
   const DeviceStream& stream;
   const Rotations& rotations;
   const LoraWeights* lora = nullptr;  // null: the base alone
+  Dora* dora = nullptr;               // of such adapters, else null
   LoraDropout dropout = {};
   std::span<const KeyCache> caches = {};  // of each layer; empty: keys and values are the stream's alone
   std::uint32_t first_key = 0;            // row of the caches where the stream's first key goes; bounds count rows of them
@@ -33,6 +34,7 @@ struct LayersOptions {
   bool one_decoded_room = false;  // all projections are decoded into the same room, one after the other
   std::uint32_t max_tokens = 0;
   std::uint32_t rank = 0;      // of the adapters; 0: none
+  bool use_dora = false;
   bool trainable = true;       // room for the backward pass
   ActivationChoices activations = {};  // of the backward pass
   bool lora_dropout = false;   // passes may drop inputs of the adapters

@@ -23,6 +23,7 @@ struct LinearContext {
   ProductPath path;
   FrozenWeights* frozen;
   const LoraWeights* lora;  // null: the base alone
+  Dora* dora;               // of such adapters, else null
   LoraDropout dropout;      // probability 0 outside training
 };
 
@@ -31,7 +32,7 @@ struct LinearSite {
   Projection projection;
 };
 
-// y (T, out) = x W^T + scaling * dropout(x) A^T B^T, added to y where `accumulate`. h (T, rank) receives dropout(x) A^T.
+// y (T, out) = x W^T + scaling * dropout(x) A^T B^T, with DoRA times the gains, added to y where `accumulate`. h (T, rank) receives dropout(x) A^T.
 struct LinearForward {
   LinearSite site;
   Operand x;  // (T, in)
@@ -49,6 +50,15 @@ struct LinearNarrow {
 };
 void record(gpu::Recorder& recorder, const LinearContext& context, const LinearNarrow& op);
 
+// What the backward pass of DoRA's adapters reads and needs room for.
+struct LinearDora {
+  Tensor y;                      // (T, out) what the forward pass gave, with the bias; left out: computed again
+  Tensor bias;                   // of which the projection's begins at bias_first; or none
+  std::uint32_t bias_first = 0;
+  Tensor y_room;                 // (T, out), where y is left out
+  Tensor db_room;                // (at least out * rank)
+};
+
 // Adds to the gradients of A and B, and gives dx (T, in) = dy W + scaling * dropout'(dy B A), added where `accumulate`.
 struct LinearBackward {
   LinearSite site;
@@ -58,6 +68,7 @@ struct LinearBackward {
   Tensor lora_scratch;
   Tensor dx;      // left out: the adapters' gradients alone
   bool accumulate = false;
+  LinearDora dora = {};
 };
 void record(gpu::Recorder& recorder, const LinearContext& context, const LinearBackward& op);
 

@@ -3,7 +3,16 @@
 namespace nibble {
 
 LoraMirror::LoraMirror(gpu::Device& device, const ModelConfig& config, const LoraAdapter& adapter, bool trainable)
-    : device_(device), config_(adapter.config), weights_(upload_lora(device, config, adapter, trainable)) {}
+    : device_(device), config_(adapter.config), weights_(upload_lora(device, config, adapter, trainable)) {
+  if (weights_.use_dora) dora_ = std::make_unique<Dora>(device, config, weights_);
+}
+
+void LoraMirror::begin_dora(const DeviceWeights& weights) {
+  if (!dora_) return;
+  gpu::Recorder recorder(device_);
+  dora_->begin(recorder, weights);
+  recorder.submit();
+}
 
 const LoraWeights* LoraMirror::on_device() {
   if (newest_ == Newest::host) {

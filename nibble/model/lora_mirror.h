@@ -1,9 +1,11 @@
 #pragma once
 
+#include "nibble/model/dora.h"
 #include "nibble/weights/lora_state.h"
 #include "nibble/weights/lora_weights.h"
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace nibble {
@@ -20,6 +22,10 @@ class LoraMirror {
   const LoraWeights* on_device();
   // To write on the device, as training does.
   const LoraWeights* train();
+  // What the base's weights become by adapters of DoRA; null of others.
+  Dora* dora() const { return dora_.get(); }
+  // Magnitudes of a new adapter of DoRA; of another, nothing.
+  void begin_dora(const DeviceWeights& weights);
   // To read on the host; without moments where the adapters are not trainable.
   const std::vector<LoraLayer>& on_host();
   // To write on the host, until the device is next asked for. Sizes must stay.
@@ -36,6 +42,7 @@ class LoraMirror {
   gpu::Device& device_;
   LoraConfig config_;
   LoraWeights weights_;
+  std::unique_ptr<Dora> dora_;
   std::vector<LoraLayer> host_;
   Newest newest_ = Newest::device;
   std::uint64_t version_ = 0;

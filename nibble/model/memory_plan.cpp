@@ -49,8 +49,8 @@ std::uint64_t workspace_bytes(const gpu::Device& device, const ModelConfig& conf
 
 MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options,
                        const LoraConfig& lora, const std::optional<TrainedHeadOptions>& trained_head) {
-  const std::uint32_t rank = largest_rank(modules_of(lora, config.num_layers));
-  const LayersBytes layers = layers_bytes(device, config, layers_options(options, rank, adapts_experts(config, lora)));
+  const LoraModules modules = modules_of(lora, config.num_layers);
+  const LayersBytes layers = layers_bytes(device, config, layers_options(options, largest_rank(modules), adapts_experts(config, lora), lora.use_dora));
   const HeadOptions head = Head::settled(device.info(), config, head_options(options));
   const std::uint64_t stream = buffer_bytes(DType::f32, {options.max_tokens, config.hidden_size});
   const LayerInputs::Bytes inputs = LayerInputs::bytes(device.info(), config, layer_inputs_options(options));
@@ -58,7 +58,7 @@ MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, con
   const std::uint64_t partial_sums =
       trained_head ? product_tn_scratch(device, head.chunk_rows, config.vocab_size, config.hidden_size) : 0;
   if (partial_sums > 0) trained.device += buffer_bytes(partial_sums * sizeof(float));
-  const std::uint64_t adapters = lora_bytes(config, lora, options.trainable);
+  const std::uint64_t adapters = lora_bytes(config, lora, options.trainable) + (lora.use_dora ? Dora::bytes(config, modules) : 0);
   return {.frozen_weights = frozen_bytes(config, options, !trained_head),
           .decoded_weights = layers.decoded_weights,
           .adapters = adapters,

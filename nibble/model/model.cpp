@@ -15,9 +15,9 @@ LayerInputsOptions layer_inputs_options(const ModelOptions& options) {
   return {.max_tokens = options.max_tokens, .trainable = options.trainable, .offloaded = options.trainable ? options.offloaded_inputs : 0};
 }
 
-LayersOptions layers_options(const ModelOptions& options, std::uint32_t rank, bool expert_adapters) {
+LayersOptions layers_options(const ModelOptions& options, std::uint32_t rank, bool expert_adapters, bool use_dora) {
   return {.path = options.path, .residency = options.residency, .one_decoded_room = options.one_decoded_room,
-          .max_tokens = options.max_tokens, .rank = rank, .trainable = options.trainable,
+          .max_tokens = options.max_tokens, .rank = rank, .use_dora = use_dora, .trainable = options.trainable,
           .activations = options.trainable ? options.activations : ActivationChoices{Activations::recompute},
           .lora_dropout = options.lora_dropout, .expert_adapters = expert_adapters};
 }
@@ -50,7 +50,8 @@ Model::Model(const ModelState& state, const ModelOptions& options)
       options_(of_state(options, state)),
       adapters_(state.has_lora() ? &state.lora_mirror() : nullptr),
       lora_(adapters_ ? adapters_->on_device() : nullptr),
-      layers_(make_layers(device_, config_, weights_, lora_, layers_options(options_, lora_ ? lora_->rank : 0, lora_ && adapts_experts(config_, state.lora_config())))),
+      layers_(make_layers(device_, config_, weights_, lora_,
+                          layers_options(options_, lora_ ? lora_->rank : 0, lora_ && adapts_experts(config_, state.lora_config()), lora_ && lora_->use_dora))),
       streams_(device_, options.max_tokens, config_.sliding_window),
       head_(device_, config_, weights_, head_options(options_)),
       inputs_(device_, config_, layer_inputs_options(options_)) {
@@ -66,7 +67,7 @@ void Model::use_adapter(bool use) {
 
 LayerPass Model::pass(gpu::Recorder& recorder, const DeviceStream& stream, const LoraDropout& dropout) {
   if (adapters_) adapters_->on_device();
-  return {.recorder = recorder, .stream = stream, .rotations = rotations_, .lora = lora_, .dropout = dropout};
+  return {.recorder = recorder, .stream = stream, .rotations = rotations_, .lora = lora_, .dora = lora_ ? adapters_->dora() : nullptr, .dropout = dropout};
 }
 
 void Model::embed(gpu::Recorder& recorder, const DeviceStream& stream) {

@@ -34,7 +34,7 @@ struct NeftuneNoise {
   std::uint32_t seed = 0;  // of this batch
 };
 
-LayersOptions layers_options(const ModelOptions& options, std::uint32_t rank, bool expert_adapters);
+LayersOptions layers_options(const ModelOptions& options, std::uint32_t rank, bool expert_adapters, bool use_dora = false);
 HeadOptions head_options(const ModelOptions& options);
 LayerInputsOptions layer_inputs_options(const ModelOptions& options);
 

@@ -60,7 +60,8 @@ std::uint64_t trainable_params(const ModelConfig& config, const LoraConfig& lora
   for (const auto& layer : modules_of(lora, config.num_layers)) {
     for (const Projection p : all_projections) {
       const auto [out, in] = projection_dims(config, p);
-      count += matrices_of(config, p) * layer[static_cast<std::size_t>(p)].rank * (std::uint64_t{out} + in);
+      const std::uint32_t rank = layer[static_cast<std::size_t>(p)].rank;
+      count += matrices_of(config, p) * rank * (std::uint64_t{out} + in) + (lora.use_dora && rank > 0 ? out : 0);
     }
   }
   return count + (lora.saves_head ? std::uint64_t{config.vocab_size} * config.hidden_size : 0);
@@ -143,6 +144,7 @@ LoraMirror& ModelState::lora_mirror() const {
 
 void ModelState::set_lora(const LoraAdapter& adapter, bool trainable) {
   lora_ = std::make_unique<LoraMirror>(*device_, config_, adapter, trainable);
+  if (!adapter.has_magnitudes()) lora_->begin_dora(*weights_);
   if (trained_head_ && !adapter.head) return;
   adapter_head_ = adapter.head;
   host_head_.clear();

@@ -4,7 +4,7 @@ namespace nibble {
 namespace {
 
 ActivationShape shape_of(const ModelConfig& config, const LayersOptions& options) {
-  return {.tokens = options.max_tokens, .config = &config, .path = options.path, .rank = options.rank};
+  return {.tokens = options.max_tokens, .config = &config, .path = options.path, .rank = options.rank, .use_dora = options.use_dora};
 }
 
 }  // namespace
@@ -33,8 +33,13 @@ LayersBytes PlainLayers::bytes(const gpu::Device& device, const ModelConfig& con
           .scratch = scratch_bytes(device, shape, options.trainable) + experts.scratch};
 }
 
+void PlainLayers::begin(const LayerPass& pass) {
+  shared_.forget();
+  if (pass.dora) pass.dora->renew();
+}
+
 LinearContext PlainLayers::linear(const LayerPass& pass) {
-  return {.path = path_, .frozen = &frozen_, .lora = pass.lora, .dropout = pass.dropout};
+  return {.path = path_, .frozen = &frozen_, .lora = pass.lora, .dora = pass.dora, .dropout = pass.dropout};
 }
 
 LayerContext PlainLayers::at(const LayerPass& pass, const LinearContext& linears, std::uint32_t layer) const {

@@ -14,7 +14,7 @@ class PlainLayers : public Layers {
  public:
   PlainLayers(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LayersOptions& options);
 
-  void begin(const LayerPass&) override { shared_.forget(); }
+  void begin(const LayerPass& pass) override;
   void forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) override;
   void recompute(const LayerPass& pass, std::uint32_t layer, const Tensor& input) override;
   void backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,

@@ -7,7 +7,8 @@ namespace nibble {
 namespace {
 
 void check_form(const LoraConfig& config, const ModelConfig& model) {
-  check<UsageError>(config.is_uniform() && config.layers_to_transform.empty(), "model state",
+  check<UsageError>(!config.use_dora, "model state", "Such a checkpoint has no place for DoRA's magnitudes; save the adapter as PEFT does.");
+  check<UsageError>(config.is_uniform() && config.is_of_all_layers(), "model state",
                     "Such a checkpoint has one rank and one alpha for every layer; the adapter's differ by module.");
   check<UsageError>(!adapts_experts(model, config), "model state", "Such a checkpoint has no place for adapters of experts.");
 }

@@ -21,11 +21,17 @@ struct Moment {
   std::vector<float> LoraProjection::* numbers;
 };
 
-// The four of an adapted projection: "exp_avg." and "exp_avg_sq." before PEFT's names.
-std::array<Moment, 4> moments_of(std::uint32_t layer, Projection p) {
-  const std::string a = peft_tensor_name(layer, p, LoraMatrix::a), b = peft_tensor_name(layer, p, LoraMatrix::b);
-  return {{{"exp_avg." + a, &LoraProjection::m_a}, {"exp_avg." + b, &LoraProjection::m_b},
-           {"exp_avg_sq." + a, &LoraProjection::v_a}, {"exp_avg_sq." + b, &LoraProjection::v_b}}};
+// Of an adapted projection: "exp_avg." and "exp_avg_sq." before PEFT's names.
+std::vector<Moment> moments_of(std::uint32_t layer, Projection p, bool use_dora) {
+  constexpr std::array first{&LoraProjection::m_a, &LoraProjection::m_b, &LoraProjection::m_magnitude};
+  constexpr std::array second{&LoraProjection::v_a, &LoraProjection::v_b, &LoraProjection::v_magnitude};
+  std::vector<Moment> moments;
+  for (const LoraMatrix matrix : lora_matrices(use_dora)) {
+    const std::string name = peft_tensor_name(layer, p, matrix);
+    moments.push_back({"exp_avg." + name, first[static_cast<std::size_t>(matrix)]});
+    moments.push_back({"exp_avg_sq." + name, second[static_cast<std::size_t>(matrix)]});
+  }
+  return moments;
 }
 
 // Calls visit(moment, projection of the state) for every moment.
@@ -34,7 +40,7 @@ void for_each_moment(Layers& layers, Visit&& visit) {
   for (std::uint32_t layer = 0; layer < layers.size(); ++layer) {
     for (const Projection p : all_projections) {
       if (!layers[layer].at(p).used()) continue;
-      for (const Moment& moment : moments_of(layer, p)) visit(moment, layers[layer].at(p));
+      for (const Moment& moment : moments_of(layer, p, !layers[layer].at(p).magnitude.empty())) visit(moment, layers[layer].at(p));
     }
   }
 }

@@ -54,10 +54,13 @@ Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& b
                  std::uint64_t total_steps) {
   Json targets = Json::array();
   for (const Projection p : o.lora.target_modules) targets.push_back(name_of(p));
+  if (!o.lora.target_pattern.empty()) targets = o.lora.target_pattern;
   Json facts = {{"lora_rank", o.lora.rank},
           {"lora_alpha", o.lora.lora_alpha},
           {"lora_dropout", o.lora.lora_dropout},
           {"use_rslora", o.lora.use_rslora},
+          {"use_dora", o.lora.use_dora},
+          {"gaussian_init", o.gaussian_init},
           {"target_modules", targets},
           {"rank_pattern", o.lora.rank_pattern},
           {"alpha_pattern", o.lora.alpha_pattern},

@@ -39,13 +39,14 @@ void fill_caches(ModelState& state, const Merger& merger, const std::function<vo
 
 // The adapter is part of the merged weights; what it brings beside them is its head.
 ModelState load(const MergeOptions& options, const Merger& merger, gpu::Device& device) {
-  StateOptions with{.path = ProductPath::f32, .trainable = false};
-  if (merger.head()) with.adapter = options.adapters.front().folder;
-  ModelState state = ModelState::load(device, options.model, with);
+  ModelState state = ModelState::load(device, options.model, {.path = ProductPath::f32, .trainable = false});
   if (!merger.head()) return state;
-  for (LoraLayer& layer : state.edit_lora()) {
-    for (const Projection p : all_projections) std::fill(layer.at(p).b.begin(), layer.at(p).b.end(), 0.0f);
+  LoraAdapter adapter = load_lora_adapter(options.adapters.front().folder, merger.config());
+  adapter.config.use_dora = false;
+  for (auto& layer : adapter.layers) {
+    for (LoraMatrices& matrices : layer) std::fill(matrices.b.begin(), matrices.b.end(), 0.0f);
   }
+  state.set_lora(adapter, false);
   return state;
 }
 

@@ -65,8 +65,9 @@ void Optimizer::record_layer_step(gpu::Recorder& recorder, const LoraWeights& we
   for (const LoraSlot& slot : weights.layers.at(layer)) {
     if (!slot.used()) continue;
     record_range(recorder, weights, {slot.a.offset() / sizeof(float), slot.a.size(), learning_rate}, step);
-    record_range(recorder, weights, {slot.b.offset() / sizeof(float), slot.b.size(), learning_rate * options_.loraplus_ratio},
-                 step);
+    for (const gpu::Tensor& faster : {slot.b, slot.magnitude}) {
+      if (faster) record_range(recorder, weights, {faster.offset() / sizeof(float), faster.size(), learning_rate * options_.loraplus_ratio}, step);
+    }
   }
 }
 

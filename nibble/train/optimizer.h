@@ -10,7 +10,7 @@ namespace nibble {
 struct AdamWOptions {
   double adam_beta1 = 0.9, adam_beta2 = 0.999, adam_epsilon = 1e-8, weight_decay = 0.0;
   double max_grad_norm = 1.0;  // 0: gradients are not clipped
-  double loraplus_ratio = 1.0;  // the matrices B learn so many times faster than A (LoRA+, Hayou et al. 2024)
+  double loraplus_ratio = 1.0;  // the matrices B and magnitudes learn so many times faster than A (LoRA+, Hayou et al. 2024)
   double head_ratio = 1.0;      // and so many times a head that is trained
 };
 

@@ -48,6 +48,7 @@ struct TrainOptions {
 
   LoraConfig lora{.rank = 16, .lora_alpha = 32};
   bool usual_targets = false;  // lora.target_modules are those of the model's kind (peft.h)
+  bool gaussian_init = false;  // of a new adapter's A
   std::filesystem::path init_adapter;  // start from this adapter; its rank, alpha and targets hold
 
   bool train_head = false;                   // the head too

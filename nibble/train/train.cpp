@@ -67,7 +67,7 @@ LoraAdapter first_adapter(const TrainOptions& options, const ModelConfig& config
     return adapter;
   }
   LoraAdapter adapter = make_lora_adapter(config, options.lora);
-  initialise_lora(adapter, options.seed);
+  initialise_lora(adapter, options.seed, options.gaussian_init);
   return adapter;
 }
 

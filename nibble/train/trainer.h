@@ -41,6 +41,7 @@ struct LoraGradients {
   std::vector<float> d_a;  // (rank, in)
   std::vector<float> d_b;  // (out, rank)
   std::vector<float> d_x;  // (T, in); only of lora_backward
+  std::vector<float> d_magnitude;  // (out); of DoRA alone
 };
 
 // Trains the adapters of a state: whole updates, and the parts of one for those who build their own. Host arrays are row-major

@@ -78,6 +78,7 @@ std::vector<float> Trainer::ffn_backward(std::uint32_t layer, std::span<const fl
 std::vector<float> Trainer::lora_forward(std::uint32_t layer, Projection projection, std::span<const float> x) {
   const LoraWeights& lora = *state_.lora_mirror().on_device();
   const LoraSlot& slot = slot_of(lora, layer, projection);
+  check<UsageError>(!lora.use_dora, "trainer", "An adapter of DoRA is no sum of W x and a part of its own.");
   gpu::Device& device = state_.device();
   const Tensor input = upload(x, slot.a.dim(1), "x");
   const Tensor h = device.tensor(DType::f32, {input.dim(0), lora.rank}, "h");
@@ -93,6 +94,7 @@ LoraGradients Trainer::lora_backward(std::uint32_t layer, Projection projection,
                                      std::span<const float> dy) {
   const LoraWeights& lora = *model().lora();
   const LoraSlot& slot = slot_of(lora, layer, projection);
+  check<UsageError>(!lora.use_dora, "trainer", "An adapter of DoRA is no sum of W x and a part of its own.");
   gpu::Device& device = state_.device();
   const Tensor input = upload(x, slot.a.dim(1), "x"), d_output = upload(dy, slot.b.dim(0), "dy");
   check<UsageError>(input.dim(0) == d_output.dim(0), "trainer", "x has {} rows and dy {}.", input.dim(0), d_output.dim(0));
@@ -116,7 +118,8 @@ LoraGradients Trainer::lora_backward(std::uint32_t layer, Projection projection,
 
 LoraGradients Trainer::gradients(std::uint32_t layer, Projection projection) const {
   const LoraSlot& slot = slot_of(*state_.lora_mirror().on_device(), layer, projection);
-  return {.d_a = state_.device().read<float>(slot.a_grad), .d_b = state_.device().read<float>(slot.b_grad), .d_x = {}};
+  return {.d_a = state_.device().read<float>(slot.a_grad), .d_b = state_.device().read<float>(slot.b_grad), .d_x = {},
+          .d_magnitude = slot.magnitude ? state_.device().read<float>(slot.magnitude_grad) : std::vector<float>()};
 }
 
 }  // namespace nibble

@@ -6,6 +6,7 @@
 #include "nibble/base/error.h"
 #include "nibble/io/atomic.h"
 #include "nibble/weights/gguf_metadata.h"
+#include "nibble/weights/lora_start.h"
 #include "nibble/weights/model_folder.h"
 
 namespace nibble {
@@ -37,7 +38,7 @@ void check_output(const AdapterExport& options) {
   }
 }
 
-// What a consumer has no place for. Kinds of adapters that load_lora_adapter refuses (DoRA, other modules) never get here.
+// What a consumer has no place for. Kinds of adapters that load_lora_adapter refuses (other modules) never get here.
 void check_head(const AdapterExport& options, const ExportedAdapter& exported) {
   if (!exported.adapter.head || options.consumer == Consumer::peft) return;
   const std::string name(name_of(options.consumer));
@@ -56,6 +57,14 @@ void check_head(const AdapterExport& options, const ExportedAdapter& exported) {
       name);
 }
 
+// vLLM refuses DoRA, and adapters in GGUF have no place for magnitudes.
+void check_dora(const AdapterExport& options, const LoraConfig& config) {
+  const bool knows = options.consumer == Consumer::peft || options.consumer == Consumer::mlx;
+  check<DataError>(!config.use_dora || knows, options.adapter.string(),
+                   "The adapter is of DoRA (use_dora), which {} does not load. Write the whole model with `nibble merge`{}.", name_of(options.consumer),
+                   takes_gguf(options.consumer) ? " --format gguf" : "");
+}
+
 // vLLM passes over rank_pattern and alpha_pattern, and mlx_lm has no place for them.
 void check_uniform(const AdapterExport& options, const LoraConfig& config) {
   check<DataError>(config.is_uniform(), options.adapter.string(),
@@ -64,20 +73,26 @@ void check_uniform(const AdapterExport& options, const LoraConfig& config) {
                    name_of(options.consumer));
 }
 
-// The layers that mlx_lm adapts, which are the last ones.
-std::uint32_t mlx_layers(const ExportedAdapter& exported) {
-  const auto& layers = exported.adapter.config.layers_to_transform;
-  return layers.empty() ? exported.config.num_layers : static_cast<std::uint32_t>(layers.size());
-}
-
+// The same projections in the last layers.
 void check_mlx(const AdapterExport& options, const ExportedAdapter& exported) {
   check<DataError>(!adapts_experts(exported.config, exported.adapter.config), options.adapter.string(),
                    "The adapter has projections of experts, which mlx_lm keeps in a form of its own; write the whole model with `nibble merge`.");
   check_uniform(options, exported.adapter.config);
-  const auto& layers = exported.adapter.config.layers_to_transform;
-  check<DataError>(layers.empty() || layers.front() + layers.size() == exported.config.num_layers, options.adapter.string(),
-                   "The adapter has {} of the {} layers (layers_to_transform) that are not the last ones, which alone mlx_lm can adapt.",
-                   layers.size(), exported.config.num_layers);
+  const auto& layers = exported.adapter.layers;
+  const auto used = [](const auto& layer) {
+    std::array<bool, 7> which{};
+    std::transform(layer.begin(), layer.end(), which.begin(), [](const LoraMatrices& matrices) { return matrices.used(); });
+    return which;
+  };
+  const auto wanted = used(layers.back());
+  const auto same = static_cast<std::size_t>(std::count_if(layers.begin(), layers.end(), [&](const auto& layer) { return used(layer) == wanted; }));
+  const auto first = layers.end() - static_cast<std::ptrdiff_t>(same);
+  const bool last_ones = wanted != std::array<bool, 7>{} &&
+                         std::all_of(layers.begin(), first, [&](const auto& layer) { return used(layer) == std::array<bool, 7>{}; }) &&
+                         std::all_of(first, layers.end(), [&](const auto& layer) { return used(layer) == wanted; });
+  check<DataError>(last_ones, options.adapter.string(),
+                   "The adapter's layers (layers_to_transform, patterns) are not the last ones with the same projections in each, which alone mlx_lm "
+                   "can adapt.");
 }
 
 void check_vllm(const AdapterExport& options, ExportedAdapter& exported) {
@@ -106,56 +121,24 @@ void check_gguf(const fs::path& adapter, ExportedAdapter& exported) {
   }
 }
 
+void subtract_start(const AdapterExport& options, ExportedAdapter& exported) {
+  exported.adapter = without_start(exported.adapter, load_lora_adapter(options.start, exported.config));
+  exported.adapter.config.base_model_name_or_path = options.model.string();
+}
+
 }  // namespace
 
 ExportedAdapter check_export(const AdapterExport& options) {
   check_output(options);
   ExportedAdapter exported{.config = read_model_config(options.model)};
   exported.adapter = load_lora_adapter(options.adapter, exported.config);
+  if (!options.start.empty()) subtract_start(options, exported);
   check_head(options, exported);
+  check_dora(options, exported.adapter.config);
   if (options.consumer == Consumer::vllm) check_vllm(options, exported);
   if (options.consumer == Consumer::mlx) check_mlx(options, exported);
   if (takes_gguf(options.consumer)) check_gguf(options.adapter, exported);
   return exported;
-}
-
-void save_mlx_adapter(const fs::path& folder, const ExportedAdapter& exported) {
-  const LoraAdapter& adapter = exported.adapter;
-  std::map<std::string, std::pair<const std::vector<float>*, Shape>> sources;  // values, and the shape they have now
-  std::vector<TensorSpec> specs;
-  Json keys = Json::array();
-  for (const Projection p : adapter.config.target_modules)
-    keys.push_back(fmt::format("{}.{}", block_of(p), name_of(p)));
-  for (std::uint32_t layer = 0; layer < adapter.layers.size(); ++layer) {
-    for (const Projection p : adapter.config.target_modules) {
-      if (!adapter.at(layer, p).used()) continue;
-      for (const LoraMatrix which : {LoraMatrix::a, LoraMatrix::b}) {
-        const auto [rows, columns] = lora_dims(exported.config, adapter.config.rank, p, which);
-        const std::string name =
-            fmt::format("{}.lora_{}", projection_module_name(layer, p), which == LoraMatrix::a ? 'a' : 'b');
-        sources.emplace(name, std::pair(&adapter.at(layer, p).matrix(which), Shape{rows, columns}));
-        specs.push_back({name, DType::f32, {columns, rows}});
-      }
-    }
-  }
-  SafetensorsWriter writer(folder / "adapters.safetensors", specs, {{"format", "mlx"}});
-  for (const TensorSpec& spec : writer.tensors()) {
-    const auto& [values, shape] = sources.at(spec.name);
-    const auto rows = static_cast<std::size_t>(shape[0]), columns = static_cast<std::size_t>(shape[1]);
-    std::vector<float> transposed(values->size());
-    for (std::size_t i = 0; i < values->size(); ++i) transposed[i % columns * rows + i / columns] = (*values)[i];
-    writer.append(std::as_bytes(std::span(transposed)));
-  }
-  writer.finish();
-  const Json config = {{"fine_tune_type", "lora"},
-                       {"model", adapter.config.base_model_name_or_path},
-                       {"num_layers", mlx_layers(exported)},
-                       {"lora_parameters",
-                        {{"rank", adapter.config.rank},
-                         {"scale", adapter.config.scaling()},
-                         {"dropout", adapter.config.lora_dropout},
-                         {"keys", keys}}}};
-  write_file_atomically(folder / "adapter_config.json", write_json(config));
 }
 
 }  // namespace nibble

@@ -10,6 +10,7 @@ enum class Consumer : std::uint8_t { peft, vllm, llama_cpp, ollama, mlx };
 
 struct AdapterExport {
   fs::path model, adapter, output;  // a folder; for llama.cpp a file
+  fs::path start;  // the adapter that was made with the base (lora_start.h); what is written is then for the original weights, `model`
   Consumer consumer = Consumer::peft;
   GgmlType gguf_type = GgmlType::f32;  // or f16
   bool overwrite = false;
@@ -27,8 +28,5 @@ ExportedAdapter check_export(const AdapterExport& options);
 // A GGUF file as llama.cpp reads it: alpha stands for the whole scaling, where it differs by module the difference is in B, and B of
 // llama's queries and keys has its rows in the order of GGUF files.
 void save_gguf_adapter(const fs::path& path, const ExportedAdapter& exported, GgmlType type);
-
-// adapters.safetensors and adapter_config.json as mlx_lm reads them: A and B transposed, one scale, the last layers.
-void save_mlx_adapter(const fs::path& folder, const ExportedAdapter& exported);
 
 }  // namespace nibble

@@ -25,7 +25,7 @@ std::vector<std::byte> bytes_of_values(const Checkpoint::Entry& entry, std::uint
 Nf4Matrix part_of(const Nf4Matrix& all, std::uint32_t index, std::uint32_t count) {
   const std::uint64_t packed = all.packed.size() / count, absmax = all.absmax.size() / count;
   return {.packed = all.packed.part(index * packed, {static_cast<std::uint32_t>(packed)}),
-          .absmax = all.absmax.part(index * absmax, {static_cast<std::uint32_t>(absmax)}), .out = all.out / count, .in = all.in};
+          .absmax = all.absmax.part(index * absmax, {static_cast<std::uint32_t>(absmax)}), .out = all.out / count, .in = all.in, .codes = all.codes};
 }
 
 void check_nf4(gpu::Device& device, const Checkpoint& checkpoint, const std::string& name, const Nf4Matrix& matrix, LoadCheck& result) {

@@ -42,6 +42,53 @@ class Key {
   std::optional<text::Regex> regex_;
 };
 
+// re.fullmatch of Python; an empty one matches nothing.
+class Whole {
+ public:
+  Whole(const std::string& pattern, std::string_view where) {
+    if (!pattern.empty()) regex_.emplace("\\A(?:" + pattern + ")\\z", std::string(where));
+  }
+  bool matches(std::string_view name) const {
+    if (!regex_) return false;
+    text::Matcher matcher(*regex_);
+    matcher.reset(name);
+    return matcher.next().has_value();
+  }
+
+ private:
+  std::optional<text::Regex> regex_;
+};
+
+// Which modules are adapted, as PEFT finds them (check_target_module_exists).
+class Targets {
+ public:
+  explicit Targets(const LoraConfig& config)
+      : config_(config), wanted_(config.target_pattern, "target_modules"), excluded_(config.exclude_pattern, "exclude_modules") {
+    for (const std::string_view other : {"lm_head", "model.embed_tokens"}) {
+      check<DataError>(!wanted_.matches(other) || excludes(other), "target_modules",
+                       "The pattern \"{}\" matches {} too, which cannot be adapted; it may match projections of layers alone.", config.target_pattern,
+                       other);
+    }
+  }
+
+  bool has(std::uint32_t layer, std::string_view name) const {
+    const auto& layers = config_.layers_to_transform;
+    if (!layers.empty() && !std::binary_search(layers.begin(), layers.end(), layer)) return false;
+    return (config_.target_pattern.empty() || wanted_.matches(name)) && !excludes(name);
+  }
+
+ private:
+  bool excludes(std::string_view name) const {
+    const auto& names = config_.exclude_modules;
+    return excluded_.matches(name) || std::any_of(names.begin(), names.end(), [&](const std::string& end) {
+             return name == end || (name.ends_with(end) && name.size() > end.size() && name[name.size() - end.size() - 1] == '.');
+           });
+  }
+
+  const LoraConfig& config_;
+  Whole wanted_, excluded_;
+};
+
 template <typename Value>
 class Patterns {
  public:
@@ -72,18 +119,24 @@ LoraModules modules_of(const LoraConfig& config, std::uint32_t num_layers) {
   const auto& layers = config.layers_to_transform;
   check<DataError>(layers.empty() || layers.back() < num_layers, "layers_to_transform",
                    "Layer {} is named, but the model has {}, numbered from 0.", layers.empty() ? 0 : layers.back(), num_layers);
+  const Targets targets(config);
+  bool any = false;
   const Patterns ranks(config.rank_pattern);
   const Patterns alphas(config.alpha_pattern);
   LoraModules modules(num_layers);
   for (std::uint32_t layer = 0; layer < num_layers; ++layer) {
-    if (!layers.empty() && !std::binary_search(layers.begin(), layers.end(), layer)) continue;
     for (const Projection projection : config.target_modules) {
       const std::string name = projection_module_name(layer, projection);
+      if (!targets.has(layer, name)) continue;
+      any = true;
       const std::uint32_t rank = ranks.at(name, config.rank);
       modules[layer][static_cast<std::size_t>(projection)] = {.rank = rank,
                                                               .scaling = scaling_of(alphas.at(name, config.lora_alpha), rank, config.use_rslora)};
     }
   }
+  check<DataError>(any || num_layers == 0 || config.target_modules.empty(), "target_modules",
+                   "No projection of the {} layers is left by target_modules and exclude_modules; names are as {}.", num_layers,
+                   projection_module_name(0, Projection::q));
   return modules;
 }
 

@@ -14,14 +14,22 @@ using Numbers = std::vector<float> LoraProjection::*;
 // A flat tensor of the device and what it holds of each adapted projection.
 struct Group {
   gpu::Tensor flat;
-  Numbers a, b;
+  Numbers a, b, magnitude;
   std::string_view suffix;  // of the names below
+
+  // Calls visit(numbers of the host, matrix of the device, name) for each of a projection.
+  template <typename Visit>
+  void for_each(const LoraSlot& slot, Visit&& visit) const {
+    visit(a, slot.a, "a");
+    visit(b, slot.b, "b");
+    if (slot.magnitude) visit(magnitude, slot.magnitude, "magnitude");
+  }
 };
 
 std::array<Group, 3> groups_of(const LoraWeights& weights) {
-  return {{{weights.params, &LoraProjection::a, &LoraProjection::b, ""},
-           {weights.first_moment, &LoraProjection::m_a, &LoraProjection::m_b, "m_"},
-           {weights.second_moment, &LoraProjection::v_a, &LoraProjection::v_b, "v_"}}};
+  return {{{weights.params, &LoraProjection::a, &LoraProjection::b, &LoraProjection::magnitude, ""},
+           {weights.first_moment, &LoraProjection::m_a, &LoraProjection::m_b, &LoraProjection::m_magnitude, "m_"},
+           {weights.second_moment, &LoraProjection::v_a, &LoraProjection::v_b, &LoraProjection::v_magnitude, "v_"}}};
 }
 
 // Calls visit(layer, projection, slot) for every adapted projection.
@@ -57,8 +65,7 @@ std::vector<LoraLayer> download_lora_state(gpu::Device& device, const LoraWeight
       return std::vector<float>(first, first + static_cast<std::ptrdiff_t>(matrix.size()));
     };
     for_each_slot(weights, [&](std::uint32_t layer, Projection p, const LoraSlot& slot) {
-      layers[layer].at(p).*group.a = take(slot.a);
-      layers[layer].at(p).*group.b = take(slot.b);
+      group.for_each(slot, [&](Numbers numbers, const gpu::Tensor& matrix, std::string_view) { layers[layer].at(p).*numbers = take(matrix); });
     });
   }
   return layers;
@@ -75,10 +82,10 @@ void upload_lora_state(gpu::Device& device, const LoraWeights& weights, const st
     };
     for_each_slot(weights, [&](std::uint32_t layer, Projection p, const LoraSlot& slot) {
       const LoraProjection& host = layers[layer].at(p);
-      check_size(host.*group.a, slot.a, layer, p, fmt::format("{}a", group.suffix));
-      check_size(host.*group.b, slot.b, layer, p, fmt::format("{}b", group.suffix));
-      put(host.*group.a, slot.a);
-      put(host.*group.b, slot.b);
+      group.for_each(slot, [&](Numbers numbers, const gpu::Tensor& matrix, std::string_view name) {
+        check_size(host.*numbers, matrix, layer, p, fmt::format("{}{}", group.suffix, name));
+        put(host.*numbers, matrix);
+      });
     });
     device.write(group.flat, std::as_bytes(std::span(values)));
   }

@@ -34,9 +34,10 @@ struct LoraProjection {
   std::uint32_t rank = 0, in_dim = 0, out_dim = 0;  // rank 0: the projection is not adapted
   std::vector<float> a, m_a, v_a;                   // (rank, in_dim)
   std::vector<float> b, m_b, v_b;                   // (out_dim, rank)
+  std::vector<float> magnitude, m_magnitude, v_magnitude;  // (out_dim) of DoRA, else empty
 
   bool used() const { return rank > 0; }
-  std::uint64_t parameter_count() const { return std::uint64_t{rank} * (std::uint64_t{in_dim} + out_dim); }
+  std::uint64_t parameter_count() const { return std::uint64_t{rank} * (std::uint64_t{in_dim} + out_dim) + magnitude.size(); }
 };
 
 using LoraLayer = PerProjection<LoraProjection>;

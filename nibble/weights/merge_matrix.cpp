@@ -58,7 +58,7 @@ class Piece {
     parallel_ranges(
         rows, std::max<std::size_t>(1, least_merged_a_thread / columns_), 0, [&](std::size_t begin, std::size_t end) {
           if (adapted) measure_rows(begin, end);
-          if (adapted) add_product(begin, end);
+          if (adapted) update_rows(begin, end);
           convert_from_f32(std::span(result()).subspan(begin * columns_, (end - begin) * columns_), matrix_.dtype,
                            std::span(bytes_).subspan(begin * columns_ * out_size, (end - begin) * columns_ * out_size),
                            name(), (first + begin) * columns_);
@@ -117,6 +117,26 @@ class Piece {
         norms.nf4_error += difference * difference;
       }
     }
+  }
+
+  void update_rows(std::size_t begin, std::size_t end) {
+    const auto& magnitude = matrix_.terms.front().lora->magnitude;
+    if (magnitude.empty()) return add_product(begin, end);
+    for (std::size_t row = begin; row < end; ++row) {
+      const auto w = row_of(result(), row);
+      const std::vector<float> before(w.begin(), w.end());
+      add_product(row, row + 1);
+      bring_to_length(w, magnitude[first_ + row]);
+      norms_[row].update = 0;
+      for (std::size_t i = 0; i < columns_; ++i) norms_[row].update += std::pow(double{w[i]} - before[i], 2);
+    }
+  }
+
+  // DoRA's rows of W + scaling * B A, which stay zero where they are.
+  static void bring_to_length(std::span<float> row, float magnitude) {
+    const double norm = std::sqrt(squares(row));
+    const double gain = norm == 0 ? 0 : magnitude / norm;
+    for (float& value : row) value = static_cast<float>(value * gain);
   }
 
   // W += the sum of scaling * (B A), a block of columns at a time, whose rows of A stay in the first-level cache.

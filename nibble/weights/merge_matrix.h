@@ -8,7 +8,7 @@
 // Private to weights: the numbers of a merge.
 namespace nibble {
 
-// scaling * B A
+// scaling * B A. One of DoRA, which brings rows of the sum to its magnitudes, stands alone.
 struct MergeTerm {
   const LoraMatrices* lora = nullptr;
   double scaling = 0;

@@ -28,6 +28,8 @@ void Merger::load_adapters() {
     adapters_.push_back(load_lora_adapter(adapter.folder, config_));
     check<UsageError>(!adapters_.back().head || (options_.adapters.size() == 1 && adapter.weight == 1), adapter.folder.string(),
                       "The adapter brings a head that was trained, which cannot be weighed or added to another; merge it alone.");
+    check<UsageError>(!adapters_.back().config.use_dora || (options_.adapters.size() == 1 && adapter.weight == 1), adapter.folder.string(),
+                      "The adapter is of DoRA (use_dora), which is no sum that could be weighed or added to another; merge it alone.");
   }
   for (std::size_t i = 0; i < adapters_.size(); ++i) {
     const LoraModules modules = adapters_[i].modules();

@@ -1,11 +1,12 @@
 #include "nibble/weights/peft.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 
 #include "nibble/base/error.h"
-#include "nibble/io/safetensors.h"
+#include "nibble/weights/mlx_adapter.h"
 
 namespace nibble {
 namespace {
@@ -31,36 +32,18 @@ std::map<std::string, Place, std::less<>> places_of(const ModelConfig& model, co
       check<DataError>(count == 1 || config.is_uniform(), "adapter",
                        "The adapter has ranks or alphas by module (rank_pattern, alpha_pattern) and {} of experts, which have to be alike.",
                        name_of(projection));
+      check<DataError>(count == 1 || (config.target_pattern.empty() && config.exclude_pattern.empty() && config.exclude_modules.empty()), "adapter",
+                       "The adapter's target_modules or exclude_modules are patterns, which are not supported for {} of experts.", name_of(projection));
+      check<DataError>(count == 1 || !config.use_dora, "adapter", "The adapter is of DoRA (use_dora) and has {} of experts, which is not supported.",
+                       name_of(projection));
       for (std::uint32_t index = 0; index < count; ++index) {
-        for (const auto matrix : {LoraMatrix::a, LoraMatrix::b}) {
+        for (const LoraMatrix matrix : lora_matrices(config.use_dora)) {
           places.emplace(peft_tensor_name(names[index], matrix), Place{layer, projection, matrix, module.rank, index, count});
         }
       }
     }
   }
   return places;
-}
-
-const TensorInfo& tensor_of(const SafetensorsFile& file, std::string_view name, ProjectionDims dims) {
-  const auto* tensor = file.find(name);
-  const Shape expected{dims.out, dims.in};
-  check<DataError>(tensor != nullptr, file.path().string(),
-                   "The tensor {} of shape {} is missing; model and adapter_config.json make it necessary.", name,
-                   to_string(expected));
-  check<DataError>(tensor->shape == expected, file.path().string(),
-                   "The tensor {} has the shape {}; model and adapter_config.json make it {}.", name,
-                   to_string(tensor->shape), to_string(expected));
-  check<DataError>(tensor->dtype == DType::f32 || tensor->dtype == DType::f16 || tensor->dtype == DType::bf16,
-                   file.path().string(), "The tensor {} is {}; F32, F16 and BF16 are read.", name, tensor->dtype_name);
-  return *tensor;
-}
-
-std::vector<float> read_matrix(const SafetensorsFile& file, const std::string& name, ProjectionDims dims) {
-  auto values = file.read_as_f32(tensor_of(file, name, dims));
-  const auto bad = std::find_if(values.begin(), values.end(), [](float value) { return !std::isfinite(value); });
-  check<DataError>(bad == values.end(), file.path().string(),
-                   "The tensor {} holds a value that is not finite, at index {}.", name, bad - values.begin());
-  return values;
 }
 
 fs::path weights_path(const fs::path& folder) {
@@ -75,25 +58,59 @@ fs::path weights_path(const fs::path& folder) {
 
 }  // namespace
 
+const TensorInfo& adapter_tensor(const SafetensorsFile& file, std::string_view name, const Shape& expected) {
+  const auto* tensor = file.find(name);
+  check<DataError>(tensor != nullptr, file.path().string(),
+                   "The tensor {} of shape {} is missing; model and adapter_config.json make it necessary.", name,
+                   to_string(expected));
+  check<DataError>(tensor->shape == expected, file.path().string(),
+                   "The tensor {} has the shape {}; model and adapter_config.json make it {}.", name,
+                   to_string(tensor->shape), to_string(expected));
+  check<DataError>(tensor->dtype == DType::f32 || tensor->dtype == DType::f16 || tensor->dtype == DType::bf16,
+                   file.path().string(), "The tensor {} is {}; F32, F16 and BF16 are read.", name, tensor->dtype_name);
+  return *tensor;
+}
+
+std::vector<float> read_adapter_tensor(const SafetensorsFile& file, std::string_view name, const Shape& shape) {
+  auto values = file.read_as_f32(adapter_tensor(file, name, shape));
+  const auto bad = std::find_if(values.begin(), values.end(), [](float value) { return !std::isfinite(value); });
+  check<DataError>(bad == values.end(), file.path().string(),
+                   "The tensor {} holds a value that is not finite, at index {}.", name, bad - values.begin());
+  return values;
+}
+
 std::string peft_tensor_name(std::string_view module, LoraMatrix matrix) {
-  return fmt::format("base_model.model.{}.lora_{}.weight", module, matrix == LoraMatrix::a ? 'A' : 'B');
+  constexpr std::array<std::string_view, 3> suffixes{"lora_A.weight", "lora_B.weight", "lora_magnitude_vector"};
+  return fmt::format("base_model.model.{}.{}", module, suffixes[static_cast<std::size_t>(matrix)]);
 }
 
 std::string peft_tensor_name(std::uint32_t layer, Projection projection, LoraMatrix matrix) {
   return peft_tensor_name(projection_module_name(layer, projection), matrix);
 }
 
+std::span<const LoraMatrix> lora_matrices(bool use_dora) {
+  static constexpr std::array all{LoraMatrix::a, LoraMatrix::b, LoraMatrix::magnitude};
+  return std::span(all).first(use_dora ? 3 : 2);
+}
+
 std::uint64_t LoraAdapter::parameter_count() const {
   std::uint64_t count = 0;
   for (const auto& layer : layers) {
-    for (const auto& matrices : layer) count += matrices.a.size() + matrices.b.size();
+    for (const auto& matrices : layer) count += matrices.a.size() + matrices.b.size() + matrices.magnitude.size();
   }
   return count;
 }
 
+bool LoraAdapter::has_magnitudes() const {
+  const auto begun = [](const LoraMatrices& matrices) {
+    return std::any_of(matrices.magnitude.begin(), matrices.magnitude.end(), [](float value) { return value != 0; });
+  };
+  return std::any_of(layers.begin(), layers.end(), [&](const auto& layer) { return std::any_of(layer.begin(), layer.end(), begun); });
+}
+
 ProjectionDims lora_dims(const ModelConfig& model, std::uint32_t rank, Projection projection, LoraMatrix matrix) {
   const auto [out, in] = projection_dims(model, projection);
-  return matrix == LoraMatrix::a ? ProjectionDims{rank, in} : ProjectionDims{out, rank};
+  return matrix == LoraMatrix::a ? ProjectionDims{rank, in} : ProjectionDims{out, matrix == LoraMatrix::b ? rank : 1};
 }
 
 LoraAdapter make_lora_adapter(const ModelConfig& model, LoraConfig config) {
@@ -107,6 +124,7 @@ LoraAdapter make_lora_adapter(const ModelConfig& model, LoraConfig config) {
 }
 
 LoraAdapter load_lora_adapter(const fs::path& folder, const ModelConfig& model) {
+  if (is_mlx_adapter(folder)) return load_mlx_adapter(folder, model);
   LoraAdapter adapter{.config = read_lora_config(folder), .experts = model.experts.count};
   const auto opened = std::make_shared<const SafetensorsFile>(weights_path(folder));
   const SafetensorsFile& file = *opened;
@@ -118,18 +136,19 @@ LoraAdapter load_lora_adapter(const fs::path& folder, const ModelConfig& model) 
   }
   adapter.layers.resize(model.num_layers);
   for (const auto& [name, place] : places) {
-    const auto dims = lora_dims(model, place.rank, place.projection, place.matrix);
+    const auto [rows, columns] = lora_dims(model, place.rank, place.projection, place.matrix);
+    const Shape shape = place.matrix == LoraMatrix::magnitude ? Shape{rows} : Shape{rows, columns};
     auto& matrix = adapter.at(place.layer, place.projection).matrix(place.matrix);
     if (place.count == 1) {
-      matrix = read_matrix(file, name, dims);
+      matrix = read_adapter_tensor(file, name, shape);
       continue;
     }
-    const auto values = read_matrix(file, name, dims);
+    const auto values = read_adapter_tensor(file, name, shape);
     matrix.resize(place.count * values.size());
     std::copy(values.begin(), values.end(), matrix.begin() + static_cast<std::ptrdiff_t>(place.index * values.size()));
   }
   if (adapter.config.saves_head) {
-    adapter.head = source_of(opened, tensor_of(file, peft_head_tensor_name, {model.vocab_size, model.hidden_size}));
+    adapter.head = source_of(opened, adapter_tensor(file, peft_head_tensor_name, Shape{model.vocab_size, model.hidden_size}));
   }
   return adapter;
 }

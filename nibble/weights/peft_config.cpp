@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/io/json.h"
+#include "nibble/weights/mlx_adapter.h"
 #include "nibble/weights/peft.h"
 
 namespace nibble {
@@ -13,13 +14,11 @@ constexpr JsonLimits config_limits{.max_bytes = std::size_t{1} << 20};
 
 // Keys that change what the adapter computes; each must be absent, null, false or empty.
 constexpr std::array must_be_unset{
-    "use_dora",
     "use_qalora",
     "use_bdlora",
     "lora_bias",
     "fan_in_fan_out",
     "layer_replication",
-    "exclude_modules",
     "target_parameters",
     "trainable_token_indices",
     "alora_invocation_tokens",
@@ -29,6 +28,8 @@ constexpr std::array must_be_unset{
 bool is_unset(const Json& value) {
   return value.is_null() || (value.is_boolean() && !value.get<bool>()) || (value.is_structured() && value.empty());
 }
+
+bool is_missing(const JsonObject& json, std::string_view key) { return !json.has(key) || is_unset(json.json()[key]); }
 
 void refuse_what_is_not_supported(const JsonObject& json) {
   if (json.string("peft_type", "LORA") != "LORA") json.fail_key("peft_type", "\"LORA\"");
@@ -64,13 +65,17 @@ std::optional<Projection> projection_of_target(std::string_view target) {
   return projection;
 }
 
-std::vector<Projection> read_targets(const JsonObject& json) {
+// A text is a pattern, but for "all-linear".
+void read_targets(const JsonObject& json, LoraConfig& config) {
   constexpr std::string_view key = "target_modules";
-  const bool is_text = json.has(key) && json.json()[key].is_string();
-  if (is_text && json.string(key) != "all-linear") {
-    json.fail_key(key, "a list of names, as patterns are not supported");
+  if (json.has(key) && json.json()[key].is_string()) {
+    config.target_modules.assign(all_projections.begin(), all_projections.end());
+    if (json.string(key) == "all-linear") return;
+    config.target_pattern = json.string(key);
+    if (config.target_pattern.empty()) json.fail_key(key, "a pattern that is not empty");
+    if (!is_missing(json, "layers_to_transform")) json.fail_key("layers_to_transform", "unset, as target_modules is a pattern, which names layers itself");
+    return;
   }
-  if (is_text) return {all_projections.begin(), all_projections.end()};
   std::vector<Projection> targets;
   for (const auto& name : json.strings(key)) {
     const auto projection = projection_of_target(name);
@@ -84,7 +89,17 @@ std::vector<Projection> read_targets(const JsonObject& json) {
   std::sort(targets.begin(), targets.end());
   targets.erase(std::unique(targets.begin(), targets.end()), targets.end());
   if (targets.empty()) json.fail_key(key, "a list of at least one name");
-  return targets;
+  config.target_modules = std::move(targets);
+}
+
+void read_exclusions(const JsonObject& json, LoraConfig& config) {
+  constexpr std::string_view key = "exclude_modules";
+  if (is_missing(json, key)) return;
+  if (json.json()[key].is_string()) {
+    config.exclude_pattern = json.string(key);
+  } else {
+    config.exclude_modules = json.strings(key);
+  }
 }
 
 constexpr JsonObject::IntegerRange ranks{1, 1 << 16};
@@ -117,6 +132,7 @@ std::vector<std::uint32_t> read_layers(const JsonObject& json) {
 }  // namespace
 
 LoraConfig read_lora_config(const fs::path& folder) {
+  if (is_mlx_adapter(folder)) return read_mlx_config(folder);
   const auto path = folder / "adapter_config.json";
   check<DataError>(path_exists(path), folder.string(),
                    "The folder has no adapter_config.json; a PEFT adapter is expected.");
@@ -130,8 +146,10 @@ LoraConfig read_lora_config(const fs::path& folder) {
   config.lora_alpha = json.number("lora_alpha", alphas);
   config.lora_dropout = json.number("lora_dropout", {0.0, 1.0}, 0.0);
   config.use_rslora = json.boolean("use_rslora", false);
+  config.use_dora = json.boolean("use_dora", false);
   config.saves_head = saves_head(json);
-  config.target_modules = read_targets(json);
+  read_targets(json, config);
+  read_exclusions(json, config);
   config.rank_pattern = read_pattern<std::uint32_t>(json, ordered, "rank_pattern", [](const JsonObject& object, const std::string& name) {
     return static_cast<std::uint32_t>(object.integer(name, ranks));
   });

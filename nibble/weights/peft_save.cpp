@@ -59,7 +59,7 @@ Json config_json(const LoraConfig& config) {
   std::vector<std::string> targets;
   for (const Projection projection : config.target_modules) targets.emplace_back(name_of(projection));
   std::sort(targets.begin(), targets.end());
-  return {
+  Json json = {
       {"alpha_pattern", pattern_json(config.alpha_pattern)},
       {"base_model_name_or_path", config.base_model_name_or_path},
       {"bias", "none"},
@@ -75,11 +75,15 @@ Json config_json(const LoraConfig& config) {
       {"r", config.rank},
       {"rank_pattern", pattern_json(config.rank_pattern)},
       {"revision", nullptr},
-      {"target_modules", targets},
+      {"target_modules", config.target_pattern.empty() ? Json(targets) : Json(config.target_pattern)},
       {"task_type", "CAUSAL_LM"},
-      {"use_dora", false},
+      {"use_dora", config.use_dora},
       {"use_rslora", config.use_rslora},
   };
+  // Known since PEFT 0.14.
+  if (!config.exclude_pattern.empty()) json["exclude_modules"] = config.exclude_pattern;
+  if (!config.exclude_modules.empty()) json["exclude_modules"] = config.exclude_modules;
+  return json;
 }
 
 // A YAML scalar: JSON's strings are valid there.
@@ -100,14 +104,14 @@ std::string card(const LoraConfig& config) {
       "- lora\n"
       "---\n\n"
       "# LoRA adapter\n\n"
-      "A LoRA adapter of rank {} for `{}`, trained with nibble on the base in 4 bits (NF4).{} Load it with PEFT:\n\n"
+      "A {} adapter of rank {} for `{}`, trained with nibble on the base in 4 bits (NF4).{} Load it with PEFT:\n\n"
       "```python\n"
       "from peft import PeftModel\n"
       "from transformers import AutoModelForCausalLM\n\n"
       "base = AutoModelForCausalLM.from_pretrained({})\n"
       "model = PeftModel.from_pretrained(base, \"PATH_TO_THIS_FOLDER\")\n"
       "```\n",
-      yaml(base), yaml("base_model:adapter:" + base), ranks_text(config), base, config.saves_head ? head_text : "", yaml(base));
+      yaml(base), yaml("base_model:adapter:" + base), config.use_dora ? "DoRA" : "LoRA", ranks_text(config), base, config.saves_head ? head_text : "", yaml(base));
 }
 
 void write_weights(const fs::path& path, const LoraAdapter& adapter) {
@@ -120,15 +124,18 @@ void write_weights(const fs::path& path, const LoraAdapter& adapter) {
       if (rank == 0) continue;
       const auto& matrices = adapter.at(layer, projection);
       const auto modules_here = module_names(adapter.experts, layer, projection);
-      for (std::uint32_t i = 0; i < 2 * modules_here.size(); ++i) {
-        const auto matrix = i % 2 == 0 ? LoraMatrix::a : LoraMatrix::b;
-        const auto name = peft_tensor_name(modules_here[i / 2], matrix);
-        const auto data = LoraAdapter::part_of(matrices.matrix(matrix), i / 2, static_cast<std::uint32_t>(modules_here.size()));
-        const auto other = static_cast<std::int64_t>(data.size()) / rank;
-        check(!data.empty() && other * rank == static_cast<std::int64_t>(data.size()), "save_lora_adapter",
+      const auto kinds = lora_matrices(adapter.config.use_dora);
+      for (std::size_t i = 0; i < kinds.size() * modules_here.size(); ++i) {
+        const LoraMatrix matrix = kinds[i % kinds.size()];
+        const std::size_t index = i / kinds.size();
+        const auto name = peft_tensor_name(modules_here[index], matrix);
+        const auto data = LoraAdapter::part_of(matrices.matrix(matrix), static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(modules_here.size()));
+        const std::int64_t size = static_cast<std::int64_t>(data.size()), other = size / rank;
+        const bool vector = matrix == LoraMatrix::magnitude;
+        check(!data.empty() && (vector || other * rank == size), "save_lora_adapter",
               "The matrix {} has {} values, which is no multiple of the rank {}.", name, data.size(), rank);
         values.emplace(name, data);
-        specs.push_back({name, DType::f32, matrix == LoraMatrix::a ? Shape{rank, other} : Shape{other, rank}});
+        specs.push_back({name, DType::f32, vector ? Shape{size} : matrix == LoraMatrix::a ? Shape{rank, other} : Shape{other, rank}});
       }
     }
   }

@@ -72,6 +72,13 @@ class Quantizer {
     }
   }
 
+  // The adapter that `start` makes of the base; after write_weights().
+  void write_start(const fs::path& folder) {
+    if (!options_.start) return;
+    first_.config.base_model_name_or_path = options_.output.string();
+    save_lora_adapter(folder / folder_of(options_.start->kind), first_);
+  }
+
   QuantizeResult write_weights(const fs::path& folder) {
     std::uint64_t source = 0, stored = 0, of_projections = 0, bytes = 0, parameters = 0;
     for (const BaseTensor& tensor : tensors_) {
@@ -89,7 +96,12 @@ class Quantizer {
     for (const BaseTensor& tensor : tensors_) {
       if (!is_projection(tensor.name, tensor.shape)) copy(tensor, writer, meter);
     }
-    each_in_nf4(meter, [&](const BaseTensor& tensor, const Nf4Values& values) { append_nf4(tensor, values, writer); });
+    const auto append = [&](const BaseTensor& tensor, const Nf4Values& values) { append_nf4(tensor, values, writer); };
+    if (options_.start) {
+      each_started(meter, append);
+    } else {
+      each_in_nf4(meter, append);
+    }
     return {.saved = writer.finish(parameters), .matrices = projections_.size(), .source_bytes = stored};
   }
 
@@ -123,6 +135,34 @@ class Quantizer {
     Nf4Reader reader(sources);
     for (const BaseTensor* tensor : projections_) {
       take(*tensor, reader.next());
+      meter.add(base_.at(tensor->name).tensor->bytes);
+    }
+  }
+
+  // The same with the start's adapter taken out, which is kept. What has no adapter is quantised as it is.
+  template <typename Take>
+  void each_started(Meter& meter, Take&& take) {
+    check<UsageError>(!config_.has_experts(), options_.model.string(), "The start of an adapter cannot be made with a mixture of experts.");
+    first_ = make_lora_adapter(config_, options_.start->lora);
+    const LoraModules modules = first_.modules();
+    std::map<std::string, std::pair<std::uint32_t, Projection>> by_name;
+    for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
+      for (const Projection p : all_projections) by_name[projection_tensor_name(layer, p)] = {layer, p};
+    }
+    for (const BaseTensor* tensor : projections_) {
+      const auto [layer, p] = by_name.at(tensor->name);
+      const auto values = base_.read_as_f32(tensor->name);
+      StartedMatrix started;
+      const LoraModule& module = modules[layer][static_cast<std::size_t>(p)];
+      if (module.used()) {
+        started = start_matrix(values, projection_dims(config_, p), module, *options_.start, tensor->name);
+        first_.at(layer, p) = std::move(started.lora);
+      } else {
+        started.packed.resize(nf4_packed_bytes(values.size()));
+        started.absmax.resize(nf4_blocks(values.size()));
+        nf4_quantize(DType::f32, std::as_bytes(std::span(values)), started.packed, started.absmax, {.name = tensor->name});
+      }
+      take(*tensor, {.packed = started.packed, .absmax = started.absmax});
       meter.add(base_.at(tensor->name).tensor->bytes);
     }
   }
@@ -187,6 +227,7 @@ class Quantizer {
   Checkpoint base_;
   std::vector<BaseTensor> tensors_;
   std::vector<const BaseTensor*> projections_;
+  LoraAdapter first_;  // of a start
   std::map<std::string, float, std::less<>> offsets_;  // of the scales, by tensor; empty unless these are quantised too
 };
 
@@ -196,6 +237,7 @@ QuantizeResult write_quantized(const QuantizeOptions& options, const fs::path& f
   Quantizer quantizer(options);
   const QuantizeResult result = quantizer.write_weights(folder);
   quantizer.write_config(folder);
+  quantizer.write_start(folder);
   return result;
 }
 
@@ -203,6 +245,8 @@ QuantizeResult quantize_model(const QuantizeOptions& options) {
   check<UsageError>(!options.output.empty(), "quantize", "No output folder is named.");
   check<UsageError>(!is_gguf(options.model), options.model.string(),
                     "This is a GGUF file, and a model folder is quantised; `nibble merge --model FILE --output FOLDER` makes one of it.");
+  check<UsageError>(!options.start || !options.double_quant, "quantize",
+                    "An adapter's start is fitted to scales as they are; leave --double-quant out, which would round them.");
   check_output_folder(options.output, std::span(&options.model, 1), options.overwrite);
   AtomicFolder folder(options.output);
   const QuantizeResult result = write_quantized(options, folder.path());

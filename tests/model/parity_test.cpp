@@ -13,7 +13,7 @@ struct Variant {
   bool train_head = false;
 
   std::string folder() const { return test::source_path("tests/golden/" + family); }
-  std::string model() const { return family == "tiny" || family == "patterns" ? std::string(test::source_path("models/tiny-qwen3")) : folder() + "/model"; }
+  std::string model() const { return family == "tiny" || family == "patterns" || family == "dora" ? std::string(test::source_path("models/tiny-qwen3")) : folder() + "/model"; }
 };
 
 ParityReport parity(ProductPath path, const Variant& variant) {
@@ -43,7 +43,9 @@ void expect_parity(const Variant& variant) {
     const ModelConfig config = read_model_config(variant.model());
     std::size_t all = 0;
     for (const Projection p : all_projections) all += 2u * matrices_of(config, p) * config.num_layers;
-    EXPECT_EQ(report.gradients.size(), variant.family == "patterns" ? 12u : all + (tiny ? 1u : 0u));
+    // Of DoRA's one layer two matrices and the magnitudes.
+    const std::size_t some = variant.family == "patterns" ? 12 : 21;
+    EXPECT_EQ(report.gradients.size(), variant.family == "patterns" || variant.family == "dora" ? some : all + (tiny ? 1u : 0u));
     EXPECT_TRUE(report.passes(bars));
   }
 }
@@ -64,6 +66,11 @@ TEST(Parity, OfWeightsThatBitsandbytesHasQuantised) { expect_parity({.family = "
 TEST(Parity, OfAnAdapterWithPatterns) {
   expect_parity({.family = "patterns"});
   expect_parity({.family = "patterns", .activations = {Activations::recompute}});
+}
+TEST(Parity, OfAnAdapterOfDora) {
+  expect_parity({.family = "dora"});
+  expect_parity({.family = "dora", .activations = {Activations::recompute}});
+  expect_parity({.family = "dora", .residency = Residency::cached});
 }
 TEST(Parity, WithCachedWeights) { expect_parity({.residency = Residency::cached}); }
 

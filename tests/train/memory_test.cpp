@@ -64,6 +64,7 @@ struct Setting {
   std::uint32_t offloaded = 0, streamed = 0;
   std::optional<TrainedHeadOptions> head = {};
   std::vector<Projection> targets = {all_projections.begin(), all_projections.end()};
+  bool dora = false;
 };
 
 const std::vector<Setting>& settings() {
@@ -78,6 +79,8 @@ const std::vector<Setting>& settings() {
       {.tokens = 333, .labels = 333, .rank = 16, .head = TrainedHeadOptions{}},
       {.tokens = 512, .labels = 100, .rank = 8, .activations = {keep, recompute, recompute, recompute}, .head = on_host},
       {.tokens = 300, .labels = 300, .rank = 8, .dropout = true, .targets = {Projection::q, Projection::v}},
+      {.tokens = 200, .labels = 50, .rank = 8, .activations = {recompute}, .dora = true},
+      {.tokens = 200, .labels = 50, .rank = 16, .streamed = 3, .targets = {Projection::up, Projection::down}, .dora = true},
   };
   return all;
 }
@@ -89,7 +92,7 @@ TEST(MemoryPlan, IsWhatIsAllocated) {
   std::size_t seen = 0;
   for (const ProductPath path : test::product_paths()) {
     for (const Setting& setting : settings()) {
-      LoraConfig lora{.rank = setting.rank, .lora_alpha = 16, .target_modules = setting.targets};
+      LoraConfig lora{.rank = setting.rank, .lora_alpha = 16, .use_dora = setting.dora, .target_modules = setting.targets};
       ModelState state = ModelState::load(device, test::source_path("models/tiny-qwen3"),
                                           {.path = path, .lora = lora, .base_head = !setting.head, .residency = spread_streamed(4, setting.streamed)});
       if (setting.head) state.train_head(*setting.head);

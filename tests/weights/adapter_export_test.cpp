@@ -7,6 +7,7 @@
 #include "nibble/io/json.h"
 #include "nibble/weights/gguf_names.h"
 #include "nibble/weights/merge.h"
+#include "nibble/weights/mlx_adapter.h"
 #include "tests/support/files.h"
 
 namespace nibble {
@@ -167,7 +168,7 @@ TEST_F(AdapterExportTest, MlxHasTransposedMatricesAndOneScale) {
   const AdapterExport o = options("tiny", Consumer::mlx);
   const ExportedAdapter exported = check_export(o);
   fs::create_directory(o.output);
-  save_mlx_adapter(o.output, exported);
+  save_mlx_adapter(o.output, exported.adapter, exported.config);
   const SafetensorsFile file(o.output / "adapters.safetensors");
   const std::string name = "model.layers.3.mlp.up_proj.lora_b";
   const auto& b = exported.adapter.at(3, Projection::up).b;
@@ -191,12 +192,39 @@ TEST_F(AdapterExportTest, MlxAdaptsTheLastLayersAlone) {
     save_lora_adapter(o.adapter, make_lora_adapter(read_model_config(o.model), {.layers_to_transform = std::move(layers)}));
     return check_export(o);
   };
-  expect_error<DataError>([&] { of_layers({0, 1}); }, "2 of the 4 layers", "not the last ones");
+  expect_error<DataError>([&] { of_layers({0, 1}); }, "layers_to_transform", "not the last ones");
   const ExportedAdapter exported = of_layers({2, 3});
   fs::create_directory(o.output);
-  save_mlx_adapter(o.output, exported);
+  save_mlx_adapter(o.output, exported.adapter, exported.config);
   EXPECT_EQ(read_json_file(o.output / "adapter_config.json")["num_layers"], 2);
   EXPECT_EQ(SafetensorsFile(o.output / "adapters.safetensors").tensors().size(), 2 * 7 * 2);
+}
+
+TEST_F(AdapterExportTest, MlxTakesDora) {
+  AdapterExport o = options("tiny", Consumer::mlx);
+  o.adapter = folder_ / "dora";
+  save_lora_adapter(o.adapter, make_lora_adapter(read_model_config(o.model), {.rank = 2, .use_dora = true, .target_pattern = ".*layers.3.mlp.up_proj"}));
+  const ExportedAdapter exported = check_export(o);
+  fs::create_directory(o.output);
+  save_mlx_adapter(o.output, exported.adapter, exported.config);
+  const Json config = read_json_file(o.output / "adapter_config.json");
+  EXPECT_EQ(config["fine_tune_type"], "dora");
+  EXPECT_EQ(config["num_layers"], 1);
+  EXPECT_EQ(config["lora_parameters"]["keys"], Json::array({"mlp.up_proj"}));
+  EXPECT_EQ(SafetensorsFile(o.output / "adapters.safetensors").at("model.layers.3.mlp.up_proj.m").shape, Shape{768});
+}
+
+// What the base lost at its start is given back, so that the adapter fits the original weights.
+TEST_F(AdapterExportTest, AStartIsTakenOut) {
+  AdapterExport o = options("tiny", Consumer::llama_cpp);
+  const LoraConfig own = load_lora_adapter(o.adapter, read_model_config(o.model)).config;
+  o.start = test::source_path("tests/golden/tiny/adapter_init");
+  const ExportedAdapter exported = check_export(o);
+  EXPECT_EQ(exported.adapter.config.rank, 2 * own.rank);
+  EXPECT_EQ(exported.adapter.config.scaling(), own.scaling());
+  EXPECT_EQ(exported.adapter.config.base_model_name_or_path, o.model.string());
+  save_gguf_adapter(o.output, exported, GgmlType::f32);
+  EXPECT_EQ(GgufFile(o.output).tensors().at("blk.0.ffn_up.weight.lora_a").shape[0], 2 * own.rank);
 }
 
 TEST_F(AdapterExportTest, RefusesWhatTheConsumerWouldMisread) {
@@ -205,11 +233,15 @@ TEST_F(AdapterExportTest, RefusesWhatTheConsumerWouldMisread) {
     expect_error<DataError>([&] { check_export(o); }, "changed", "head that was trained", "nibble merge");
   }
   EXPECT_TRUE(check_export(changed(Consumer::peft, Json::object(), true)).adapter.head.has_value());
-  for (const Consumer consumer :
-       {Consumer::peft, Consumer::vllm, Consumer::llama_cpp, Consumer::ollama, Consumer::mlx}) {
-    const AdapterExport o = changed(consumer, {{"use_dora", true}});
-    expect_error<DataError>([&] { check_export(o); }, "use_dora");
+  const fs::path dora = test::source_path("tests/golden/dora/adapter_nonzero");
+  for (const Consumer consumer : {Consumer::vllm, Consumer::llama_cpp, Consumer::ollama}) {
+    AdapterExport o = options("tiny", consumer);
+    o.adapter = dora;
+    expect_error<DataError>([&] { check_export(o); }, "use_dora", "nibble merge");
   }
+  AdapterExport as_it_is = options("tiny", Consumer::peft);
+  as_it_is.adapter = dora;
+  EXPECT_TRUE(check_export(as_it_is).adapter.has_magnitudes());
   const AdapterExport zero = changed(Consumer::llama_cpp, {{"lora_alpha", 0}});
   expect_error<DataError>([&] { check_export(zero); }, "lora_alpha is 0");
   const AdapterExport in_head = changed(Consumer::llama_cpp, {{"target_modules", Json::array({"lm_head"})}});

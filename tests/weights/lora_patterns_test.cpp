@@ -97,5 +97,56 @@ TEST_F(LoraPatterns, KeepWhatHoldsWhereTheirOrderCounts) {
   EXPECT_EQ(back.modules()[3][0].scaling, 2.5);
 }
 
+// Modules that a config leaves, by their layers' and projections' first letters.
+std::string left(const LoraConfig& config) {
+  std::string text;
+  const auto modules = modules_of(config, 4);
+  for (std::uint32_t layer = 0; layer < 4; ++layer) {
+    for (const Projection p : all_projections) {
+      if (modules[layer][static_cast<std::size_t>(p)].used()) text += fmt::format("{}{} ", layer, name_of(p).front());
+    }
+  }
+  return text;
+}
+
+// re.fullmatch of a module's whole name.
+TEST_F(LoraPatterns, NameTargetsWhole) {
+  const auto read_with_layers = [&](const std::string& pattern) { return read("target_modules", write_json_line(pattern)); };
+  EXPECT_EQ(left(read_with_layers(R"(.*layers\.[13]\..*\.(q|v)_proj)")), "1q 1v 3q 3v ");
+  EXPECT_EQ(left(read_with_layers("model.layers.2.mlp.(up|down)_proj|model.layers.0.self_attn.o_proj")), "0o 2u 2d ");
+  EXPECT_EQ(left(read_with_layers(R"((?:.*?(?:self_attn|attention).*?(?:k_proj)).*?)")), "0k 1k 2k 3k ");  // as Unsloth writes them
+  for (const char* none : {"q_proj", "layers.0.self_attn.q_proj", "model.layers.4.*", ".*q_pro"}) {
+    expect_error<DataError>([&] { left(read_with_layers(none)); }, "target_modules", "model.layers.0.self_attn.q_proj");
+  }
+  expect_error<DataError>([&] { left(read_with_layers(".*")); }, "lm_head", "cannot be adapted");
+  expect_error<DataError>([&] { left(read_with_layers("(")); }, "target_modules");
+  const auto json = nlohmann::json{{"target_modules", ".*q_proj"}, {"layers_to_transform", {1}}};
+  auto all = read_json_file(test::source_path("tests/golden/tiny/adapter_trained/adapter_config.json"));
+  all.update(json);
+  folder_.write("adapter_config.json", all.dump());
+  expect_error<DataError>([&] { read_lora_config(folder_.path()); }, "layers_to_transform", "is a pattern");
+}
+
+TEST_F(LoraPatterns, ExcludeModules) {
+  EXPECT_EQ(left(read("exclude_modules", R"(["mlp.up_proj", "self_attn.q_proj", "v_proj", "layers.0", "roj", "model.layers.3.self_attn.k_proj"])")),
+            "0k 0o 0g 0d 1k 1o 1g 1d 2k 2o 2g 2d 3o 3g 3d ");
+  EXPECT_EQ(left(read("exclude_modules", R"(".*(mlp|layers.[0-2]).*")")), "3q 3k 3v 3o ");
+  EXPECT_EQ(left(read("exclude_modules", R"("mlp.*")")).size(), 7u * 4 * 3);
+  expect_error<DataError>([&] { left(read("exclude_modules", R"(".*")")); }, "exclude_modules");
+  expect_error<DataError>([&] { read("exclude_modules", "3"); }, "exclude_modules");
+}
+
+TEST_F(LoraPatterns, OfTargetsAndExclusionsAreSaved) {
+  for (const bool by_name : {false, true}) {
+    LoraConfig config{.rank = 2, .target_pattern = ".*_proj", .exclude_pattern = by_name ? "" : ".*[kv]_proj"};
+    if (by_name) config.exclude_modules = {"k_proj", "v_proj"};
+    save_lora_adapter(folder_.path(), make_lora_adapter(read_model_config(test::source_path("models/tiny-qwen3")), config));
+    const LoraAdapter back = load_lora_adapter(folder_.path(), read_model_config(test::source_path("models/tiny-qwen3")));
+    EXPECT_EQ(left(back.config), left(config));
+    EXPECT_EQ(back.parameter_count(), make_lora_adapter(read_model_config(test::source_path("models/tiny-qwen3")), config).parameter_count());
+    EXPECT_EQ(read_json_file(folder_ / "adapter_config.json")["target_modules"], ".*_proj");
+  }
+}
+
 }  // namespace
 }  // namespace nibble
