@@ -98,7 +98,7 @@ TEST_F(Fp4Folder, IsComputedWithByItsOwnCodes) {
     nf4_dequantize(packed, absmax, expected, {.codes = CodeBook::fp4});
     FrozenWeights frozen(device(), weights, config, ProductPath::f32, {}, false);
     gpu::Recorder recorder(device());
-    const Weight decoded = frozen.projection(recorder, 1, p);
+    const Weight decoded = frozen.projection(recorder, 1, p, nullptr);
     recorder.submit();
     EXPECT_EQ(test::download(decoded.data), expected) << name_of(p);
   }

@@ -295,7 +295,7 @@ TEST_F(AdapterExportTest, MlxsScaleIsThatOfRsLora) {
     AdapterExport o = changed(Consumer::mlx, changes);
     const ExportedAdapter exported = check_export(o);
     fs::create_directory(o.output);
-    save_mlx_adapter(o.output, exported);
+    save_mlx_adapter(o.output, exported.adapter, read_model_config(o.model));
     const double result = read_json_file(o.output / "adapter_config.json")["lora_parameters"]["scale"];
     fs::remove_all(o.output);
     return result;
