@@ -43,7 +43,8 @@ class Planner {
       : options_(options), device_(device), config_(config), path_(path), room_(room), budget_(budget), rates_(rates),
         work_(config, options.lora.rank, options.max_length, options.train_head) {}
 
-  Placement best() {
+  // With seconds by `estimate`.
+  Placement best(const StepRates& estimate) {
     check<UsageError>(most_offloaded() <= config_.num_layers, "--offload-inputs", "The model has {} layers, not {}.", config_.num_layers,
                       most_offloaded());
     check<UsageError>(most_offloaded() == 0 || gpu::has_host_tensors(device_.info()), "--offload-inputs",
@@ -58,11 +59,11 @@ class Planner {
         }
       }
     }
-    if (best_) return placement(*best_);
+    if (best_) return placement(*best_, estimate);
     check<UsageError>(!budget_.promised, "--vram-limit",
                       "This run needs at least {} ({} bytes) of GPU memory with all given up that the other options allow; the limit is {} ({} bytes).",
                       human_bytes(least_->bytes), least_->bytes, human_bytes(budget_.bytes), budget_.bytes);
-    return placement(*least_);
+    return placement(*least_, estimate);
   }
 
  private:
@@ -118,14 +119,15 @@ class Planner {
             .lora_dropout = options_.lora.lora_dropout > 0};
   }
 
-  Placement placement(const Candidate& candidate) const {
+  Placement placement(const Candidate& candidate, const StepRates& estimate) {
+    rates_ = estimate;
     Placement result{.model = model(candidate.setup), .head = candidate.setup.head, .memory = {}};
     result.model.activations = choices_of(config_.num_layers, candidate.recompute_mlp, candidate.recompute);
     result.model.offloaded_inputs = candidate.offloaded;
     result.memory = plan_memory(device_, config_, result.model, options_.lora, result.head);
     const double tokens = room_.tokens, labels = room_.labels, head = work_.head_passes * work_.head;
-    result.extra_seconds = candidate.extra_seconds;
-    result.pass_seconds = (tokens * (work_.step() - head) + labels * head) / rates_.flops + candidate.extra_seconds;
+    result.extra_seconds = seconds_of(candidate);
+    result.pass_seconds = (tokens * (work_.step() - head) + labels * head) / rates_.flops + result.extra_seconds;
     return result;
   }
 
@@ -156,7 +158,7 @@ class Planner {
       Candidate candidate{.setup = setup, .offloaded = offloaded, .bytes = least - offloading_saves(offloaded)};
       if (said == Checkpointing::automatic || said == Checkpointing::on) candidate.recompute = layers;
       if (said == Checkpointing::mlp) candidate.recompute_mlp = layers;
-      candidate.extra_seconds = seconds + 2.0 * offloaded * static_cast<double>(input_bytes_) / rates_.link_bytes;
+      candidate.extra_seconds = seconds + offload_seconds(offloaded);
       if (said == Checkpointing::automatic) {
         keep_what_fits(candidate);
       } else {
@@ -194,6 +196,16 @@ class Planner {
   }
 
   bool fits(std::uint64_t bytes) const { return budget_.bytes == 0 || bytes <= budget_.bytes; }
+
+  double offload_seconds(std::uint32_t offloaded) const {
+    return 2.0 * offloaded * static_cast<double>(input_bytes_) / rates_.link_bytes;
+  }
+
+  // What saving memory costs a pass.
+  double seconds_of(const Candidate& candidate) const {
+    return setup_seconds(candidate.setup) + offload_seconds(candidate.offloaded) +
+           again_seconds(candidate.recompute_mlp, candidate.recompute);
+  }
 
   // Of a pass. Of the very last layer everything is still there.
   double again_seconds(std::uint32_t recompute_mlp, std::uint32_t recompute) const {
@@ -255,8 +267,8 @@ MemoryBudget memory_budget(const TrainOptions& options, const gpu::AdapterInfo& 
 }
 
 Placement place(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config, ProductPath path,
-                BatchRoom room, MemoryBudget budget, const StepRates& rates) {
-  return Planner(options, device, config, path, room, budget, rates).best();
+                BatchRoom room, MemoryBudget budget, const StepRates& rates, const std::optional<StepRates>& estimate) {
+  return Planner(options, device, config, path, room, budget, rates).best(estimate.value_or(rates));
 }
 
 }  // namespace nibble

@@ -31,8 +31,9 @@ struct Placement {
 
 // What the options leave open is chosen so that the plan stays within the budget and costs the least time: layers that compute
 // again, one room for decoded weights, smaller chunks of logits, weights and the state of a trained head in host memory. A
-// promise that cannot be kept throws UsageError with the least that would do.
+// promise that cannot be kept throws UsageError with the least that would do. Seconds are by `estimate` where it is given; choices
+// never are, so that a dry run that has measured rates makes those of the run.
 Placement place(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config, ProductPath path,
-                BatchRoom room, MemoryBudget budget, const StepRates& rates);
+                BatchRoom room, MemoryBudget budget, const StepRates& rates, const std::optional<StepRates>& estimate = {});
 
 }  // namespace nibble

@@ -127,5 +127,28 @@ TEST(Placement, ABudgetIsThatOfTheOptions) {
   EXPECT_EQ(memory_budget(options, info).bytes, 77u);
 }
 
+// As in a dry run, which has measured.
+TEST(Placement, IsNotMovedByTheRatesOfItsEstimate) {
+  const TrainOptions options;
+  const std::uint64_t most = of_memory(1ull << 45, options).memory.total(), least = least_of(options);
+  StepRates fast = rates;
+  fast.flops *= 4;
+  fast.link_bytes *= 10;
+  for (const double part : {0.0, 0.3, 0.7, 1.0}) {
+    const MemoryBudget budget{least + static_cast<std::uint64_t>(part * static_cast<double>(most - least)), true};
+    const auto placed = [&](const std::optional<StepRates>& estimate) {
+      return place(options, test::device(), shape_by_name("qwen3-4b"), ProductPath::f32, room, budget, rates, estimate);
+    };
+    const Placement alone = placed({}), estimated = placed(fast);
+    EXPECT_EQ(estimated.model.residency, alone.model.residency);
+    EXPECT_EQ(estimated.model.activations, alone.model.activations);
+    EXPECT_EQ(estimated.model.offloaded_inputs, alone.model.offloaded_inputs);
+    EXPECT_EQ(estimated.model.head_chunk, alone.model.head_chunk);
+    EXPECT_EQ(estimated.memory.total(), alone.memory.total());
+    EXPECT_LT(estimated.pass_seconds, alone.pass_seconds / 2);
+    EXPECT_EQ(placed(rates).pass_seconds, alone.pass_seconds);
+  }
+}
+
 }  // namespace
 }  // namespace nibble
