@@ -13,11 +13,6 @@ struct Params {
 @group(0) @binding(3) var<storage, read> slot_of_row: array<u32>;
 @group(0) @binding(4) var<storage, read> weight: array<f32>;
 
-// exp(-g) would overflow for g below -88; there s(g) is 0 to within 1e-38.
-fn sigmoid(g: Wide) -> Wide {
-  return Wide(1.0) / (Wide(1.0) + exp(-max(g, Wide(-87.0))));
-}
-
 @group(0) @binding(5) var<storage, read_write> z: array<Wide>;
 
 @compute @workgroup_size(WORKGROUP)

@@ -50,7 +50,7 @@ struct Slice {
 
 std::uint32_t quotient_up(std::uint32_t count, std::uint32_t size) { return (count + size - 1) / size; }
 
-// Workgroups that carry: few, since each has the registers of one that multiplies, and enough to fill a link of 64 GB/s.
+// Workgroups that carry: few, since each has the registers of one that multiplies, and enough for the link (docs/performance.md).
 constexpr std::uint32_t carriers = 12;
 
 // Takes the product's share of the cargo along, where there is any.

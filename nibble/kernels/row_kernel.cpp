@@ -27,7 +27,7 @@ gpu::Prelude RowKernel::prelude(DType data) const {
 
 gpu::Kernel RowKernel::kernel(gpu::Device& device, std::string_view file, std::string_view entry,
                               const gpu::Prelude& prelude) const {
-  return nibble::kernel(device, file, prelude, {"grid", "row_reduce", "row_scale", width == 4 ? "wide4" : "wide1"}, entry);
+  return nibble::kernel(device, file, prelude, {"grid", "row_reduce", "row_scale", width == 4 ? "wide4" : "wide1", "sigmoid"}, entry);
 }
 
 void expect_shape(const Tensor& tensor, DType dtype, std::initializer_list<std::uint32_t> dims, std::string_view where,

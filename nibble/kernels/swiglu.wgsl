@@ -12,11 +12,6 @@ struct Params {
 @group(0) @binding(1) var<storage, read> gate: array<Wide>;
 @group(0) @binding(2) var<storage, read> up: array<Wide>;
 
-// exp(-g) would overflow for g below -88; there s(g) is 0 to within 1e-38.
-fn sigmoid(g: Wide) -> Wide {
-  return Wide(1.0) / (Wide(1.0) + exp(-max(g, Wide(-87.0))));
-}
-
 fn product(i: u32) -> Wide {
   let g = gate[i];
   return g * sigmoid(g) * up[i];

@@ -16,7 +16,7 @@ gpu::Kernel pair_kernel(gpu::Device& device, std::string_view entry, std::uint32
   // A lane takes twice what those of other row kernels take.
   const RowKernel rows(device, columns / 2);
   const gpu::Prelude prelude = rows.prelude(DType::f16).constant("KEPT", rows.kept(columns / width, 6)).constant("H_AT", h_at);
-  return kernel(device, "swiglu_pair", prelude, {"grid", "row_reduce", "row_scale", "eight_f16"}, entry);
+  return kernel(device, "swiglu_pair", prelude, {"grid", "row_reduce", "row_scale", "eight_f16", "wide4", "sigmoid"}, entry);
 }
 
 std::uint32_t check_shapes(std::string_view where, const Operand& wide, std::string_view wide_name, const Operand& narrow,

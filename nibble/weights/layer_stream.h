@@ -27,7 +27,8 @@ class LayerStream {
   void add(std::uint32_t layer, const gpu::Tensor& room, const LayerProjections& projections);
   bool has(std::uint32_t layer) const { return layer < layers_.size() && layers_[layer].room; }
 
-  // The layer's projections in a slot. Where they are not there, the copy is recorded before. Asked for again, the layer has a
+  // The layer's projections in a slot. Where they are not there, the copy is recorded before. Carried, the layer that comes next is
+  // cargo from here on. Else, asked for again, the layer has a
   // kernel behind it that read the slot, and the copy of the layer that comes next is recorded: a copy waits for the kernels
   // before it and the first kernel to read a slot for the copies before it, so here neither waits for the other. All that is
   // recorded is submitted in its order, by whatever recorder.

@@ -81,6 +81,10 @@ std::string_view folder_of(LoraStartKind kind) { return kind == LoraStartKind::p
 
 StartedMatrix start_matrix(std::span<const float> w, ProjectionDims dims, const LoraModule& module, const LoraStart& start, std::string_view name) {
   StartedMatrix result;
+  if (!module.used()) {
+    quantise(w, result, name);
+    return result;
+  }
   check<UsageError>(module.scaling > 0, name, "The scaling is {}; a start of this kind needs one above 0.", module.scaling);
   check<UsageError>(module.rank <= std::min(dims.out, dims.in), name, "The rank is {}; a matrix of {} x {} has at most {}.", module.rank, dims.out, dims.in,
                     std::min(dims.out, dims.in));

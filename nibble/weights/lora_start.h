@@ -25,7 +25,8 @@ LoraStart lora_start_of(std::string_view name);
 // "pissa_init" or "loftq_init": where PEFT's examples keep such an adapter beside its base.
 std::string_view folder_of(LoraStartKind kind);
 
-// A matrix (out, in) as base in NF4 and the adapter that goes with it: W ~ base + scaling * B A.
+// A matrix (out, in) as base in NF4 and the adapter that goes with it: W ~ base + scaling * B A. Of a module without an adapter the base
+// is W.
 struct StartedMatrix {
   std::vector<std::uint8_t> packed;
   std::vector<float> absmax;

@@ -152,16 +152,9 @@ class Quantizer {
     for (const BaseTensor* tensor : projections_) {
       const auto [layer, p] = by_name.at(tensor->name);
       const auto values = base_.read_as_f32(tensor->name);
-      StartedMatrix started;
-      const LoraModule& module = modules[layer][static_cast<std::size_t>(p)];
-      if (module.used()) {
-        started = start_matrix(values, projection_dims(config_, p), module, *options_.start, tensor->name);
-        first_.at(layer, p) = std::move(started.lora);
-      } else {
-        started.packed.resize(nf4_packed_bytes(values.size()));
-        started.absmax.resize(nf4_blocks(values.size()));
-        nf4_quantize(DType::f32, std::as_bytes(std::span(values)), started.packed, started.absmax, {.name = tensor->name});
-      }
+      StartedMatrix started = start_matrix(values, projection_dims(config_, p), modules[layer][static_cast<std::size_t>(p)], *options_.start,
+                                           tensor->name);
+      first_.at(layer, p) = std::move(started.lora);
       take(*tensor, {.packed = started.packed, .absmax = started.absmax});
       meter.add(base_.at(tensor->name).tensor->bytes);
     }

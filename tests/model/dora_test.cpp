@@ -2,6 +2,7 @@
 #include "nibble/model/generator.h"
 #include "nibble/model/model.h"
 #include "nibble/quant/nf4.h"
+#include "tests/model/two_segments.h"
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
@@ -13,26 +14,6 @@ namespace {
 
 constexpr std::uint32_t tokens = 40;
 constexpr auto cached = Residency::cached, streamed = Residency::streamed;
-
-// Two segments, every token but the last of each trained.
-struct Batch {
-  std::vector<std::uint32_t> ids, position, begin, end, rows, labels;
-
-  explicit Batch(std::uint32_t vocabulary) {
-    for (std::uint32_t i = 0; i < tokens; ++i) {
-      const std::uint32_t from = i < 15 ? 0 : 15, to = i < 15 ? 15 : tokens;
-      ids.push_back((i * 2654435761u >> 7) % vocabulary);
-      position.push_back(i - from);
-      begin.push_back(from);
-      end.push_back(to);
-      if (i + 1 < to) rows.push_back(i);
-    }
-    for (const std::uint32_t row : rows) labels.push_back(ids[row + 1]);
-  }
-  TokenStream stream() const {
-    return {.tokens = ids, .position = position, .segment_begin = begin, .segment_end = end, .label_rows = rows, .labels = labels};
-  }
-};
 
 struct Setting {
   std::string model = test::source_path("models/tiny-qwen3");
@@ -59,7 +40,7 @@ ModelState state_of(const Setting& setting) {
   return state;
 }
 
-double loss_of(Model& model, const Batch& batch, bool base = false) {
+double loss_of(Model& model, const test::TwoSegments& batch, bool base = false) {
   gpu::Recorder recorder(model.device());
   const DeviceStream stream = model.upload(recorder, batch.stream());
   const Head::Loss loss = base ? model.base_loss(recorder, stream) : model.loss(recorder, stream);
@@ -80,7 +61,7 @@ Result result_of(const Setting& setting) {
   const ModelState state = state_of(setting);
   Model model(state, {.residency = setting.residency, .activations = setting.activations, .max_tokens = tokens, .max_labels = tokens});
   const LoraWeights& lora = *state.lora_mirror().train();
-  const Batch batch(state.vocab_size());
+  const test::TwoSegments batch(tokens, 15, state.vocab_size());
   Result result;
   gpu::Recorder recorder(device);
   const DeviceStream stream = model.upload(recorder, batch.stream());
@@ -118,7 +99,7 @@ TEST(DoraModel, StreamedAndCachedWeightsGiveTheSameBits) {
 TEST(DoraModel, BeginsAsTheBase) {
   const ModelState state = state_of({.moved = false});
   Model model(state, {.max_tokens = tokens, .max_labels = tokens});
-  const Batch batch(state.vocab_size());
+  const test::TwoSegments batch(tokens, 15, state.vocab_size());
   EXPECT_NEAR(loss_of(model, batch), loss_of(model, batch, true), 1e-5);
   const Nf4Projection& w = state.layers()[2].up;
   std::vector<float> values(w.count());
@@ -136,7 +117,7 @@ TEST(DoraModel, GradientsOfMagnitudesAreThoseOfTheLoss) {
   const Setting setting{.model = test::source_path("tests/golden/qwen2/model")};
   ModelState state = state_of(setting);
   Model model(state, {.max_tokens = tokens, .max_labels = tokens});
-  const Batch batch(state.vocab_size());
+  const test::TwoSegments batch(tokens, 15, state.vocab_size());
   const LoraWeights& lora = *state.lora_mirror().train();
   gpu::Recorder recorder(test::device());
   recorder.clear(lora.grads);
@@ -167,7 +148,7 @@ TEST(DoraModel, GeneratesWhatTheModelComputes) {
     ModelState state = state_of({.path = path});
     Model model(state, {.max_tokens = 24, .max_labels = 24, .trainable = false});
     Generator generator(state, {.capacity = 64});
-    const Batch batch(state.vocab_size());
+    const test::TwoSegments batch(tokens, 15, state.vocab_size());
     const auto text = std::span(batch.ids).first(24);
     const auto expect_same = [&] {
       for (const std::size_t length : {20u, 21u, 22u, 23u}) generator.logits(text.first(length));

@@ -2,6 +2,7 @@
 #include "nibble/model/generator.h"
 #include "nibble/model/memory_plan.h"
 #include "nibble/weights/nf4_room.h"
+#include "tests/model/two_segments.h"
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
@@ -22,26 +23,6 @@ std::vector<gpu::HostMemory> host_memories() {
 }
 
 ModelConfig tiny_config() { return read_model_config(test::source_path("models/tiny-qwen3")); }
-
-// Two segments, every token but the last of each trained.
-struct Batch {
-  std::vector<std::uint32_t> ids, position, begin, end, rows, labels;
-
-  Batch() {
-    for (std::uint32_t i = 0; i < tokens; ++i) {
-      const std::uint32_t from = i < 20 ? 0 : 20, to = i < 20 ? 20 : tokens;
-      ids.push_back((i * 2654435761u >> 7) % 4000);
-      position.push_back(i - from);
-      begin.push_back(from);
-      end.push_back(to);
-      if (i + 1 < to) rows.push_back(i);
-    }
-    for (const std::uint32_t row : rows) labels.push_back(ids[row + 1]);
-  }
-  TokenStream stream() const {
-    return {.tokens = ids, .position = position, .segment_begin = begin, .segment_end = end, .label_rows = rows, .labels = labels};
-  }
-};
 
 struct Setting {
   ProductPath path = ProductPath::f32;
@@ -75,7 +56,7 @@ Result result_of(const Setting& setting) {
   Model model(state, {.residency = setting.residency, .activations = setting.activations, .max_tokens = tokens,
                       .max_labels = tokens});
   const LoraWeights& lora = *state.lora_mirror().train();
-  const Batch batch;
+  const test::TwoSegments batch(tokens, 20, 4000);
   Result result;
   for (int pass = 0; pass < 2; ++pass) {
     gpu::Recorder recorder(device);
@@ -206,7 +187,7 @@ TEST(StreamedLayers, ReadTheEmbeddingFromTheHost) {
       const ModelOptions options{.path = path, .stream = stream, .max_tokens = tokens, .max_labels = tokens, .trainable = false};
       EXPECT_EQ(on_host, plan_memory(device, config, options, {}).host_weights);
       Model on(state, options);
-      Batch batch;
+      test::TwoSegments batch(tokens, 20, 4000);
       for (auto* ids : {&batch.ids, &batch.labels}) {
         for (std::uint32_t& id : *ids) id %= config.vocab_size;
       }
