@@ -13,7 +13,7 @@ if(NIBBLE_SANITIZE)
   target_link_options(nibble_options INTERFACE -fsanitize=${NIBBLE_SANITIZE})
 endif()
 
-# Several sources become one translation unit, which compiles in half the time where headers cost more than code. Names in
+# Several sources become one translation unit: nibble_cli, whose headers cost more than its code, takes a third of the time. Names in
 # their anonymous namespaces must differ then, so a library has it by asking for it: UNITY.
 function(nibble_unity target)
   set_target_properties(${target} PROPERTIES UNITY_BUILD ${NIBBLE_UNITY} UNITY_BUILD_BATCH_SIZE 6)
