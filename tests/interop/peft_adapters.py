@@ -33,6 +33,8 @@ TRAINED = {
     "ranks and alphas by module": ["--rank-pattern", "down_proj=8", "layers.[0-1].mlp.gate_proj=2", "--alpha-pattern", "q_proj=32"],
     "some layers": ["--layers-to-transform", "0,2-3"],
     "a trained head": ["--train-head"],
+    "DoRA": ["--use-dora"],
+    "modules by an expression": ["--target-modules", r".*\.[02]\.(self_attn\.(q|o)|mlp\.up)_proj"],
 }
 SAVED = {
     "LoRA": {},
@@ -41,6 +43,8 @@ SAVED = {
     "some layers": {"layers_to_transform": [1, 3], "layers_pattern": "layers"},
     "a head": {"modules_to_save": ["lm_head"]},
     "all-linear": {"target_modules": "all-linear"},
+    "DoRA": {"use_dora": True},
+    "modules by an expression": {"target_modules": r".*\.(q|down)_proj", "exclude_modules": r".*layers\.1\..*"},
 }
 
 
@@ -112,7 +116,9 @@ def check_saved(nibble, folder):
         model = get_peft_model(base_model(), LoraConfig(**{"r": 4, "lora_alpha": 12, "target_modules": ALL, "task_type": "CAUSAL_LM", **options}))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if "lora_" in name:
+                if "lora_magnitude_vector" in name:
+                    parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+                elif "lora_" in name:
                     parameter.normal_(std=0.05)
                 elif "modules_to_save" in name:
                     parameter.add_(torch.randn_like(parameter) * 0.01)
