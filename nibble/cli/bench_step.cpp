@@ -55,7 +55,7 @@ Placement plan_step(gpu::Device& device, StepFlags& flags) {
   const MemoryBudget budget = options.vram_limit.said() ? memory_budget(options, device.info()) : MemoryBudget{};
   StepBenchOptions& step = flags.step;
   const Placement placement = place(options, device, step.config, step.path, {.tokens = step.tokens(), .labels = step.tokens()}, budget,
-                                    usual_rates(device.info(), step.path));
+                                    usual_rates(device.info(), step.path, step.tokens()));
   device.limit_memory(budget.bytes);
   step.residency = placement.model.residency;
   step.stream = placement.model.stream;
@@ -79,6 +79,7 @@ Json plan_json(const StepFlags& flags, const Placement& placement) {
           {"one_decoded_room", placement.model.one_decoded_room},
           {"head_chunk", placement.model.head_chunk},
           {"embedding_on_host", placement.model.stream.embedding},
+          {"head_on_host", placement.model.stream.head},
           {"streamed", count_of(placement.model.residency, flags.step.config.num_layers, Residency::streamed)}};
 }
 
@@ -90,6 +91,8 @@ Json settings_of(const StepFlags& flags) {
           {"stream_memory", flags.residency.memory},
           {"stream_slots", flags.residency.slots},
           {"embedding_memory", flags.residency.embedding},
+          {"head_memory", flags.residency.head},
+          {"head_bits", flags.residency.head_bits},
           {"head", flags.train_head ? Json{{"moments", flags.head_moments}, {"state", flags.head_state}} : Json()},
           {"profile", flags.bench.device.profile}};
 }
@@ -98,6 +101,8 @@ std::string residency_text(const StepFlags& flags) {
   const std::uint32_t streamed = count_of(flags.residency.of(flags.step.config.num_layers), flags.step.config.num_layers, Residency::streamed);
   std::string text = flags.residency.name == "cached" ? ", cached" : "";
   if (flags.residency.embedding == "host") text += ", embedding on the host";
+  if (flags.residency.head == "host") text += ", head on the host";
+  if (flags.residency.head_bits < 16) text += fmt::format(", head in {} bits", flags.residency.head_bits);
   if (streamed > 0) text += fmt::format(", {} of {} layers streamed ({})", streamed, flags.step.config.num_layers, flags.residency.memory);
   return text;
 }
@@ -138,9 +143,10 @@ void print_choice(std::FILE* out, const StepFlags& flags, const Placement& place
              flags.plan_alone ? fmt::format("{} x {}", flags.step.batch, flags.step.length) : "", human_bytes(m.total()),
              human_bytes(m.frozen_weights), human_bytes(m.decoded_weights), human_bytes(m.adapters), human_bytes(m.layer_inputs),
              human_bytes(m.activations), human_bytes(m.scratch + m.workspace), human_bytes(m.head + m.trained_head));
-  fmt::print(out, "{:>12} of {} layers {}; {} streamed, inputs of {} offloaded, decoded into {}, logits of {} rows at a time; RAM {}\n", "", layers,
+  fmt::print(out, "{:>12} of {} layers {}; {} streamed, inputs of {} offloaded, decoded into {}, logits of {} rows at a time{}; RAM {}\n", "", layers,
              describe(placement.model.activations, layers), count_of(placement.model.residency, layers, Residency::streamed),
-             placement.model.offloaded_inputs, placement.model.one_decoded_room ? "one room" : "a room each", placement.model.head_chunk, human_bytes(m.host_total()));
+             placement.model.offloaded_inputs, placement.model.one_decoded_room ? "one room" : "a room each", placement.model.head_chunk,
+             describe_tables(placement.model.stream, flags.step.config.tie_word_embeddings), human_bytes(m.host_total()));
 }
 
 void time_row(gpu::Device& device, const StepFlags& flags, Json& row, std::FILE* table, const Peaks& peaks) {

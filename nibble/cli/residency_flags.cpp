@@ -20,10 +20,18 @@ void ResidencyFlags::add_to(CLI::App& verb, Cached cached) {
                   "process; carried: products move it from there while they multiply; direct: kernels read memory of the process, and\n"
                   "nothing is copied; auto: staged, but carried where the driver would take GPU memory to stage")
       ->check(CLI::IsMember({"auto", "staged", "mapped", "carried", "direct"}))->capture_default_str();
+  const std::string moved = planned ? "; under --vram-limit it goes to the host where that is what takes the least time" : "";
   verb.add_option("--embedding-memory", embedding,
-                  "Where the embedding is kept: device, or host, of which the GPU reads a batch's rows. A model that ties it to\n"
-                  "the head needs it on the device")
+                  "Where the embedding is kept: device, or host, of which the GPU reads a batch's rows. Of a model that ties it to\n"
+                  "the head this is where the head is kept too" + moved)
       ->check(CLI::IsMember({"device", "host"}))->capture_default_str();
+  verb.add_option("--head-memory", head,
+                  "Where the head is kept: device, or host, of which slices are brought to the GPU in turn, twice a pass" + moved)
+      ->check(CLI::IsMember({"device", "host"}))->capture_default_str();
+  verb.add_option("--head-bits", head_bits,
+                  "How embedding and head are kept: 16 (f16, or f32 where products are), 8 (integers in blocks of 64) or 4 (NF4). Fewer bits\n"
+                  "change the results, as quantising the layers does")
+      ->check(CLI::IsMember({16u, 8u, 4u}))->capture_default_str();
   verb.add_option("--stream-slots", slots, "Streamed layers that have room in GPU memory at a time")
       ->check(CLI::Range(2u, 1000u))->capture_default_str();
 }
@@ -38,7 +46,8 @@ std::optional<Residency> ResidencyFlags::choice() const {
 }
 
 StreamOptions ResidencyFlags::stream() const {
-  return {.memory = gpu::host_memory_named(memory), .embedding = embedding == "host", .slots = slots};
+  return {.memory = gpu::host_memory_named(memory), .embedding = embedding == "host", .slots = slots,
+          .head = head == "host", .tables = table_form_of(head_bits)};
 }
 
 }  // namespace nibble::cli

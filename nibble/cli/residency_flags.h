@@ -14,7 +14,8 @@ namespace nibble::cli {
 struct ResidencyFlags {
   std::string name = "resident", memory = "auto";
   std::optional<std::uint32_t> layers;  // that are streamed
-  std::string embedding = "device";
+  std::string embedding = "device", head = "device";
+  std::uint32_t head_bits = 16;
   std::uint32_t slots = StreamOptions{}.slots;
 
   enum class Cached { offered, left_out };

@@ -86,10 +86,11 @@ void print_memory(const RunPlan& plan, Progress& progress) {
   };
   progress.say(fmt::format("Memory   {} on the GPU{}", human_bytes(m.total()), budget_text(plan)));
   const std::uint32_t streamed = count_of(plan.model.residency, plan.config.num_layers, Residency::streamed);
+  const std::string unusual = describe_tables(plan.model.stream, plan.config.tie_word_embeddings);
+  const std::string tables = unusual.empty() ? ", embedding and head" : unusual;
   row("frozen weights", m.frozen_weights,
-      streamed > 0 ? fmt::format("NF4 of {} layers, {} others are streamed; embedding, norms", plan.config.num_layers - streamed, streamed)
-                   : "NF4, embedding, norms");
-  if (plan.model.stream.embedding) progress.say(fmt::format("  {:<16} {:>11}  the embedding lies in host memory", "", ""));
+      streamed > 0 ? fmt::format("NF4 of {} layers, {} others are streamed; norms{}", plan.config.num_layers - streamed, streamed, tables)
+                   : "NF4, norms" + tables);
   row("decoded weights", m.decoded_weights,
       plan.model.one_decoded_room ? "one room, in which each projection takes the place of the last" : "a room for each projection");
   row("adapter", m.adapters, "parameters, gradients, moments");
@@ -102,7 +103,7 @@ void print_memory(const RunPlan& plan, Progress& progress) {
   row("trained head", m.trained_head, plan.head && plan.head->place == MemoryPlace::host ? "gradient and copy; the rest in host memory" : "values, gradient, moments");
   row("workspace", m.workspace, "batches, tables, statistics");
   progress.say(fmt::format("RAM      {}: on the way to and from the GPU {}{}", human_bytes(m.host_total()), human_bytes(m.host_staging),
-                           (m.host_weights > 0 ? ", streamed layers " + human_bytes(m.host_weights) : "") +
+                           (m.host_weights > 0 ? ", weights " + human_bytes(m.host_weights) : "") +
                                (m.host_head > 0 ? ", the trained head " + human_bytes(m.host_head) : "") +
                                (m.host_inputs > 0 ? ", inputs of layers " + human_bytes(m.host_inputs) : "")));
 }

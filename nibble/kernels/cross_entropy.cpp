@@ -38,7 +38,7 @@ void record(gpu::Recorder& recorder, const CrossEntropy& op) {
   const RowKernel row_kernel(device, columns);
   const auto entry = row_kernel.kernel(device, "cross_entropy",
                                        !has_gradient ? "loss_only" : scaled ? "loss_and_scaled_slopes" : "loss_and_slopes",
-                                       row_kernel.prelude(scaled ? DType::f16 : DType::f32));
+                                       row_kernel.prelude(scaled ? DType::f16 : DType::f32), "cross_entropy");
   const std::uint64_t row_bytes = std::uint64_t{columns} * sizeof(float);
   for (const auto slice : gpu::binding_slices(device, rows, {row_bytes, row_bytes / 2, sizeof(float)})) {
     const std::uint32_t count = slice.end - slice.begin;

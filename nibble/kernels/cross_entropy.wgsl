@@ -21,18 +21,6 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> d_logits: array<Data>;
 @group(0) @binding(7) var<storage, read_write> d_scale: array<f32>;
 
-const LOWEST = -3.4e38;
-
-// An order of floats as integers, for the maximum over lanes. NaN is above infinity.
-fn ordered(value: f32) -> u32 {
-  let bits = bitcast<u32>(value);
-  return select(bits | 0x80000000u, ~bits, (bits >> 31u) == 1u);
-}
-
-fn unordered(word: u32) -> f32 {
-  return bitcast<f32>(select(~word, word & 0x7fffffffu, (word >> 31u) == 1u));
-}
-
 struct RowStats {
   maximum: f32,
   to_probability: f32,  // exp(l - maximum) times this
@@ -80,10 +68,7 @@ fn row_factor(row: u32, others: f32) -> f32 {
   if (params.weighted != 0u) {
     factor *= weights[row];
   }
-  if (params.gamma != 0.0) {
-    factor *= select(pow(others, params.gamma), 0.0, others == 0.0);
-  }
-  return factor;
+  return slope_factor(factor, params.gamma, others);
 }
 
 @compute @workgroup_size(WORKGROUP)

@@ -26,8 +26,10 @@ gpu::Prelude RowKernel::prelude(DType data) const {
 }
 
 gpu::Kernel RowKernel::kernel(gpu::Device& device, std::string_view file, std::string_view entry,
-                              const gpu::Prelude& prelude) const {
-  return nibble::kernel(device, file, prelude, {"grid", "row_reduce", "row_scale", width == 4 ? "wide4" : "wide1", "sigmoid"}, entry);
+                              const gpu::Prelude& prelude, std::string_view own) const {
+  const std::string_view wide = width == 4 ? "wide4" : "wide1";
+  if (own.empty()) return nibble::kernel(device, file, prelude, {"grid", "row_reduce", "row_scale", wide, "sigmoid"}, entry);
+  return nibble::kernel(device, file, prelude, {"grid", "row_reduce", "row_scale", wide, "sigmoid", own}, entry);
 }
 
 void expect_shape(const Tensor& tensor, DType dtype, std::initializer_list<std::uint32_t> dims, std::string_view where,

@@ -17,9 +17,9 @@ struct RowKernel {
 
   // Constants and, as the alias `Data`, the element type of what is stored.
   gpu::Prelude prelude(DType data) const;
-  // The entry point of FILE.wgsl with the snippets that row kernels use.
+  // The entry point of FILE.wgsl with the snippets that row kernels use, and one of its own.
   gpu::Kernel kernel(gpu::Device& device, std::string_view file, std::string_view entry,
-                     const gpu::Prelude& prelude) const;
+                     const gpu::Prelude& prelude, std::string_view own = {}) const;
 };
 
 // Throws unless `tensor` has the dimensions and the type. `where` is the operation, `name` the tensor's name in it.

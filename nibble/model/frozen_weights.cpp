@@ -1,10 +1,16 @@
 #include "nibble/model/frozen_weights.h"
 
 #include "nibble/base/half.h"
+#include "nibble/kernels/embedding.h"
 
 #include <algorithm>
 
 namespace nibble {
+
+void embed(gpu::Recorder& recorder, const Table& table, const gpu::Tensor& tokens, const gpu::Tensor& x) {
+  if (table.form == TableForm::dense) return record(recorder, Embedding{.tokens = tokens, .table = weight_of(table), .x = x});
+  record(recorder, EmbeddingCodes{.tokens = tokens, .vocabulary = table.rows, .codes = table.codes, .scales = table.block_scales, .x = x});
+}
 
 DecodedRows::DecodedRows(const std::vector<Residency>& residency, std::uint32_t layers) {
   for (std::uint32_t layer = 0; layer < layers; ++layer) {

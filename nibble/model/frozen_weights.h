@@ -21,6 +21,9 @@ inline Weight weight_of(const DenseMatrix& matrix) {
   return weight;
 }
 
+// x[t] (T, C) = the embedding of tokens[t] (T).
+void embed(gpu::Recorder& recorder, const Table& table, const gpu::Tensor& tokens, const gpu::Tensor& x);
+
 // Which decoded copies the layers use: the cached ones one each, the others one together.
 class DecodedRows {
  public:

@@ -1,7 +1,6 @@
 #include "nibble/model/generator.h"
 
 #include "nibble/base/error.h"
-#include "nibble/kernels/embedding.h"
 #include "nibble/kernels/product_vec.h"
 #include "nibble/weights/layer_stream.h"
 
@@ -158,7 +157,7 @@ Tensor Generator::run_layers(gpu::Recorder& recorder, const Pass& pass) {
   const DeviceStream& stream = pass.stream;
   const auto residual = [&](std::uint32_t layer) { return residual_[layer % 2].rows(0, stream.tokens); };
   weights_.go(LayerOrder::round);
-  record(recorder, Embedding{.tokens = stream.token_ids, .table = weight_of(weights_.embedding), .x = residual(0)});
+  embed(recorder, weights_.embedding, stream.token_ids, residual(0));
   if (pass.few) {
     const DecodeLayers::Pass step{recorder, stream, rotations_, lora_, dora(), pass.first_key, pass.most_keys, pass.apart};
     for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
@@ -208,7 +207,7 @@ std::vector<std::uint32_t> Generator::places_of(std::span<const Text> parts) con
 // After a step of the same texts, one token each. A change of the adapter forgets what was seen, and with it the places.
 // What the rooms of streamed and of decoded weights hold is noted as it is recorded, so passes through these must be submitted.
 void Generator::prepare_next(std::span<const Text> parts) {
-  if (!steps_ || weights_.stream) return;
+  if (!steps_ || weights_.stream || head_.in_slices()) return;
   const std::uint32_t any = 0;
   std::vector<Text> next;
   for (const Text& part : parts) {

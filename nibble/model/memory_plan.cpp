@@ -17,21 +17,30 @@ std::uint64_t vectors_of_layer(const ModelConfig& config) {
   return bytes;
 }
 
-std::uint64_t frozen_bytes(const ModelConfig& config, const ModelOptions& options, bool has_head) {
-  const std::uint64_t table = buffer_bytes(operand_dtype(options.path), {config.vocab_size, config.hidden_size});
-  const std::uint64_t tables = (options.stream.embedding ? 0 : 1) + (config.tie_word_embeddings || !has_head ? 0 : 1);
+// Embedding and, where the model does not tie them and the base's is loaded, head.
+TableBytes tables_bytes(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options, bool has_head) {
+  const TablePlaces places = table_places(options.stream, config.tie_word_embeddings);
+  const auto one = [&](bool on_host) {
+    return table_bytes(device.info(), config.vocab_size, config.hidden_size,
+                       {.dtype = operand_dtype(options.path), .form = options.stream.tables, .on_host = on_host});
+  };
+  TableBytes all = one(places.embedding_on_host);
+  if (config.tie_word_embeddings || !has_head) return all;
+  const TableBytes head = one(places.head_on_host);
+  return {.device = all.device + head.device, .host = all.host + head.host};
+}
+
+std::uint64_t frozen_bytes(const ModelConfig& config, const ModelOptions& options, const TableBytes& tables) {
   const std::uint64_t streamed = count_of(options.residency, config.num_layers, Residency::streamed);
   const std::uint64_t on_device = config.num_layers - streamed + stream_slots(options.residency, config.num_layers, options.stream);
   return on_device * buffer_bytes(nf4_layer_bytes(config)) + config.num_layers * vectors_of_layer(config) + buffer_bytes(DType::f32, {config.hidden_size}) +
-         tables * table;
+         tables.device;
 }
 
 // Of what is streamed, in host memory.
-std::uint64_t host_weight_bytes(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options) {
+std::uint64_t host_weight_bytes(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options, const TableBytes& tables) {
   const std::uint64_t layers = count_of(options.residency, config.num_layers, Residency::streamed);
-  const std::uint64_t table = std::uint64_t{config.vocab_size} * config.hidden_size * size_of(operand_dtype(options.path));
-  return layers * gpu::host_buffer_bytes(device.info(), memory_of(device.info(), options.stream), nf4_layer_bytes(config)) +
-         (options.stream.embedding ? gpu::host_buffer_bytes(device.info(), gpu::HostMemory::direct, table) : 0);
+  return layers * gpu::host_buffer_bytes(device.info(), memory_of(device.info(), options.stream), nf4_layer_bytes(config)) + tables.host;
 }
 
 // Beside the layers: batches and tables of angles; partial sums of the gradients' norm, statistics of a step, and of pairs.
@@ -51,15 +60,16 @@ MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, con
                        const LoraConfig& lora, const std::optional<TrainedHeadOptions>& trained_head) {
   const LoraModules modules = modules_of(lora, config.num_layers);
   const LayersBytes layers = layers_bytes(device, config, layers_options(options, largest_rank(modules), adapts_experts(config, lora), lora.use_dora));
-  const HeadOptions head = Head::settled(device.info(), config, head_options(options));
+  const HeadOptions head = Head::settled(device.info(), config, head_options(device.info(), config, options, !trained_head));
+  const TableBytes tables = tables_bytes(device, config, options, !trained_head);
   const std::uint64_t stream = buffer_bytes(DType::f32, {options.max_tokens, config.hidden_size});
   const LayerInputs::Bytes inputs = LayerInputs::bytes(device.info(), config, layer_inputs_options(options));
   TrainedHead::Bytes trained = trained_head ? TrainedHead::bytes(config, *trained_head) : TrainedHead::Bytes{};
   const std::uint64_t partial_sums =
-      trained_head ? product_tn_scratch(device, head.chunk_rows, config.vocab_size, config.hidden_size) : 0;
+      trained_head ? Head::gradient_scratch(device, config, head) : 0;
   if (partial_sums > 0) trained.device += buffer_bytes(partial_sums * sizeof(float));
   const std::uint64_t adapters = lora_bytes(config, lora, options.trainable) + (lora.use_dora ? Dora::bytes(config, modules) : 0);
-  return {.frozen_weights = frozen_bytes(config, options, !trained_head),
+  return {.frozen_weights = frozen_bytes(config, options, tables),
           .decoded_weights = layers.decoded_weights,
           .adapters = adapters,
           .layer_inputs = inputs.device + (options.trainable ? stream : 0),
@@ -68,7 +78,7 @@ MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, con
           .head = Head::bytes(device, config, head),
           .trained_head = trained.device,
           .workspace = workspace_bytes(device, config, options, adapters / 4 + trained.device),
-          .host_weights = host_weight_bytes(device, config, options),
+          .host_weights = host_weight_bytes(device, config, options, tables),
           .host_head = trained.host,
           .host_inputs = inputs.host,
           .host_staging = gpu::most_staging_bytes};

@@ -1,7 +1,6 @@
 #include "nibble/model/model.h"
 
 #include "nibble/base/error.h"
-#include "nibble/kernels/embedding.h"
 #include "nibble/kernels/neftune.h"
 #include "nibble/kernels/nonfinite.h"
 #include "nibble/weights/nf4_room.h"
@@ -22,9 +21,13 @@ LayersOptions layers_options(const ModelOptions& options, std::uint32_t rank, bo
           .lora_dropout = options.lora_dropout, .expert_adapters = expert_adapters};
 }
 
-HeadOptions head_options(const ModelOptions& options) {
-  return {.path = options.path, .max_labels = options.max_labels, .chunk_rows = options.head_chunk,
-          .trainable = options.trainable};
+HeadOptions head_options(const gpu::AdapterInfo& info, const ModelConfig& config, const ModelOptions& options, bool base_head) {
+  const bool has_table = base_head || config.tie_word_embeddings;
+  return {.path = options.path, .max_labels = options.max_labels, .chunk_rows = options.head_chunk, .trainable = options.trainable,
+          .form = has_table ? options.stream.tables : TableForm::dense,
+          .on_host = has_table && table_places(options.stream, config.tie_word_embeddings).head_on_host,
+          .carried = options.path == ProductPath::matrix && memory_of(info, options.stream) == gpu::HostMemory::carried,
+          .slice_rows = options.head_slice};
 }
 
 namespace {
@@ -53,7 +56,7 @@ Model::Model(const ModelState& state, const ModelOptions& options)
       layers_(make_layers(device_, config_, weights_, lora_,
                           layers_options(options_, lora_ ? lora_->rank : 0, lora_ && adapts_experts(config_, state.lora_config()), lora_ && lora_->use_dora))),
       streams_(device_, options.max_tokens, config_.sliding_window),
-      head_(device_, config_, weights_, head_options(options_)),
+      head_(device_, config_, weights_, head_options(device_.info(), config_, options_, static_cast<bool>(weights_.base_head))),
       inputs_(device_, config_, layer_inputs_options(options_)) {
   if (options.trainable) dx_ = device_.tensor(DType::f32, {options.max_tokens, config_.hidden_size}, "residual gradient");
   const std::uint32_t positions = std::min(options.max_tokens, config_.max_position_embeddings);
@@ -71,9 +74,7 @@ LayerPass Model::pass(gpu::Recorder& recorder, const DeviceStream& stream, const
 }
 
 void Model::embed(gpu::Recorder& recorder, const DeviceStream& stream) {
-  record(recorder, Embedding{.tokens = stream.token_ids,
-                             .table = weight_of(weights_.embedding),
-                             .x = inputs_.at(0, stream.tokens)});
+  nibble::embed(recorder, weights_.embedding, stream.token_ids, inputs_.at(0, stream.tokens));
 }
 
 Tensor Model::run_layers(const LayerPass& pass, const NeftuneNoise& noise, LayerOrder order) {

@@ -17,13 +17,14 @@ namespace nibble {
 struct ModelOptions {
   ProductPath path = ProductPath::f32;  // of a state, its own
   std::vector<Residency> residency = {};  // by layer; empty: all resident. Which are streamed is the state's to say
-  StreamOptions stream = {};              // of a plan; a state has its own
+  StreamOptions stream = {};              // of a plan; a state has its own, but for how a head on the host is brought
   ActivationChoices activations = {};   // what the backward pass computes again
   bool one_decoded_room = false;        // see LayersOptions
   std::uint32_t offloaded_inputs = 0;   // layers; see LayerInputsOptions
   std::uint32_t max_tokens = 0;         // of one batch
   std::uint32_t max_labels = 0;
   std::uint32_t head_chunk = 0;         // see HeadOptions::chunk_rows
+  std::uint32_t head_slice = 0;         // see HeadOptions::slice_rows
   bool trainable = true;                // room for the backward pass
   bool lora_dropout = false;            // training drops inputs of the adapters
 };
@@ -35,7 +36,8 @@ struct NeftuneNoise {
 };
 
 LayersOptions layers_options(const ModelOptions& options, std::uint32_t rank, bool expert_adapters, bool use_dora = false);
-HeadOptions head_options(const ModelOptions& options);
+// `base_head`: whether the base's own is loaded.
+HeadOptions head_options(const gpu::AdapterInfo& info, const ModelConfig& config, const ModelOptions& options, bool base_head);
 LayerInputsOptions layer_inputs_options(const ModelOptions& options);
 
 // What training adds to a pass of one batch.

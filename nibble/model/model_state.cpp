@@ -150,9 +150,9 @@ void ModelState::set_lora(const LoraAdapter& adapter, bool trainable) {
   host_head_.clear();
   if (trained_head_) {
     train_head(trained_head_->options());
-  } else if (weights_->base_head.data) {
+  } else if (weights_->base_head) {
     weights_->head = weights_->base_head;
-    if (adapter.head) weights_->head = upload_dense(*device_, *adapter.head, operand_dtype(path_), head_tensor_name);
+    if (adapter.head) weights_->head = upload_table(*device_, *adapter.head, {.dtype = operand_dtype(path_)}, head_tensor_name);
   }
 }
 

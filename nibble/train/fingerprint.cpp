@@ -106,6 +106,7 @@ Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& b
           {"sliding_window", config.sliding_window},
           {"rope_parameters", rope_of(config.rope)}};
   if (!config.nope.empty()) facts["nope"] = config.nope;
+  if (o.stream.tables != TableForm::dense) facts["head_bits"] = bits_of(o.stream.tables);
   return facts;
 }
 

@@ -33,7 +33,7 @@ struct Setup {
   std::optional<TrainedHeadOptions> head;
   bool one_room = false;
   std::uint32_t chunk = 0, streamed = 0;
-  bool embedding_on_host = false;
+  TablePlaces tables;
 };
 
 class Planner {
@@ -52,9 +52,9 @@ class Planner {
     weigh_parts();
     for (const auto& head : heads()) {
       for (const bool one_room : rooms()) {
-        for (const std::uint32_t chunk : chunks()) {
-          for (std::uint32_t streamed = 0; streamed <= most_streamed(); ++streamed) {
-            for (const bool on_host : embeddings()) consider({head, one_room, chunk, streamed, on_host});
+        for (const TablePlaces& tables : table_choices()) {
+          for (const std::uint32_t chunk : chunks(tables)) {
+            for (std::uint32_t streamed = 0; streamed <= most_streamed(); ++streamed) consider({head, one_room, chunk, streamed, tables});
           }
         }
       }
@@ -88,20 +88,28 @@ class Planner {
     return {false, true};
   }
 
-  std::vector<std::uint32_t> chunks() const {
+  std::vector<std::uint32_t> chunks(const TablePlaces& tables) const {
     if (options_.head_chunk > 0) return {options_.head_chunk};
-    const HeadOptions usual = Head::settled(device_.info(), config_, {.path = path_, .max_labels = room_.labels});
+    const HeadOptions usual = head_of({.tables = tables});
     std::vector<std::uint32_t> all = {usual.chunk_rows};
     while (all.back() > 64) all.push_back(std::max(64u, all.back() / 2));
     return all;
   }
 
+  HeadOptions head_of(const Setup& setup) const {
+    return Head::settled(device_.info(), config_, head_options(device_.info(), config_, model(setup), !options_.train_head));
+  }
+
   // What is said of the weights holds.
   std::uint32_t most_streamed() const { return options_.residency || options_.stream_layers ? 0 : config_.num_layers; }
-  std::vector<bool> embeddings() const {
-    if (options_.stream.embedding) return {true};
-    const bool open = !options_.residency && !config_.tie_word_embeddings && gpu::supports(device_.info(), gpu::HostMemory::direct);
-    return open ? std::vector<bool>{false, true} : std::vector<bool>{false};
+  std::vector<TablePlaces> table_choices() const {
+    const bool tied = config_.tie_word_embeddings, has_head = tied || !options_.train_head;
+    const TablePlaces said = table_places(options_.stream, tied);
+    std::vector<TablePlaces> all = {said};
+    if (options_.residency || !gpu::supports(device_.info(), gpu::HostMemory::direct)) return all;
+    if (!said.embedding_on_host) all.push_back({true, tied || said.head_on_host});
+    if (has_head && !all.back().head_on_host) all.push_back({true, true});
+    return all;
   }
   std::uint32_t most_offloaded() const {
     if (options_.offload_inputs) return *options_.offload_inputs;
@@ -113,7 +121,8 @@ class Planner {
     const Residency rest = options_.residency.value_or(Residency::resident);
     const auto said = setup.streamed > 0 ? setup.streamed : options_.stream_layers;
     StreamOptions stream = options_.stream;
-    stream.embedding = setup.embedding_on_host;
+    stream.embedding = setup.tables.embedding_on_host;
+    stream.head = setup.tables.head_on_host;
     return {.path = path_, .residency = choose_residency(config_.num_layers, rest, said), .stream = stream,
             .one_decoded_room = setup.one_room, .max_tokens = room_.tokens, .max_labels = room_.labels, .head_chunk = setup.chunk,
             .lora_dropout = options_.lora.lora_dropout > 0};
@@ -139,7 +148,8 @@ class Planner {
 
   // What the parts of one layer's activations and its input take. Of one layer all choices take the same.
   void weigh_parts() {
-    const Setup any{heads().front(), rooms().front(), chunks().front(), 0, embeddings().front()};
+    const TablePlaces tables = table_choices().front();
+    const Setup any{heads().front(), rooms().front(), chunks(tables).front(), 0, tables};
     const std::uint64_t others = std::max(1u, config_.num_layers - 1);
     const std::uint64_t least = bytes_with(any, Activations::recompute), without_mlp = bytes_with(any, Activations::recompute_mlp);
     attention_bytes_ = (without_mlp - least) / others;
@@ -153,27 +163,27 @@ class Planner {
     const Checkpointing said = options_.gradient_checkpointing;
     const std::uint32_t layers = config_.num_layers;
     const std::uint64_t least = bytes_with(setup, said == Checkpointing::automatic ? Activations::recompute : activations_under(said));
-    const double seconds = setup_seconds(setup);
+    const double seconds = setup_seconds(setup), copies = copy_seconds(setup);
     for (std::uint32_t offloaded = least_offloaded(); offloaded <= most_offloaded(); ++offloaded) {
       Candidate candidate{.setup = setup, .offloaded = offloaded, .bytes = least - offloading_saves(offloaded)};
       if (said == Checkpointing::automatic || said == Checkpointing::on) candidate.recompute = layers;
       if (said == Checkpointing::mlp) candidate.recompute_mlp = layers;
       candidate.extra_seconds = seconds + offload_seconds(offloaded);
       if (said == Checkpointing::automatic) {
-        keep_what_fits(candidate);
+        keep_what_fits(candidate, copies);
       } else {
-        candidate.extra_seconds += again_seconds(candidate.recompute_mlp, candidate.recompute);
+        candidate.extra_seconds += layers_seconds(candidate.recompute_mlp, candidate.recompute, copies);
       }
       take(candidate);
     }
   }
 
   // From all layers computing all but their input again to as much kept as fits in the least time.
-  void keep_what_fits(Candidate& candidate) const {
+  void keep_what_fits(Candidate& candidate, double copies) const {
     const std::uint32_t layers = config_.num_layers;
     const double before = candidate.extra_seconds;
     const std::uint64_t least = candidate.bytes;
-    candidate.extra_seconds = before + again_seconds(0, layers);
+    candidate.extra_seconds = before + layers_seconds(0, layers, copies);
     if (!fits(least)) return;
     for (std::uint32_t recompute = 0; recompute < layers; ++recompute) {
       const std::uint64_t attention = std::min(layers - recompute, layers - 1) * attention_bytes_;
@@ -181,7 +191,7 @@ class Planner {
       std::uint64_t kept = layers - 1;
       if (budget_.bytes > 0 && mlp_bytes_ > 0) kept = std::min(kept, (budget_.bytes - least - attention) / mlp_bytes_);
       const std::uint32_t given_up = kept == layers - 1 ? recompute : std::max(recompute, layers - static_cast<std::uint32_t>(kept));
-      const double seconds = before + again_seconds(given_up - recompute, recompute);
+      const double seconds = before + layers_seconds(given_up - recompute, recompute, copies);
       if (seconds >= candidate.extra_seconds) continue;
       candidate.extra_seconds = seconds;
       candidate.recompute = recompute;
@@ -197,14 +207,29 @@ class Planner {
 
   bool fits(std::uint64_t bytes) const { return budget_.bytes == 0 || bytes <= budget_.bytes; }
 
+  // Nothing goes on beside these copies.
   double offload_seconds(std::uint32_t offloaded) const {
     return 2.0 * offloaded * static_cast<double>(input_bytes_) / rates_.link_bytes;
+  }
+
+  // What computing again and copies of streamed layers, half of them in each direction, cost a pass.
+  double layers_seconds(std::uint32_t recompute_mlp, std::uint32_t recompute, double copies) const {
+    const double again = again_seconds(recompute_mlp, recompute);
+    const double layers = room_.tokens * (work_.step() - work_.head_passes * work_.head) / rates_.flops;
+    const double forward = room_.tokens * work_.forward() / rates_.flops;
+    return again + streaming_seconds(copies / 2, forward) + streaming_seconds(copies / 2, layers - forward + again);
+  }
+
+  // Of streamed layers, forward and backward.
+  double copy_seconds(const Setup& setup) const {
+    const auto streamed = static_cast<double>(count_of(model(setup).residency, config_.num_layers, Residency::streamed));
+    return 2 * streamed * static_cast<double>(nf4_layer_bytes(config_)) / rates_.link_bytes;
   }
 
   // What saving memory costs a pass.
   double seconds_of(const Candidate& candidate) const {
     return setup_seconds(candidate.setup) + offload_seconds(candidate.offloaded) +
-           again_seconds(candidate.recompute_mlp, candidate.recompute);
+           layers_seconds(candidate.recompute_mlp, candidate.recompute, copy_seconds(candidate.setup));
   }
 
   // Of a pass. Of the very last layer everything is still there.
@@ -220,25 +245,41 @@ class Planner {
 
   double setup_seconds(const Setup& setup) const {
     const double layers = config_.num_layers;
-    const auto table = 1.0 * config_.vocab_size * config_.hidden_size * static_cast<double>(size_of(operand_dtype(path_)));
-    double seconds = std::ceil(room_.labels / static_cast<double>(setup.chunk)) * work_.head_passes * table / rates_.memory_bytes;
+    double seconds = head_seconds(setup);
     if (setup.one_room) {
       const auto [out, in] = joint_dims(config_, config_.has_experts() ? Joint::qkv : Joint::gate_up);
       seconds += layers * 2.5 * out * in / rates_.memory_bytes;
     }
-    const auto streamed = static_cast<double>(count_of(model(setup).residency, config_.num_layers, Residency::streamed));
-    seconds += streaming_seconds(2 * streamed * static_cast<double>(nf4_layer_bytes(config_)) / rates_.link_bytes);
-    if (setup.embedding_on_host) seconds += 4.0 * room_.tokens * config_.hidden_size / rates_.link_bytes;
+    if (setup.tables.embedding_on_host) seconds += 4.0 * room_.tokens * config_.hidden_size / rates_.link_bytes;
     if (setup.head) seconds += 2 * static_cast<double>(TrainedHead::bytes(config_, *setup.head).host) / rates_.link_bytes;
     return seconds;
   }
 
-  // What copies of so many seconds cost a pass. Where products carry them they cost about a fifth (18 to 27% of their time on an
-  // H200), and what the pass is too short to hide.
-  double streaming_seconds(double copies) const {
+  // Each chunk of rows reads the head for each product with it. In slices there is one more product, codes are decoded and what lies
+  // on the host is brought, both twice.
+  double head_seconds(const Setup& setup) const {
+    const HeadOptions head = head_of(setup);
+    const double elements = 1.0 * config_.vocab_size * config_.hidden_size, bytes = elements * static_cast<double>(size_of(operand_dtype(path_)));
+    const double chunks = std::ceil(room_.labels / static_cast<double>(setup.chunk));
+    if (!TableSlices::needed(head.form, head.on_host)) return chunks * work_.head_passes * bytes / rates_.memory_bytes;
+    const double pass = room_.labels * work_.head / rates_.flops;
+    double seconds = chunks * (work_.head_passes + 1) * bytes / rates_.memory_bytes + pass;
+    const double stored = head.form == TableForm::dense ? bytes : elements * (bits_of(head.form) / 8.0 + 4.0 / nf4_block);
+    if (head.form != TableForm::dense) seconds += 2 * (stored + bytes) / rates_.memory_bytes;
+    if (head.on_host) {
+      const double copies = stored / rates_.link_bytes;
+      seconds += streaming_seconds(copies, pass) + streaming_seconds(copies, work_.head_passes * pass);
+    }
+    return seconds;
+  }
+
+  // What copies cost beside so many seconds of arithmetic. Where products carry them: a share of their time (10 to 23% on an H200),
+  // and what the arithmetic is too short to hide.
+  double streaming_seconds(double copies, double arithmetic) const {
+    constexpr double carried_share = 0.2;
     const bool carried = path_ == ProductPath::matrix && memory_of(device_.info(), options_.stream) == gpu::HostMemory::carried;
     if (!carried) return copies;
-    return 0.2 * copies + std::max(0.0, copies - room_.tokens * work_.step() / rates_.flops);
+    return carried_share * copies + std::max(0.0, copies - arithmetic);
   }
 
   static constexpr std::uint32_t most_places_ = LayerInputs::most_places;

@@ -17,8 +17,8 @@ struct StepRates {
   bool measured = false;    // flops
 };
 
-// Of an adapter of such a kind: rough, but the choices of a plan lie further apart.
-StepRates usual_rates(const gpu::AdapterInfo& info, ProductPath path);
+// Of an adapter of such a kind with batches of so many tokens: rough, but the choices of a plan lie further apart.
+StepRates usual_rates(const gpu::AdapterInfo& info, ProductPath path, std::uint32_t tokens);
 
 // The same with the speed of one layer of these sizes over `tokens` tokens, which is measured once and kept in the folder's
 // step-rates.json by adapter, driver and sizes; an empty folder keeps nothing. A damaged file is ignored.

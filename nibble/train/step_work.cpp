@@ -30,6 +30,10 @@ double StepWork::step() const {
   return layers * (2 * products + 3 * layer.adapters + 3.5 * layer.attention) + head_passes * head;
 }
 
+double StepWork::forward() const {
+  return layers * (layer.qkv + layer.o + layer.gate_up + layer.down + layer.adapters + layer.attention);
+}
+
 double StepWork::again(Activations choice) const {
   // The down product is never made again, and the adapters are too little to be told apart.
   if (choice == Activations::keep) return 0;

@@ -22,6 +22,8 @@ struct StepWork {
 
   // Of all layers and the head. Backward: the frozen products once, those of the adapters twice, attention 2.5 times.
   double step() const;
+  // Of the layers' forward pass.
+  double forward() const;
   // What a layer's choice computes again.
   double again(Activations choice) const;
   // The same of all layers. Of the last one to go forward everything is still there.

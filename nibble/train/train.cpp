@@ -131,7 +131,7 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
   if (options.head_learning_rate) options.adamw.head_ratio = *options.head_learning_rate / options.learning_rate;
   const BatchRoom room = room_of_run(feed, *data, options);
   const MemoryBudget budget = memory_budget(options, device.info());
-  const StepRates usual = usual_rates(device.info(), path);
+  const StepRates usual = usual_rates(device.info(), path, room.tokens);
   const StepRates rates = options.dry_run ? measured_rates(device, path, config, room.tokens, gpu::default_cache_dir()) : usual;
   const Placement placement = place(options, device, config, path, room, budget, usual, rates);
   const MemoryLimitGuard guard(device, budget.promised ? budget.bytes : 0);

@@ -1,27 +1,19 @@
 #include "nibble/weights/device_weights.h"
 
 #include "nibble/base/error.h"
-#include "nibble/base/half.h"
 #include "nibble/base/rng.h"
-#include "nibble/quant/halves.h"
 #include "nibble/quant/nf4.h"
-#include "nibble/quant/parallel.h"
 #include "nibble/weights/checkpoint_check.h"
 #include "nibble/weights/layer_stream.h"
+#include "nibble/weights/made_up_values.h"
 #include "nibble/weights/nf4_room.h"
 #include "nibble/weights/read_nf4.h"
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
-#include <mutex>
 
 namespace nibble {
 namespace {
-
-constexpr std::size_t least_uploaded_a_thread = std::size_t{1} << 16;
-
-std::uint32_t bits_of(float value) { return std::bit_cast<std::uint32_t>(value); }
 
 // Reports the part of the checkpoint's bytes that has been taken.
 class Meter {
@@ -138,103 +130,11 @@ class Stopwatch {
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
 
-// The largest magnitude.
-float largest_of(std::span<const float> values) {
-  std::mutex mutex;
-  std::uint32_t largest = 0;  // magnitudes compare as integers do
-  parallel_ranges(values.size(), least_uploaded_a_thread, 0, [&](std::size_t begin, std::size_t end) {
-    std::uint32_t own = 0;
-    for (const float value : values.subspan(begin, end - begin)) own = std::max(own, bits_of(value) & 0x7fffffffu);
-    const std::lock_guard lock(mutex);
-    largest = std::max(largest, own);
-  });
-  return std::bit_cast<float>(largest);
-}
-
-// A dense matrix while it is written.
-class DenseRoom {
- public:
-  DenseRoom(gpu::Device& device, std::uint32_t rows, std::uint32_t columns, DType dtype, std::string_view label, bool on_host)
-      : device_(device) {
-    if (on_host) {
-      host_.emplace(device, gpu::HostMemory::direct, std::uint64_t{rows} * columns * size_of(dtype), label);
-      tensor_ = gpu::Tensor(host_->tensor().buffer(), 0, dtype, {rows, columns});
-    } else {
-      tensor_ = device.tensor(dtype, {rows, columns}, label);
-    }
-  }
-  const gpu::Tensor& tensor() const { return tensor_; }
-  void write(const gpu::Tensor& to, std::span<const std::byte> bytes, std::uint64_t first_byte) {
-    if (host_) {
-      host_->write(bytes, first_byte);
-    } else {
-      device_.write(to, bytes, first_byte);
-    }
-  }
-  void finish() {
-    if (host_) host_->seal();
-  }
-
- private:
-  gpu::Device& device_;
-  std::optional<gpu::HostBuffer> host_;
-  gpu::Tensor tensor_;
-};
-
-// Fills a tensor through `writer` by repeating one block of random words, each passed through `shape`.
-template <typename Writer>
-void fill_random(Writer& writer, const gpu::Tensor& tensor, const std::function<std::uint32_t(std::uint32_t)>& shape) {
-  Rng rng(tensor.size());
-  std::vector<std::uint32_t> block(1 << 20);
-  for (std::uint32_t& word : block) word = shape(rng.next_u32());
-  for (std::uint64_t first = 0; first < tensor.bytes(); first += block.size() * 4) {
-    const std::uint64_t size = std::min<std::uint64_t>(block.size() * 4, tensor.bytes() - first);
-    writer.write(tensor, std::as_bytes(std::span(block)).first(size), first);
-  }
-}
-
 gpu::Tensor ones(gpu::Device& device, std::uint32_t size) {
   return device.tensor<float>(DType::f32, {size}, std::vector<float>(size, 1.0f), "norm");
 }
 
-// Two f16 or one f32 in +-amplitude.
-std::function<std::uint32_t(std::uint32_t)> uniform_words(DType dtype, float amplitude) {
-  const auto value = [amplitude](std::uint32_t bits) {
-    return amplitude * (static_cast<float>(bits) * 0x1p-15f - 1.0f);
-  };
-  if (dtype == DType::f32) return [value](std::uint32_t word) { return bits_of(value(word >> 16)); };
-  return [value](std::uint32_t word) {
-    return std::uint32_t{f32_to_f16(value(word >> 16))} << 16 | f32_to_f16(value(word & 0xffffu));
-  };
-}
-
 }  // namespace
-
-DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType dtype, std::string_view label, bool on_host) {
-  DenseRoom room(device, source.rows, source.columns, dtype, label, on_host);
-  DenseMatrix result{.data = room.tensor()};
-  if (dtype == DType::f32) {
-    source.read([&](std::span<const float> values, std::uint64_t first) {
-      room.write(result.data, std::as_bytes(values), first * 4);
-    });
-    room.finish();
-    return result;
-  }
-  float largest = 0;
-  source.read([&](std::span<const float> values, std::uint64_t) { largest = std::max(largest, largest_of(values)); });
-  const float factor = top_of_f16(largest);
-  result.scale = 1.0f / factor;
-  std::vector<std::uint16_t> halves;
-  source.read([&](std::span<const float> values, std::uint64_t first) {
-    halves.resize(values.size());
-    parallel_ranges(values.size(), least_uploaded_a_thread, 0, [&](std::size_t begin, std::size_t end) {
-      to_f16(values.subspan(begin, end - begin), factor, std::span(halves).subspan(begin, end - begin));
-    });
-    room.write(result.data, std::as_bytes(std::span(halves)), first * 2);
-  });
-  room.finish();
-  return result;
-}
 
 DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, const ModelConfig& config,
                            const LoadOptions& options) {
@@ -242,20 +142,20 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
   Meter meter(options.progress, checkpoint.total_bytes());
   LoadTimes unused, &times = options.times ? *options.times : unused;
   DeviceWeights weights;
-  check_embedding(device.info(), options.stream, config.tie_word_embeddings);
   weights.stream = make_stream(device, config, options);
-  const auto dense = [&](std::string_view name, bool on_host) {
+  const auto table = [&](std::string_view name, bool on_host) {
     const Stopwatch watch(times.dense);
     const Checkpoint::Entry& entry = checkpoint.at(name);
-    DenseMatrix matrix = upload_dense(device, source_of(entry), options.dense_dtype, name, on_host);
+    Table loaded = upload_table(device, source_of(entry), {.dtype = options.dense_dtype, .form = options.stream.tables, .on_host = on_host}, name);
     meter.add(entry.tensor->bytes);
-    return matrix;
+    return loaded;
   };
-  weights.embedding = dense(embedding_tensor_name, options.stream.embedding);
+  const TablePlaces places = table_places(options.stream, config.tie_word_embeddings);
+  weights.embedding = table(embedding_tensor_name, places.embedding_on_host);
   if (config.tie_word_embeddings) {
     weights.base_head = weights.embedding;
   } else if (options.head) {
-    weights.base_head = dense(head_tensor_name, false);
+    weights.base_head = table(head_tensor_name, places.head_on_host);
   }
   if (options.head) weights.head = weights.base_head;
   weights.final_norm = load_vector(device, checkpoint, std::string(final_norm_tensor_name));
@@ -291,17 +191,15 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
 }
 
 DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, const LoadOptions& options) {
-  const auto dense = [&](bool on_host) {
-    DenseRoom room(device, config.vocab_size, config.hidden_size, options.dense_dtype, "made up", on_host);
-    fill_random(room, room.tensor(), uniform_words(options.dense_dtype, 0.035f));
-    room.finish();
-    return DenseMatrix{.data = room.tensor()};
+  const TablePlaces places = table_places(options.stream, config.tie_word_embeddings);
+  const auto table = [&](bool on_host) {
+    return made_up_table(device, config.vocab_size, config.hidden_size,
+                         {.dtype = options.dense_dtype, .form = options.stream.tables, .on_host = on_host});
   };
   DeviceWeights weights;
-  check_embedding(device.info(), options.stream, config.tie_word_embeddings);
   weights.stream = make_stream(device, config, options);
-  weights.embedding = dense(options.stream.embedding);
-  weights.base_head = config.tie_word_embeddings ? weights.embedding : dense(false);
+  weights.embedding = table(places.embedding_on_host);
+  weights.base_head = config.tie_word_embeddings ? weights.embedding : table(places.head_on_host);
   weights.head = weights.base_head;
   weights.final_norm = ones(device, config.hidden_size);
   for (std::uint32_t i = 0; i < config.num_layers; ++i) {
@@ -323,10 +221,9 @@ DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, co
     }
     fill_projections(device, config, options, weights, [&](Nf4Room& room, Projection, Nf4Matrix& matrix) {
       matrix.largest = 0.06f;
-      fill_random(room, matrix.packed, [](std::uint32_t word) { return word; });
-      fill_random(room, matrix.absmax, [](std::uint32_t word) {
-        return bits_of(0.04f + 0.02f * static_cast<float>(word >> 16) * 0x1p-16f);
-      });
+      const auto write = [&](const gpu::Tensor& part, std::span<const std::byte> bytes, std::uint64_t first) { room.write(part, bytes, first); };
+      fill_random(matrix.packed, any_word, write);
+      fill_random(matrix.absmax, scale_words(matrix.largest), write);
     });
   }
   return weights;

@@ -4,8 +4,8 @@
 #include "nibble/gpu/recorder.h"
 #include "nibble/io/checkpoint.h"
 #include "nibble/weights/config.h"
-#include "nibble/weights/matrix_source.h"
 #include "nibble/weights/residency.h"
+#include "nibble/weights/table.h"
 
 #include <array>
 #include <functional>
@@ -24,12 +24,6 @@ struct Nf4Matrix {
   std::uint32_t out = 0, in = 0;  // of experts, which lie one below the other, the rows of all
   float largest = 1.0f;  // of absmax
   CodeBook codes = CodeBook::nf4;
-};
-
-// value = data * scale; scale is 1 for f32 and a power of two for f16.
-struct DenseMatrix {
-  gpu::Tensor data;  // (rows, columns)
-  float scale = 1.0f;
 };
 
 using LayerProjections = std::array<Nf4Matrix, 7>;  // by Projection
@@ -51,9 +45,9 @@ class LayerStream;
 enum class LayerOrder : std::uint8_t;
 
 struct DeviceWeights {
-  DenseMatrix embedding;  // (vocab, hidden)
-  DenseMatrix head;       // (vocab, hidden); the embedding itself where the model ties them, unless an adapter brings its own
-  DenseMatrix base_head;  // that of the model alone; empty where it is not loaded
+  Table embedding;  // (vocab, hidden)
+  Table head;       // (vocab, hidden); the embedding itself where the model ties them, unless an adapter brings its own
+  Table base_head;  // that of the model alone; empty where it is not loaded
   gpu::Tensor final_norm;
   std::vector<LayerWeights> layers;
   std::shared_ptr<LayerStream> stream;  // of the layers whose weights are sent to the device; null where there are none
@@ -85,9 +79,6 @@ struct LoadOptions {
 // and tensor where the checkpoint does not fit the config.
 DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, const ModelConfig& config,
                            const LoadOptions& options = {});
-
-// A matrix as f32, or as f16 with the scale that suits its largest magnitude: on the device, or in host memory that kernels read.
-DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType dtype, std::string_view label, bool on_host = false);
 
 // Made-up weights of the right shapes and sizes, for measuring without files.
 DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, const LoadOptions& options);

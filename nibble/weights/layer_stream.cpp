@@ -77,7 +77,7 @@ void LayerStream::prefetch(gpu::Recorder& recorder, std::uint32_t layer) {
     return;
   }
   Slot& slot = make_room(layer);
-  cargo_->load(recorder, layers_[layer].room, slot.room);
+  cargo_->load(recorder, layers_[layer].room, slot.room, 3 * layer + static_cast<std::uint32_t>(order_));
   on_its_way_ = layer;
 }
 

@@ -78,11 +78,11 @@ void check_dense(gpu::Device& device, const Checkpoint::Entry& entry, const Dens
 
 LoadCheck check_loaded(gpu::Device& device, const Checkpoint& checkpoint, const DeviceWeights& weights) {
   LoadCheck result;
-  const auto dense = [&](std::string_view name, const DenseMatrix& matrix) {
+  const auto dense = [&](std::string_view name, const Table& matrix) {
     if (matrix.data && checkpoint.has(name)) check_dense(device, checkpoint.at(name), matrix, result);
   };
   dense(embedding_tensor_name, weights.embedding);
-  if (weights.head.data.buffer() != weights.embedding.data.buffer()) dense(head_tensor_name, weights.head);
+  if (weights.head.buffer() != weights.embedding.buffer()) dense(head_tensor_name, weights.head);
   for (std::uint32_t layer = 0; layer < weights.layers.size(); ++layer) {
     for (const Projection p : all_projections) {
       const auto names = module_names(weights.layers[layer].experts(), layer, p);

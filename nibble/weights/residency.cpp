@@ -22,11 +22,19 @@ std::uint32_t count_of(const std::vector<Residency>& residency, std::uint32_t la
   return static_cast<std::uint32_t>(std::count(residency.begin(), residency.end(), which));
 }
 
-void check_embedding(const gpu::AdapterInfo& info, const StreamOptions& options, bool tied) {
-  if (!options.embedding) return;
-  check<UsageError>(!tied, "embedding", "The model's embedding is its head too, which every product with it reads whole; it stays on the device.");
-  check<UsageError>(gpu::supports(info, gpu::HostMemory::direct), "embedding",
-                    "Kernels of {} cannot read host memory; the embedding stays on the device.", info.name);
+TablePlaces table_places(const StreamOptions& options, bool tied) {
+  const bool either = options.embedding || options.head;
+  return {.embedding_on_host = tied ? either : options.embedding, .head_on_host = tied ? either : options.head};
+}
+
+std::string describe_tables(const StreamOptions& options, bool tied) {
+  const auto [embedding, head] = table_places(options, tied);
+  const bool coded = options.tables != TableForm::dense;
+  std::string text;
+  if (coded) text = fmt::format(", embedding and head in {} bits", bits_of(options.tables));
+  if (embedding && head) return text + (coded ? ", both in host memory" : ", embedding and head in host memory");
+  if (embedding || head) text += embedding ? ", the embedding in host memory" : ", the head in host memory";
+  return text;
 }
 
 std::uint32_t stream_slots(const std::vector<Residency>& residency, std::uint32_t layers, const StreamOptions& options) {

@@ -1,9 +1,11 @@
 #pragma once
 
 #include "nibble/gpu/host_memory.h"
+#include "nibble/weights/table.h"
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 namespace nibble {
@@ -15,12 +17,22 @@ enum class Residency : std::uint8_t {
   streamed,  // NF4 in host memory, sent to the device before each use
 };
 
-// How layers are streamed.
+// How layers are streamed, and where and in which form the tables of the vocabulary are kept. Tables on the host need kernels that read
+// its memory: of the embedding they gather rows, and the head is brought to the device in slices.
 struct StreamOptions {
   std::optional<gpu::HostMemory> memory = {};  // empty: what is usual for the adapter
-  bool embedding = false;   // rows of the embedding are read from host memory too; kernels must be able to read it
+  bool embedding = false;   // on the host; of a model that ties them either word holds for both
   std::uint32_t slots = 2;  // layers that have room on the device, at least 2: one computes while the other is on its way
+  bool head = false;        // on the host
+  TableForm tables = TableForm::dense;
 };
+
+struct TablePlaces {
+  bool embedding_on_host = false, head_on_host = false;
+};
+TablePlaces table_places(const StreamOptions& options, bool tied);
+// Of what is not usual, as ", embedding and head in 4 bits in host memory".
+std::string describe_tables(const StreamOptions& options, bool tied);
 
 gpu::HostMemory memory_of(const gpu::AdapterInfo& info, const StreamOptions& options);
 
@@ -29,9 +41,6 @@ Residency residency_of(const std::vector<Residency>& residency, std::uint32_t la
 
 // Of `layers` layers.
 std::uint32_t count_of(const std::vector<Residency>& residency, std::uint32_t layers, Residency which);
-
-// UsageError where the embedding is asked for on the host and cannot be there: `tied` is whether it is the head too.
-void check_embedding(const gpu::AdapterInfo& info, const StreamOptions& options, bool tied);
 
 // Slots that such layers have on the device: not more than there are streamed layers, and none where kernels read host memory.
 std::uint32_t stream_slots(const std::vector<Residency>& residency, std::uint32_t layers, const StreamOptions& options);

@@ -56,7 +56,7 @@ TEST_F(CarriedCargo, ArrivesWholeAndLeavesProductsAsTheyAre) {
     for (int round = 0; round < 2; ++round) {
       SCOPED_TRACE(round);
       recorder.clear(to_);
-      cargo->load(recorder, host_->tensor(), to_);
+      cargo->load(recorder, host_->tensor(), to_, 0);
       EXPECT_EQ(product(recorder, splits), alone);
       EXPECT_EQ(product(recorder, splits), alone);
       // From the second time on it is known how much is computed, and nothing is left but what makes no whole round.
@@ -79,14 +79,14 @@ TEST_F(CarriedCargo, IsCopiedWhereNothingIsComputed) {
   EXPECT_EQ(gpu::Cargo::waiting(device), nullptr);
   const auto cargo = gpu::Cargo::make(device);
   EXPECT_EQ(gpu::Cargo::waiting(device), nullptr);
-  cargo->load(recorder, host_->tensor(), to_);
+  cargo->load(recorder, host_->tensor(), to_, 0);
   EXPECT_EQ(gpu::Cargo::waiting(device), cargo);
   cargo->finish(recorder);
   EXPECT_EQ(gpu::Cargo::waiting(device), nullptr);
   cargo->finish(recorder);
   recorder.submit();
   EXPECT_EQ(device.read<std::uint32_t>(to_), values_);
-  EXPECT_THROW(cargo->load(recorder, host_->tensor(), device.tensor(DType::u32, {8}, "short")), Error);
+  EXPECT_THROW(cargo->load(recorder, host_->tensor(), device.tensor(DType::u32, {8}, "short"), 0), Error);
 }
 
 TEST_F(CarriedCargo, IsSharedByArithmetic) {
@@ -94,13 +94,20 @@ TEST_F(CarriedCargo, IsSharedByArithmetic) {
   const auto cargo = gpu::Cargo::make(test::device());
   const auto taken = [&](double flops) { return cargo->take(flops, 64).value_or(gpu::Cargo::Piece{}).words; };
   EXPECT_EQ(taken(1e9), 0u);
-  cargo->load(recorder, host_->tensor(), to_);
+  cargo->load(recorder, host_->tensor(), to_, 0);
   EXPECT_EQ(taken(3e9), 150016u);  // 3e9 * 0.5e-4 words, in whole units
   taken(1e9);
-  cargo->load(recorder, host_->tensor(), to_);
+  cargo->load(recorder, host_->tensor(), to_, 0);
   EXPECT_EQ(taken(1e9), words / 4);
   EXPECT_EQ(taken(3e9), words / 4 * 3);
   EXPECT_EQ(taken(1e9), 0u);
+  // Another route is met by other kernels.
+  cargo->load(recorder, host_->tensor(), to_, 1);
+  EXPECT_EQ(taken(3e9), 150016u);
+  cargo->load(recorder, host_->tensor(), to_, 0);
+  EXPECT_EQ(taken(1e9), words / 5);  // of the 5e9 of before
+  cargo->load(recorder, host_->tensor(), to_, 1);
+  EXPECT_EQ(taken(3e9), words);
 }
 
 }  // namespace

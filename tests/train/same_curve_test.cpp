@@ -75,6 +75,28 @@ TEST(SameCurve, WithStreamedWeights) {
   EXPECT_THROW(run(options, ProductPath::f32), UsageError);
 }
 
+// Of the tied table rows are gathered and slices brought.
+TEST(SameCurve, WithTheHeadOnTheHost) {
+  TrainOptions options = test::golden_options({});
+  options.stream.head = true;
+  const test::TrainedCurve curve = run(options, ProductPath::f32);
+  EXPECT_LT(curve.plan.memory.frozen_weights, sixteen_rows().plan.memory.frozen_weights);
+  EXPECT_GT(curve.plan.memory.host_weights, 0u);
+  expect_same(curve, sixteen_rows());
+}
+
+// Quantising the table changes the curve, in 8 bits hardly.
+TEST(SameCurve, WithTheHeadInFewerBits) {
+  for (const auto [form, most] : {std::pair{TableForm::int8, 2e-2}, {TableForm::nf4, 0.2}}) {
+    TrainOptions options = test::golden_options({});
+    options.stream.tables = form;
+    const test::TrainedCurve curve = run(options, ProductPath::f32);
+    EXPECT_LT(curve.plan.memory.frozen_weights, sixteen_rows().plan.memory.frozen_weights);
+    for (std::uint64_t i = 0; i < steps; ++i) EXPECT_NEAR(curve.steps[i].loss / sixteen_rows().steps[i].loss, 1.0, most) << "step " << i + 1;
+    EXPECT_NE(curve.steps[0].loss, sixteen_rows().steps[0].loss);
+  }
+}
+
 TEST(SameCurve, WithSmallHeadChunks) {
   TrainOptions options = test::golden_options({});
   options.head_chunk = 64;

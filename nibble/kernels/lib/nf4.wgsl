@@ -13,3 +13,8 @@ fn nf4_codes4(word: u32) -> vec4<f32> {
   let high = select(select(nf4_pair(8u, b0), nf4_pair(10u, b0), b1), select(nf4_pair(12u, b0), nf4_pair(14u, b0), b1), b2);
   return select(low, high, b3);
 }
+
+// Of a word's eight elements the first four, or with `at` 1 the others.
+fn four_values(word: u32, at: u32) -> vec4<f32> {
+  return nf4_codes4(word >> (16u * at));
+}
