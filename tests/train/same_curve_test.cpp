@@ -87,7 +87,7 @@ TEST(SameCurve, WithTheHeadOnTheHost) {
 
 // Quantising the table changes the curve, in 8 bits hardly.
 TEST(SameCurve, WithTheHeadInFewerBits) {
-  for (const auto [form, most] : {std::pair{TableForm::int8, 2e-2}, {TableForm::nf4, 0.2}}) {
+  for (const auto& [form, most] : {std::pair{TableForm::int8, 2e-2}, {TableForm::nf4, 0.2}}) {
     TrainOptions options = test::golden_options({});
     options.stream.tables = form;
     const test::TrainedCurve curve = run(options, ProductPath::f32);
