@@ -34,6 +34,7 @@ struct Setup {
   bool one_room = false;
   std::uint32_t chunk = 0, streamed = 0;
   bool embedding_on_host = false;
+  MemoryPlace moments = MemoryPlace::device;  // of the adapters
 };
 
 class Planner {
@@ -41,7 +42,7 @@ class Planner {
   Planner(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config, ProductPath path, BatchRoom room,
           MemoryBudget budget, const StepRates& rates)
       : options_(options), device_(device), config_(config), path_(path), room_(room), budget_(budget), rates_(rates),
-        work_(config, options.lora.rank, options.max_length, options.train_head) {}
+        work_(config, options.lora.rank, options.max_length, options.train_head), lora_elements_(lora_elements(config, options.lora)) {}
 
   // With seconds by `estimate`.
   Placement best(const StepRates& estimate) {
@@ -54,7 +55,9 @@ class Planner {
       for (const bool one_room : rooms()) {
         for (const std::uint32_t chunk : chunks()) {
           for (std::uint32_t streamed = 0; streamed <= most_streamed(); ++streamed) {
-            for (const bool on_host : embeddings()) consider({head, one_room, chunk, streamed, on_host});
+            for (const bool on_host : embeddings()) {
+              for (const MemoryPlace moments : moment_places()) consider({head, one_room, chunk, streamed, on_host, moments});
+            }
           }
         }
       }
@@ -82,6 +85,12 @@ class Planner {
     if (!options_.head_state) all.push_back(head);
     return all;
   }
+
+  std::vector<MemoryPlace> moment_places() const {
+    if (options_.lora_state) return {*options_.lora_state};
+    return {MemoryPlace::device, MemoryPlace::host};
+  }
+  MomentsOptions moments(const Setup& setup) const { return {.kind = options_.lora_moments, .place = setup.moments}; }
 
   std::vector<bool> rooms() const {
     if (options_.shared_decode) return {*options_.shared_decode};
@@ -121,10 +130,10 @@ class Planner {
 
   Placement placement(const Candidate& candidate, const StepRates& estimate) {
     rates_ = estimate;
-    Placement result{.model = model(candidate.setup), .head = candidate.setup.head, .memory = {}};
+    Placement result{.model = model(candidate.setup), .head = candidate.setup.head, .moments = moments(candidate.setup), .memory = {}};
     result.model.activations = choices_of(config_.num_layers, candidate.recompute_mlp, candidate.recompute);
     result.model.offloaded_inputs = candidate.offloaded;
-    result.memory = plan_memory(device_, config_, result.model, options_.lora, result.head);
+    result.memory = plan_memory(device_, config_, result.model, options_.lora, result.head, result.moments);
     const double tokens = room_.tokens, labels = room_.labels, head = work_.head_passes * work_.head;
     result.extra_seconds = seconds_of(candidate);
     result.pass_seconds = (tokens * (work_.step() - head) + labels * head) / rates_.flops + result.extra_seconds;
@@ -134,12 +143,12 @@ class Planner {
   std::uint64_t bytes_with(const Setup& setup, Activations choice) const {
     ModelOptions options = model(setup);
     options.activations = {choice};
-    return plan_memory(device_, config_, options, options_.lora, setup.head).total();
+    return plan_memory(device_, config_, options, options_.lora, setup.head, moments(setup)).total();
   }
 
   // What the parts of one layer's activations and its input take. Of one layer all choices take the same.
   void weigh_parts() {
-    const Setup any{heads().front(), rooms().front(), chunks().front(), 0, embeddings().front()};
+    const Setup any{heads().front(), rooms().front(), chunks().front(), 0, embeddings().front(), moment_places().front()};
     const std::uint64_t others = std::max(1u, config_.num_layers - 1);
     const std::uint64_t least = bytes_with(any, Activations::recompute), without_mlp = bytes_with(any, Activations::recompute_mlp);
     attention_bytes_ = (without_mlp - least) / others;
@@ -229,8 +238,16 @@ class Planner {
     const auto streamed = static_cast<double>(count_of(model(setup).residency, config_.num_layers, Residency::streamed));
     seconds += streaming_seconds(2 * streamed * static_cast<double>(nf4_layer_bytes(config_)) / rates_.link_bytes);
     if (setup.embedding_on_host) seconds += 4.0 * room_.tokens * config_.hidden_size / rates_.link_bytes;
-    if (setup.head) seconds += 2 * static_cast<double>(TrainedHead::bytes(config_, *setup.head).host) / rates_.link_bytes;
+    if (setup.head) seconds += state_seconds(TrainedHead::bytes(device_.info(), config_, *setup.head).host);
+    if (setup.moments == MemoryPlace::host) seconds += state_seconds(Moments::bytes(device_.info(), lora_elements_, moments(setup)).host);
     return seconds;
+  }
+
+  // What an optimiser's state in host memory costs an update: it goes to the device and back, and where copies cannot be recorded each
+  // waits for the device and for staging.
+  double state_seconds(std::uint64_t bytes) const {
+    constexpr double waiting_bytes = 1.2e9;  // a second, as on an H100 and its host
+    return 2 * static_cast<double>(bytes) / (gpu::has_host_tensors(device_.info()) ? rates_.link_bytes : std::min(rates_.link_bytes, waiting_bytes));
   }
 
   // What copies of so many seconds cost a pass. Where products carry them they cost about a fifth (18 to 27% of their time on an
@@ -251,6 +268,7 @@ class Planner {
   MemoryBudget budget_;
   StepRates rates_;
   StepWork work_;
+  std::uint64_t lora_elements_;
   std::uint64_t attention_bytes_ = 0, mlp_bytes_ = 0, input_bytes_ = 0;
   std::optional<Candidate> best_, least_;
 };
