@@ -36,7 +36,9 @@ bool is_matrix_of_layer(std::string_view name, const Shape& shape) {
 
 }  // namespace
 
-bool is_projection(std::string_view name, const Shape& shape) { return is_matrix_of_layer(name, shape) && !name.ends_with(".mlp.gate.weight"); }
+bool is_router(std::string_view name) { return name.ends_with(".mlp.gate.weight"); }
+
+bool is_projection(std::string_view name, const Shape& shape) { return is_matrix_of_layer(name, shape) && !is_router(name); }
 
 std::optional<BnbMatrix> quantised(const Checkpoint& checkpoint, const BaseTensor& tensor) {
   if (!is_matrix_of_layer(tensor.name, tensor.shape) || !checkpoint.has(tensor.name)) return std::nullopt;

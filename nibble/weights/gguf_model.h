@@ -7,7 +7,7 @@
 // A GGUF file as a model: in place of the folder that Hugging Face lays out.
 namespace nibble {
 
-// What config.json would say, from metadata and tensors of a file of the architecture qwen3, qwen2 or llama. DataError
+// What config.json would say, from metadata and tensors of a file of the architecture qwen3, qwen3moe, qwen2, smollm3 or llama. DataError
 // names file and key where something is missing or not supported.
 Json config_of_gguf(const GgufFile& file);
 
