@@ -8,6 +8,7 @@
 #include "nibble/quant/ggml.h"
 #include "nibble/weights/checkpoint_check.h"
 #include "nibble/weights/decoded_tensor.h"
+#include "nibble/weights/fused_experts.h"
 #include "nibble/weights/gguf_names.h"
 
 namespace nibble {
@@ -142,6 +143,7 @@ Checkpoint open_checkpoint(const fs::path& model, const ModelConfig& config) {
   if (!is_gguf(model)) {
     Checkpoint checkpoint(model);
     decode_tensors(checkpoint, config.fp8);
+    split_experts(checkpoint, config);
     return checkpoint;
   }
   return Checkpoint(std::make_unique<const GgufModel>(model, config));
