@@ -18,6 +18,7 @@ struct StepFlags {
   std::optional<std::uint32_t> offload_inputs;
   bool train_head = false, plan_alone = false;
   std::string gradient_checkpointing, shared_decode = "auto", vram_limit;
+  std::string lora_moments = "f32", lora_state = "auto";
   std::string head_moments = "f32", head_state = "device";
 };
 
@@ -42,9 +43,11 @@ TrainOptions train_options(const StepFlags& flags) {
   options.offload_inputs = flags.offload_inputs;
   if (!options.vram_limit.said() && !flags.offload_inputs) options.offload_inputs = 0;
   options.head_chunk = flags.step.head_chunk;
+  options.lora_moments = moment_kind_of(flags.lora_moments);
+  if (flags.lora_state != "auto") options.lora_state = flags.lora_state == "host" ? MemoryPlace::host : MemoryPlace::device;
   options.train_head = flags.train_head;
   if (!flags.train_head) return options;
-  options.head_moments = flags.head_moments == "8bit" ? HeadMoments::eight_bit : HeadMoments::f32;
+  options.head_moments = moment_kind_of(flags.head_moments);
   options.head_state = flags.head_state == "host" ? MemoryPlace::host : MemoryPlace::device;
   return options;
 }
@@ -64,6 +67,7 @@ Placement plan_step(gpu::Device& device, StepFlags& flags) {
   step.offloaded_inputs = placement.model.offloaded_inputs;
   step.head_chunk = placement.model.head_chunk;
   step.head = placement.head;
+  step.moments = placement.moments;
   return placement;
 }
 
@@ -78,6 +82,7 @@ Json plan_json(const StepFlags& flags, const Placement& placement) {
           {"offloaded_inputs", placement.model.offloaded_inputs},
           {"one_decoded_room", placement.model.one_decoded_room},
           {"head_chunk", placement.model.head_chunk},
+          {"lora_state", placement.moments.place == MemoryPlace::host ? "host" : "device"},
           {"embedding_on_host", placement.model.stream.embedding},
           {"head_on_host", placement.model.stream.head},
           {"streamed", count_of(placement.model.residency, flags.step.config.num_layers, Residency::streamed)}};
@@ -93,8 +98,15 @@ Json settings_of(const StepFlags& flags) {
           {"embedding_memory", flags.residency.embedding},
           {"head_memory", flags.residency.head},
           {"head_bits", flags.residency.head_bits},
+          {"lora", {{"moments", flags.lora_moments}, {"state", flags.lora_state}}},
           {"head", flags.train_head ? Json{{"moments", flags.head_moments}, {"state", flags.head_state}} : Json()},
           {"profile", flags.bench.device.profile}};
+}
+
+std::string moments_text(const StepFlags& flags) {
+  std::string text = flags.lora_moments == "f32" ? "" : ", moments of 8 bits";
+  if (flags.lora_state == "host") text += text.empty() ? ", moments on the host" : " on the host";
+  return text;
 }
 
 std::string residency_text(const StepFlags& flags) {
@@ -108,7 +120,7 @@ std::string residency_text(const StepFlags& flags) {
 }
 
 void print_head(std::FILE* out, const StepFlags& flags) {
-  fmt::print(out, "{}, rank {}{}{}\n", flags.shape.label(), flags.step.lora_rank,
+  fmt::print(out, "{}, rank {}{}{}{}\n", flags.shape.label(), flags.step.lora_rank, moments_text(flags),
              (checkpointing_word(flags) == "off" ? "" : ", gradient checkpointing " + checkpointing_word(flags)) + residency_text(flags),
              flags.train_head ? fmt::format(", head trained ({}, {})", flags.head_moments, flags.head_state) : "");
   fmt::print(out, "{:>12} {:>10} {:>9} {:>17} {:>10} {:>8} {:>8} {:>10} {:>8}\n", "batch x len", "tokens/s", "step ms",
@@ -146,7 +158,9 @@ void print_choice(std::FILE* out, const StepFlags& flags, const Placement& place
   fmt::print(out, "{:>12} of {} layers {}; {} streamed, inputs of {} offloaded, decoded into {}, logits of {} rows at a time{}; RAM {}\n", "", layers,
              describe(placement.model.activations, layers), count_of(placement.model.residency, layers, Residency::streamed),
              placement.model.offloaded_inputs, placement.model.one_decoded_room ? "one room" : "a room each", placement.model.head_chunk,
-             describe_tables(placement.model.stream, flags.step.config.tie_word_embeddings), human_bytes(m.host_total()));
+             describe_tables(placement.model.stream, flags.step.config.tie_word_embeddings) +
+                 (placement.moments.place == MemoryPlace::host ? ", moments on the host" : ""),
+             human_bytes(m.host_total()));
 }
 
 void time_row(gpu::Device& device, const StepFlags& flags, Json& row, std::FILE* table, const Peaks& peaks) {
@@ -206,6 +220,9 @@ void add_bench_step(CLI::App& bench, Action& action) {
   step->add_option("--batch", flags->batch, "Segments of a step; several values give several rows")->capture_default_str();
   step->add_option("--length", flags->length, "Tokens of a segment; several values give several rows")->capture_default_str();
   step->add_option("--lora-rank", flags->step.lora_rank, "Rank of the adapters")->capture_default_str()->check(CLI::Range(1, 256));
+  step->add_option("--lora-moments", flags->lora_moments, "AdamW's moments of the adapters")->check(CLI::IsMember({"f32", "8bit"}))->capture_default_str();
+  step->add_option("--lora-state", flags->lora_state, "Where they are kept: device, host, or auto by the limit")
+      ->check(CLI::IsMember({"auto", "device", "host"}))->capture_default_str();
   step->add_option("--steps", flags->step.steps, "Timed steps; the median is shown")->capture_default_str()->check(CLI::Range(1, 1000));
   step->add_option("--gradient-checkpointing", flags->gradient_checkpointing,
                    "What is computed again: off, mlp (the MLP's half of each layer), on (all but each layer's input; meant where no\n"

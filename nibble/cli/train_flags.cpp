@@ -73,6 +73,11 @@ void TrainFlags::add_adapter(CLI::App& verb) {
   lora_.add_to(*group, options.lora);
   group->add_flag("--use-dora", options.lora.use_dora, "DoRA: the length of each row of the adapted weights is trained by itself");
   group->add_option("--lora-dropout", options.lora.lora_dropout, "Dropout of the adapters' inputs")->capture_default_str();
+  group->add_option("--lora-moments", lora_moments_, "AdamW's moments of the adapters: f32, or 8bit in blocks of 256, which learn nearly alike")
+      ->check(CLI::IsMember({"f32", "8bit"}))->capture_default_str();
+  group->add_option("--lora-state", lora_state_,
+                    "Where these moments are kept: device, host (slower, to the same results), or auto: host where memory needs it")
+      ->check(CLI::IsMember({"auto", "device", "host"}))->capture_default_str();
   group->add_option("--init-lora-weights", init_lora_weights_,
                     "Start of a new adapter: true (A uniform, B zero) or gaussian (A normal). `nibble quantize` makes the starts that change\n"
                     "the base: pissa, pissa_niter_N and loftq")
@@ -262,7 +267,9 @@ void TrainFlags::finish() {
   options.gradient_checkpointing = checkpointing_of(gradient_checkpointing_);
   if (shared_decode_ != "auto") options.shared_decode = shared_decode_ == "on";
   if (!vram_limit_.empty()) options.vram_limit = memory_limit_of(vram_limit_);
-  options.head_moments = head_moments_ == "8bit" ? HeadMoments::eight_bit : HeadMoments::f32;
+  options.lora_moments = moment_kind_of(lora_moments_);
+  if (lora_state_ != "auto") options.lora_state = lora_state_ == "host" ? MemoryPlace::host : MemoryPlace::device;
+  options.head_moments = moment_kind_of(head_moments_);
   if (head_state_ != "auto") options.head_state = head_state_ == "host" ? MemoryPlace::host : MemoryPlace::device;
   options.residency = residency.choice();
   options.stream_layers = residency.layers;

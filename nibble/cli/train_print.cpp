@@ -52,12 +52,17 @@ void print_draws(const RunPlan& plan, Progress& progress) {
   }
 }
 
+std::string moments_text(MomentKind kind) { return kind == MomentKind::f32 ? "moments in f32" : "moments in 8 bits"; }
+
+std::string kept_text(MomentKind kind, MemoryPlace place) {
+  return moments_text(kind) + (place == MemoryPlace::device ? ", kept on the device" : ", kept in host memory");
+}
+
 std::string head_text(const RunPlan& plan) {
   const std::uint64_t parameters = std::uint64_t{plan.config.vocab_size} * plan.config.hidden_size;
-  return fmt::format("{} of them in the head, which is trained too{}; moments in {}, kept {}", grouped(parameters),
+  return fmt::format("{} of them in the head, which is trained too{}; {}", grouped(parameters),
                      plan.config.tie_word_embeddings ? ": it is untied from the embedding, which stays as it is" : "",
-                     plan.head->moments == HeadMoments::f32 ? "f32" : "8 bits",
-                     plan.head->place == MemoryPlace::device ? "on the device" : "in host memory");
+                     kept_text(plan.head->moments, plan.head->place));
 }
 
 std::string budget_text(const RunPlan& plan) {
@@ -73,7 +78,7 @@ std::string memory_text(const RunPlan& plan) {
                                  human_bytes(m.adapters), human_bytes(m.layer_inputs), human_bytes(m.activations),
                                  human_bytes(m.scratch + m.workspace), human_bytes(m.head));
   if (m.trained_head > 0) text += fmt::format(", its training {}", human_bytes(m.trained_head));
-  const std::uint64_t host = m.host_weights + m.host_head + m.host_inputs;
+  const std::uint64_t host = m.host_weights + m.host_head + m.host_moments + m.host_inputs;
   if (host > 0) text += fmt::format("; and {} of host memory", human_bytes(host));
   return text;
 }
@@ -93,7 +98,9 @@ void print_memory(const RunPlan& plan, Progress& progress) {
                    : "NF4, norms" + tables);
   row("decoded weights", m.decoded_weights,
       plan.model.one_decoded_room ? "one room, in which each projection takes the place of the last" : "a room for each projection");
-  row("adapter", m.adapters, "parameters, gradients, moments");
+  row("adapter", m.adapters,
+      plan.moments.place == MemoryPlace::host ? fmt::format("parameters, gradients; {}, which lie in host memory", moments_text(plan.moments.kind))
+                                              : "parameters, gradients, " + moments_text(plan.moments.kind));
   row("layer inputs", m.layer_inputs,
       plan.model.offloaded_inputs > 0 ? fmt::format("and the gradient of one; those of {} layers lie in host memory", plan.model.offloaded_inputs)
                                       : "and the gradient of one");
@@ -105,12 +112,21 @@ void print_memory(const RunPlan& plan, Progress& progress) {
   progress.say(fmt::format("RAM      {}: on the way to and from the GPU {}{}", human_bytes(m.host_total()), human_bytes(m.host_staging),
                            (m.host_weights > 0 ? ", weights " + human_bytes(m.host_weights) : "") +
                                (m.host_head > 0 ? ", the trained head " + human_bytes(m.host_head) : "") +
+                               (m.host_moments > 0 ? ", the adapter's moments " + human_bytes(m.host_moments) : "") +
                                (m.host_inputs > 0 ? ", inputs of layers " + human_bytes(m.host_inputs) : "")));
+}
+
+// Of both moments in a checkpoint.
+std::uint64_t moment_bytes(std::uint64_t parameters, MomentKind kind) {
+  return kind == MomentKind::f32 ? 8 * parameters : 2 * (parameters + 4 * ((parameters + moment_block - 1) / moment_block));
 }
 
 // The adapter and, in a checkpoint, two moments; a head that is trained likewise.
 void print_disk(const RunPlan& plan, const TrainOptions& options, Progress& progress) {
-  const std::uint64_t adapter = 4 * plan.trainable_parameters, checkpoint = 3 * adapter;
+  const std::uint64_t head = plan.head ? std::uint64_t{plan.config.vocab_size} * plan.config.hidden_size : 0;
+  const std::uint64_t adapter = 4 * plan.trainable_parameters;
+  const std::uint64_t checkpoint = adapter + moment_bytes(plan.trainable_parameters - head, plan.moments.kind) +
+                                   (plan.head ? moment_bytes(head, plan.head->moments) : 0);
   const std::uint64_t saves = plan.save_every > 0 ? (plan.total_steps + plan.save_every - 1) / plan.save_every : 1;
   const std::uint64_t kept = std::min<std::uint64_t>(options.keep_checkpoints, std::max<std::uint64_t>(1, saves));
   progress.say(fmt::format("Disk     {}: the adapter {}, {} checkpoints of {}", human_bytes(adapter + kept * checkpoint),
@@ -142,8 +158,10 @@ void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& prog
   progress.say(fmt::format("GPU      {}", describe(plan.gpu, plan.path)));
   progress.say(fmt::format("Model    {}: {}, {} layers, hidden {}, vocabulary {}", options.model.string(), c.model_type,
                            c.num_layers, c.hidden_size, grouped(c.vocab_size)));
-  progress.say(fmt::format("Adapter  rank {}, alpha {}{}, {}: {} trainable parameters", ranks_text(plan.lora), alpha_text(plan.lora),
-                           kind_text(plan.lora), targets_text(plan.lora), grouped(plan.trainable_parameters)));
+  const bool plain = plan.moments.kind == MomentKind::f32 && plan.moments.place == MemoryPlace::device;
+  progress.say(fmt::format("Adapter  rank {}, alpha {}{}, {}: {} trainable parameters{}", ranks_text(plan.lora), alpha_text(plan.lora),
+                           kind_text(plan.lora), targets_text(plan.lora), grouped(plan.trainable_parameters),
+                           plain ? "" : "; " + kept_text(plan.moments.kind, plan.moments.place)));
   if (plan.head) progress.say("Head     " + head_text(plan));
   progress.say(fmt::format("Data     {}", data_text(plan, options)));
   print_draws(plan, progress);

@@ -20,10 +20,11 @@ struct AdamW {
 };
 void record(gpu::Recorder& recorder, const AdamW& op);
 
-// The uniform of lib/adamw.wgsl, for kernels that update by the same rule; `count` is left to them.
+// The uniform of lib/adamw.wgsl, for kernels that update by the same rule; `count` and `skipped` are left to them.
 struct AdamWParams {
   std::uint32_t count = 0;
   float decay, rest1, beta2, rest2, step_size, root_correction2, epsilon;
+  std::uint32_t skipped = 0;
 };
 AdamWParams adamw_params(const AdamWRule& rule);
 

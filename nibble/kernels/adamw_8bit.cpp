@@ -30,7 +30,8 @@ Moments8Bit make_moments_8bit(gpu::Device& device, std::uint32_t size) {
   return {.first_codes = device.tensor(DType::u32, {blocks, words_of_block}, "first moment"),
           .second_codes = device.tensor(DType::u32, {blocks, words_of_block}, "second moment"),
           .first_absmax = device.tensor(DType::f32, {blocks}, "first moment's absmax"),
-          .second_absmax = device.tensor(DType::f32, {blocks}, "second moment's absmax")};
+          .second_absmax = device.tensor(DType::f32, {blocks}, "second moment's absmax"),
+          .skipped = 0};
 }
 
 Tensor moment_maps(gpu::Device& device) {
@@ -48,23 +49,27 @@ void record(gpu::Recorder& recorder, const AdamW8Bit& op) {
   expect_shape(gradients, DType::f32, {size}, "adamw_8bit", "gradients");
   expect_shape(op.moments.first_codes, DType::u32, {blocks, words_of_block}, "adamw_8bit", "first_codes");
   expect_shape(op.moments.second_codes, DType::u32, {blocks, words_of_block}, "adamw_8bit", "second_codes");
-  expect_shape(op.moments.first_absmax, DType::f32, {blocks}, "adamw_8bit", "first_absmax");
-  expect_shape(op.moments.second_absmax, DType::f32, {blocks}, "adamw_8bit", "second_absmax");
+  const std::uint32_t skipped = op.moments.skipped;
+  check(skipped < blocks_of_binding, "adamw_8bit", "{} blocks are skipped; below {} can be.", skipped, blocks_of_binding);
+  expect_shape(op.moments.first_absmax, DType::f32, {skipped + blocks}, "adamw_8bit", "first_absmax");
+  expect_shape(op.moments.second_absmax, DType::f32, {skipped + blocks}, "adamw_8bit", "second_absmax");
   expect_shape(op.maps, DType::f32, {2, 256}, "adamw_8bit", "maps");
   expect_shape(op.norm_and_factor, DType::f32, {2}, "adamw_8bit", "norm_and_factor");
 
   AdamWParams params = adamw_params(op.rule);
+  params.skipped = skipped;
   const auto entry = block_kernel(device);
   for (const auto slice : gpu::binding_slices(device, blocks, {moment_block * sizeof(float), moment_block, sizeof(float)})) {
     const std::uint32_t begin = slice.begin * moment_block;
     const std::uint32_t end = slice.end == blocks ? size : slice.end * moment_block;
     params.count = end - begin;
-    const auto blocks_part = [&](const Tensor& tensor) { return gpu::read_write(tensor.rows(slice.begin, slice.end)); };
+    const auto codes_part = [&](const Tensor& tensor) { return gpu::read_write(tensor.rows(slice.begin, slice.end)); };
+    const auto absmax_part = [&](const Tensor& tensor) { return gpu::read_write(tensor.rows(slice.begin, slice.end + skipped)); };
     recorder.dispatch(entry,
                       {gpu::read(op.norm_and_factor), gpu::read(op.maps), gpu::read(gradients.rows(begin, end)),
-                       gpu::read_write(weights.rows(begin, end)), blocks_part(op.moments.first_codes),
-                       blocks_part(op.moments.first_absmax), blocks_part(op.moments.second_codes),
-                       blocks_part(op.moments.second_absmax)},
+                       gpu::read_write(weights.rows(begin, end)), codes_part(op.moments.first_codes),
+                       absmax_part(op.moments.first_absmax), codes_part(op.moments.second_codes),
+                       absmax_part(op.moments.second_absmax)},
                       params, gpu::linear_grid(device, slice.end - slice.begin),
                       {.bytes = 16.0 * params.count, .flops = 60.0 * params.count});
   }

@@ -1,5 +1,5 @@
 // AdamW by the rule of lib/adamw.wgsl with moments of 8 bits in blocks of 256 elements, a workgroup a block (Dettmers et al.
-// 2022): value = map[code] * absmax of its block. The weights are updated with the new moments before these are rounded to
+// 2022): value = map[code] * absmax of its block, which is number params.skipped + block. The weights are updated with the new moments before these are rounded to
 // the nearest code, a tie going to the lower one; a second moment above 0 never rounds to 0, lest a first moment be divided
 // by epsilon alone later. Four codes a word, the first in the low byte; the last block's words are whole.
 
@@ -53,14 +53,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   if (!norm_is_finite() || block * 4u * WORDS >= params.count) {
     return;
   }
+  let scale = params.skipped + block;
   var m: array<vec4<f32>, WORDS / WORKGROUP>;
   var v: array<vec4<f32>, WORDS / WORKGROUP>;
   var largest_m = 0.0;
   var largest_v = 0.0;
   for (var j = 0u; j < WORDS / WORKGROUP; j++) {
     let word = block * WORDS + j * WORKGROUP + lane;
-    let old_m = decode(first_codes[word], OF_FIRST, first_absmax[block]);
-    let old_v = decode(second_codes[word], OF_SECOND, second_absmax[block]);
+    let old_m = decode(first_codes[word], OF_FIRST, first_absmax[scale]);
+    let old_v = decode(second_codes[word], OF_SECOND, second_absmax[scale]);
     for (var k = 0u; k < 4u; k++) {
       let i = 4u * word + k;
       if (i < params.count) {
@@ -82,7 +83,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     second_codes[word] = encode(OF_SECOND, v[j], absmax_v);
   }
   if (lane == 0u) {
-    first_absmax[block] = absmax_m;
-    second_absmax[block] = absmax_v;
+    first_absmax[scale] = absmax_m;
+    second_absmax[scale] = absmax_v;
   }
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/model/dora.h"
+#include "nibble/model/moments.h"
 #include "nibble/weights/lora_state.h"
 #include "nibble/weights/lora_weights.h"
 
@@ -14,7 +15,8 @@ namespace nibble {
 // wrote last is the valid one; asking for the other brings it up to date first.
 class LoraMirror {
  public:
-  LoraMirror(gpu::Device& device, const ModelConfig& config, const LoraAdapter& adapter, bool trainable);
+  LoraMirror(gpu::Device& device, const ModelConfig& config, const LoraAdapter& adapter, bool trainable,
+             const MomentsOptions& moments = {});
 
   const LoraConfig& config() const { return config_; }
 
@@ -22,6 +24,10 @@ class LoraMirror {
   const LoraWeights* on_device();
   // To write on the device, as training does.
   const LoraWeights* train();
+  // As new as on_device(), of which elements they are the moments; empty where the adapters are not trainable.
+  Moments& moments();
+  // The matrices by PEFT's names, as checkpoints have their moments.
+  std::vector<MomentPart> moment_parts() const;
   // What the base's weights become by adapters of DoRA; null of others.
   Dora* dora() const { return dora_.get(); }
   // Magnitudes of a new adapter of DoRA; of another, nothing.
@@ -42,6 +48,7 @@ class LoraMirror {
   gpu::Device& device_;
   LoraConfig config_;
   LoraWeights weights_;
+  Moments moments_;
   std::unique_ptr<Dora> dora_;
   std::vector<LoraLayer> host_;
   Newest newest_ = Newest::device;

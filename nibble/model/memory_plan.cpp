@@ -57,29 +57,33 @@ std::uint64_t workspace_bytes(const gpu::Device& device, const ModelConfig& conf
 }  // namespace
 
 MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options,
-                       const LoraConfig& lora, const std::optional<TrainedHeadOptions>& trained_head) {
+                       const LoraConfig& lora, const std::optional<TrainedHeadOptions>& trained_head,
+                       const MomentsOptions& moments) {
   const LoraModules modules = modules_of(lora, config.num_layers);
   const LayersBytes layers = layers_bytes(device, config, layers_options(options, largest_rank(modules), adapts_experts(config, lora), lora.use_dora));
   const HeadOptions head = Head::settled(device.info(), config, head_options(device.info(), config, options, !trained_head));
   const TableBytes tables = tables_bytes(device, config, options, !trained_head);
   const std::uint64_t stream = buffer_bytes(DType::f32, {options.max_tokens, config.hidden_size});
   const LayerInputs::Bytes inputs = LayerInputs::bytes(device.info(), config, layer_inputs_options(options));
-  TrainedHead::Bytes trained = trained_head ? TrainedHead::bytes(config, *trained_head) : TrainedHead::Bytes{};
+  PlacedArray::Bytes trained = trained_head ? TrainedHead::bytes(device.info(), config, *trained_head) : PlacedArray::Bytes{};
   const std::uint64_t partial_sums =
       trained_head ? Head::gradient_scratch(device, config, head) : 0;
   if (partial_sums > 0) trained.device += buffer_bytes(partial_sums * sizeof(float));
+  const std::uint64_t elements = lora_elements(config, lora);
+  const PlacedArray::Bytes kept = options.trainable ? Moments::bytes(device.info(), elements, moments) : PlacedArray::Bytes{};
   const std::uint64_t adapters = lora_bytes(config, lora, options.trainable) + (lora.use_dora ? Dora::bytes(config, modules) : 0);
   return {.frozen_weights = frozen_bytes(config, options, tables),
           .decoded_weights = layers.decoded_weights,
-          .adapters = adapters,
+          .adapters = adapters + kept.device,
           .layer_inputs = inputs.device + (options.trainable ? stream : 0),
           .activations = layers.activations,
           .scratch = layers.scratch,
           .head = Head::bytes(device, config, head),
           .trained_head = trained.device,
-          .workspace = workspace_bytes(device, config, options, adapters / 4 + trained.device),
+          .workspace = workspace_bytes(device, config, options, elements * sizeof(float) + trained.device),
           .host_weights = host_weight_bytes(device, config, options, tables),
           .host_head = trained.host,
+          .host_moments = kept.host,
           .host_inputs = inputs.host,
           .host_staging = gpu::most_staging_bytes};
 }

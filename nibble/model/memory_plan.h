@@ -21,6 +21,7 @@ struct MemoryPlan {
 
   std::uint64_t host_weights = 0;     // of streamed layers and an embedding on the host
   std::uint64_t host_head = 0;        // of a head that is trained
+  std::uint64_t host_moments = 0;     // of the adapters
   std::uint64_t host_inputs = 0;      // of layers whose input is offloaded
   std::uint64_t host_staging = 0;     // what is on its way to or from the device, at most
 
@@ -28,11 +29,11 @@ struct MemoryPlan {
   std::uint64_t total() const {
     return frozen_weights + decoded_weights + adapters + layer_inputs + activations + scratch + head + trained_head + workspace;
   }
-  std::uint64_t host_total() const { return host_weights + host_head + host_inputs + host_staging; }
+  std::uint64_t host_total() const { return host_weights + host_head + host_moments + host_inputs + host_staging; }
 };
 
 // Of a run with a model that is not loaded yet, from shapes alone.
 MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options, const LoraConfig& lora,
-                       const std::optional<TrainedHeadOptions>& trained_head = {});
+                       const std::optional<TrainedHeadOptions>& trained_head = {}, const MomentsOptions& moments = {});
 
 }  // namespace nibble

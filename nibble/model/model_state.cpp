@@ -67,8 +67,8 @@ std::uint64_t trainable_params(const ModelConfig& config, const LoraConfig& lora
   return count + (lora.saves_head ? std::uint64_t{config.vocab_size} * config.hidden_size : 0);
 }
 
-ModelState::ModelState(gpu::Device& device, ModelConfig config, ProductPath path)
-    : device_(&device), config_(std::move(config)), path_(path) {}
+ModelState::ModelState(gpu::Device& device, ModelConfig config, ProductPath path, const MomentsOptions& moments)
+    : device_(&device), config_(std::move(config)), path_(path), moments_(moments) {}
 
 ModelState ModelState::load(gpu::Device& device, const std::filesystem::path& model_dir, const StateOptions& options) {
   return load(device, model_dir, read_model_config(model_dir), options);
@@ -82,7 +82,7 @@ ModelState ModelState::load_qwen3_4b(gpu::Device& device, const std::filesystem:
 
 ModelState ModelState::load(gpu::Device& device, const std::filesystem::path& model_dir, const ModelConfig& config,
                             const StateOptions& options) {
-  ModelState state(device, config, options.path.value_or(fastest_path(device.info())));
+  ModelState state(device, config, options.path.value_or(fastest_path(device.info())), options.moments);
   std::optional<LoraAdapter> adapter;
   if (!options.adapter.empty()) adapter = load_lora_adapter(options.adapter, config);  // before the long part
   state.files_ = std::make_unique<Checkpoint>(open_checkpoint(model_dir, config));
@@ -99,7 +99,7 @@ ModelState ModelState::load(gpu::Device& device, const std::filesystem::path& mo
 }
 
 ModelState ModelState::made_up(gpu::Device& device, const ModelConfig& config, const StateOptions& options) {
-  ModelState state(device, config, options.path.value_or(fastest_path(device.info())));
+  ModelState state(device, config, options.path.value_or(fastest_path(device.info())), options.moments);
   state.weights_ = std::make_unique<DeviceWeights>(made_up_weights(
       device, config, {.dense_dtype = operand_dtype(state.path_), .residency = state.settle(options), .stream = options.stream}));
   state.begin_lora(options);
@@ -143,7 +143,7 @@ LoraMirror& ModelState::lora_mirror() const {
 }
 
 void ModelState::set_lora(const LoraAdapter& adapter, bool trainable) {
-  lora_ = std::make_unique<LoraMirror>(*device_, config_, adapter, trainable);
+  lora_ = std::make_unique<LoraMirror>(*device_, config_, adapter, trainable, moments_);
   if (!adapter.has_magnitudes()) lora_->begin_dora(*weights_);
   if (trained_head_ && !adapter.head) return;
   adapter_head_ = adapter.head;

@@ -48,6 +48,7 @@ struct StateOptions {
   std::optional<LoraConfig> lora = {};         // of a new adapter (A uniform, B zero)
   std::filesystem::path adapter = {};          // or: a PEFT folder to begin with; neither: the base alone
   bool trainable = true;                       // room for gradients and moments of the adapters
+  MomentsOptions moments = {};                 // of such an adapter, and of one that takes its place
   std::uint64_t seed = 42;                     // of a new adapter
   bool base_head = true;                       // false leaves the head out where train_head is to follow
   std::vector<Residency> residency = {};       // by layer; which are streamed is settled here, which are cached by each model
@@ -151,7 +152,7 @@ class ModelState {
   std::optional<AttnCache> attn_cache(std::uint32_t layer) const;
 
  private:
-  ModelState(gpu::Device& device, ModelConfig config, ProductPath path);
+  ModelState(gpu::Device& device, ModelConfig config, ProductPath path, const MomentsOptions& moments);
   static ModelState load(gpu::Device& device, const std::filesystem::path& model_dir, const ModelConfig& config,
                          const StateOptions& options);
   const std::vector<Residency>& settle(const StateOptions& options);
@@ -164,6 +165,7 @@ class ModelState {
   gpu::Device* device_;
   ModelConfig config_;
   ProductPath path_;
+  MomentsOptions moments_;  // of adapters
   std::vector<Residency> residency_;
   std::unique_ptr<Checkpoint> files_;  // null of made-up weights
   std::unique_ptr<DeviceWeights> weights_;

@@ -4,6 +4,7 @@
 #include "nibble/model/model_state.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 // The head of ModelState.
@@ -73,7 +74,11 @@ std::filesystem::path ModelState::head_file_of(const std::filesystem::path& chec
 
 void ModelState::save_head(const std::filesystem::path& path) const {
   const MatrixSource values = trained_head_->values();
-  auto specs = trained_head_->moment_specs();
+  Moments& moments = trained_head_->moments();
+  const std::array parts{trained_head_->moment_part()};
+  const auto tensors = moments.tensors(parts);
+  std::vector<TensorSpec> specs;
+  for (const MomentTensor& tensor : tensors) specs.push_back(tensor.spec());
   specs.push_back({.name = std::string(head_tensor_name), .dtype = DType::f32, .shape = {values.rows, values.columns}});
   SafetensorsWriter writer(path, specs);
   for (const TensorSpec& spec : writer.tensors()) {
@@ -84,9 +89,9 @@ void ModelState::save_head(const std::filesystem::path& path) const {
                          first + static_cast<std::uint64_t>(bad - piece.begin()));
         writer.append(std::as_bytes(piece));
       });
-    } else {
-      trained_head_->read_moment(spec.name, [&](std::span<const std::byte> piece) { writer.append(piece); });
     }
+    const auto moment = std::find_if(tensors.begin(), tensors.end(), [&](const MomentTensor& tensor) { return tensor.name == spec.name; });
+    if (moment != tensors.end()) moments.read(*moment, [&](std::span<const std::byte> piece) { writer.append(piece); });
   }
   writer.finish();
 }
@@ -100,7 +105,7 @@ void ModelState::load_head(const std::filesystem::path& path) {
                    to_string(expected));
   const MatrixSource values = source_of(file, tensor);
   values.read([](std::span<const float>, std::uint64_t) {});  // throws where one is not finite, before anything changes
-  trained_head_->load_moments(*file);
+  trained_head_->moments().load(*file, std::array{trained_head_->moment_part()});
   trained_head_->set_values(values);
 }
 

@@ -5,7 +5,6 @@
 #include "nibble/io/safetensors.h"
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <map>
 
@@ -15,56 +14,33 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view folder_prefix = "checkpoint-";
-// One matrix of AdamW's moments by its name in optimizer.safetensors.
-struct Moment {
-  std::string name;
-  std::vector<float> LoraProjection::* numbers;
+
+// Moments and what is kept of them in optimizer.safetensors: those of the adapter and of a head that is trained.
+struct Kept {
+  Moments* moments;
+  std::vector<MomentPart> parts;
 };
 
-// Of an adapted projection: "exp_avg." and "exp_avg_sq." before PEFT's names.
-std::vector<Moment> moments_of(std::uint32_t layer, Projection p, bool use_dora) {
-  constexpr std::array first{&LoraProjection::m_a, &LoraProjection::m_b, &LoraProjection::m_magnitude};
-  constexpr std::array second{&LoraProjection::v_a, &LoraProjection::v_b, &LoraProjection::v_magnitude};
-  std::vector<Moment> moments;
-  for (const LoraMatrix matrix : lora_matrices(use_dora)) {
-    const std::string name = peft_tensor_name(layer, p, matrix);
-    moments.push_back({"exp_avg." + name, first[static_cast<std::size_t>(matrix)]});
-    moments.push_back({"exp_avg_sq." + name, second[static_cast<std::size_t>(matrix)]});
-  }
-  return moments;
-}
-
-// Calls visit(moment, projection of the state) for every moment.
-template <typename Layers, typename Visit>
-void for_each_moment(Layers& layers, Visit&& visit) {
-  for (std::uint32_t layer = 0; layer < layers.size(); ++layer) {
-    for (const Projection p : all_projections) {
-      if (!layers[layer].at(p).used()) continue;
-      for (const Moment& moment : moments_of(layer, p, !layers[layer].at(p).magnitude.empty())) visit(moment, layers[layer].at(p));
-    }
-  }
+std::vector<Kept> kept_of(const ModelState& model_state) {
+  LoraMirror& lora = model_state.lora_mirror();
+  std::vector<Kept> all = {{.moments = &lora.moments(), .parts = lora.moment_parts()}};
+  if (TrainedHead* head = model_state.trained_head()) all.push_back({.moments = &head->moments(), .parts = {head->moment_part()}});
+  return all;
 }
 
 void save_optimizer(const fs::path& path, const ModelState& model_state) {
-  std::map<std::string, std::span<const float>> tensors;
+  std::map<std::string, std::pair<const Moments*, MomentTensor>> tensors;
   std::vector<TensorSpec> specs;
-  for_each_moment(model_state.lora(), [&](const Moment& moment, const LoraProjection& projection) {
-    const auto& numbers = projection.*moment.numbers;
-    tensors[moment.name] = numbers;
-    specs.push_back({.name = moment.name, .dtype = DType::f32, .shape = {static_cast<std::int64_t>(numbers.size())}});
-  });
-  const TrainedHead* head = model_state.trained_head();
-  if (head) {
-    for (const TensorSpec& spec : head->moment_specs()) specs.push_back(spec);
+  for (const Kept& kept : kept_of(model_state)) {
+    for (const MomentTensor& tensor : kept.moments->tensors(kept.parts)) {
+      specs.push_back(tensor.spec());
+      tensors[tensor.name] = {kept.moments, tensor};
+    }
   }
   SafetensorsWriter writer(path, specs);
   for (const TensorSpec& spec : writer.tensors()) {
-    const auto found = tensors.find(spec.name);
-    if (found != tensors.end()) {
-      writer.append(std::as_bytes(found->second));
-    } else {
-      head->read_moment(spec.name, [&](std::span<const std::byte> piece) { writer.append(piece); });
-    }
+    const auto& [moments, tensor] = tensors.at(spec.name);
+    moments->read(tensor, [&](std::span<const std::byte> piece) { writer.append(piece); });
   }
   writer.finish();
 }
@@ -156,14 +132,7 @@ TrainState load_train_state(const fs::path& checkpoint) {
 
 void load_optimizer(const fs::path& checkpoint, ModelState& model_state) {
   const SafetensorsFile file(checkpoint / "optimizer.safetensors");
-  for_each_moment(model_state.edit_lora(), [&](const Moment& moment, LoraProjection& projection) {
-    auto& target = projection.*moment.numbers;
-    auto values = file.read_as_f32(moment.name);
-    check<DataError>(values.size() == target.size(), file.path().string(), "A moment has {} values; the adapter has {}.",
-                     values.size(), target.size());
-    target = std::move(values);
-  });
-  if (TrainedHead* head = model_state.trained_head()) head->load_moments(file);
+  for (const Kept& kept : kept_of(model_state)) kept.moments->load(file, kept.parts);
 }
 
 std::optional<fs::path> newest_checkpoint(const fs::path& output) {

@@ -28,7 +28,7 @@ struct TrainState {
 Json trainer_state(const TrainState& state, const std::filesystem::path& output, const Json& more);
 
 // Writes OUTPUT/checkpoint-STEP: adapter_model.safetensors and adapter_config.json (PEFT), optimizer.safetensors (exp_avg.*
-// and exp_avg_sq.* by PEFT's tensor names) and trainer_state.json. The folder
+// and exp_avg_sq.* by PEFT's tensor names, as Moments::tensors has them) and trainer_state.json. The folder
 // appears whole or not at all. Then removes the oldest beyond `keep`.
 void save_checkpoint(const std::filesystem::path& output, const TrainState& state, const ModelState& model_state,
                      const LoraAdapter& adapter, const Json& more, std::uint32_t keep);

@@ -68,6 +68,7 @@ Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& b
           {"loss", name_of(o.loss.kind)},
           {"beta", o.loss.takes_pairs() ? Json(o.loss.beta) : Json()},
           {"focal_gamma", o.loss.focal_gamma},
+          {"lora_moments", name_of(o.lora_moments)},
           {"train_head", o.train_head},
           {"head_moments", o.train_head ? Json(name_of(o.head_moments)) : Json()},
           {"head_learning_rate", o.head_learning_rate ? Json(*o.head_learning_rate) : Json()},

@@ -1,13 +1,14 @@
 #include "nibble/train/optimizer.h"
 
 #include "nibble/base/error.h"
-#include "nibble/kernels/adamw.h"
 #include "nibble/kernels/grad_norm.h"
 
 #include <array>
 #include <span>
 
 namespace nibble {
+
+static_assert(lora_alignment % moment_block == 0, "Ranges that are updated apart share no block of moments.");
 
 AdamWOptions adamw_recipe(std::string_view name) {
   if (name == "pytorch") return {};
@@ -37,36 +38,35 @@ AdamWRule Optimizer::rule(double learning_rate, std::uint64_t step) const {
           .epsilon = options_.adam_epsilon, .weight_decay = options_.weight_decay};
 }
 
-void Optimizer::record_range(gpu::Recorder& recorder, const LoraWeights& weights, const Range& range, std::uint64_t step) {
+void Optimizer::record_range(gpu::Recorder& recorder, const LoraWeights& weights, Moments& moments, const Range& range, std::uint64_t step) {
   const auto part = [&](const gpu::Tensor& flat) { return flat.part(range.begin, {static_cast<std::uint32_t>(range.size)}); };
-  record(recorder, AdamW{.weights = part(weights.params), .gradients = part(weights.grads),
-                         .first_moment = part(weights.first_moment), .second_moment = part(weights.second_moment),
-                         .norm_and_factor = norm_and_factor_, .rule = rule(range.learning_rate, step)});
+  moments.update(recorder, {.weights = part(weights.params), .gradients = part(weights.grads), .norm_and_factor = norm_and_factor_,
+                            .rule = rule(range.learning_rate, step), .first = range.begin});
 }
 
-void Optimizer::record_step(gpu::Recorder& recorder, const LoraWeights& weights, double learning_rate, std::uint64_t step,
-                            TrainedHead* head) {
+void Optimizer::record_step(gpu::Recorder& recorder, const LoraWeights& weights, Moments& moments, double learning_rate,
+                            std::uint64_t step, TrainedHead* head) {
   std::vector<gpu::Tensor> gradients = {weights.grads};
   if (head) gradients.push_back(head->gradient());
   record_norm(recorder, gradients);
   const std::uint64_t size = weights.params.size(), b_begin = weights.b_begin;
   if (options_.loraplus_ratio == 1.0) {
-    record_range(recorder, weights, {0, size, learning_rate}, step);
+    record_range(recorder, weights, moments, {0, size, learning_rate}, step);
   } else {
-    record_range(recorder, weights, {0, b_begin, learning_rate}, step);
-    record_range(recorder, weights, {b_begin, size - b_begin, learning_rate * options_.loraplus_ratio}, step);
+    record_range(recorder, weights, moments, {0, b_begin, learning_rate}, step);
+    record_range(recorder, weights, moments, {b_begin, size - b_begin, learning_rate * options_.loraplus_ratio}, step);
   }
   if (head) head->update(recorder, norm_and_factor_, rule(learning_rate * options_.head_ratio, step));
 }
 
-void Optimizer::record_layer_step(gpu::Recorder& recorder, const LoraWeights& weights, std::uint32_t layer,
+void Optimizer::record_layer_step(gpu::Recorder& recorder, const LoraWeights& weights, Moments& moments, std::uint32_t layer,
                                   double learning_rate, std::uint64_t step) {
   record_norm(recorder, {weights.grads});  // those of the other layers are zero
   for (const LoraSlot& slot : weights.layers.at(layer)) {
     if (!slot.used()) continue;
-    record_range(recorder, weights, {slot.a.offset() / sizeof(float), slot.a.size(), learning_rate}, step);
+    record_range(recorder, weights, moments, {slot.a.offset() / sizeof(float), slot.a.size(), learning_rate}, step);
     for (const gpu::Tensor& faster : {slot.b, slot.magnitude}) {
-      if (faster) record_range(recorder, weights, {faster.offset() / sizeof(float), faster.size(), learning_rate * options_.loraplus_ratio}, step);
+      if (faster) record_range(recorder, weights, moments, {faster.offset() / sizeof(float), faster.size(), learning_rate * options_.loraplus_ratio}, step);
     }
   }
 }

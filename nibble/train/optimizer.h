@@ -24,14 +24,14 @@ class Optimizer {
  public:
   Optimizer(gpu::Device& device, const AdamWOptions& options);
 
-  // Records update number `step`, from 1 on. The gradients stay as they are. An update with a norm that is not finite
+  // Records update number `step`, from 1 on, with the moments of these weights. The gradients stay as they are. An update with a norm that is not finite
   // changes nothing, nor does any after it until forgive(). A head is updated too, under the norm of all gradients together; TrainedHead::settle() must follow.
-  void record_step(gpu::Recorder& recorder, const LoraWeights& weights, double learning_rate, std::uint64_t step,
+  void record_step(gpu::Recorder& recorder, const LoraWeights& weights, Moments& moments, double learning_rate, std::uint64_t step,
                    TrainedHead* head = nullptr);
 
   // The same for the adapters of one layer alone, where the gradients of the others are zero.
-  void record_layer_step(gpu::Recorder& recorder, const LoraWeights& weights, std::uint32_t layer, double learning_rate,
-                         std::uint64_t step);
+  void record_layer_step(gpu::Recorder& recorder, const LoraWeights& weights, Moments& moments, std::uint32_t layer,
+                         double learning_rate, std::uint64_t step);
 
   // After a norm that was not finite: updates recorded from now on take place again.
   void forgive();
@@ -40,14 +40,14 @@ class Optimizer {
   const gpu::Tensor& norm_and_factor() const { return norm_and_factor_; }
 
  private:
-  // Elements of the flat tensors that learn at one rate.
+  // Elements of the flat tensors that learn at one rate, from a multiple of lora_alignment on.
   struct Range {
     std::uint64_t begin = 0, size = 0;
     double learning_rate = 0;
   };
   void record_norm(gpu::Recorder& recorder, const std::vector<gpu::Tensor>& gradients);
   AdamWRule rule(double learning_rate, std::uint64_t step) const;
-  void record_range(gpu::Recorder& recorder, const LoraWeights& weights, const Range& range, std::uint64_t step);
+  void record_range(gpu::Recorder& recorder, const LoraWeights& weights, Moments& moments, const Range& range, std::uint64_t step);
 
   gpu::Device* device_;
   AdamWOptions options_;

@@ -51,8 +51,11 @@ struct TrainOptions {
   bool gaussian_init = false;  // of a new adapter's A
   std::filesystem::path init_adapter;  // start from this adapter; its rank, alpha and targets hold
 
+  MomentKind lora_moments = MomentKind::f32;
+  std::optional<MemoryPlace> lora_state;  // where the adapters' moments are kept; empty: on the device if they fit there
+
   bool train_head = false;                   // the head too
-  HeadMoments head_moments = HeadMoments::f32;
+  MomentKind head_moments = MomentKind::f32;
   std::optional<MemoryPlace> head_state;     // where its master and moments are kept; empty: on the device if they fit there
   std::optional<double> head_learning_rate;  // empty: learning_rate
 

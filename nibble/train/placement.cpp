@@ -3,11 +3,9 @@
 #include "nibble/base/error.h"
 #include "nibble/gpu/host_tensor.h"
 #include "nibble/report/progress.h"
-#include "nibble/train/step_work.h"
-#include "nibble/weights/nf4_room.h"
+#include "nibble/train/plan_cost.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace nibble {
 namespace {
@@ -34,14 +32,18 @@ struct Setup {
   bool one_room = false;
   std::uint32_t chunk = 0, streamed = 0;
   TablePlaces tables;
+  MemoryPlace moments = MemoryPlace::device;  // of the adapters
 };
 
 class Planner {
  public:
   Planner(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config, ProductPath path, BatchRoom room,
           MemoryBudget budget, const StepRates& rates)
-      : options_(options), device_(device), config_(config), path_(path), room_(room), budget_(budget), rates_(rates),
-        work_(config, options.lora.rank, options.max_length, options.train_head) {}
+      : options_(options), device_(device), config_(config), path_(path), room_(room), budget_(budget),
+        cost_{.info = device.info(), .config = config, .path = path,
+              .carried = path == ProductPath::matrix && memory_of(device.info(), options.stream) == gpu::HostMemory::carried, .room = room,
+              .work = StepWork(config, options.lora.rank, options.max_length, options.train_head), .rates = rates},
+        lora_elements_(lora_elements(config, options.lora)) {}
 
   // With seconds by `estimate`.
   Placement best(const StepRates& estimate) {
@@ -54,7 +56,9 @@ class Planner {
       for (const bool one_room : rooms()) {
         for (const TablePlaces& tables : table_choices()) {
           for (const std::uint32_t chunk : chunks(tables)) {
-            for (std::uint32_t streamed = 0; streamed <= most_streamed(); ++streamed) consider({head, one_room, chunk, streamed, tables});
+            for (std::uint32_t streamed = 0; streamed <= most_streamed(); ++streamed) {
+              for (const MemoryPlace moments : moment_places()) consider({head, one_room, chunk, streamed, tables, moments});
+            }
           }
         }
       }
@@ -82,6 +86,12 @@ class Planner {
     if (!options_.head_state) all.push_back(head);
     return all;
   }
+
+  std::vector<MemoryPlace> moment_places() const {
+    if (options_.lora_state) return {*options_.lora_state};
+    return {MemoryPlace::device, MemoryPlace::host};
+  }
+  MomentsOptions moments(const Setup& setup) const { return {.kind = options_.lora_moments, .place = setup.moments}; }
 
   std::vector<bool> rooms() const {
     if (options_.shared_decode) return {*options_.shared_decode};
@@ -129,27 +139,26 @@ class Planner {
   }
 
   Placement placement(const Candidate& candidate, const StepRates& estimate) {
-    rates_ = estimate;
-    Placement result{.model = model(candidate.setup), .head = candidate.setup.head, .memory = {}};
+    cost_.rates = estimate;
+    Placement result{.model = model(candidate.setup), .head = candidate.setup.head, .moments = moments(candidate.setup), .memory = {}};
     result.model.activations = choices_of(config_.num_layers, candidate.recompute_mlp, candidate.recompute);
     result.model.offloaded_inputs = candidate.offloaded;
-    result.memory = plan_memory(device_, config_, result.model, options_.lora, result.head);
-    const double tokens = room_.tokens, labels = room_.labels, head = work_.head_passes * work_.head;
+    result.memory = plan_memory(device_, config_, result.model, options_.lora, result.head, result.moments);
     result.extra_seconds = seconds_of(candidate);
-    result.pass_seconds = (tokens * (work_.step() - head) + labels * head) / rates_.flops + result.extra_seconds;
+    result.pass_seconds = cost_.pass() + result.extra_seconds;
     return result;
   }
 
   std::uint64_t bytes_with(const Setup& setup, Activations choice) const {
     ModelOptions options = model(setup);
     options.activations = {choice};
-    return plan_memory(device_, config_, options, options_.lora, setup.head).total();
+    return plan_memory(device_, config_, options, options_.lora, setup.head, moments(setup)).total();
   }
 
   // What the parts of one layer's activations and its input take. Of one layer all choices take the same.
   void weigh_parts() {
     const TablePlaces tables = table_choices().front();
-    const Setup any{heads().front(), rooms().front(), chunks(tables).front(), 0, tables};
+    const Setup any{heads().front(), rooms().front(), chunks(tables).front(), 0, tables, moment_places().front()};
     const std::uint64_t others = std::max(1u, config_.num_layers - 1);
     const std::uint64_t least = bytes_with(any, Activations::recompute), without_mlp = bytes_with(any, Activations::recompute_mlp);
     attention_bytes_ = (without_mlp - least) / others;
@@ -163,27 +172,28 @@ class Planner {
     const Checkpointing said = options_.gradient_checkpointing;
     const std::uint32_t layers = config_.num_layers;
     const std::uint64_t least = bytes_with(setup, said == Checkpointing::automatic ? Activations::recompute : activations_under(said));
-    const double seconds = setup_seconds(setup), copies = copy_seconds(setup);
+    const double seconds = setup_seconds(setup);
+    const std::uint32_t streamed = streamed_layers(setup);
     for (std::uint32_t offloaded = least_offloaded(); offloaded <= most_offloaded(); ++offloaded) {
       Candidate candidate{.setup = setup, .offloaded = offloaded, .bytes = least - offloading_saves(offloaded)};
       if (said == Checkpointing::automatic || said == Checkpointing::on) candidate.recompute = layers;
       if (said == Checkpointing::mlp) candidate.recompute_mlp = layers;
-      candidate.extra_seconds = seconds + offload_seconds(offloaded);
+      candidate.extra_seconds = seconds + cost_.offloaded_inputs(offloaded, input_bytes_);
       if (said == Checkpointing::automatic) {
-        keep_what_fits(candidate, copies);
+        keep_what_fits(candidate, streamed);
       } else {
-        candidate.extra_seconds += layers_seconds(candidate.recompute_mlp, candidate.recompute, copies);
+        candidate.extra_seconds += cost_.layers(candidate.recompute_mlp, candidate.recompute, streamed);
       }
       take(candidate);
     }
   }
 
   // From all layers computing all but their input again to as much kept as fits in the least time.
-  void keep_what_fits(Candidate& candidate, double copies) const {
+  void keep_what_fits(Candidate& candidate, std::uint32_t streamed) const {
     const std::uint32_t layers = config_.num_layers;
     const double before = candidate.extra_seconds;
     const std::uint64_t least = candidate.bytes;
-    candidate.extra_seconds = before + layers_seconds(0, layers, copies);
+    candidate.extra_seconds = before + cost_.layers(0, layers, streamed);
     if (!fits(least)) return;
     for (std::uint32_t recompute = 0; recompute < layers; ++recompute) {
       const std::uint64_t attention = std::min(layers - recompute, layers - 1) * attention_bytes_;
@@ -191,7 +201,7 @@ class Planner {
       std::uint64_t kept = layers - 1;
       if (budget_.bytes > 0 && mlp_bytes_ > 0) kept = std::min(kept, (budget_.bytes - least - attention) / mlp_bytes_);
       const std::uint32_t given_up = kept == layers - 1 ? recompute : std::max(recompute, layers - static_cast<std::uint32_t>(kept));
-      const double seconds = before + layers_seconds(given_up - recompute, recompute, copies);
+      const double seconds = before + cost_.layers(given_up - recompute, recompute, streamed);
       if (seconds >= candidate.extra_seconds) continue;
       candidate.extra_seconds = seconds;
       candidate.recompute = recompute;
@@ -207,79 +217,21 @@ class Planner {
 
   bool fits(std::uint64_t bytes) const { return budget_.bytes == 0 || bytes <= budget_.bytes; }
 
-  // Nothing goes on beside these copies.
-  double offload_seconds(std::uint32_t offloaded) const {
-    return 2.0 * offloaded * static_cast<double>(input_bytes_) / rates_.link_bytes;
-  }
-
-  // What computing again and copies of streamed layers, half of them in each direction, cost a pass.
-  double layers_seconds(std::uint32_t recompute_mlp, std::uint32_t recompute, double copies) const {
-    const double again = again_seconds(recompute_mlp, recompute);
-    const double layers = room_.tokens * (work_.step() - work_.head_passes * work_.head) / rates_.flops;
-    const double forward = room_.tokens * work_.forward() / rates_.flops;
-    return again + streaming_seconds(copies / 2, forward) + streaming_seconds(copies / 2, layers - forward + again);
-  }
-
-  // Of streamed layers, forward and backward.
-  double copy_seconds(const Setup& setup) const {
-    const auto streamed = static_cast<double>(count_of(model(setup).residency, config_.num_layers, Residency::streamed));
-    return 2 * streamed * static_cast<double>(nf4_layer_bytes(config_)) / rates_.link_bytes;
-  }
+  std::uint32_t streamed_layers(const Setup& setup) const { return count_of(model(setup).residency, config_.num_layers, Residency::streamed); }
 
   // What saving memory costs a pass.
   double seconds_of(const Candidate& candidate) const {
-    return setup_seconds(candidate.setup) + offload_seconds(candidate.offloaded) +
-           layers_seconds(candidate.recompute_mlp, candidate.recompute, copy_seconds(candidate.setup));
-  }
-
-  // Of a pass. Of the very last layer everything is still there.
-  double again_seconds(std::uint32_t recompute_mlp, std::uint32_t recompute) const {
-    if (recompute > 0) {
-      --recompute;
-    } else if (recompute_mlp > 0) {
-      --recompute_mlp;
-    }
-    const double flops = recompute * work_.again(Activations::recompute) + recompute_mlp * work_.again(Activations::recompute_mlp);
-    return room_.tokens * flops / rates_.flops;
+    return setup_seconds(candidate.setup) + cost_.offloaded_inputs(candidate.offloaded, input_bytes_) +
+           cost_.layers(candidate.recompute_mlp, candidate.recompute, streamed_layers(candidate.setup));
   }
 
   double setup_seconds(const Setup& setup) const {
-    const double layers = config_.num_layers;
-    double seconds = head_seconds(setup);
-    if (setup.one_room) {
-      const auto [out, in] = joint_dims(config_, config_.has_experts() ? Joint::qkv : Joint::gate_up);
-      seconds += layers * 2.5 * out * in / rates_.memory_bytes;
-    }
-    if (setup.tables.embedding_on_host) seconds += 4.0 * room_.tokens * config_.hidden_size / rates_.link_bytes;
-    if (setup.head) seconds += 2 * static_cast<double>(TrainedHead::bytes(config_, *setup.head).host) / rates_.link_bytes;
+    double seconds = cost_.head(head_of(setup));
+    if (setup.one_room) seconds += cost_.one_room();
+    if (setup.tables.embedding_on_host) seconds += cost_.embedding_rows();
+    if (setup.head) seconds += cost_.state_on_host(TrainedHead::bytes(device_.info(), config_, *setup.head).host);
+    if (setup.moments == MemoryPlace::host) seconds += cost_.state_on_host(Moments::bytes(device_.info(), lora_elements_, moments(setup)).host);
     return seconds;
-  }
-
-  // Each chunk of rows reads the head for each product with it. In slices there is one more product, codes are decoded and what lies
-  // on the host is brought, both twice.
-  double head_seconds(const Setup& setup) const {
-    const HeadOptions head = head_of(setup);
-    const double elements = 1.0 * config_.vocab_size * config_.hidden_size, bytes = elements * static_cast<double>(size_of(operand_dtype(path_)));
-    const double chunks = std::ceil(room_.labels / static_cast<double>(setup.chunk));
-    if (!TableSlices::needed(head.form, head.on_host)) return chunks * work_.head_passes * bytes / rates_.memory_bytes;
-    const double pass = room_.labels * work_.head / rates_.flops;
-    double seconds = chunks * (work_.head_passes + 1) * bytes / rates_.memory_bytes + pass;
-    const double stored = head.form == TableForm::dense ? bytes : elements * (bits_of(head.form) / 8.0 + 4.0 / nf4_block);
-    if (head.form != TableForm::dense) seconds += 2 * (stored + bytes) / rates_.memory_bytes;
-    if (head.on_host) {
-      const double copies = stored / rates_.link_bytes;
-      seconds += streaming_seconds(copies, pass) + streaming_seconds(copies, work_.head_passes * pass);
-    }
-    return seconds;
-  }
-
-  // What copies cost beside so many seconds of arithmetic. Where products carry them: a share of their time (10 to 23% on an H200),
-  // and what the arithmetic is too short to hide.
-  double streaming_seconds(double copies, double arithmetic) const {
-    constexpr double carried_share = 0.2;
-    const bool carried = path_ == ProductPath::matrix && memory_of(device_.info(), options_.stream) == gpu::HostMemory::carried;
-    if (!carried) return copies;
-    return carried_share * copies + std::max(0.0, copies - arithmetic);
   }
 
   static constexpr std::uint32_t most_places_ = LayerInputs::most_places;
@@ -290,8 +242,8 @@ class Planner {
   ProductPath path_;
   BatchRoom room_;
   MemoryBudget budget_;
-  StepRates rates_;
-  StepWork work_;
+  PlanCost cost_;
+  std::uint64_t lora_elements_;
   std::uint64_t attention_bytes_ = 0, mlp_bytes_ = 0, input_bytes_ = 0;
   std::optional<Candidate> best_, least_;
 };

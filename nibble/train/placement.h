@@ -24,13 +24,14 @@ MemoryBudget memory_budget(const TrainOptions& options, const gpu::AdapterInfo& 
 struct Placement {
   ModelOptions model;
   std::optional<TrainedHeadOptions> head;  // where the head is trained
+  MomentsOptions moments;                  // of the adapters
   MemoryPlan memory;
   double pass_seconds = 0;   // of one pass over `room`, forward and backward, by the rates
   double extra_seconds = 0;  // of them what saving memory costs
 };
 
 // What the options leave open is chosen so that the plan stays within the budget and costs the least time: layers that compute
-// again, one room for decoded weights, smaller chunks of logits, weights and the state of a trained head in host memory. A
+// again, one room for decoded weights, smaller chunks of logits, weights, the adapters' moments and the state of a trained head in host memory. A
 // promise that cannot be kept throws UsageError with the least that would do. Seconds are by `estimate` where it is given; choices
 // never are, so that a dry run that has measured rates makes those of the run.
 Placement place(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config, ProductPath path,

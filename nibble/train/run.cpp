@@ -26,7 +26,7 @@ std::filesystem::path folder_to_load(const RunSetup& setup) {
 
 ModelState load(const RunSetup& setup) {
   ModelState state = ModelState::load(setup.device, folder_to_load(setup),
-                                      {.path = setup.plan.path, .base_head = !setup.plan.head,
+                                      {.path = setup.plan.path, .moments = setup.plan.moments, .base_head = !setup.plan.head,
                                        .residency = setup.model.residency, .stream = setup.model.stream, .progress = setup.events.loading});
   state.set_lora(setup.adapter, true);
   if (setup.plan.head) state.train_head(*setup.plan.head);

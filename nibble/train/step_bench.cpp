@@ -91,6 +91,7 @@ class Stepper {
                        .one_decoded_room = options.one_decoded_room, .offloaded_inputs = options.offloaded_inputs,
                        .max_tokens = options.tokens(), .max_labels = options.tokens(), .head_chunk = options.head_chunk}),
         lora_(*state.lora_mirror().train()),
+        moments_(state.lora_mirror().moments()),
         optimizer_(device_, {}),
         batch_(options) {}
 
@@ -104,7 +105,7 @@ class Stepper {
     if (head) recorder.clear(head->gradient());
     losses_ = model_.loss_and_gradients(recorder, stream, {.factor = 1.0f / static_cast<float>(batch_.labels.size())}, {},
                                         head ? head->gradient() : Tensor{}).loss;
-    optimizer_.record_step(recorder, lora_, 1e-4, ++done_, head);
+    optimizer_.record_step(recorder, lora_, moments_, 1e-4, ++done_, head);
     recorder.submit();
     record_seconds = seconds_since(start);
     device_.read<float>(optimizer_.norm_and_factor());
@@ -126,6 +127,7 @@ class Stepper {
   ModelState& state_;
   Model model_;
   const LoraWeights& lora_;
+  Moments& moments_;
   Optimizer optimizer_;
   MadeUpBatch batch_;
   std::uint64_t done_ = 0;
@@ -138,7 +140,7 @@ StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options)
   ModelState state = ModelState::made_up(
       device, options.config,
       {.path = options.path, .lora = LoraConfig{.rank = options.lora_rank, .lora_alpha = 2.0 * options.lora_rank, .target_modules = usual_targets(options.config)},
-       .residency = options.residency, .stream = options.stream});
+       .moments = options.moments, .residency = options.residency, .stream = options.stream});
   if (options.head) state.train_head(*options.head);
   Stepper stepper(state, options);
   StepBenchResult result{.tokens = options.tokens()};

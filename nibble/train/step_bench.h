@@ -20,6 +20,7 @@ struct StepBenchOptions {
   std::uint32_t offloaded_inputs = 0;     // see LayerInputsOptions
   std::uint32_t batch = 1, length = 512;  // segments and tokens of each; every token is trained
   std::uint32_t lora_rank = 16;
+  MomentsOptions moments = {};            // of the adapters
   std::uint32_t head_chunk = 0;
   std::optional<TrainedHeadOptions> head = {};  // trains the head too
   std::uint32_t steps = 3;                // timed, after one and at least 0.4 s of warming
@@ -34,7 +35,7 @@ struct StepBenchResult {
   double required_flops = 0;    // the same without what is computed again
   std::uint64_t tokens = 0;
   std::uint64_t peak_bytes = 0;
-  std::uint64_t host_bytes = 0;    // of weights in host memory
+  std::uint64_t host_bytes = 0;    // of weights and states in host memory
   std::uint64_t copied_bytes = 0;  // of layers, to the device in a step
   double least_copy_seconds = 0;   // that such copies take with nothing beside them
   std::optional<std::uint64_t> driver_bytes;  // what Dawn has taken from the driver

@@ -32,7 +32,7 @@ void check_options(const TrainOptions& o) {
                     "{} cannot be taken; give 0 or more.", o.loss.focal_gamma);
   check<UsageError>(!o.loss.takes_pairs() || o.loss.focal_gamma == 0, "--focal-gamma",
                     "The labels of pairs are weighed by the loss {}; leave the focal weights out.", name_of(o.loss.kind));
-  const bool says_more = o.head_learning_rate || o.head_state || o.head_moments != HeadMoments::f32;
+  const bool says_more = o.head_learning_rate || o.head_state || o.head_moments != MomentKind::f32;
   check<UsageError>(o.train_head || !says_more, "--train-head",
                     "What is said of the head holds where it is trained; give --train-head.");
   check<UsageError>(!o.head_learning_rate || o.learning_rate > 0, "--head-learning-rate",
@@ -140,7 +140,7 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
                .counts = data->train.file->counts(), .files = data->train.file->files(), .drawn = feed.drawn(), .train_examples = data->train.examples.size(),
                .valid_examples = data->valid.examples.size(), .train_tokens = data->train.tokens(),
                .trained_tokens = data->train.trained_tokens(), .trainable_parameters = trainable_params(config, options.lora),
-               .lora = options.lora, .head = placement.head, .model = placement.model, .budget = budget,
+               .lora = options.lora, .head = placement.head, .moments = placement.moments, .model = placement.model, .budget = budget,
                .room = room, .memory = placement.memory, .pass_seconds = placement.pass_seconds,
                .extra_seconds = placement.extra_seconds, .measured = rates.measured,
                .total_steps = feed.total_steps(), .first_step = state.step,

@@ -27,6 +27,7 @@ struct RunPlan {
   std::uint64_t trainable_parameters = 0;
   LoraConfig lora;
   std::optional<TrainedHeadOptions> head;          // where it is trained
+  MomentsOptions moments;                          // of the adapter
   ModelOptions model;                              // how it uses the device's memory
   MemoryBudget budget;
   BatchRoom room;                                  // of the largest batch

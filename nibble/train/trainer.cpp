@@ -85,7 +85,7 @@ void Trainer::begin_step(std::span<const TokenStream> batches, double learning_r
   gpu::Recorder recorder(state_.device());
   record_gradients(recorder, batches, begun);
   in_doubt_ = true;
-  optimizer_.record_step(recorder, lora, learning_rate, state_.step + begun_.size() + 1, state_.trained_head());
+  optimizer_.record_step(recorder, lora, state_.lora_mirror().moments(), learning_rate, state_.step + begun_.size() + 1, state_.trained_head());
   recorder.copy(optimizer_.norm_and_factor(), stats_.part(2, {2}));
   recorder.submit();
   if (readbacks_.empty()) readbacks_.emplace_back(state_.device(), stats_.bytes());

@@ -51,7 +51,7 @@ LayerResult Trainer::layer_train_step(std::uint32_t layer, std::span<const float
   recorder.clear(lora.grads);
   on.forward_layer(recorder, stream, layer, input, output);
   on.backward_layer(recorder, stream, layer, input, dx);
-  optimizer_.record_layer_step(recorder, lora, layer, learning_rate, state_.step + 1);
+  optimizer_.record_layer_step(recorder, lora, state_.lora_mirror().moments(), layer, learning_rate, state_.step + 1);
   recorder.submit();
   LayerResult result{.output = state_.device().read<float>(output), .d_input = state_.device().read<float>(dx),
                      .grad_norm = state_.device().read<float>(optimizer_.norm_and_factor())[0]};

@@ -26,7 +26,8 @@ struct ExportedAdapter {
 ExportedAdapter check_export(const AdapterExport& options);
 
 // A GGUF file as llama.cpp reads it: alpha stands for the whole scaling, where it differs by module the difference is in B, and B of
-// llama's queries and keys has its rows in the order of GGUF files.
+// llama's queries and keys has its rows in the order of GGUF files. The matrices of experts are one tensor, (experts, rank, in) and
+// (experts, out, rank).
 void save_gguf_adapter(const fs::path& path, const ExportedAdapter& exported, GgmlType type);
 
 }  // namespace nibble

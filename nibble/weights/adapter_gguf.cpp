@@ -52,9 +52,9 @@ void save_gguf_adapter(const fs::path& path, const ExportedAdapter& exported, Gg
       if (rank == 0) continue;
       for (const LoraMatrix which : {LoraMatrix::a, LoraMatrix::b}) {
         const auto [rows, columns] = lora_dims(exported.config, rank, p, which);
-        const std::string name =
-            *gguf_tensor_name(projection_tensor_name(layer, p)) + (which == LoraMatrix::a ? ".lora_a" : ".lora_b");
-        specs.push_back({name, type, {rows, columns}});
+        const std::string tensor = module_names(exported.config.experts.count, layer, p).front() + ".weight";
+        const std::string name = *gguf_tensor_name(tensor) + (which == LoraMatrix::a ? ".lora_a" : ".lora_b");
+        specs.push_back({name, type, expert_in(tensor) ? Shape{exported.config.experts.count, rows, columns} : Shape{rows, columns}});
         std::vector<float> values = adapter.at(layer, p).matrix(which);
         if (which == LoraMatrix::b) scale(values, scaling * rank / alpha);
         if (rows_interleaved && which == LoraMatrix::b && p <= Projection::k)

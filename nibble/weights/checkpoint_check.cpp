@@ -36,7 +36,9 @@ bool is_matrix_of_layer(std::string_view name, const Shape& shape) {
 
 }  // namespace
 
-bool is_projection(std::string_view name, const Shape& shape) { return is_matrix_of_layer(name, shape) && !name.ends_with(".mlp.gate.weight"); }
+bool is_router(std::string_view name) { return name.ends_with(".mlp.gate.weight"); }
+
+bool is_projection(std::string_view name, const Shape& shape) { return is_matrix_of_layer(name, shape) && !is_router(name); }
 
 std::optional<BnbMatrix> quantised(const Checkpoint& checkpoint, const BaseTensor& tensor) {
   if (!is_matrix_of_layer(tensor.name, tensor.shape) || !checkpoint.has(tensor.name)) return std::nullopt;
@@ -67,9 +69,6 @@ std::vector<BaseTensor> base_tensors(const ModelConfig& config) {
 }
 
 void check_checkpoint(const Checkpoint& checkpoint, const ModelConfig& config) {
-  constexpr std::string_view fused = "model.layers.0.mlp.experts.gate_up_proj";
-  check<DataError>(!config.has_experts() || !checkpoint.has(fused), checkpoint.folder().string(),
-                   "The tensor {} holds all experts in one, which is not read; save_pretrained of transformers writes each by itself.", fused);
   std::set<std::string, std::less<>> known{std::string(head_tensor_name)};
   for (const auto& tensor : base_tensors(config)) {
     known.insert(tensor.name);

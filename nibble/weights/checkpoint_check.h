@@ -15,6 +15,8 @@ struct BaseTensor {
 // Every tensor that a checkpoint of this config must have; lm_head.weight only where it is not tied.
 std::vector<BaseTensor> base_tensors(const ModelConfig& config);
 
+// Whether a tensor is the router of a mixture of experts.
+bool is_router(std::string_view name);
 // Whether a tensor is a matrix of a layer: neither embedding nor head, norm, bias or router.
 bool is_projection(std::string_view name, const Shape& shape);
 

@@ -44,7 +44,7 @@ gpu::Tensor load_router(gpu::Device& device, const Checkpoint& checkpoint, const
     std::vector<float> absmax(nf4_blocks(std::size_t{count} * hidden));
     read_bnb(*bnb, 0, codes, absmax);
     values.resize(std::size_t{count} * hidden);
-    nf4_dequantize(codes, absmax, values);
+    nf4_dequantize(codes, absmax, values, {.codes = bnb->book});
   } else {
     values = checkpoint.read_as_f32(name);
   }

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numbers>
 
@@ -45,6 +46,7 @@ class ConfigReader {
     config_["num_key_value_heads"] = integer("attention.head_count_kv", {1, 1 << 12}, heads);
     config_["intermediate_size"] = integer("feed_forward_length", {1, 1 << 20});
     config_["max_position_embeddings"] = integer("context_length", {1, 1 << 24});
+    if (is_mixture()) read_experts();
     config_["vocab_size"] = tensor("token_embd.weight").shape.front();
     config_["rms_norm_eps"] = metadata_.number(key("attention.layer_norm_rms_epsilon"), {1e-12, 1.0});
     config_["head_dim"] = head_dim(hidden / heads);
@@ -75,19 +77,33 @@ class ConfigReader {
 
   // Mistral's models are of the architecture llama; the window tells them apart.
   std::string model_type() {
-    if (architecture_ != "qwen3" && architecture_ != "qwen2" && architecture_ != "llama" && architecture_ != "smollm3") {
+    constexpr std::array<std::string_view, 5> known{"qwen3", "qwen3moe", "qwen2", "llama", "smollm3"};
+    if (std::ranges::find(known, architecture_) == known.end()) {
       metadata_.fail_key("general.architecture",
-                         "\"qwen3\", \"qwen2\", \"llama\" or \"smollm3\", the architectures that are supported");
+                         "\"qwen3\", \"qwen3moe\", \"qwen2\", \"llama\" or \"smollm3\", the architectures that are supported");
     }
     if (metadata_.string("general.type", "model") != "model") metadata_.fail_key("general.type", "\"model\"");
-    if (integer("expert_count", {0, INT32_MAX}, 0) != 0)
-      metadata_.fail_key(key("expert_count"), "absent or 0, as mixtures of experts are not supported");
+    if (!is_mixture() && integer("expert_count", {0, INT32_MAX}, 0) != 0)
+      metadata_.fail_key(key("expert_count"), "absent or 0 in this architecture; of mixtures of experts \"qwen3moe\" is supported");
     const auto window = integer("attention.sliding_window", {0, 1 << 24}, 0);
-    if (window == 0) return architecture_;
+    if (window == 0) return is_mixture() ? "qwen3_moe" : architecture_;
     if (architecture_ != "llama")
       metadata_.fail_key(key("attention.sliding_window"), "absent or 0 in this architecture");
     config_["sliding_window"] = window;
     return "mistral";
+  }
+
+  bool is_mixture() const { return architecture_ == "qwen3moe"; }
+
+  // llama.cpp always divides the weights of the experts that are chosen by their sum.
+  void read_experts() {
+    const auto used = integer("expert_used_count", {1, 1 << 12}), whole = config_["intermediate_size"].get<std::int64_t>();
+    config_["num_experts"] = integer("expert_count", {1, 1 << 12});
+    config_["num_experts_per_tok"] = used;
+    config_["moe_intermediate_size"] = integer("expert_feed_forward_length", {1, 1 << 20}, std::max<std::int64_t>(1, whole / used));
+    config_["norm_topk_prob"] = true;
+    const double scale = metadata_.number(key("expert_weights_scale"), {-1e6, 1e6}, 1.0);
+    if (scale != 0 && scale != 1) metadata_.fail_key(key("expert_weights_scale"), "absent, 0 or 1");
   }
 
   std::int64_t head_dim(std::int64_t otherwise) const {
@@ -100,7 +116,7 @@ class ConfigReader {
   }
 
   std::string dtype() const {
-    const std::string_view name = tensor("blk.0.ffn_down.weight").info().name;
+    const std::string_view name = tensor(is_mixture() ? "blk.0.ffn_down_exps.weight" : "blk.0.ffn_down.weight").info().name;
     return name == "F16" ? "float16" : name == "BF16" ? "bfloat16" : "float32";
   }
 

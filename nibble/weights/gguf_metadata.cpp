@@ -51,12 +51,12 @@ void add_rope(const ModelConfig& config, const std::string& architecture, const 
 }  // namespace
 
 std::string gguf_architecture(const ModelConfig& config) {
-  return config.model_type == "mistral" ? "llama" : config.model_type;
+  return config.model_type == "mistral" ? "llama" : config.model_type == "qwen3_moe" ? "qwen3moe" : config.model_type;
 }
 
 void check_for_llama_cpp(const ModelConfig& config, const std::string& where) {
-  check<DataError>(!config.has_experts(), where, "The model is a mixture of experts ({}), which is not written as GGUF; write a folder instead.",
-                   config.model_type);
+  check<DataError>(!config.has_experts() || config.experts.normalised, where,
+                   "\"norm_topk_prob\" is false, but llama.cpp always divides the weights of a token's experts by their sum; write a folder instead.");
   constexpr std::uint32_t interval = 4;
   for (std::uint32_t layer = 0; layer < config.nope.size(); ++layer) {
     check<DataError>(config.nope[layer] == ((layer + 1) % interval == 0), where,
@@ -94,6 +94,11 @@ GgufMetadata gguf_model_metadata(const ModelConfig& config, const fs::path& mode
                         {key("attention.key_length"), config.head_dim},
                         {key("attention.value_length"), config.head_dim},
                         {key("attention.layer_norm_rms_epsilon"), config.rms_norm_eps}};
+  if (config.has_experts()) {
+    metadata.emplace_back(key("expert_count"), config.experts.count);
+    metadata.emplace_back(key("expert_used_count"), config.experts.per_token);
+    metadata.emplace_back(key("expert_feed_forward_length"), config.experts.intermediate_size);
+  }
   if (config.sliding_window > 0) metadata.emplace_back(key("attention.sliding_window"), config.sliding_window);
   add_rope(config, architecture, model.string(), metadata);
   return metadata;

@@ -5,7 +5,7 @@
 
 namespace nibble {
 
-// "qwen3", "qwen2", "smollm3" or "llama", of which Mistral's models are too.
+// "qwen3", "qwen3moe", "qwen2", "smollm3" or "llama", of which Mistral's models are too.
 std::string gguf_architecture(const ModelConfig& config);
 
 // general.* and the architecture's keys, as llama.cpp's converter writes them for such a model. DataError where the
@@ -13,7 +13,8 @@ std::string gguf_architecture(const ModelConfig& config);
 GgufMetadata gguf_model_metadata(const ModelConfig& config, const fs::path& model, GgmlType matrices);
 
 // Refuses, in the name of `where`, a model that llama.cpp computes otherwise throughout (it does not rotate every fourth layer of
-// SmolLM3, whatever the config says, and applies no divisors of Llama 3 to it), and mixtures of experts. DataError.
+// SmolLM3, whatever the config says, and applies no divisors of Llama 3 to it; it always divides the weights of a token's experts by their
+// sum). DataError.
 void check_for_llama_cpp(const ModelConfig& config, const std::string& where);
 
 // What llama.cpp computes otherwise than this model, in full sentences: it applies no sliding window to the

@@ -8,6 +8,7 @@
 #include "nibble/quant/ggml.h"
 #include "nibble/weights/checkpoint_check.h"
 #include "nibble/weights/decoded_tensor.h"
+#include "nibble/weights/fused_experts.h"
 #include "nibble/weights/gguf_names.h"
 
 namespace nibble {
@@ -35,7 +36,11 @@ class GgufModel : public TensorFile {
       const auto at = file_.tensors().find(name);
       if (at == file_.tensors().end()) continue;
       const bool rotated = name.ends_with("attn_q.weight") || name.ends_with("attn_k.weight");
-      add(wanted.name, at->second, config.family.interleaved_in_gguf && rotated ? config.head_dim : 0);
+      if (const auto expert = expert_in(wanted.name)) {
+        add_expert(wanted, at->second, *expert, config.experts.count);
+      } else {
+        add(wanted.name, at->second, config.family.interleaved_in_gguf && rotated ? config.head_dim : 0);
+      }
     }
     for (const auto& [name, tensor] : file_.tensors()) {
       check<DataError>(known.contains(name), path.string(),
@@ -59,7 +64,7 @@ class GgufModel : public TensorFile {
       const std::uint64_t row = at / columns,
                           count = source.head_dim == 0 ? left : std::min(left, columns - at % columns);
       const std::uint64_t first =
-          source.head_dim == 0 ? at : interleaved_row(row, source.head_dim) * columns + at % columns;
+          source.head_dim == 0 ? source.first + at : interleaved_row(row, source.head_dim) * columns + at % columns;
       read_values(*source.tensor, first, width, out.first(count * width));
       out = out.subspan(count * width);
       at += count, left -= count;
@@ -70,21 +75,34 @@ class GgufModel : public TensorFile {
   struct Source {
     const GgufTensor* tensor = nullptr;
     std::uint32_t head_dim = 0;  // of heads whose rows are interleaved; 0: rows stand in order
+    std::uint64_t first = 0;     // value of the file's tensor, which holds all experts
   };
 
   void add(const std::string& name, const GgufTensor& tensor, std::uint32_t head_dim) {
-    check<DataError>(tensor.info().decoded, path().string(), "The tensor {} is {}, which is not decoded; {} are.",
-                     tensor.name, tensor.info().name, decoded_names());
     check<DataError>(head_dim == 0 || (tensor.shape.size() == 2 && tensor.shape[0] % head_dim == 0), path().string(),
                      "The tensor {} has the shape {}; whole heads of {} rows are expected.", tensor.name,
                      to_string(tensor.shape), head_dim);
+    show(name, tensor.shape, {&tensor, head_dim});
+  }
+
+  void add_expert(const BaseTensor& wanted, const GgufTensor& tensor, std::uint32_t expert, std::uint32_t experts) {
+    const Shape all{experts, wanted.shape[0], wanted.shape[1]};
+    check<DataError>(tensor.shape == all, path().string(), "The tensor {} has the shape {}; the metadata make it {}, the experts' matrices.",
+                     tensor.name, to_string(tensor.shape), to_string(all));
+    show(wanted.name, wanted.shape, {.tensor = &tensor, .first = expert * wanted.numel()});
+  }
+
+  void show(const std::string& name, const Shape& shape, const Source& source) {
+    const GgufTensor& tensor = *source.tensor;
+    check<DataError>(tensor.info().decoded, path().string(), "The tensor {} is {}, which is not decoded; {} are.",
+                     tensor.name, tensor.info().name, decoded_names());
     TensorInfo info{.name = name,
                     .dtype_name = std::string(tensor.info().name),
                     .dtype = plain_dtype(tensor).value_or(DType::f32),
-                    .shape = tensor.shape};
+                    .shape = shape};
     info.bytes = info.numel() * size_of(*info.dtype);
     tensors_.emplace(name, std::move(info));
-    sources_.emplace(name, Source{&tensor, head_dim});
+    sources_.emplace(name, source);
   }
 
   static std::string decoded_names() {
@@ -125,6 +143,7 @@ Checkpoint open_checkpoint(const fs::path& model, const ModelConfig& config) {
   if (!is_gguf(model)) {
     Checkpoint checkpoint(model);
     decode_tensors(checkpoint, config.fp8);
+    split_experts(checkpoint, config);
     return checkpoint;
   }
   return Checkpoint(std::make_unique<const GgufModel>(model, config));

@@ -27,7 +27,7 @@ constexpr std::array layer_names{
     Pair{"self_attn.v_proj", "attn_v"},      Pair{"self_attn.o_proj", "attn_output"},
     Pair{"self_attn.q_norm", "attn_q_norm"}, Pair{"self_attn.k_norm", "attn_k_norm"},
     Pair{"mlp.gate_proj", "ffn_gate"},       Pair{"mlp.up_proj", "ffn_up"},
-    Pair{"mlp.down_proj", "ffn_down"},
+    Pair{"mlp.down_proj", "ffn_down"},       Pair{"mlp.gate", "ffn_gate_inp"},
 };
 
 }  // namespace
@@ -40,9 +40,11 @@ std::optional<std::string> gguf_tensor_name(std::string_view name) {
   const std::string_view rest = name.substr(layer_prefix.size());
   const auto dot = rest.find('.'), last = rest.rfind('.');
   if (dot == rest.npos || last <= dot) return std::nullopt;
-  const std::string_view part = rest.substr(dot + 1, last - dot - 1);
+  std::string part(rest.substr(dot + 1, last - dot - 1));
+  const auto expert = expert_in(name);
+  if (expert) part = "mlp." + part.substr(part.rfind('.') + 1);
   for (const auto& [theirs, ours] : layer_names) {
-    if (part == theirs) return fmt::format("blk.{}.{}{}", rest.substr(0, dot), ours, rest.substr(last));
+    if (part == theirs) return fmt::format("blk.{}.{}{}{}", rest.substr(0, dot), ours, expert ? "_exps" : "", rest.substr(last));
   }
   return std::nullopt;
 }

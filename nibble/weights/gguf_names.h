@@ -8,7 +8,8 @@
 // What GGUF files call the parts of a decoder (gguf-py, constants.py), and in which order they have the rows of heads.
 namespace nibble {
 
-// "blk.3.attn_q.weight" of "model.layers.3.self_attn.q_proj.weight"; empty where it has no name there.
+// "blk.3.attn_q.weight" of "model.layers.3.self_attn.q_proj.weight"; empty where it has no name there. The matrices of a layer's experts
+// are one tensor (experts, out, in): "blk.3.ffn_up_exps.weight" of "model.layers.3.mlp.experts.5.up_proj.weight".
 std::optional<std::string> gguf_tensor_name(std::string_view name);
 
 // Files of llama's architecture and its kin (Family::interleaved_in_gguf) have the rows of each head of queries and keys in another order: the two halves

@@ -11,11 +11,10 @@ namespace {
 
 using Numbers = std::vector<float> LoraProjection::*;
 
-// A flat tensor of the device and what it holds of each adapted projection.
+// What a flat array in the places of the parameters holds of each adapted projection.
 struct Group {
-  gpu::Tensor flat;
   Numbers a, b, magnitude;
-  std::string_view suffix;  // of the names below
+  std::string_view prefix;  // of the names below
 
   // Calls visit(numbers of the host, matrix of the device, name) for each of a projection.
   template <typename Visit>
@@ -26,11 +25,9 @@ struct Group {
   }
 };
 
-std::array<Group, 3> groups_of(const LoraWeights& weights) {
-  return {{{weights.params, &LoraProjection::a, &LoraProjection::b, &LoraProjection::magnitude, ""},
-           {weights.first_moment, &LoraProjection::m_a, &LoraProjection::m_b, &LoraProjection::m_magnitude, "m_"},
-           {weights.second_moment, &LoraProjection::v_a, &LoraProjection::v_b, &LoraProjection::v_magnitude, "v_"}}};
-}
+constexpr Group lora_values{&LoraProjection::a, &LoraProjection::b, &LoraProjection::magnitude, ""},
+    first_moments{&LoraProjection::m_a, &LoraProjection::m_b, &LoraProjection::m_magnitude, "m_"},
+    second_moments{&LoraProjection::v_a, &LoraProjection::v_b, &LoraProjection::v_magnitude, "v_"};
 
 // Calls visit(layer, projection, slot) for every adapted projection.
 template <typename Visit>
@@ -50,45 +47,49 @@ void check_size(const std::vector<float>& numbers, const gpu::Tensor& matrix, st
                     projection_module_name(layer, p), numbers.size(), matrix.shape_text(), matrix.size());
 }
 
+void take_flat(const LoraWeights& weights, const Group& group, const std::vector<float>& flat, std::vector<LoraLayer>& layers) {
+  if (flat.empty()) return;
+  for_each_slot(weights, [&](std::uint32_t layer, Projection p, const LoraSlot& slot) {
+    group.for_each(slot, [&](Numbers numbers, const gpu::Tensor& matrix, std::string_view) {
+      const auto first = flat.begin() + first_of(matrix);
+      layers[layer].at(p).*numbers = std::vector<float>(first, first + static_cast<std::ptrdiff_t>(matrix.size()));
+    });
+  });
+}
+
+std::vector<float> flat_of(const LoraWeights& weights, const Group& group, const std::vector<LoraLayer>& layers) {
+  std::vector<float> flat(weights.params.size());
+  for_each_slot(weights, [&](std::uint32_t layer, Projection p, const LoraSlot& slot) {
+    const LoraProjection& host = layers[layer].at(p);
+    group.for_each(slot, [&](Numbers numbers, const gpu::Tensor& matrix, std::string_view name) {
+      check_size(host.*numbers, matrix, layer, p, fmt::format("{}{}", group.prefix, name));
+      std::copy((host.*numbers).begin(), (host.*numbers).end(), flat.begin() + first_of(matrix));
+    });
+  });
+  return flat;
+}
+
 }  // namespace
 
-std::vector<LoraLayer> download_lora_state(gpu::Device& device, const LoraWeights& weights) {
+std::vector<LoraLayer> download_lora_state(gpu::Device& device, const LoraWeights& weights, const FlatMoments& moments) {
   std::vector<LoraLayer> layers(weights.layers.size());
   for_each_slot(weights, [&](std::uint32_t layer, Projection p, const LoraSlot& slot) {
     layers[layer].at(p) = {.rank = weights.rank, .in_dim = slot.a.dim(1), .out_dim = slot.b.dim(0)};
   });
-  for (const Group& group : groups_of(weights)) {
-    if (!group.flat) continue;
-    const auto values = device.read<float>(group.flat);
-    const auto take = [&](const gpu::Tensor& matrix) {
-      const auto first = values.begin() + first_of(matrix);
-      return std::vector<float>(first, first + static_cast<std::ptrdiff_t>(matrix.size()));
-    };
-    for_each_slot(weights, [&](std::uint32_t layer, Projection p, const LoraSlot& slot) {
-      group.for_each(slot, [&](Numbers numbers, const gpu::Tensor& matrix, std::string_view) { layers[layer].at(p).*numbers = take(matrix); });
-    });
-  }
+  take_flat(weights, lora_values, device.read<float>(weights.params), layers);
+  take_flat(weights, first_moments, moments.first, layers);
+  take_flat(weights, second_moments, moments.second, layers);
   return layers;
 }
 
-void upload_lora_state(gpu::Device& device, const LoraWeights& weights, const std::vector<LoraLayer>& layers) {
+FlatMoments upload_lora_state(gpu::Device& device, const LoraWeights& weights, const std::vector<LoraLayer>& layers) {
   check<UsageError>(layers.size() == weights.layers.size(), "lora", "An adapter of {} layers came; the model has {}.",
                     layers.size(), weights.layers.size());
-  for (const Group& group : groups_of(weights)) {
-    if (!group.flat) continue;
-    std::vector<float> values(group.flat.size());
-    const auto put = [&](const std::vector<float>& numbers, const gpu::Tensor& matrix) {
-      std::copy(numbers.begin(), numbers.end(), values.begin() + first_of(matrix));
-    };
-    for_each_slot(weights, [&](std::uint32_t layer, Projection p, const LoraSlot& slot) {
-      const LoraProjection& host = layers[layer].at(p);
-      group.for_each(slot, [&](Numbers numbers, const gpu::Tensor& matrix, std::string_view name) {
-        check_size(host.*numbers, matrix, layer, p, fmt::format("{}{}", group.suffix, name));
-        put(host.*numbers, matrix);
-      });
-    });
-    device.write(group.flat, std::as_bytes(std::span(values)));
-  }
+  const std::vector<float> params = flat_of(weights, lora_values, layers);
+  FlatMoments moments;
+  if (weights.grads) moments = {flat_of(weights, first_moments, layers), flat_of(weights, second_moments, layers)};
+  device.write(weights.params, std::as_bytes(std::span(params)));
+  return moments;
 }
 
 }  // namespace nibble

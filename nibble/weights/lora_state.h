@@ -44,9 +44,14 @@ using LoraLayer = PerProjection<LoraProjection>;
 
 struct LoraWeights;
 
-// The adapters as they are on the device, with their moments where they are trained, and back. A matrix of another size than
-// the device's is refused by name (UsageError).
-std::vector<LoraLayer> download_lora_state(gpu::Device& device, const LoraWeights& weights);
-void upload_lora_state(gpu::Device& device, const LoraWeights& weights, const std::vector<LoraLayer>& layers);
+// AdamW's moments in the places of LoraWeights::params; both empty where nothing is trained.
+struct FlatMoments {
+  std::vector<float> first, second;
+};
+
+// The adapters as they are on the device, with such moments, and back. A matrix of another size than the device's is refused by
+// name (UsageError) before anything is written; moments are looked at, and returned, where the adapters have gradients.
+std::vector<LoraLayer> download_lora_state(gpu::Device& device, const LoraWeights& weights, const FlatMoments& moments);
+FlatMoments upload_lora_state(gpu::Device& device, const LoraWeights& weights, const std::vector<LoraLayer>& layers);
 
 }  // namespace nibble

@@ -10,10 +10,7 @@
 namespace nibble {
 namespace {
 
-// Where bindings may begin on every adapter: 256 bytes.
-constexpr std::uint64_t alignment = 64;
-
-std::uint64_t aligned(std::uint64_t elements) { return (elements + alignment - 1) / alignment * alignment; }
+std::uint64_t aligned(std::uint64_t elements) { return (elements + lora_alignment - 1) / lora_alignment * lora_alignment; }
 
 // Calls visit(layer, projection, matrix, first element) for every matrix in the order in which they lie, all of them of one rank,
 // and returns the elements of all with their gaps.
@@ -79,11 +76,7 @@ LoraWeights upload_lora(gpu::Device& device, const ModelConfig& config, const Lo
   check<UsageError>(total > 0 && total <= UINT32_MAX, "lora", "The adapter has {} parameters; 1 to {} fit.", total, UINT32_MAX);
   const auto elements = static_cast<std::uint32_t>(total);
   result.params = device.tensor(DType::f32, {elements}, "adapter");
-  if (trainable) {
-    result.grads = device.tensor(DType::f32, {elements}, "adapter gradients");
-    result.first_moment = device.tensor(DType::f32, {elements}, "AdamW first moment");
-    result.second_moment = device.tensor(DType::f32, {elements}, "AdamW second moment");
-  }
+  if (trainable) result.grads = device.tensor(DType::f32, {elements}, "adapter gradients");
   for_each_matrix(adapter, result.rank, modules, [&](std::uint32_t layer, Projection p, LoraMatrix matrix, std::ptrdiff_t place) {
     LoraSlot& slot = result.layers[layer][static_cast<std::size_t>(p)];
     auto [out, in] = lora_dims(config, result.rank, p, matrix);
@@ -105,21 +98,39 @@ LoraWeights upload_lora(gpu::Device& device, const ModelConfig& config, const Lo
   return result;
 }
 
-std::uint64_t lora_bytes(const ModelConfig& config, const LoraConfig& lora, bool trainable) {
+namespace {
+
+struct Elements {
+  std::uint64_t a = 0, behind_a = 0;
+};
+
+Elements elements_of(const ModelConfig& config, const LoraConfig& lora) {
   const LoraModules modules = modules_of(lora, config.num_layers);
   const std::uint32_t rank = largest_rank(modules);
-  std::uint64_t elements = 0, behind_a = 0;
+  Elements elements;
   for (const auto& layer : modules) {
     for (const Projection p : all_projections) {
       if (!layer[static_cast<std::size_t>(p)].used()) continue;
       for (const LoraMatrix matrix : lora_matrices(lora.use_dora)) {
         const auto [out, in] = lora_dims(config, rank, p, matrix);
-        (matrix == LoraMatrix::a ? elements : behind_a) += aligned(matrices_of(config, p) * std::uint64_t{out} * in);
+        (matrix == LoraMatrix::a ? elements.a : elements.behind_a) += aligned(matrices_of(config, p) * std::uint64_t{out} * in);
       }
     }
   }
-  elements += behind_a;
-  return (trainable ? 4 : 1) * gpu::buffer_bytes(elements * sizeof(float)) + (lora.use_dora ? gpu::buffer_bytes(behind_a * sizeof(float)) : 0);
+  return elements;
+}
+
+}  // namespace
+
+std::uint64_t lora_elements(const ModelConfig& config, const LoraConfig& lora) {
+  const Elements elements = elements_of(config, lora);
+  return elements.a + elements.behind_a;
+}
+
+std::uint64_t lora_bytes(const ModelConfig& config, const LoraConfig& lora, bool trainable) {
+  const Elements elements = elements_of(config, lora);
+  return (trainable ? 2 : 1) * gpu::buffer_bytes((elements.a + elements.behind_a) * sizeof(float)) +
+         (lora.use_dora ? gpu::buffer_bytes(elements.behind_a * sizeof(float)) : 0);
 }
 
 LoraAdapter download_lora(gpu::Device& device, const gpu::Tensor& flat, const LoraAdapter& like) {

@@ -23,18 +23,24 @@ struct LoraSlot {
   // What products read in B's place: gain * B with DoRA, whose weights are scaled likewise (nibble/model/dora.h), else B itself.
   gpu::Tensor b_read;
   bool used() const { return static_cast<bool>(a); }
+  const gpu::Tensor& matrix(LoraMatrix which) const {
+    return which == LoraMatrix::a ? a : which == LoraMatrix::b ? b : magnitude;
+  }
 };
+
+// Elements: bindings may begin there on every adapter, and blocks of moments in 8 bits never hold two matrices.
+constexpr std::uint64_t lora_alignment = 256;
 
 // All adapters of a model. Modules of a lower rank than others are padded to the largest with rows of A and columns of B that are
 // zero, and stay so: the gradient of such a row of A is a sum over that column of B, and the other way round, so both are zero, and
 // so are their moments, their share of the gradient's norm and what decay takes. The matrices lie one after the other in `params`, all A before all B, and DoRA's magnitudes after those, each beginning at a multiple
-// of 64 elements, and in the same places in gradients and moments, so that the optimiser is one kernel, or two where B (and with it, as in PEFT, the magnitudes)
+// of lora_alignment, and in the same places in gradients and moments (nibble/model/moments.h), so that the optimiser is one kernel, or two where B (and with it, as in PEFT, the magnitudes)
 // learns faster than A.
 struct LoraWeights {
   std::uint32_t rank = 0;  // the largest
   std::uint64_t b_begin = 0;  // the first element of the first B
   gpu::Tensor params;
-  gpu::Tensor grads, first_moment, second_moment;  // only where trainable
+  gpu::Tensor grads;  // only where trainable
   bool use_dora = false;
   std::vector<std::array<LoraSlot, 7>> layers;     // by Projection
 
@@ -45,10 +51,13 @@ struct LoraWeights {
 // Room for an adapter of this form, filled from it.
 LoraWeights upload_lora(gpu::Device& device, const ModelConfig& config, const LoraAdapter& adapter, bool trainable);
 
+// Of the flat tensors, with their gaps.
+std::uint64_t lora_elements(const ModelConfig& config, const LoraConfig& lora);
+
 // What upload_lora takes of the device's memory.
 std::uint64_t lora_bytes(const ModelConfig& config, const LoraConfig& lora, bool trainable);
 
-// A flat tensor (params, gradients or a moment) as matrices of the modules' own ranks, in the form of `like`, and back.
+// A flat tensor (params or gradients) as matrices of the modules' own ranks, in the form of `like`, and back.
 LoraAdapter download_lora(gpu::Device& device, const gpu::Tensor& flat, const LoraAdapter& like);
 void upload_flat(gpu::Device& device, const gpu::Tensor& flat, const LoraAdapter& adapter);
 

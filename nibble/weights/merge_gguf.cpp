@@ -19,7 +19,7 @@ constexpr std::size_t least_stored_a_thread = std::size_t{1} << 14;
 constexpr float largest_f16 = 65504;
 
 GgmlType stored_type(const Merger& merger) {
-  const std::string& stored = merger.stored_type(projection_tensor_name(0, Projection::down));
+  const std::string& stored = merger.stored_type(module_names(merger.config().experts.count, 0, Projection::down).front() + ".weight");
   return stored == "BF16" || stored.starts_with("F8_") ? GgmlType::bf16 : stored == "F32" || stored == "F64" ? GgmlType::f32 : GgmlType::f16;
 }
 
@@ -35,9 +35,9 @@ GgmlType matrix_type(GgufModelType wanted, const Merger& merger) {
   return GgmlType::f16;
 }
 
-// Embedding and head lose most in four bits, and rows that are no whole blocks stay in f16.
+// Embedding and head lose most in four bits, and rows that are no whole blocks stay in f16. Routers decide, and are f32.
 GgmlType type_of(const TensorSpec& tensor, GgmlType matrices) {
-  if (tensor.shape.size() != 2) return GgmlType::f32;
+  if (tensor.shape.size() != 2 || is_router(tensor.name)) return GgmlType::f32;
   const bool table = tensor.name == embedding_tensor_name || tensor.name == head_tensor_name;
   const GgmlType type = matrices == GgmlType::q4_0 && table ? GgmlType::q8_0 : matrices;
   return tensor.shape.back() % info_of(type).values == 0 ? type : GgmlType::f16;
@@ -96,10 +96,8 @@ class GgufModelWriter {
   GgufModelWriter(const MergeOptions& options, const Merger& merger) : options_(options), merger_(merger) {
     const ModelConfig& config = merger.config();
     const GgmlType matrices = matrix_type(*options.gguf, merger);
-    for (const TensorSpec& tensor : merger.tensors()) {
-      specs_.push_back({*gguf_tensor_name(tensor.name), type_of(tensor, matrices), tensor.shape});
-      total_ += specs_.back().bytes();
-    }
+    for (const TensorSpec& tensor : merger.tensors()) add(tensor, type_of(tensor, matrices));
+    for (const GgufSpec& spec : specs_) total_ += spec.bytes();
     if (config.rope.kind == RopeConfig::Kind::llama3)
       specs_.push_back({std::string(divisors_name), GgmlType::f32, {config.head_dim / 2}});
     metadata_ = gguf_model_metadata(config, options.model, matrices);
@@ -116,8 +114,8 @@ class GgufModelWriter {
     GgufWriter writer(options_.output, metadata_, specs_);
     MergeNorms norms;
     for (std::size_t i = 0; i < merger_.tensors().size(); ++i)
-      norms += write_tensor(merger_.tensors()[i], specs_[i], writer);
-    if (specs_.size() > merger_.tensors().size()) {
+      norms += write_tensor(merger_.tensors()[i], specs_[places_[i]], writer);
+    if (specs_.back().name == divisors_name) {
       const auto divisors = llama3_divisors(merger_.config().rope, merger_.config().head_dim);
       writer.append(std::as_bytes(std::span(divisors)));
     }
@@ -128,6 +126,17 @@ class GgufModelWriter {
   std::uint64_t bytes() const { return total_; }
 
  private:
+  // Experts of a projection follow each other, and are one tensor.
+  void add(const TensorSpec& tensor, GgmlType type) {
+    const std::string name = *gguf_tensor_name(tensor.name);
+    if (const auto expert = expert_in(tensor.name); !expert) {
+      specs_.push_back({name, type, tensor.shape});
+    } else if (*expert == 0) {
+      specs_.push_back({name, type, {merger_.config().experts.count, tensor.shape[0], tensor.shape[1]}});
+    }
+    places_.push_back(specs_.size() - 1);
+  }
+
   // Files of tokenizers need not name one; what ends an answer then stands in config.json.
   void name_end_token(const ModelConfig& config) {
     constexpr std::string_view key = "tokenizer.ggml.eos_token_id";
@@ -162,6 +171,7 @@ class GgufModelWriter {
   const Merger& merger_;
   GgufMetadata metadata_;
   std::vector<GgufSpec> specs_;
+  std::vector<std::size_t> places_;  // of the merger's tensors among them
   std::uint64_t total_ = 0, done_ = 0;
 };
 

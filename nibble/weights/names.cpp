@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
+
 namespace nibble {
 namespace {
 
@@ -44,6 +46,17 @@ std::vector<std::string> module_names(std::uint32_t experts, std::uint32_t layer
 
 std::uint32_t matrices_of(std::uint32_t experts, Projection projection) {
   return experts > 0 && projection >= Projection::gate ? experts : 1;
+}
+
+std::optional<std::uint32_t> expert_in(std::string_view tensor) {
+  constexpr std::string_view before = ".mlp.experts.";
+  const auto at = tensor.find(before);
+  if (at == tensor.npos) return std::nullopt;
+  const std::string_view rest = tensor.substr(at + before.size());
+  std::uint32_t expert = 0;
+  const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), expert);
+  if (error != std::errc() || end == rest.data() + rest.size() || *end != '.') return std::nullopt;
+  return expert;
 }
 
 std::string router_tensor_name(std::uint32_t layer) { return fmt::format("model.layers.{}.mlp.gate.weight", layer); }

@@ -32,6 +32,8 @@ std::string expert_module_name(std::uint32_t layer, std::uint32_t expert, Projec
 std::vector<std::string> module_names(std::uint32_t experts, std::uint32_t layer, Projection projection);
 // How many that are.
 std::uint32_t matrices_of(std::uint32_t experts, Projection projection);
+// The expert whose tensor that is; empty where it is none's.
+std::optional<std::uint32_t> expert_in(std::string_view tensor);
 // The router of a mixture of experts: "model.layers.3.mlp.gate.weight".
 std::string router_tensor_name(std::uint32_t layer);
 

@@ -7,6 +7,7 @@
     metadata  tokens, merges and sizes against tokenizer.json and config.json
     in        what the package writes, in one file and in three, its matrices random blocks of every type, against the package's values
     adapter   `nibble export --for llama.cpp` against the PEFT folder
+    mixture   all of that with a mixture of experts too, and `nibble verify` on the golden one by way of a GGUF file
     logits    with --transformers, what transformers computes of the f32 file and of the merged folder (it knows neither Llama 3's RoPE in
               GGUF files nor heads of Qwen3 of another size than 128)
     red       out, in and adapter once more with something changed, which has to fail
@@ -17,19 +18,25 @@ a folder with a byte-level tokenizer. Ends with 1 where anything differs.
 import argparse
 import json
 import pathlib
+import re
+import shutil
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 from gguf import quants
-from interop import expect, expect_red, finish, run, scratch
+from interop import ROOT, expect, expect_red, finish, run, scratch
+from mixture import write_mixture
 from safetensors import safe_open
 
 PROJECTIONS = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
                "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
 LAYER = dict(PROJECTIONS, **{"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_norm": "attn_q_norm",
-                             "self_attn.k_norm": "attn_k_norm"})
+                             "self_attn.k_norm": "attn_k_norm", "mlp.gate": "ffn_gate_inp"})
 WHOLE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
+EXPERT = re.compile(r"(?<=\.experts)\.(\d+)(?=\.)")
+ARCHITECTURES = {"mistral": "llama", "qwen3_moe": "qwen3moe"}
+GOLDEN = ROOT / "tests/golden/qwen3-moe"
 # Where scales of 16 bits lie in a block: random bits there could be NaN.
 HALVES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2],
           "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0]}
@@ -49,7 +56,20 @@ def gguf_name(name):
         return WHOLE[name]
     _, _, layer, rest = name.split(".", 3)
     module, kind = rest.rsplit(".", 1)
-    return f"blk.{layer}.{LAYER[module]}.{kind}"
+    stacked = "_exps" if ".experts." in module else ""
+    return f"blk.{layer}.{LAYER[EXPERT.sub('', module).replace('.experts', '')]}{stacked}.{kind}"
+
+
+def with_stacks(values):
+    """The same, all experts' matrices of a kind as one, under the name of the first."""
+    result, stacks = {}, {}
+    for name, value in values.items():
+        expert = EXPERT.search(name)
+        if expert:
+            stacks.setdefault(EXPERT.sub(".0", name), {})[int(expert[1])] = value
+        else:
+            result[name] = value
+    return result | {name: np.stack([each[i] for i in range(len(each))]) for name, each in stacks.items()}
 
 
 def in_gguf_order(config, name, values):
@@ -68,7 +88,7 @@ def read_gguf(path):
 
 
 def type_of(name, values, wanted):
-    if values.ndim == 1:
+    if values.ndim == 1 or name.endswith("mlp.gate.weight"):
         return Type.F32
     if wanted == "q4_0" and name in ("model.embed_tokens.weight", "lm_head.weight"):
         return Type.Q8_0
@@ -86,7 +106,7 @@ def llama3_divisors(rope, head_dim):
 
 def compare_model(path, folder, config, wanted):
     _, tensors = read_gguf(path)
-    expected = load_folder(folder)
+    expected = with_stacks(load_folder(folder))
     names = {gguf_name(name) for name in expected}
     expect(names | {"rope_freqs.weight"} >= set(tensors) >= names, f"{path}: tensors {sorted(names ^ set(tensors))} differ")
     for name, values in expected.items():
@@ -104,11 +124,13 @@ def compare_model(path, folder, config, wanted):
 def compare_metadata(path, folder, config):
     reader, _ = read_gguf(path)
     value = lambda key: reader.get_field(key).contents()
-    arch = "llama" if config["model_type"] == "mistral" else config["model_type"]
+    arch = ARCHITECTURES.get(config["model_type"], config["model_type"])
     expect(value("general.architecture") == arch, "architecture")
-    for key, name in {"block_count": "num_hidden_layers", "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size",
-                      "attention.head_count": "num_attention_heads", "attention.head_count_kv": "num_key_value_heads",
-                      "context_length": "max_position_embeddings"}.items():
+    experts = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok", "expert_feed_forward_length": "moe_intermediate_size"}
+    sizes = {"block_count": "num_hidden_layers", "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size",
+             "attention.head_count": "num_attention_heads", "attention.head_count_kv": "num_key_value_heads",
+             "context_length": "max_position_embeddings"}
+    for key, name in (sizes | experts if arch == "qwen3moe" else sizes).items():
         expect(value(f"{arch}.{key}") == config[name], key)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokens, types = value("tokenizer.ggml.tokens"), value("tokenizer.ggml.token_type")
@@ -136,8 +158,8 @@ def random_blocks(kind, count, rng):
 def write_random_model(path, arch, rng, parts):
     """One layer for each type, with llama's heads, in so many files, and what the package makes of its matrices under Hugging Face's names."""
     kinds = [Type[name] for name in ["F32", "F16", "BF16", *HALVES]]
-    hidden, heads, kv_heads, mlp = 512, 8, 2, 768
-    tensors = 1 + 7 * len(kinds) + 1 + (4 if arch == "qwen3" else 2) * len(kinds)
+    hidden, heads, kv_heads, mlp, experts = 512, 8, 2, 768, 3
+    tensors = 2 + (7 + {"llama": 2, "qwen3": 4, "qwen3moe": 5}[arch]) * len(kinds)
     writer = gguf.GGUFWriter(path, arch, split_max_tensors=-(-tensors // parts) if parts > 1 else 0)
     writer.add_block_count(len(kinds))
     writer.add_context_length(64)
@@ -146,6 +168,11 @@ def write_random_model(path, arch, rng, parts):
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
+    if arch == "qwen3moe":
+        mlp = 256
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(2)
+        writer.add_expert_feed_forward_length(mlp)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(["a", "b", "ab"])
@@ -157,22 +184,29 @@ def write_random_model(path, arch, rng, parts):
 
     def add(name, shape, kind, hf_name):
         block, size = gguf.GGML_QUANT_SIZES[kind]
-        count = shape[0] * shape[1] // (32 if kind in (Type.F32, Type.F16, Type.BF16) else block)
-        data = np.ascontiguousarray(random_blocks(kind, count, rng)).reshape(shape[0], -1)
+        count = int(np.prod(shape)) // (32 if kind in (Type.F32, Type.F16, Type.BF16) else block)
+        data = np.ascontiguousarray(random_blocks(kind, count, rng)).reshape(*shape[:-1], -1)
         writer.add_tensor(name, data, raw_dtype=kind)
         values = quants.dequantize(data, kind).reshape(shape)
         rows = shape[0] // {"attn_q": heads, "attn_k": kv_heads}.get(name.split(".")[-2], shape[0])
         if arch == "llama" and rows > 1:  # back into Hugging Face's order
             values = values.reshape(-1, rows // 2, 2, shape[1]).swapaxes(1, 2).reshape(shape)
-        expected[hf_name] = values
+        if len(shape) == 3:
+            expected.update({hf_name.replace(".mlp.", f".mlp.experts.{i}."): each for i, each in enumerate(values)})
+        else:
+            expected[hf_name] = values
 
     add("token_embd.weight", (3, hidden), Type.Q6_K, "model.embed_tokens.weight")
     norms = {"output_norm.weight": hidden}
     for i, kind in enumerate(kinds):
         for part, shape in dims.items():
-            add(f"blk.{i}.{part}.weight", shape, kind, f"model.layers.{i}.{theirs[part]}.weight")
+            stacked = arch == "qwen3moe" and part.startswith("ffn")
+            add(f"blk.{i}.{part}{'_exps' if stacked else ''}.weight", (experts, *shape) if stacked else shape, kind,
+                f"model.layers.{i}.{theirs[part]}.weight")
+        if arch == "qwen3moe":
+            add(f"blk.{i}.ffn_gate_inp.weight", (experts, hidden), Type.F32, f"model.layers.{i}.mlp.gate.weight")
         norms.update({f"blk.{i}.attn_norm.weight": hidden, f"blk.{i}.ffn_norm.weight": hidden})
-        if arch == "qwen3":
+        if arch != "llama":
             norms.update({f"blk.{i}.attn_q_norm.weight": hidden // heads, f"blk.{i}.attn_k_norm.weight": hidden // heads})
     for name, size in norms.items():
         writer.add_tensor(name, np.ones(size, np.float32))
@@ -198,14 +232,14 @@ def compare_adapter(path, adapter, config):
     expect(value("general.type") == "adapter" and value("adapter.type") == "lora", "type of the adapter")
     expect(abs(value("adapter.lora.alpha") / rank - scaling) < 1e-6 * scaling, "scaling")
     with safe_open(adapter / "adapter_model.safetensors", framework="numpy") as file:
-        expect(len(tensors) == len(list(file.keys())), "number of the adapter's tensors")
-        for name in file.keys():
-            module, which = name.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".lora_", 1)
-            values = file.get_tensor(name).astype(np.float32)
-            if which == "B":
-                values = in_gguf_order(config, module, values)
-            ours = tensors[f"{gguf_name(module + '.weight')}.lora_{which.lower()}"].data
-            expect(np.array_equal(ours.view(np.uint32), values.view(np.uint32)), f"{name} differs")
+        expected = with_stacks({name: file.get_tensor(name).astype(np.float32) for name in file.keys()})
+    expect(len(tensors) == len(expected), "number of the adapter's tensors")
+    for name, values in expected.items():
+        module, which = name.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".lora_", 1)
+        if which == "B":
+            values = in_gguf_order(config, module, values)
+        ours = tensors[f"{gguf_name(module + '.weight')}.lora_{which.lower()}"].data
+        expect(np.array_equal(ours.view(np.uint32), values.view(np.uint32)), f"{name} differs")
 
 
 def compare_logits(path, folder):
@@ -222,12 +256,58 @@ def compare_logits(path, folder):
     expect(torch.equal(found, expected), f"logits differ by {(found - expected).abs().max().item()}")
 
 
-def with_changed_byte(path, to):
-    """A byte in the middle of the last tensor's data."""
+def with_changed_byte(path, to, at=-64):
+    """A byte of the last tensor's data."""
     data = bytearray(path.read_bytes())
-    data[-64] ^= 0x40
+    data[at] ^= 0x40
     to.write_bytes(data)
     return to
+
+
+def check_out(options, model, adapter, folder):
+    """The model in every type, what the file says of it, and its adapter."""
+    config = json.loads((model / "config.json").read_text())
+    adapted = ["--adapter", adapter] if adapter else []
+    merged = folder / "merged"
+    run(options.nibble, "merge", "--model", model, *adapted, "--output", merged, "--dtype", "f32")
+    for wanted in ("f32", "f16", "bf16", "q8_0", "q4_0"):
+        path = folder / f"{wanted}.gguf"
+        run(options.nibble, "merge", "--model", model, *adapted, "--output", path, "--format", "gguf", "--dtype", wanted)
+        compare_model(path, merged, config, wanted)
+        expect_red("out", lambda: compare_model(with_changed_byte(path, folder / "red.gguf"), merged, config, wanted))
+    compare_metadata(folder / "f32.gguf", model, config)
+    if options.transformers:
+        compare_logits(folder / "f32.gguf", merged)
+    if adapter:
+        path = folder / "adapter.gguf"
+        run(options.nibble, "export", "--for", "llama.cpp", "--model", model, "--adapter", adapter, "--output", path)
+        compare_adapter(path, adapter, config)
+        expect_red("adapter", lambda: compare_adapter(with_changed_byte(path, folder / "red.gguf"), adapter, config))
+
+
+def check_in(options, folder):
+    for arch, parts in (("llama", 1), ("qwen3", 1), ("qwen3", 3), ("qwen3moe", 1), ("qwen3moe", 3)):
+        source, output = folder / f"random-{arch}-{parts}", folder / f"{arch}-{parts}"
+        source.mkdir()
+        expected = write_random_model(source / "random.gguf", arch, np.random.default_rng(options.seed), parts)
+        run(options.nibble, "merge", "--model", source, "--output", output, "--dtype", "f32")
+        compare_values(output, expected)
+        name = "model.layers.7.mlp.experts.1.up_proj.weight" if arch == "qwen3moe" else "model.layers.7.self_attn.q_proj.weight"
+        expect_red("in", lambda: compare_values(output, {name: np.roll(expected[name], 1, axis=0)}))
+        expect(len(list(source.iterdir())) == parts, f"the package made {len(list(source.iterdir()))} files, not {parts}")
+
+
+def check_golden(options, folder):
+    """The golden mixture of experts by way of a file; its vocabulary has room for few tokens."""
+    shutil.copytree(GOLDEN / "model", folder / "golden")
+    tokenizer = json.loads((ROOT / "models/tiny-qwen3/tokenizer.json").read_text())
+    tokenizer["model"].update(vocab={"a": 0, "b": 1, "ab": 2}, merges=["a b"])
+    (folder / "golden/tokenizer.json").write_text(json.dumps(tokenizer | {"added_tokens": []}))
+    path = folder / "golden.gguf"
+    run(options.nibble, "merge", "--model", folder / "golden", "--output", path, "--format", "gguf")
+    verify = lambda file: run(options.nibble, "verify", "--model", file, "--adapter", GOLDEN / "adapter_nonzero", "--golden", GOLDEN / "golden.safetensors")
+    verify(path)
+    expect_red("golden", lambda: verify(with_changed_byte(path, folder / "red.gguf", -1)))  # the exponent of the final norm's last weight
 
 
 def main():
@@ -238,33 +318,13 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--transformers", action="store_true")
     options = parser.parse_args()
-    config = json.loads((options.model / "config.json").read_text())
-    adapter = ["--adapter", options.adapter] if options.adapter else []
     with scratch() as folder:
-        merged = folder / "merged"
-        run(options.nibble, "merge", "--model", options.model, *adapter, "--output", merged, "--dtype", "f32")
-        for wanted in ("f32", "f16", "bf16", "q8_0", "q4_0"):
-            path = folder / f"{wanted}.gguf"
-            run(options.nibble, "merge", "--model", options.model, *adapter, "--output", path, "--format", "gguf", "--dtype", wanted)
-            compare_model(path, merged, config, wanted)
-            expect_red("out", lambda: compare_model(with_changed_byte(path, folder / "red.gguf"), merged, config, wanted))
-        compare_metadata(folder / "f32.gguf", options.model, config)
-        if options.transformers:
-            compare_logits(folder / "f32.gguf", merged)
-        for arch, parts in (("llama", 1), ("qwen3", 1), ("qwen3", 3)):
-            source, output = folder / f"random-{arch}-{parts}", folder / f"{arch}-{parts}"
-            source.mkdir()
-            expected = write_random_model(source / "random.gguf", arch, np.random.default_rng(options.seed), parts)
-            run(options.nibble, "merge", "--model", source, "--output", output, "--dtype", "f32")
-            compare_values(output, expected)
-            name = "model.layers.7.self_attn.q_proj.weight"
-            expect_red("in", lambda: compare_values(output, {name: np.roll(expected[name], 1, axis=0)}))
-            expect(len(list(source.iterdir())) == parts, f"the package made {len(list(source.iterdir()))} files, not {parts}")
-        if options.adapter:
-            path = folder / "adapter.gguf"
-            run(options.nibble, "export", "--for", "llama.cpp", "--model", options.model, "--adapter", options.adapter, "--output", path)
-            compare_adapter(path, options.adapter, config)
-            expect_red("adapter", lambda: compare_adapter(with_changed_byte(path, folder / "red.gguf"), options.adapter, config))
+        for name in ("given", "mixture"):
+            (folder / name).mkdir()
+        check_out(options, options.model, options.adapter, folder / "given")
+        check_out(options, *write_mixture(folder), folder / "mixture")
+        check_in(options, folder)
+        check_golden(options, folder)
     print("All files agree.")
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Holds GGUF files of `nibble merge` and `nibble export --for llama.cpp` against llama.cpp itself.
+"""Holds GGUF files of `nibble merge` and `nibble export --for llama.cpp` against llama.cpp itself, of a model and of a mixture of experts.
 
     llama_cpp.py NIBBLE MODEL ADAPTER --node FOLDER
 
@@ -17,6 +17,7 @@ import sys
 import tempfile
 
 import torch
+from mixture import write_mixture
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -51,6 +52,25 @@ def distance(found, expected):
     return max(abs(math.log(p) - logs[int(token)].item()) for token, p in found["next"])
 
 
+def check(nibble, node, model, adapter, scratch):
+    """Whether llama.cpp agrees about model and adapter."""
+    base, lora, merged = scratch / "base.gguf", scratch / "lora.gguf", scratch / "merged.gguf"
+    given, with_adapter = ["--model", model], ["--adapter", adapter]
+    run(nibble, "merge", *given, "--output", base, "--format", "gguf", "--dtype", "f32")
+    run(nibble, "merge", *given, *with_adapter, "--output", merged, "--format", "gguf", "--dtype", "f32")
+    run(nibble, "export", "--for", "llama.cpp", *given, *with_adapter, "--output", lora)
+    run(nibble, "merge", *given, *with_adapter, "--output", scratch / "folder", "--dtype", "f32")
+    plain, adapted = in_transformers(model), in_transformers(scratch / "folder")
+    found = {"model": distance(in_llama_cpp(node, base), plain),
+             "model with adapter": distance(in_llama_cpp(node, base, lora), adapted),
+             "merged model": distance(in_llama_cpp(node, merged), adapted)}
+    half = distance(in_llama_cpp(node, base, lora, 0.5), adapted)
+    for what, far in found.items():
+        print(f"{what}: {far:.5f}")
+    print(f"adapter at half its scale: {half:.5f}, which has to be above {LARGEST:.5f}")
+    return all(far <= LARGEST for far in found.values()) and half > LARGEST
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("nibble", type=pathlib.Path)
@@ -58,23 +78,14 @@ def main():
     parser.add_argument("adapter", type=pathlib.Path)
     parser.add_argument("--node", type=pathlib.Path, required=True)
     options = parser.parse_args()
+    good = True
     with tempfile.TemporaryDirectory(prefix="nibble-llama-") as name:
         scratch = pathlib.Path(name)
-        base, lora, merged = scratch / "base.gguf", scratch / "lora.gguf", scratch / "merged.gguf"
-        model, adapter = ["--model", options.model], ["--adapter", options.adapter]
-        run(options.nibble, "merge", *model, "--output", base, "--format", "gguf", "--dtype", "f32")
-        run(options.nibble, "merge", *model, *adapter, "--output", merged, "--format", "gguf", "--dtype", "f32")
-        run(options.nibble, "export", "--for", "llama.cpp", *model, *adapter, "--output", lora)
-        run(options.nibble, "merge", *model, *adapter, "--output", scratch / "folder", "--dtype", "f32")
-        plain, adapted = in_transformers(options.model), in_transformers(scratch / "folder")
-        found = {"model": distance(in_llama_cpp(options.node, base), plain),
-                 "model with adapter": distance(in_llama_cpp(options.node, base, lora), adapted),
-                 "merged model": distance(in_llama_cpp(options.node, merged), adapted)}
-        half = distance(in_llama_cpp(options.node, base, lora, 0.5), adapted)
-    for what, far in found.items():
-        print(f"{what}: {far:.5f}")
-    print(f"adapter at half its scale: {half:.5f}, which has to be above {LARGEST:.5f}")
-    return 0 if all(far <= LARGEST for far in found.values()) and half > LARGEST else 1
+        for what, model, adapter in (("given", options.model, options.adapter), ("mixture of experts", *write_mixture(scratch))):
+            print(f"{what}:")
+            (scratch / what).mkdir()
+            good = check(options.nibble, options.node, model, adapter, scratch / what) and good
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 
     weights_in.py NIBBLE
 
-The shipped model is stored in each way, by PyTorch and by transformers with bitsandbytes, in shards that part weights from their scales too;
+The shipped model is stored in each way, by PyTorch and by transformers with bitsandbytes, in shards that part weights from their scales too, and the
+golden mixture of experts with those of a layer in two tensors, as transformers 5 has them;
 `nibble merge --dtype f32` of each folder has to give the bits that PyTorch or bitsandbytes decode. What nibble itself writes with `quantize`
 is loaded by transformers with bitsandbytes, and has to decode to the same. One changed byte has to be noticed each time. Ends with 1 where a
 value differs. Needs torch, transformers, accelerate, bitsandbytes and safetensors.
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 TINY = ROOT / "models/tiny-qwen3"
+MIXTURE = ROOT / "tests/golden/qwen3-moe/model"
 BLOCK = 128
 
 
@@ -176,6 +178,17 @@ def check_bitsandbytes_out(nibble, folder):
         print(f"{what}: {len(expected)} modules", flush=True)
 
 
+def check_fused_experts(nibble, folder):
+    what, source, fused = "experts in two tensors", folder / "fused", "model.layers.1.mlp.experts.gate_up_proj"
+    AutoModelForCausalLM.from_pretrained(MIXTURE, dtype=torch.float32).save_pretrained(source, save_original_format=False)
+    expect(fused in load_file(source / "model.safetensors"), f"{what}: transformers has not written {fused}")
+    expected = {name: tensor.float() for name, tensor in load_file(MIXTURE / "model.safetensors").items()}
+    compare(merged(nibble, source, folder / "merged"), expected, what)
+    change_a_byte(source / "model.safetensors", fused)
+    expect_red(what, lambda: compare(merged(nibble, source, folder / "merged"), expected, what))
+    print(f"{what}: {len(expected)} tensors", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("nibble", type=pathlib.Path)
@@ -184,6 +197,7 @@ def main():
         check_wide_and_narrow(nibble, folder)
         check_bitsandbytes_in(nibble, folder)
         check_bitsandbytes_out(nibble, folder)
+        check_fused_experts(nibble, folder)
 
 
 if __name__ == "__main__":

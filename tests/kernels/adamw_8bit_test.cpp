@@ -121,6 +121,43 @@ TEST(AdamW8Bit, EachStepFollowsTheReference) {
   }
 }
 
+// A part that begins at any block takes its own scales and leaves those before it alone.
+TEST(AdamW8Bit, ScalesMayStandBehindOthers) {
+  constexpr std::uint32_t size = 1000, blocks = 4;
+  for (const std::uint32_t skipped : {1u, 37u, 63u}) {
+    const auto gradients = test::upload(gradients_of(size, 1), {size});
+    const Tensor clip = test::upload(std::vector<float>{1, 1}, {2}), maps = moment_maps(test::device());
+    Moments8Bit plain = make_moments_8bit(test::device(), size), behind = plain;
+    std::vector<float> before(skipped + blocks, 7.0f);
+    std::fill(before.begin() + skipped, before.end(), 0.0f);
+    behind.first_codes = test::device().tensor(DType::u32, {blocks, 64}, "codes");
+    behind.second_codes = test::device().tensor(DType::u32, {blocks, 64}, "codes");
+    behind.first_absmax = test::upload(before, {skipped + blocks});
+    behind.second_absmax = test::upload(before, {skipped + blocks});
+    behind.skipped = skipped;
+    std::vector<std::vector<float>> weights;
+    for (const Moments8Bit& moments : {plain, behind}) {
+      const Tensor w = test::upload(test::random_values(size, 2), {size});
+      test::run(AdamW8Bit{.weights = w, .gradients = gradients, .moments = moments, .maps = maps, .norm_and_factor = clip,
+                          .rule = {.learning_rate = 1e-2}});
+      weights.push_back(test::download(w));
+    }
+    EXPECT_EQ(weights[0], weights[1]);
+    EXPECT_EQ(test::device().read<std::uint8_t>(plain.first_codes), test::device().read<std::uint8_t>(behind.first_codes));
+    for (const auto& [own, shifted] : {std::pair{plain.first_absmax, behind.first_absmax}, {plain.second_absmax, behind.second_absmax}}) {
+      EXPECT_EQ(test::download(shifted.rows(skipped, skipped + blocks)), test::download(own));
+      EXPECT_EQ(test::download(shifted.rows(0, skipped)), std::vector<float>(skipped, 7.0f));
+    }
+  }
+  Moments8Bit beyond = make_moments_8bit(test::device(), size);
+  beyond.skipped = 64;
+  gpu::Recorder recorder(test::device());
+  const Tensor a = test::upload(std::vector<float>(size), {size});
+  EXPECT_THROW(record(recorder, AdamW8Bit{.weights = a, .gradients = a, .moments = beyond, .maps = moment_maps(test::device()),
+                                          .norm_and_factor = test::upload(std::vector<float>(2), {2})}),
+               Error);
+}
+
 TEST(AdamW8Bit, ABlockWithoutGradientsStaysZero) {
   Run8Bit run(300, {.learning_rate = 1e-2});
   std::vector<float> gradients(300);

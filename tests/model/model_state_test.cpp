@@ -306,7 +306,7 @@ TEST(JsonCheckpointOfState, AnotherAdapterIsRefusedByName) {
 
 TEST(JsonCheckpointOfState, ATrainedHeadLiesBesideIt) {
   const test::TemporaryFolder folder;
-  for (const HeadMoments moments : {HeadMoments::f32, HeadMoments::eight_bit}) {
+  for (const MomentKind moments : {MomentKind::f32, MomentKind::eight_bit}) {
     ModelState state = load_tiny();
     state.train_head({.moments = moments});
     const auto gradient = test::random_values(state.lm_head().size(), 1, 1e-2f);

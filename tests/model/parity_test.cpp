@@ -11,14 +11,19 @@ struct Variant {
   std::uint32_t head_chunk = 0;
   Residency residency = Residency::resident;
   bool train_head = false;
+  std::string stored = {};  // the folder beside the family's model that has it in another form, and a golden file of layer 0
 
   std::string folder() const { return test::source_path("tests/golden/" + family); }
-  std::string model() const { return family == "tiny" || family == "patterns" || family == "dora" ? std::string(test::source_path("models/tiny-qwen3")) : folder() + "/model"; }
+  std::string golden() const { return (stored.empty() ? folder() : model()) + "/golden.safetensors"; }
+  std::string model() const {
+    if (!stored.empty()) return folder() + "/" + stored;
+    return family == "tiny" || family == "patterns" || family == "dora" ? std::string(test::source_path("models/tiny-qwen3")) : folder() + "/model";
+  }
 };
 
 ParityReport parity(ProductPath path, const Variant& variant) {
   auto& device = test::device();
-  const SafetensorsFile golden(variant.folder() + "/golden.safetensors");
+  const SafetensorsFile golden(variant.golden());
   ModelState state = ModelState::load(device, variant.model(), {.path = path, .adapter = variant.folder() + "/adapter_nonzero"});
   if (variant.train_head) state.train_head({});
   const std::uint32_t tokens = golden_tokens(golden);
@@ -42,7 +47,7 @@ void expect_parity(const Variant& variant) {
     // Of each layer's 7 projections two matrices, of each expert where there are some; of 3 projections in 2 layers where the adapter has no more.
     const ModelConfig config = read_model_config(variant.model());
     std::size_t all = 0;
-    for (const Projection p : all_projections) all += 2u * matrices_of(config, p) * config.num_layers;
+    for (const Projection p : all_projections) all += 2u * matrices_of(config, p) * (variant.stored.empty() ? config.num_layers : 1);
     // Of DoRA's one layer two matrices and the magnitudes.
     const std::size_t some = variant.family == "patterns" ? 12 : 21;
     EXPECT_EQ(report.gradients.size(), variant.family == "patterns" || variant.family == "dora" ? some : all + (tiny ? 1u : 0u));
@@ -62,6 +67,8 @@ TEST(Parity, OfOtherFamilies) {
   }
 }
 TEST(Parity, OfWeightsThatBitsandbytesHasQuantised) { expect_parity({.family = "bnb"}); }
+// Of attention, experts and routers, as transformers 4 has bitsandbytes quantise them all.
+TEST(Parity, OfExpertsInFp4) { expect_parity({.family = "qwen3-moe", .stored = "fp4"}); }
 // Ranks and alphas by module, some layers and projections alone.
 TEST(Parity, OfAnAdapterWithPatterns) {
   expect_parity({.family = "patterns"});

@@ -83,7 +83,7 @@ TEST(HeadTraining, EveryPathGivesTheSameCurve) {
 TEST(HeadTraining, HostAndDeviceGiveTheSameBytes) {
   for (const ProductPath path : test::product_paths()) {
     if (path == ProductPath::matrix) continue;
-    for (const HeadMoments moments : {HeadMoments::f32, HeadMoments::eight_bit}) {
+    for (const MomentKind moments : {MomentKind::f32, MomentKind::eight_bit}) {
       SCOPED_TRACE(fmt::format("{}, {}", test::name_of(path), name_of(moments)));
       TrainOptions options = options_of_head();
       options.batch_size = 2;
@@ -104,7 +104,7 @@ TEST(HeadTraining, HostAndDeviceGiveTheSameBytes) {
 // With moments of 8 bits the curve stays close to that of f32.
 TEST(HeadTraining, MomentsOfEightBitsLearnAlike) {
   TrainOptions options = options_of_head();
-  options.head_moments = HeadMoments::eight_bit;
+  options.head_moments = MomentKind::eight_bit;
   expect_same_curve(run(options)->curve, plain_run().curve, 0.01);
 }
 

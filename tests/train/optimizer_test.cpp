@@ -1,5 +1,6 @@
 #include "nibble/train/optimizer.h"
 
+#include "nibble/base/dynamic_map.h"
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
@@ -49,7 +50,8 @@ void expect_first_step(double ratio) {
   Optimizer optimizer(test::device(), options);
   gpu::Recorder recorder(test::device());
   constexpr double rate = 1e-2;
-  optimizer.record_step(recorder, small.weights, rate, 1);
+  Moments moments(test::device(), small.weights.params.size(), {}, "moments");
+  optimizer.record_step(recorder, small.weights, moments, rate, 1);
   recorder.submit();
   const LoraAdapter after = download_lora(test::device(), small.weights.params, small.form);
   for (std::uint32_t layer = 0; layer < after.layers.size(); ++layer) {
@@ -72,6 +74,110 @@ void expect_first_step(double ratio) {
 
 TEST(Optimizer, AAndBLearnAlike) { expect_first_step(1.0); }
 TEST(Optimizer, BLearnsFasterUnderLoraPlus) { expect_first_step(16.0); }
+
+// What an update makes of an adapter, held against formulas in double that start from what stood there before it.
+class FollowedAdapter {
+ public:
+  explicit FollowedAdapter(const AdamWOptions& options)
+      : options_(options), moments_(test::device(), small_.weights.params.size(), {.kind = MomentKind::eight_bit, .piece_blocks = 64}, "moments"),
+        optimizer_(test::device(), options) {}
+
+  // Of all layers, or of one.
+  void step(std::uint64_t number, std::optional<std::uint32_t> layer) {
+    const auto slopes = test::random_values(small_.weights.grads.size(), 50 + number, 1e-2f);
+    test::device().write(small_.weights.grads, std::as_bytes(std::span(slopes)));
+    clear_gaps();
+    const Flat before = read();
+    const auto gradients = test::download(small_.weights.grads);
+    gpu::Recorder recorder(test::device());
+    if (layer) {
+      optimizer_.record_layer_step(recorder, small_.weights, moments_, *layer, rate, number);
+    } else {
+      optimizer_.record_step(recorder, small_.weights, moments_, rate, number);
+    }
+    recorder.submit();
+    const Flat after = read();
+    for (std::uint32_t i = 0; i < small_.weights.layers.size(); ++i) {
+      for (const LoraSlot& slot : small_.weights.layers[i]) {
+        if (!slot.used()) continue;
+        const bool takes_part = !layer || layer == i;
+        expect_matrix(slot.a, takes_part, rate, number, gradients, before, after);
+        expect_matrix(slot.b, takes_part, rate * options_.loraplus_ratio, number, gradients, before, after);
+      }
+    }
+  }
+
+ private:
+  static constexpr double rate = 1e-2;
+
+  struct Flat {
+    std::vector<float> weights, m, v;
+  };
+  Flat read() const {
+    return {test::download(small_.weights.params), moments_.values(Moments::Which::first), moments_.values(Moments::Which::second)};
+  }
+
+  // As kernels leave them.
+  void clear_gaps() {
+    LoraAdapter values = download_lora(test::device(), small_.weights.grads, small_.form);
+    upload_flat(test::device(), small_.weights.grads, values);
+  }
+
+  void expect_matrix(const gpu::Tensor& matrix, bool takes_part, double learning_rate, std::uint64_t number,
+                     const std::vector<float>& gradients, const Flat& before, const Flat& after) const {
+    const std::size_t begin = matrix.offset() / sizeof(float), end = begin + matrix.size();
+    for (std::size_t block = begin; block < end; block += moment_block) {
+      const std::size_t last = std::min<std::size_t>(end, block + moment_block);
+      double largest_m = 0, largest_v = 0;
+      std::vector<double> m, v;
+      for (std::size_t i = block; i < last; ++i) {
+        const double g = gradients[i];
+        m.push_back(options_.adam_beta1 * before.m[i] + (1 - options_.adam_beta1) * g);
+        v.push_back(options_.adam_beta2 * before.v[i] + (1 - options_.adam_beta2) * g * g);
+        largest_m = std::max(largest_m, std::fabs(m.back()));
+        largest_v = std::max(largest_v, v.back());
+      }
+      for (std::size_t i = block; i < last; ++i) {
+        if (!takes_part) {
+          ASSERT_EQ(after.weights[i], before.weights[i]) << i;
+          ASSERT_EQ(after.m[i], before.m[i]) << i;
+          ASSERT_EQ(after.v[i], before.v[i]) << i;
+          continue;
+        }
+        const double m_hat = m[i - block] / (1 - std::pow(options_.adam_beta1, number)), v_hat = v[i - block] / (1 - std::pow(options_.adam_beta2, number));
+        const double step = learning_rate * m_hat / (std::sqrt(v_hat) + options_.adam_epsilon);
+        // A few f32 roundings of the weight and of the step.
+        ASSERT_NEAR(after.weights[i], before.weights[i] * (1 - learning_rate * options_.weight_decay) - step, 2e-7 + 1e-5 * std::fabs(step)) << i;
+        expect_nearest(dynamic_map(), m[i - block] / largest_m, after.m[i] / largest_m);
+        if (v[i - block] / largest_v > unsigned_dynamic_map()[1]) expect_nearest(unsigned_dynamic_map(), v[i - block] / largest_v, after.v[i] / largest_v);
+      }
+    }
+  }
+
+  // `found` is the entry next to `share`, by f32 roundings.
+  static void expect_nearest(const std::array<float, 256>& map, double share, double found) {
+    double least = INFINITY;
+    for (const float entry : map) least = std::min(least, std::fabs(entry - share));
+    EXPECT_LE(std::fabs(found - share), least + 1e-6 * std::fabs(share)) << share;
+  }
+
+  SmallAdapter small_;
+  AdamWOptions options_;
+  Moments moments_;
+  Optimizer optimizer_;
+};
+
+// Rank 3 lets matrices end within blocks of 256, none of which holds two.
+TEST(Optimizer, MomentsOf8BitsFollowTheReferenceAtBothRates) {
+  FollowedAdapter adapter({.weight_decay = 0.1, .max_grad_norm = 0, .loraplus_ratio = 16});
+  for (std::uint64_t number = 1; number <= 4; ++number) adapter.step(number, {});
+}
+
+TEST(Optimizer, MomentsOf8BitsFollowTheReferenceInStepsOfALayer) {
+  FollowedAdapter adapter({.weight_decay = 0.1, .max_grad_norm = 0, .loraplus_ratio = 4});
+  for (std::uint64_t number = 1; number <= 4; ++number) adapter.step(number, number % 3);
+  adapter.step(5, {});
+}
 
 TEST(LoraWeights, EveryAComesBeforeEveryB) {
   const SmallAdapter small;

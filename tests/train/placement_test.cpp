@@ -1,6 +1,7 @@
 #include "nibble/train/placement.h"
 
 #include "nibble/base/error.h"
+#include "nibble/gpu/host_tensor.h"
 #include "nibble/train/step_work.h"
 #include "nibble/weights/shapes.h"
 #include "tests/support/gpu_test.h"
@@ -32,6 +33,7 @@ TEST(Placement, GivesUpOnlyWhatItMust) {
   const Placement all = of_memory(0, options);
   EXPECT_EQ(all.model.activations, ActivationChoices{keep});
   EXPECT_EQ(all.head->place, MemoryPlace::device);
+  EXPECT_EQ(all.moments.place, MemoryPlace::device);
   EXPECT_FALSE(all.model.one_decoded_room);
   const std::uint64_t whole = all.memory.total(), least = least_of(options);
   EXPECT_EQ(of_memory(whole, options).model.activations, ActivationChoices{keep});
@@ -47,6 +49,7 @@ TEST(Placement, GivesUpOnlyWhatItMust) {
   const Placement smallest = of_memory(least, options);
   EXPECT_EQ(smallest.model.activations, ActivationChoices{recompute});
   EXPECT_EQ(smallest.head->place, MemoryPlace::host);
+  EXPECT_EQ(smallest.moments.place, MemoryPlace::host);
   EXPECT_TRUE(smallest.model.one_decoded_room);
   EXPECT_EQ(count_of(smallest.model.residency, 36, Residency::streamed), 36u);
 }
@@ -58,6 +61,7 @@ TEST(Placement, IsTheFastestOfAllMixturesOfLayers) {
   options.head_chunk = 64;
   options.residency = Residency::resident;
   options.offload_inputs = 0;
+  options.lora_state = MemoryPlace::device;
   const ModelConfig config = shape_by_name("qwen3-4b");
   const std::uint64_t whole = of_memory(0, options).memory.total(), least = least_of(options), memory = (whole + least) / 2;
   const Placement placed = of_memory(memory, options);
@@ -80,6 +84,7 @@ TEST(Placement, WhatIsSaidHolds) {
   TrainOptions options = with_head();
   options.gradient_checkpointing = Checkpointing::off;
   options.head_state = MemoryPlace::device;
+  options.lora_state = MemoryPlace::device;
   options.shared_decode = false;
   options.head_chunk = 128;
   options.stream_layers = 5;
@@ -87,17 +92,45 @@ TEST(Placement, WhatIsSaidHolds) {
   const Placement small = of_memory(1, options, false);
   EXPECT_EQ(small.model.activations, ActivationChoices{keep});
   EXPECT_EQ(small.head->place, MemoryPlace::device);
+  EXPECT_EQ(small.moments.place, MemoryPlace::device);
   EXPECT_FALSE(small.model.one_decoded_room);
   EXPECT_EQ(small.model.head_chunk, 128u);
   EXPECT_EQ(count_of(small.model.residency, 36, Residency::streamed), 5u);
   EXPECT_EQ(small.model.offloaded_inputs, 0u);
   options.gradient_checkpointing = Checkpointing::mlp;
   options.head_state = MemoryPlace::host;
+  options.lora_state = MemoryPlace::host;
   options.shared_decode = true;
   const Placement large = of_memory(std::uint64_t{1} << 50, options);
   EXPECT_EQ(large.model.activations, ActivationChoices{recompute_mlp});
   EXPECT_EQ(large.head->place, MemoryPlace::host);
+  EXPECT_EQ(large.moments.place, MemoryPlace::host);
   EXPECT_TRUE(large.model.one_decoded_room);
+}
+
+// Their way there and back is what it costs; kinds are never chosen, as they change results.
+TEST(Placement, MomentsOfAdaptersLieOnTheHostWhereTheLimitNeedsIt) {
+  TrainOptions options;
+  options.gradient_checkpointing = Checkpointing::on;
+  options.residency = Residency::resident;
+  options.offload_inputs = 0;
+  options.shared_decode = true;
+  options.head_chunk = 64;
+  const Placement all = of_memory(0, options);
+  const std::uint64_t whole = all.memory.total(), bytes = 8 * lora_elements(shape_by_name("qwen3-4b"), options.lora);
+  const Placement less = of_memory(whole - 1, options);
+  EXPECT_EQ(less.moments.place, MemoryPlace::host);
+  EXPECT_EQ(less.memory.host_moments, bytes);
+  EXPECT_LT(less.memory.adapters, all.memory.adapters - bytes + (20 << 20)) << "but for the rooms of pieces";
+  const bool recorded = gpu::has_host_tensors(test::device().info());
+  EXPECT_NEAR(less.extra_seconds - all.extra_seconds, 2.0 * static_cast<double>(bytes) / (recorded ? rates.link_bytes : 1.2e9), 1e-6);
+  options.lora_moments = MomentKind::eight_bit;
+  const Placement codes = of_memory(whole - 1, options);
+  EXPECT_EQ(codes.moments.place, MemoryPlace::device);
+  EXPECT_EQ(codes.moments.kind, MomentKind::eight_bit);
+  EXPECT_LT(codes.memory.adapters, all.memory.adapters - bytes / 10 * 7);
+  EXPECT_EQ(least_of({}), of_memory(least_of({}), {}).memory.total());
+  EXPECT_EQ(of_memory(least_of({}), {}).moments.kind, MomentKind::f32);
 }
 
 TEST(Placement, RefusesWhatCannotBePromised) {

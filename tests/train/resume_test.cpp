@@ -82,6 +82,11 @@ const Arguments trained_head = {{"train-head", ""}, {"head-moments", "8bit"}, {"
 
 TEST(Resume, KilledAtRandomMoments) { expect_kills_change_nothing({}, 3, 1); }
 TEST(Resume, KilledWithDropoutPackingAndShuffling) { expect_kills_change_nothing(all_random, 3, 2); }
+// DoRA's magnitudes end within a block of moments, and the adapter's rate has two ranges.
+const Arguments small_moments = {{"lora-moments", "8bit"}, {"lora-state", "host"}, {"lora-rank", "3"}, {"use-dora", ""}, {"loraplus-ratio", "4"}};
+
+TEST(Resume, KilledWithMomentsOf8BitsOnTheHost) { expect_kills_change_nothing(small_moments, 2, 4); }
+TEST(Resume, KilledWithMomentsOnTheHost) { expect_kills_change_nothing({{"lora-state", "host"}}, 2, 5); }
 TEST(Resume, KilledWhileTrainingTheHead) { expect_kills_change_nothing(trained_head, 2, 3); }
 
 // Whether the process is at work on a checkpoint's folder in `output`.
@@ -147,6 +152,8 @@ TEST(Resume, AnotherOptionIsRefusedByName) {
   test::expect_complaint(resume_with("epochs", "3"), 2, "steps");
   test::expect_complaint(resume_with("train-head", ""), 2, "train_head");
   test::expect_complaint(resume_with("loraplus-ratio", "16"), 2, "loraplus_ratio");
+  test::expect_complaint(resume_with("lora-moments", "8bit"), 2, "lora_moments", "f32", "8bit");
+  EXPECT_EQ(resume_with("lora-state", "host").code, 0) << "which changes no result";
   test::expect_complaint(resume_with("data", test::some_rows(whole.tiny.folder, "train.jsonl", 11).string()), 2, "data");
 }
 

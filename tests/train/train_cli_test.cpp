@@ -116,6 +116,18 @@ TEST(TrainCli, ThatAHeadIsUntiedIsSaidAloud) {
   expect_complaint(tiny.run({{"dry-run", ""}, {"head-moments", "8bit"}}), 2, "--train-head");
 }
 
+TEST(TrainCli, HowMomentsAreKeptIsInThePlan) {
+  const TinyRun tiny;
+  const auto result = tiny.run({{"dry-run", ""}, {"lora-state", "host"}, {"lora-moments", "8bit"}});
+  EXPECT_EQ(result.code, 0) << result.err;
+  for (const std::string part : {"trainable parameters; moments in 8 bits, kept in host memory", "moments in 8 bits, which lie in host memory",
+                                 "the adapter's moments "}) {
+    EXPECT_NE(result.err.find(part), result.err.npos) << part << " is not in: " << result.err;
+  }
+  expect_complaint(tiny.run({{"lora-moments", "16bit"}}), 2, "--lora-moments");
+  expect_complaint(tiny.run({{"lora-state", "disk"}}), 2, "--lora-state");
+}
+
 TEST(TrainCli, AnEndlessRunIsPlannedAtOnce) {
   const TinyRun tiny;
   for (const test::Arguments& changes : {test::Arguments{}, test::Arguments{{"packing", ""}}}) {

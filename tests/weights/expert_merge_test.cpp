@@ -40,12 +40,5 @@ TEST(MergeExperts, AddsEachExpertsUpdate) {
   EXPECT_EQ(adapted, 2 * (4 + 3 * 4));
 }
 
-TEST(MergeExperts, RefusesGguf) {
-  const test::TemporaryFolder folder;
-  test::expect_error<DataError>([&] { merge({.model = golden / "model", .output = folder / "m.gguf", .gguf = GgufModelType::f16}); },
-                                "mixture of experts", "not written as GGUF");
-  EXPECT_FALSE(fs::exists(folder / "m.gguf"));
-}
-
 }  // namespace
 }  // namespace nibble

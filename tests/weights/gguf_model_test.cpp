@@ -5,6 +5,7 @@
 #include "nibble/quant/ggml.h"
 #include "nibble/weights/checkpoint_check.h"
 #include "nibble/weights/gguf_names.h"
+#include "nibble/weights/made_up_checkpoint.h"
 #include "nibble/weights/merge.h"
 #include "tests/support/files.h"
 
@@ -23,13 +24,31 @@ void write_as_smollm3(const fs::path& path) {
   std::ofstream(path) << config;
 }
 
+// Of random weights; its experts have rows of whole blocks.
+void write_mixture(const fs::path& folder) {
+  const ModelConfig tiny = read_model_config(test::source_path("models/tiny-qwen3"));
+  ModelConfig config{.model_type = "qwen3_moe", .family = *family_named("qwen3_moe"), .hidden_size = 64, .num_layers = 2, .vocab_size = tiny.vocab_size,
+                     .num_heads = 4, .num_kv_heads = 2, .head_dim = 16, .intermediate_size = 128, .max_position_embeddings = 512,
+                     .rms_norm_eps = 1e-6f};
+  config.experts = {.count = 5, .per_token = 2, .intermediate_size = 32, .normalised = true};
+  fs::create_directory(folder);
+  write_made_up_checkpoint(folder, config);
+  Json json = read_json_file(folder / "config.json");
+  json["eos_token_id"] = tiny.eos_token_ids;
+  std::ofstream(folder / "config.json") << json;
+}
+
 // A model folder with weights of a golden model and the tiny model's tokenizer, which has as many tokens.
 fs::path model_folder(const test::TemporaryFolder& folder, const std::string& name) {
   const fs::path tiny = test::source_path("models/tiny-qwen3");
   if (name == "qwen3") return tiny;
   const fs::path to = folder / name;
   const bool smollm3 = name == "smollm3";  // the golden one's vocabulary is smaller than the tiny model's
-  fs::copy(test::source_path("tests/golden/" + (smollm3 ? "llama" : name) + "/model"), to);
+  if (name == "qwen3_moe") {
+    write_mixture(to);
+  } else {
+    fs::copy(test::source_path("tests/golden/" + (smollm3 ? "llama" : name) + "/model"), to);
+  }
   if (smollm3) write_as_smollm3(to / "config.json");
   for (const char* file : {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"})
     fs::copy_file(tiny / file, to / file);
@@ -61,6 +80,10 @@ void expect_equal_configs(const ModelConfig& a, const ModelConfig& b) {
   EXPECT_EQ(a.nope, b.nope);
   EXPECT_EQ(a.tie_word_embeddings, b.tie_word_embeddings);
   EXPECT_EQ(a.eos_token_ids, b.eos_token_ids);
+  EXPECT_EQ(a.experts.count, b.experts.count);
+  EXPECT_EQ(a.experts.per_token, b.experts.per_token);
+  EXPECT_EQ(a.experts.intermediate_size, b.experts.intermediate_size);
+  EXPECT_EQ(a.experts.normalised, b.experts.normalised);
 }
 
 class GgufModelTest : public testing::TestWithParam<std::string> {
@@ -101,7 +124,7 @@ TEST_P(GgufModelTest, BlocksAreThoseOfTheRows) {
   };
   const Checkpoint checkpoint = open_checkpoint(as_gguf(folder_, model, GgufModelType::q4_0), config);
   for (const Projection p : all_projections) {
-    const std::string name = projection_tensor_name(1, p);
+    const std::string name = module_names(config.experts.count, 1, p).back() + ".weight";
     EXPECT_EQ(checkpoint.at(name).tensor->dtype_name, "Q4_0");
     EXPECT_EQ(checkpoint.read_as_f32(name), through(GgmlType::q4_0, original.read_as_f32(name))) << name;
   }
@@ -115,7 +138,7 @@ TEST_P(GgufModelTest, PartsAreReadWhereverTheyBegin) {
   const Checkpoint checkpoint = open_checkpoint(as_gguf(folder_, model, GgufModelType::q8_0), config);
   Rng rng(3);
   for (const Projection p : {Projection::q, Projection::down}) {
-    const std::string name = projection_tensor_name(0, p);
+    const std::string name = module_names(config.experts.count, 0, p).back() + ".weight";
     const auto whole = checkpoint.read_as_f32(name);
     for (int i = 0; i < 50; ++i) {
       const std::size_t first = rng.below(static_cast<std::uint32_t>(whole.size()));
@@ -147,7 +170,7 @@ TEST_P(GgufModelTest, BecomesTheSameFolderAgain) {
             test::slurp(model / "chat_template.jinja"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, GgufModelTest, testing::Values("qwen3", "qwen2", "llama", "mistral", "smollm3"),
+INSTANTIATE_TEST_SUITE_P(Families, GgufModelTest, testing::Values("qwen3", "qwen2", "llama", "mistral", "smollm3", "qwen3_moe"),
                          [](const auto& each) { return each.param; });
 
 // The metadata of a model of one layer, and its tensors in zeros.
@@ -218,7 +241,13 @@ TEST(GgufNames, ThoseOfLlamaCpp) {
   EXPECT_EQ(gguf_tensor_name("model.layers.0.self_attn.k_proj.bias"), "blk.0.attn_k.bias");
   EXPECT_EQ(gguf_tensor_name("model.layers.0.post_attention_layernorm.weight"), "blk.0.ffn_norm.weight");
   EXPECT_EQ(gguf_tensor_name("lm_head.weight"), "output.weight");
-  EXPECT_EQ(gguf_tensor_name("model.layers.0.mlp.gate.weight"), std::nullopt);
+  EXPECT_EQ(gguf_tensor_name("model.layers.0.mlp.gate.weight"), "blk.0.ffn_gate_inp.weight");
+  EXPECT_EQ(gguf_tensor_name("model.layers.3.mlp.experts.17.down_proj.weight"), "blk.3.ffn_down_exps.weight");
+  EXPECT_EQ(gguf_tensor_name("model.layers.3.mlp.experts.17.o_proj.weight"), std::nullopt);
+  EXPECT_EQ(expert_in("model.layers.3.mlp.experts.17.down_proj.weight"), 17u);
+  for (const char* none : {"model.layers.3.mlp.experts.down_proj", "model.layers.3.mlp.experts.17", "model.layers.3.mlp.down_proj.weight"}) {
+    EXPECT_EQ(expert_in(none), std::nullopt) << none;
+  }
   EXPECT_EQ(gguf_tensor_name("visual.weight"), std::nullopt);
   // Of a head of eight rows the first half goes to even places.
   std::vector<std::uint64_t> places;
@@ -234,7 +263,7 @@ TEST(GgufModelErrors, NameFileKeyAndTensor) {
     model.set(key, std::move(value));
     expect_error<DataError>([&] { model.open(folder); }, "small.gguf", std::string(key), parts...);
   };
-  refuse_key("general.architecture", std::string("gemma"), "\"qwen3\", \"qwen2\", \"llama\" or \"smollm3\"", "gemma");
+  refuse_key("general.architecture", std::string("gemma"), "\"qwen3\", \"qwen3moe\", \"qwen2\", \"llama\" or \"smollm3\"", "gemma");
   refuse_key("general.type", std::string("adapter"), "\"model\"");
   refuse_key("llama.block_count", 1u << 20, "from 1 to 4096");
   refuse_key("llama.expert_count", 8u, "mixtures of experts");

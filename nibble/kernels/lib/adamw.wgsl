@@ -12,6 +12,7 @@ struct Params {
   step_size: f32,          // learning rate / (1 - beta1^step)
   root_correction2: f32,   // sqrt(1 - beta2^step)
   epsilon: f32,
+  skipped: u32,            // of kernels in blocks, else 0: values before that of the first block, where each block has one
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -1,0 +1,44 @@
+#pragma once
+
+#include "nibble/model/head.h"
+#include "nibble/train/run_data.h"
+#include "nibble/train/step_rates.h"
+#include "nibble/train/step_work.h"
+
+#include <cstdint>
+
+namespace nibble {
+
+// Seconds that the choices of a plan cost a pass over `room`, forward and backward, by rates. What is measured of them is in
+// docs/performance.md.
+struct PlanCost {
+  const gpu::AdapterInfo& info;
+  const ModelConfig& config;
+  ProductPath path;
+  bool carried;  // products take streamed layers along
+  BatchRoom room;
+  StepWork work;
+  StepRates rates;
+
+  // All that is computed and nothing given up.
+  double pass() const;
+  // Of the very last layer everything is still there.
+  double again(std::uint32_t recompute_mlp, std::uint32_t recompute) const;
+  // The same with so many layers streamed.
+  double layers(std::uint32_t recompute_mlp, std::uint32_t recompute, std::uint32_t streamed) const;
+  double offloaded_inputs(std::uint32_t layers, std::uint64_t input_bytes) const;
+  // Projections that are decoded into one room, some of them twice.
+  double one_room() const;
+  // A head whose logits exist for so many rows at a time.
+  double head(const HeadOptions& settled) const;
+  // Rows of an embedding on the host.
+  double embedding_rows() const;
+  // An optimiser's state in host memory: it goes to the device and back, and where copies cannot be recorded each waits for the device and
+  // for staging.
+  double state_on_host(std::uint64_t bytes) const;
+
+ private:
+  double copies(double seconds, double arithmetic) const;
+};
+
+}  // namespace nibble
