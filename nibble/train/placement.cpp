@@ -108,6 +108,7 @@ class Planner {
   // What is said of the weights holds.
   std::uint32_t most_streamed() const { return options_.residency || options_.stream_layers ? 0 : config_.num_layers; }
   std::vector<bool> embeddings() const {
+    if (options_.lora.trains_tokens()) return {false};
     if (options_.stream.embedding) return {true};
     const bool open = !options_.residency && !config_.tie_word_embeddings && gpu::supports(device_.info(), gpu::HostMemory::direct);
     return open ? std::vector<bool>{false, true} : std::vector<bool>{false};

@@ -210,7 +210,7 @@ std::function<std::uint32_t(std::uint32_t)> uniform_words(DType dtype, float amp
 
 }  // namespace
 
-DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType dtype, std::string_view label, bool on_host) {
+DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType dtype, std::string_view label, bool on_host, float room_above) {
   DenseRoom room(device, source.rows, source.columns, dtype, label, on_host);
   DenseMatrix result{.data = room.tensor()};
   if (dtype == DType::f32) {
@@ -222,7 +222,7 @@ DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType 
   }
   float largest = 0;
   source.read([&](std::span<const float> values, std::uint64_t) { largest = std::max(largest, largest_of(values)); });
-  const float factor = top_of_f16(largest);
+  const float factor = top_of_f16(largest) / room_above;
   result.scale = 1.0f / factor;
   std::vector<std::uint16_t> halves;
   source.read([&](std::span<const float> values, std::uint64_t first) {
@@ -247,7 +247,7 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
   const auto dense = [&](std::string_view name, bool on_host) {
     const Stopwatch watch(times.dense);
     const Checkpoint::Entry& entry = checkpoint.at(name);
-    DenseMatrix matrix = upload_dense(device, source_of(entry), options.dense_dtype, name, on_host);
+    DenseMatrix matrix = upload_dense(device, source_of(entry), options.dense_dtype, name, on_host, options.rows_change ? token_rows_room : 1.0f);
     meter.add(entry.tensor->bytes);
     return matrix;
   };

@@ -73,6 +73,7 @@ struct LoadTimes {
 
 struct LoadOptions {
   DType dense_dtype = DType::f32;  // of embedding and head: f32 or f16
+  bool rows_change = false;        // embedding and head in f16 get a scale with room for rows that are written later (token_rows_room)
   bool head = true;                // false leaves out a head that is not tied, and `head` empty
   std::vector<Residency> residency = {};  // by layer: those that are streamed go to host memory and to no other
   StreamOptions stream = {};
@@ -86,8 +87,12 @@ struct LoadOptions {
 DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, const ModelConfig& config,
                            const LoadOptions& options = {});
 
-// A matrix as f32, or as f16 with the scale that suits its largest magnitude: on the device, or in host memory that kernels read.
-DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType dtype, std::string_view label, bool on_host = false);
+// How many times a table's largest magnitude its rows may reach where they change. It costs precision in values below 2^-19 of the largest,
+// where f16's subnormals then begin, in place of 2^-27.
+inline constexpr float token_rows_room = 256.0f;
+
+// A matrix as f32, or as f16 with the scale that suits its largest magnitude times `room`: on the device, or in host memory that kernels read.
+DenseMatrix upload_dense(gpu::Device& device, const MatrixSource& source, DType dtype, std::string_view label, bool on_host = false, float room = 1.0f);
 
 // Made-up weights of the right shapes and sizes, for measuring without files.
 DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, const LoadOptions& options);

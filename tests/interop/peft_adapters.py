@@ -35,6 +35,7 @@ TRAINED = {
     "a trained head": ["--train-head"],
     "DoRA": ["--use-dora"],
     "modules by an expression": ["--target-modules", r".*\.[02]\.(self_attn\.(q|o)|mlp\.up)_proj"],
+    "rows of tokens": ["--train-tokens", "<|im_start|>", "17", "3020"],
 }
 SAVED = {
     "LoRA": {},
@@ -45,6 +46,7 @@ SAVED = {
     "all-linear": {"target_modules": "all-linear"},
     "DoRA": {"use_dora": True},
     "modules by an expression": {"target_modules": r".*\.(q|down)_proj", "exclude_modules": r".*layers\.1\..*"},
+    "rows of tokens": {"trainable_token_indices": [3020, 7, 901]},
 }
 
 
@@ -70,7 +72,7 @@ def write_golden(adapter, path):
     tensors = {"input_ids": ids.int(), "labels": labels.int(), "attention_mask": mask.int(), "logits0": logits[0].detach().clone(),
                "loss": loss.detach().reshape(1)}
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None and "lora_" in name:
+        if parameter.grad is not None and ("lora_" in name or "trainable_tokens" in name):
             tensors["grad." + name.replace(".default", "")] = parameter.grad.clone()
     save_file(tensors, path)
 
@@ -82,11 +84,14 @@ def verify(nibble, adapter, golden):
 
 
 def rolled(adapter, to):
-    """The same adapter with each matrix A, or the head, rolled by one row."""
+    """The same adapter with each matrix A, or the head or rows of tokens where it has them, rolled by one row."""
     shutil.rmtree(to, ignore_errors=True)
     shutil.copytree(adapter, to, ignore=shutil.ignore_patterns("checkpoint-*"))
     path = to / "adapter_model.safetensors"
-    tensors = {name: values.roll(1, 0) if "lora_A" in name or "lm_head" in name else values for name, values in load_file(path).items()}
+    tensors = load_file(path)
+    others = [name for name in tensors if "lm_head" in name or "trainable_tokens" in name]
+    for name in others or [name for name in tensors if "lora_A" in name]:
+        tensors[name] = tensors[name].roll(1, 0)
     save_file(tensors, path, metadata={"format": "pt"})
     return to
 
@@ -120,7 +125,7 @@ def check_saved(nibble, folder):
                     parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
                 elif "lora_" in name:
                     parameter.normal_(std=0.05)
-                elif "modules_to_save" in name:
+                elif "modules_to_save" in name or "trainable_tokens" in name:
                     parameter.add_(torch.randn_like(parameter) * 0.01)
         adapter = folder / ("saved_" + what.replace(" ", "_"))
         model.save_pretrained(adapter)
