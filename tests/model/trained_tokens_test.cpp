@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "nibble/base/error.h"
+#include "nibble/model/generator.h"
 #include "nibble/model/golden.h"
 #include "nibble/model/parity.h"
 #include "tests/support/files.h"
@@ -89,6 +90,33 @@ TEST(TrainedTokens, WithoutTheAdapterTheBasesOwnRowsAreBack) {
       EXPECT_EQ(state.trained_tokens(), nullptr);
       EXPECT_TRUE(test::device().read<std::uint8_t>(state.weights().embedding.data) == test::device().read<std::uint8_t>(base.weights().embedding.data));
       EXPECT_TRUE(test::device().read<std::uint8_t>(state.weights().head.data) == test::device().read<std::uint8_t>(base.weights().head.data));
+    }
+  }
+}
+
+// The same where texts are continued, one token after the other.
+TEST(TrainedTokens, AGeneratorTurnsTheAdapterOffAndOn) {
+  for (const Golden& golden : both) {
+    for (const ProductPath path : test::product_paths()) {
+      SCOPED_TRACE(golden.kind + " " + test::name_of(path));
+      const ModelState base = ModelState::load(test::device(), golden.model(), {.path = path, .rows_change = true});
+      const ModelState state = ModelState::load(test::device(), golden.model(), {.path = path, .adapter = golden.adapter(), .trainable = false});
+      const std::vector<std::uint32_t> text{17, 302, 3020, 7, 91, 901};
+      const auto logits = [&](Generator& generator) {
+        std::vector<float> all;
+        for (std::size_t length = 3; length <= text.size(); ++length) {
+          const auto next = generator.logits(std::span(text).first(length));
+          all.insert(all.end(), next.begin(), next.end());
+        }
+        return all;
+      };
+      Generator alone(base, {.capacity = 16}), generator(state, {.capacity = 16});
+      const auto expected = logits(alone), adapted = logits(generator);
+      EXPECT_FALSE(adapted == expected);
+      generator.use_adapter(false);
+      EXPECT_TRUE(logits(generator) == expected);
+      generator.use_adapter(true);
+      EXPECT_TRUE(logits(generator) == adapted);
     }
   }
 }
