@@ -143,7 +143,7 @@ class Chat {
 };
 
 int run(const ChatFlags& flags) {
-  const TextFiles files(flags.answer.model);
+  const TextFiles files(flags.answer.model, flags.answer.adapter);
   check<DataError>(files.chat_template.has_value(), flags.answer.model,
                    "The model has no chat template; `nibble generate --raw` continues texts without one.");
   Chat(files, flags).run();

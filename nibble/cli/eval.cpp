@@ -56,6 +56,7 @@ int run(EvalFlags flags) {
   flags.options.overflow = data::overflow_of(flags.overflow);
   if (flags.form != "auto") flags.options.form = data::row_form_of(flags.form);
   flags.options.data = flags.data.unweighted_files();
+  flags.options.init_adapter = flags.adapter;  // whose tokenizer counts
   flags.options.map = flags.data.columns();
   flags.labels.check(flags.options);
   Progress progress(stderr, isatty(STDERR_FILENO) == 1);

@@ -9,6 +9,7 @@
 #include "nibble/cli/terminal.h"
 #include "nibble/io/json.h"
 #include "nibble/report/progress.h"
+#include "nibble/train/token_choice.h"
 
 namespace nibble::cli {
 namespace {
@@ -140,9 +141,8 @@ void LabelFlags::check(const TrainOptions& options) const {
 }
 
 LabelledData::LabelledData(const LabelFlags& flags, const TrainOptions& options) {
-  const auto tokenizer = text::Tokenizer::load(options.model);
-  const auto chat_template = text::ChatTemplate::load(options.model);
-  const data::RowEncoder encoder(tokenizer, chat_template ? &*chat_template : nullptr, data::TrainOn::assistant,
+  const RunData texts = open_tokenizer(options);
+  const data::RowEncoder encoder(texts.tokenizer, texts.chat_template ? &*texts.chat_template : nullptr, data::TrainOn::assistant,
                                  text::OrderedJson::object(), options.think);
   CandidateOptions reading{.labels = flags.labels,
                            .max_length = options.max_length,

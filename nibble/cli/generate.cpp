@@ -112,7 +112,7 @@ int run(const GenerateFlags& given) {
   check<UsageError>(!flags.raw || (!flags.messages && !flags.system), "generate",
                     "--raw takes a text as it is; it does not go with --messages or --system.");
   if (flags.no_adapter) flags.answer.adapter.clear();
-  const TextFiles files(flags.answer.model);
+  const TextFiles files(flags.answer.model, flags.answer.adapter);
   if (flags.prompts) return answer_rows(flags, files);
   TokenSampler sampler(flags.answer.sampling(files.config));
   Tokens text = read_prompt(flags, files);

@@ -25,6 +25,7 @@ struct AdapterFacts {
   std::map<Projection, TargetFacts> targets;
   std::uint64_t parameters = 0;
   std::uint64_t head_parameters = 0;  // of a head that was trained with it, also in `parameters`
+  std::uint64_t token_parameters = 0;  // of rows of tokens, likewise
 };
 
 AdapterFacts read_facts(const InfoFlags& flags) {
@@ -35,6 +36,11 @@ AdapterFacts read_facts(const InfoFlags& flags) {
   for (const auto& [name, tensor] : file.tensors()) {
     if (facts.config.saves_head && name == peft_head_tensor_name) {
       facts.head_parameters = tensor.numel();
+      facts.parameters += tensor.numel();
+      continue;
+    }
+    if (facts.config.trains_tokens() && (name == peft_token_rows_name || name == peft_head_rows_name)) {
+      facts.token_parameters += tensor.numel();
       facts.parameters += tensor.numel();
       continue;
     }
@@ -59,6 +65,13 @@ AdapterFacts read_facts(const InfoFlags& flags) {
   return facts;
 }
 
+std::string tokens_text(const AdapterFacts& facts) {
+  const LoraConfig& c = facts.config;
+  std::string text = fmt::format("{} trained in the embedding", c.trained_tokens.size());
+  if (!c.trained_head_tokens.empty()) text += fmt::format(", {} in the head", c.trained_head_tokens.size());
+  return fmt::format("{}, {} parameters", text, grouped(facts.token_parameters));
+}
+
 void print_text(const AdapterFacts& facts, bool fits) {
   const LoraConfig& c = facts.config;
   print_fact("base model", c.base_model_name_or_path.empty() ? "not named" : c.base_model_name_or_path);
@@ -74,6 +87,7 @@ void print_text(const AdapterFacts& facts, bool fits) {
   if (!c.layers_to_transform.empty()) print_fact("layers", fmt::format("{}", fmt::join(c.layers_to_transform, ", ")));
   print_fact("dropout", fmt::format("{}", c.lora_dropout));
   print_fact("parameters", grouped(facts.parameters));
+  if (c.trains_tokens()) print_fact("tokens", tokens_text(facts));
   if (c.saves_head) print_fact("head", fmt::format("trained, {} of them", grouped(facts.head_parameters)));
   if (fits) print_fact("fits the model", "yes");
   fmt::print("\n{:<10} {:>7} {:>12} {:>11} {:>11}\n", "target", "layers", "parameters", "norm of A", "norm of B");
@@ -83,7 +97,7 @@ void print_text(const AdapterFacts& facts, bool fits) {
                std::sqrt(t.a_squares), std::sqrt(t.b_squares));
     b_squares += t.b_squares;
   }
-  if (b_squares == 0 && !c.saves_head) fmt::print("Every B is zero: the adapter changes nothing yet.\n");
+  if (b_squares == 0 && !c.saves_head && !c.trains_tokens()) fmt::print("Every B is zero: the adapter changes nothing yet.\n");
 }
 
 template <typename Value>
@@ -110,6 +124,7 @@ Json to_json(const AdapterFacts& facts) {
           {"rank_pattern", object_of(c.rank_pattern)},            {"alpha_pattern", object_of(c.alpha_pattern)},
           {"layers_to_transform", c.layers_to_transform},
           {"parameters", facts.parameters},                       {"targets", targets},
+          {"trained_tokens", c.trained_tokens},                   {"trained_head_tokens", c.trained_head_tokens},
           {"head_parameters", facts.head_parameters}};
 }
 

@@ -54,6 +54,7 @@ void print_losses(const MergeFlags& flags, Progress& progress) {
   TrainOptions rows = flags.rows;
   rows.model = flags.options.model;
   rows.data = flags.valid;
+  if (flags.options.adapters.size() == 1) rows.init_adapter = flags.options.adapters.front().folder;  // whose tokenizer counts
   rows.max_length = std::min(rows.max_length, read_model_config(rows.model).max_position_embeddings);
   const auto data = open_run_data(rows);
   gpu::Device device = flags.device.open();

@@ -7,6 +7,7 @@
 #include "nibble/data/chat_mask.h"
 #include "nibble/report/progress.h"
 #include "nibble/text/utf8.h"
+#include "nibble/train/token_choice.h"
 
 #include <algorithm>
 #include <chrono>
@@ -63,11 +64,11 @@ SamplingOptions AnswerFlags::sampling(const ModelConfig& config) const {
   return options;
 }
 
-TextFiles::TextFiles(const std::string& folder)
-    : config(read_model_config(folder)),
-      tokenizer(text::Tokenizer::load(folder)),
-      chat_template(text::ChatTemplate::load(folder)),
-      end_tokens(config.eos_token_ids) {
+TextFiles::TextFiles(const std::string& folder, const std::string& adapter)
+    : TextFiles(read_model_config(folder), open_tokenizer({.model = folder, .init_adapter = adapter})) {}
+
+TextFiles::TextFiles(ModelConfig model, RunData data)
+    : config(std::move(model)), tokenizer(std::move(data.tokenizer)), chat_template(std::move(data.chat_template)), end_tokens(config.eos_token_ids) {
   if (const auto end = tokenizer.eos_id()) end_tokens.push_back(*end);
 }
 

@@ -8,6 +8,7 @@
 #include "nibble/text/chat_template.h"
 #include "nibble/text/stop_texts.h"
 #include "nibble/text/tokenizer.h"
+#include "nibble/train/run_data.h"
 
 #include <CLI/CLI.hpp>
 
@@ -51,11 +52,15 @@ struct TextFiles {
   std::optional<text::ChatTemplate> chat_template;
   std::vector<std::uint32_t> end_tokens;
 
-  explicit TextFiles(const std::string& folder);
+  // Tokenizer and template are those of the adapter where it has its own; it may be empty.
+  TextFiles(const std::string& folder, const std::string& adapter);
 
   // The chat as tokens, up to where the assistant's answer begins. Throws DataError where the model has no template, UsageError
   // where that knows no thoughts to be treated so.
   Tokens prompt(const text::OrderedJson& messages, const text::OrderedJson& tools, const PromptThinking& thinking) const;
+
+ private:
+  TextFiles(ModelConfig model, RunData data);
 };
 
 // A message of a chat; what is not UTF-8 in it becomes U+FFFD.

@@ -16,6 +16,8 @@ bool parse_whole(std::string_view text, Value& value) {
   return error == std::errc() && end == text.data() + text.size();
 }
 
+constexpr int most_tokens = 4096;
+
 // "KEY=VALUE"
 template <typename Value>
 std::pair<std::string, Value> split_pattern(std::string_view option, const std::string& text) {
@@ -47,6 +49,7 @@ void TrainFlags::add_to(CLI::App& verb) {
   add_adapter(verb);
   add_loss(verb);
   add_head(verb);
+  add_tokens(verb);
   add_optimisation(verb);
   add_data(verb);
   add_run(verb);
@@ -109,6 +112,19 @@ void TrainFlags::add_head(CLI::App& verb) {
                     "Where values and moments of the head are kept: device, host (slower), or auto: host where memory needs it")
       ->check(CLI::IsMember({"auto", "device", "host"}))->capture_default_str();
   group->add_option("--head-learning-rate", options.head_learning_rate, "Highest learning rate of the head, if not --learning-rate")
+      ->check(CLI::NonNegativeNumber);
+}
+
+void TrainFlags::add_tokens(CLI::App& verb) {
+  auto* group = verb.add_option_group("Tokens");
+  group->add_option("--train-tokens", options.train_tokens,
+                    "Train the rows of these tokens in the embedding too, and with them those of a tied head: texts, as '<tool>' '</tool>', or ids.\n"
+                    "A text that is no token is added to the tokenizer, which is then saved with the adapter; its row begins at the mean")
+      ->expected(1, most_tokens)
+      ->allow_extra_args(false);  // or CLI11 would take '[TOOL]' for a list
+  group->add_flag("--train-tokens-head", options.train_tokens_head, "And their rows of a head that is not tied to the embedding");
+  group->add_flag("--plain-tokens", options.plain_tokens, "Add new tokens as ordinary ones, which answers show; left out, as special ones");
+  group->add_option("--tokens-learning-rate", options.tokens_learning_rate, "Highest learning rate of these rows, if not --learning-rate")
       ->check(CLI::NonNegativeNumber);
 }
 

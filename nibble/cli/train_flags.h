@@ -27,6 +27,7 @@ struct TrainFlags {
   void add_files(CLI::App& verb);
   void add_adapter(CLI::App& verb);
   void add_head(CLI::App& verb);
+  void add_tokens(CLI::App& verb);
   void add_loss(CLI::App& verb);
   void add_optimisation(CLI::App& verb);
   void add_data(CLI::App& verb);

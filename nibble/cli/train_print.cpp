@@ -65,6 +65,20 @@ std::string head_text(const RunPlan& plan) {
                      kept_text(plan.head->moments, plan.head->place));
 }
 
+std::string tokens_text(const RunPlan& plan) {
+  const auto& embedding = plan.lora.trained_tokens;
+  const auto& head = plan.lora.trained_head_tokens;
+  std::string text = fmt::format("{} trained in the embedding{}", grouped(embedding.size()),
+                                 plan.config.tie_word_embeddings ? ", to which the head is tied" : "");
+  if (!head.empty()) text += fmt::format(", {} in the head", grouped(head.size()));
+  if (head.empty() && !plan.config.tie_word_embeddings) text += "; the head's rows stay (--train-tokens-head)";
+  for (std::size_t i = 0; i < plan.tokens.added.size(); ++i) {
+    const text::NewToken& token = plan.tokens.added[i];
+    text += fmt::format("{}{} = {}", i == 0 ? "; new: " : ", ", token.content, token.id);
+  }
+  return text;
+}
+
 std::string budget_text(const RunPlan& plan) {
   if (plan.budget.bytes == 0) return "";
   return plan.budget.promised ? fmt::format(", of {} that --vram-limit allows", human_bytes(plan.budget.bytes))
@@ -163,6 +177,7 @@ void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& prog
                            kind_text(plan.lora), targets_text(plan.lora), grouped(plan.trainable_parameters),
                            plain ? "" : "; " + kept_text(plan.moments.kind, plan.moments.place)));
   if (plan.head) progress.say("Head     " + head_text(plan));
+  if (plan.lora.trains_tokens()) progress.say("Tokens   " + tokens_text(plan));
   progress.say(fmt::format("Data     {}", data_text(plan, options)));
   print_draws(plan, progress);
   if (plan.valid_examples > 0) progress.say(fmt::format("Valid    {} rows", grouped(plan.valid_examples)));

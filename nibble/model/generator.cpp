@@ -70,6 +70,7 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
       rows_(key_capacity(config_, given)),
       head_(device_, config_, weights_, head_options(with_path(given, state.path()))),
       lora_(adapters_ ? adapters_->on_device() : nullptr),
+      tokens_(state.trained_tokens()),
       most_tokens_(piece_of(device_.info(), config_, given)),
       seen_(std::max(given.sequences, 1u)),
       readback_(device_, std::uint64_t{logits_rows(given)} * config_.vocab_size * sizeof(float)),
@@ -157,6 +158,7 @@ Tensor Generator::run_layers(gpu::Recorder& recorder, const Pass& pass) {
   const DeviceStream& stream = pass.stream;
   const auto residual = [&](std::uint32_t layer) { return residual_[layer % 2].rows(0, stream.tokens); };
   weights_.go(LayerOrder::round);
+  if (tokens_) tokens_->show(recorder, lora_ != nullptr);
   embed(recorder, weights_.embedding, stream.token_ids, residual(0));
   if (pass.few) {
     const DecodeLayers::Pass step{recorder, stream, rotations_, lora_, dora(), pass.first_key, pass.most_keys, pass.apart};

@@ -96,6 +96,7 @@ class Generator {
   std::uint32_t capacity_, rows_;  // of a text: tokens, and rows of the keys
   Head head_;
   const LoraWeights* lora_ = nullptr;   // in use
+  TrainedTokens* tokens_ = nullptr;     // the state's
   std::uint32_t most_tokens_;           // of a piece of a prompt
   std::unique_ptr<Layers> pieces_;
   std::optional<DecodeLayers> steps_;   // of a few tokens; empty where sizes do not allow it, and pieces serve

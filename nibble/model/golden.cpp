@@ -79,6 +79,9 @@ double norm(std::span<const float> values) {
 
 // Where the gradient of a name like "base_model.model.model.layers.3.mlp.up_proj.lora_B.weight" lies.
 Tensor gradient_of(const Model& model, const std::string& peft_name) {
+  if (model.tokens()) {
+    if (const Tensor rows = model.tokens()->gradient_named(peft_name)) return rows;
+  }
   for (std::uint32_t layer = 0; layer < model.config().num_layers; ++layer) {
     for (const Projection p : all_projections) {
       const LoraSlot& slot = model.lora()->slot(layer, p);

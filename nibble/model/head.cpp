@@ -6,6 +6,7 @@
 #include "nibble/kernels/product.h"
 #include "nibble/kernels/rms_norm.h"
 #include "nibble/kernels/row_kernel.h"
+#include "nibble/kernels/token_rows.h"
 #include "nibble/model/frozen_weights.h"
 
 #include <algorithm>
@@ -165,6 +166,10 @@ void Head::gradients(gpu::Recorder& recorder, const DeviceStream& stream, const 
                                   .focal_gamma = loss.preference ? 0.0f : loss.focal_gamma});
     record(recorder, ProductNN{.path = options_.path, .x = d_logits, .w = weight(), .y = d_normed_.rows(begin, end),
                                .scratch = product_scratch_, .plan_rows = options_.chunk_rows});
+    if (loss.rows.gradient) {
+      record(recorder, HeadRowsBackward{.d_logits = d_logits, .normed = operand_rows(normed_, {begin, end}), .ids = loss.rows.ids,
+                                        .d_rows = loss.rows.gradient});
+    }
     if (d_head) {
       record(recorder, ProductTN{.x = d_logits, .w = operand_rows(normed_, {begin, end}), .y = d_head, .scratch = head_scratch_});
     }

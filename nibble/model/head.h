@@ -2,6 +2,7 @@
 
 #include "nibble/model/stream.h"
 #include "nibble/model/table_slices.h"
+#include "nibble/model/trained_tokens.h"
 #include "nibble/weights/device_weights.h"
 #include "nibble/kernels/operand.h"
 #include "nibble/kernels/preference.h"
@@ -29,6 +30,7 @@ struct LossOptions {
   // Losses of pairs instead: its kind, sides, reference, statistics and factors; the head gives it losses and weights, and
   // `factor` and `focal_gamma` do not count. Must outlive the call.
   const Preference* preference = nullptr;
+  HeadRowsGradient rows = {};  // of the head that are trained: their gradient is added to; empty: none
 };
 
 // Final norm, head and cross-entropy over the labelled rows alone, in chunks of rows, so that the logits are never whole in

@@ -45,11 +45,11 @@ std::uint64_t host_weight_bytes(const gpu::Device& device, const ModelConfig& co
 
 // Beside the layers: batches and tables of angles; partial sums of the gradients' norm, statistics of a step, and of pairs.
 std::uint64_t workspace_bytes(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options,
-                              std::uint64_t gradient_bytes) {
+                              std::uint64_t gradient_bytes, std::uint32_t token_tables) {
   constexpr std::uint64_t small_buffers = 16 * 1024, partials_of_binding = 4096;
   const std::uint32_t positions = std::min(options.max_tokens, config.max_position_embeddings);
   const std::uint64_t arrays = config.sliding_window > 0 ? 9 : 7;
-  const std::uint64_t bindings = 2 + gradient_bytes / device.info().limits.max_binding;
+  const std::uint64_t bindings = 2 + token_tables + gradient_bytes / device.info().limits.max_binding;
   return arrays * buffer_bytes(DType::u32, {options.max_tokens}) + Rotations::bytes(config, positions, options.max_tokens) +
          (options.trainable ? buffer_bytes(bindings * partials_of_binding) + small_buffers : 0) + gpu::params_arena_bytes;
 }
@@ -71,7 +71,8 @@ MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, con
   if (partial_sums > 0) trained.device += buffer_bytes(partial_sums * sizeof(float));
   const std::uint64_t elements = lora_elements(config, lora);
   const PlacedArray::Bytes kept = options.trainable ? Moments::bytes(device.info(), elements, moments) : PlacedArray::Bytes{};
-  const std::uint64_t adapters = lora_bytes(config, lora, options.trainable) + (lora.use_dora ? Dora::bytes(config, modules) : 0);
+  const std::uint64_t adapters = lora_bytes(config, lora, options.trainable) + (lora.use_dora ? Dora::bytes(config, modules) : 0) +
+                                 TrainedTokens::bytes(config, lora, options.trainable);
   return {.frozen_weights = frozen_bytes(config, options, tables),
           .decoded_weights = layers.decoded_weights,
           .adapters = adapters + kept.device,
@@ -80,7 +81,8 @@ MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, con
           .scratch = layers.scratch,
           .head = Head::bytes(device, config, head),
           .trained_head = trained.device,
-          .workspace = workspace_bytes(device, config, options, elements * sizeof(float) + trained.device),
+          .workspace = workspace_bytes(device, config, options, elements * sizeof(float) + trained.device,
+                                        !lora.trained_tokens.empty() + !lora.trained_head_tokens.empty()),
           .host_weights = host_weight_bytes(device, config, options, tables),
           .host_head = trained.host,
           .host_moments = kept.host,

@@ -53,6 +53,7 @@ Model::Model(const ModelState& state, const ModelOptions& options)
       options_(of_state(options, state)),
       adapters_(state.has_lora() ? &state.lora_mirror() : nullptr),
       lora_(adapters_ ? adapters_->on_device() : nullptr),
+      tokens_(state.trained_tokens()),
       layers_(make_layers(device_, config_, weights_, lora_,
                           layers_options(options_, lora_ ? lora_->rank : 0, lora_ && adapts_experts(config_, state.lora_config()), lora_ && lora_->use_dora))),
       streams_(device_, options.max_tokens, config_.sliding_window),
@@ -74,6 +75,7 @@ LayerPass Model::pass(gpu::Recorder& recorder, const DeviceStream& stream, const
 }
 
 void Model::embed(gpu::Recorder& recorder, const DeviceStream& stream) {
+  if (tokens_) tokens_->show(recorder, lora_ != nullptr);
   nibble::embed(recorder, weights_.embedding, stream.token_ids, inputs_.at(0, stream.tokens));
 }
 
@@ -105,13 +107,17 @@ Head::Loss Model::base_loss(gpu::Recorder& recorder, const DeviceStream& stream)
   use_adapter(false);
   const Head::Loss loss = head_.forward(recorder, stream, forward(recorder, stream));
   use_adapter(used);
+  if (tokens_) tokens_->show(recorder, used);
   return loss;
 }
 
-Head::Loss Model::loss_and_gradients(gpu::Recorder& recorder, const DeviceStream& stream, const LossOptions& loss_options,
+Head::Loss Model::loss_and_gradients(gpu::Recorder& recorder, const DeviceStream& stream, const LossOptions& given,
                                      const TrainingNoise& noise, const Tensor& d_head) {
   check(options_.trainable, "model", "The model was made without room for gradients.");
   check(options_.lora_dropout || noise.dropout.probability == 0, "model", "The model was made without dropout.");
+  const bool trains_tokens = tokens_ && lora_ && tokens_->trainable();
+  LossOptions loss_options = given;
+  if (trains_tokens) loss_options.rows = tokens_->head_gradient();
   const LayerPass layers = pass(recorder, stream, noise.dropout);
   const Tensor last = run_layers(layers, noise.neftune, LayerOrder::up);
   const Tensor dx = dx_.rows(0, stream.tokens);
@@ -121,8 +127,9 @@ Head::Loss Model::loss_and_gradients(gpu::Recorder& recorder, const DeviceStream
     const Tensor input = inputs_.at(layer, stream.tokens);
     inputs_.bring_back(recorder, layer, stream.tokens);
     layers_->recompute(layers, layer, input);
-    layers_->backward(layers, layer, input, dx, layer > 0);
+    layers_->backward(layers, layer, input, dx, layer > 0 || trains_tokens);
   }
+  if (trains_tokens) tokens_->add_embedding_gradient(recorder, stream.token_ids, dx);
   return loss;
 }
 

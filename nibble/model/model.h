@@ -59,6 +59,8 @@ class Model {
   const ModelOptions& options() const { return options_; }
   // The adapters on the device; null where there are none or they are not used.
   const LoraWeights* lora() const { return lora_; }
+  // Rows of embedding and head that are the adapters' own; null where they have none.
+  TrainedTokens* tokens() const { return tokens_; }
   // With the adapters and their head, as at first, or without.
   void use_adapter(bool use);
 
@@ -69,7 +71,7 @@ class Model {
   Head::Loss loss(gpu::Recorder& recorder, const DeviceStream& stream);
   // The same of the base alone, with the adapters switched off.
   Head::Loss base_loss(gpu::Recorder& recorder, const DeviceStream& stream);
-  // Adds the gradients that the options ask for to those of the adapters; with d_head (vocab, C) to those of the head too.
+  // Adds the gradients that the options ask for to those of the adapters and of their rows of tokens; with d_head (vocab, C) to those of the head too.
   Head::Loss loss_and_gradients(gpu::Recorder& recorder, const DeviceStream& stream, const LossOptions& loss,
                                 const TrainingNoise& noise = {}, const Tensor& d_head = {});
   // Logits (R, vocab) of some rows of what forward() returned.
@@ -108,6 +110,7 @@ class Model {
   ModelOptions options_;
   LoraMirror* adapters_;     // of the state; null without
   const LoraWeights* lora_;  // in use
+  TrainedTokens* tokens_;
   std::unique_ptr<Layers> layers_;
   StreamBuffers streams_;
   Head head_;

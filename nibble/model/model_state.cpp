@@ -64,6 +64,7 @@ std::uint64_t trainable_params(const ModelConfig& config, const LoraConfig& lora
       count += matrices_of(config, p) * rank * (std::uint64_t{out} + in) + (lora.use_dora && rank > 0 ? out : 0);
     }
   }
+  count += std::uint64_t{lora.trained_tokens.size() + lora.trained_head_tokens.size()} * config.hidden_size;
   return count + (lora.saves_head ? std::uint64_t{config.vocab_size} * config.hidden_size : 0);
 }
 
@@ -86,9 +87,11 @@ ModelState ModelState::load(gpu::Device& device, const std::filesystem::path& mo
   std::optional<LoraAdapter> adapter;
   if (!options.adapter.empty()) adapter = load_lora_adapter(options.adapter, config);  // before the long part
   state.files_ = std::make_unique<Checkpoint>(open_checkpoint(model_dir, config));
+  state.rows_change_ = options.rows_change || (adapter && adapter->config.trains_tokens());
+  if (state.rows_change_) check_rows_change(options.stream);
   state.weights_ = std::make_unique<DeviceWeights>(load_weights(
       device, *state.files_, config,
-      {.dense_dtype = operand_dtype(state.path_), .head = options.base_head, .residency = state.settle(options), .stream = options.stream,
+      {.dense_dtype = operand_dtype(state.path_), .rows_change = state.rows_change_, .head = options.base_head, .residency = state.settle(options), .stream = options.stream,
        .progress = options.progress}));
   if (adapter) {
     state.set_lora(*adapter, options.trainable);
@@ -145,6 +148,7 @@ LoraMirror& ModelState::lora_mirror() const {
 void ModelState::set_lora(const LoraAdapter& adapter, bool trainable) {
   lora_ = std::make_unique<LoraMirror>(*device_, config_, adapter, trainable, moments_);
   if (!adapter.has_magnitudes()) lora_->begin_dora(*weights_);
+  set_token_rows(adapter, trainable);
   if (trained_head_ && !adapter.head) return;
   adapter_head_ = adapter.head;
   host_head_.clear();
@@ -156,8 +160,23 @@ void ModelState::set_lora(const LoraAdapter& adapter, bool trainable) {
   }
 }
 
+void ModelState::set_token_rows(const LoraAdapter& adapter, bool trainable) {
+  if (trained_tokens_) {
+    gpu::Recorder recorder(*device_);
+    trained_tokens_->show(recorder, false);
+    recorder.submit();
+    trained_tokens_.reset();
+  }
+  if (!adapter.config.trains_tokens()) return;
+  check<UsageError>(!trained_head_, "model state", "Rows of tokens cannot be an adapter's own where the whole head is trained.");
+  check<UsageError>(rows_change_ || path_ == ProductPath::f32, "model state",
+                    "The tables have no room for rows of tokens that change; load the state with StateOptions::rows_change.");
+  trained_tokens_ = std::make_unique<TrainedTokens>(*device_, config_, *weights_, adapter, trainable);
+}
+
 LoraAdapter ModelState::lora_adapter() const {
   LoraAdapter adapter = lora_mirror().adapter(config_);
+  if (trained_tokens_) trained_tokens_->read_rows(*device_, adapter);
   if (trained_head_) {
     adapter.head = trained_head_->values();
   } else {

@@ -4,6 +4,7 @@
 #include "nibble/kernels/product.h"
 #include "nibble/model/lora_mirror.h"
 #include "nibble/model/trained_head.h"
+#include "nibble/model/trained_tokens.h"
 #include "nibble/weights/device_weights.h"
 
 #include <cstdint>
@@ -50,6 +51,7 @@ struct StateOptions {
   bool trainable = true;                       // room for gradients and moments of the adapters
   MomentsOptions moments = {};                 // of such an adapter, and of one that takes its place
   std::uint64_t seed = 42;                     // of a new adapter
+  bool rows_change = false;                    // room in the tables for an adapter that has rows of tokens and comes by set_lora
   bool base_head = true;                       // false leaves the head out where train_head is to follow
   std::vector<Residency> residency = {};       // by layer; which are streamed is settled here, which are cached by each model
   StreamOptions stream = {};
@@ -106,11 +108,12 @@ class ModelState {
   const LoraConfig& lora_config() const { return lora_mirror().config(); }
   // As PEFT stores it.
   LoraAdapter lora_adapter() const;
-  // Replaces the adapter and, where it brings one, the head; moments begin at zero. A head that is trained stays where the
-  // adapter brings none. Models made before must not be used any more.
+  // Replaces the adapter with its rows of tokens and, where it brings one, the head; moments begin at zero. A head that is trained
+  // stays where the adapter brings none. Models made before must not be used any more.
   void set_lora(const LoraAdapter& adapter, bool trainable);
 
-  // The head (vocab, hidden), row-major; of a model that ties it also the embedding, until the head is trained.
+  // The head (vocab, hidden), row-major, without an adapter's rows of tokens; of a model that ties it also the embedding, until the head is
+  // trained.
   const std::vector<float>& lm_head() const;
   // Its moments, as they are now; empty until the head is trained.
   std::vector<float> lm_head_m() const;
@@ -120,6 +123,10 @@ class ModelState {
   void train_head(TrainedHeadOptions options);
   // Null until the head is trained.
   TrainedHead* trained_head() const { return trained_head_.get(); }
+
+  // The adapter's own rows of embedding and head; null where it has none. They are in the tables that `weights()` has from a pass
+  // with the adapter to the next one without it.
+  TrainedTokens* trained_tokens() const { return trained_tokens_.get(); }
 
   // Numbers that training changes.
   std::uint64_t trainable_params() const;
@@ -157,6 +164,7 @@ class ModelState {
                          const StateOptions& options);
   const std::vector<Residency>& settle(const StateOptions& options);
   void begin_lora(const StateOptions& options);
+  void set_token_rows(const LoraAdapter& adapter, bool trainable);
   MatrixSource first_head() const;  // of the adapter or the model
   static std::filesystem::path head_file_of(const std::filesystem::path& checkpoint);
   void save_head(const std::filesystem::path& path) const;
@@ -172,6 +180,8 @@ class ModelState {
   std::unique_ptr<LoraMirror> lora_;
   std::optional<MatrixSource> adapter_head_;  // that the adapter brought
   std::unique_ptr<TrainedHead> trained_head_;
+  std::unique_ptr<TrainedTokens> trained_tokens_;
+  bool rows_change_ = false;  // whether the tables have room
   mutable std::vector<Nf4Layer> host_layers_;
   mutable std::vector<float> host_head_;
   mutable std::uint64_t host_head_version_ = 0;  // of the trained head, when it was read

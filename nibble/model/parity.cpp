@@ -96,6 +96,7 @@ ParityReport compare_with_golden(Model& model, const ModelState& state, const Sa
   compare_logits(model, stream, rows, golden, report);
 
   recorder.clear(model.lora()->grads);
+  if (model.tokens()) model.tokens()->clear_gradients(recorder);
   Tensor d_head;
   if (state.trained_head()) {
     d_head = state.trained_head()->gradient();

@@ -60,6 +60,7 @@ ParityReport compare_loss(Model& model, const GoldenPairs& pairs, PreferenceLoss
                               .token_factor = dpo ? 0.0f : 1.0f / static_cast<float>(pairs.chosen_labels)};
   gpu::Recorder recorder(model.device());
   recorder.clear(model.lora()->grads);
+  if (model.tokens()) model.tokens()->clear_gradients(recorder);
   model.loss_and_gradients(recorder, pairs.stream, {.preference = &preference});
   recorder.submit();
   ParityReport report;

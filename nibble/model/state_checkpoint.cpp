@@ -7,6 +7,7 @@ namespace nibble {
 namespace {
 
 void check_form(const LoraConfig& config, const ModelConfig& model) {
+  check<UsageError>(!config.trains_tokens(), "model state", "Such a checkpoint has no place for rows of tokens; save the adapter as PEFT does.");
   check<UsageError>(!config.use_dora, "model state", "Such a checkpoint has no place for DoRA's magnitudes; save the adapter as PEFT does.");
   check<UsageError>(config.is_uniform() && config.is_of_all_layers(), "model state",
                     "Such a checkpoint has one rank and one alpha for every layer; the adapter's differ by module.");

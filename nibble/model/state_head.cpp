@@ -39,6 +39,7 @@ MatrixSource ModelState::first_head() const {
 }
 
 void ModelState::train_head(TrainedHeadOptions options) {
+  check<UsageError>(!trained_tokens_, "model state", "The whole head cannot be trained where rows of tokens are an adapter's own.");
   options.path = path_;
   const MatrixSource values = first_head();
   // What was there is let go first.

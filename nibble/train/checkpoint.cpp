@@ -37,8 +37,19 @@ void save_optimizer(const fs::path& path, const ModelState& model_state) {
       tensors[tensor.name] = {kept.moments, tensor};
     }
   }
+  std::map<std::string, std::vector<float>> of_tokens;
+  if (const TrainedTokens* trained = model_state.trained_tokens()) {
+    for (const auto& [name, moment] : trained->moments()) {
+      const auto& numbers = of_tokens[name] = model_state.device().read<float>(moment);
+      specs.push_back({.name = name, .dtype = DType::f32, .shape = {static_cast<std::int64_t>(numbers.size())}});
+    }
+  }
   SafetensorsWriter writer(path, specs);
   for (const TensorSpec& spec : writer.tensors()) {
+    if (const auto found = of_tokens.find(spec.name); found != of_tokens.end()) {
+      writer.append(std::as_bytes(std::span(found->second)));
+      continue;
+    }
     const auto& [moments, tensor] = tensors.at(spec.name);
     moments->read(tensor, [&](std::span<const std::byte> piece) { writer.append(piece); });
   }
@@ -133,6 +144,14 @@ TrainState load_train_state(const fs::path& checkpoint) {
 void load_optimizer(const fs::path& checkpoint, ModelState& model_state) {
   const SafetensorsFile file(checkpoint / "optimizer.safetensors");
   for (const Kept& kept : kept_of(model_state)) kept.moments->load(file, kept.parts);
+  if (const TrainedTokens* trained = model_state.trained_tokens()) {
+    for (const auto& [name, moment] : trained->moments()) {
+      const auto values = file.read_as_f32(name);
+      check<DataError>(values.size() == moment.size(), file.path().string(), "The moment {} has {} values; the rows of tokens have {}.", name,
+                       values.size(), moment.size());
+      model_state.device().write(moment, std::as_bytes(std::span(values)));
+    }
+  }
 }
 
 std::optional<fs::path> newest_checkpoint(const fs::path& output) {

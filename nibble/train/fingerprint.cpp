@@ -27,6 +27,12 @@ Json rope_of(const RopeConfig& rope) {
           {"truncate", rope.truncate}};
 }
 
+Json tokens_of(const TrainOptions& o) {
+  if (o.train_tokens.empty()) return {};
+  return {{"tokens", o.train_tokens}, {"head", o.train_tokens_head}, {"plain", o.plain_tokens},
+          {"learning_rate", o.tokens_learning_rate ? Json(*o.tokens_learning_rate) : Json()}};
+}
+
 Json weights_of(const data::DataFiles& files) {
   Json weights;
   if (!files.weighted()) return weights;
@@ -72,6 +78,7 @@ Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& b
           {"train_head", o.train_head},
           {"head_moments", o.train_head ? Json(name_of(o.head_moments)) : Json()},
           {"head_learning_rate", o.head_learning_rate ? Json(*o.head_learning_rate) : Json()},
+          {"train_tokens", tokens_of(o)},
           {"neftune_alpha", o.neftune_alpha},
           {"learning_rate", o.learning_rate},
           {"lr_scheduler", name_of(o.lr_scheduler)},

@@ -37,10 +37,10 @@ void fill_caches(ModelState& state, const Merger& merger, const std::function<vo
   }
 }
 
-// The adapter is part of the merged weights; what it brings beside them is its head.
+// The adapter is part of the merged weights; what it brings beside them is its head, or rows of tokens.
 ModelState load(const MergeOptions& options, const Merger& merger, gpu::Device& device) {
   ModelState state = ModelState::load(device, options.model, {.path = ProductPath::f32, .trainable = false});
-  if (!merger.head()) return state;
+  if (!merger.head() && !merger.has_token_rows()) return state;
   LoraAdapter adapter = load_lora_adapter(options.adapters.front().folder, merger.config());
   adapter.config.use_dora = false;
   for (auto& layer : adapter.layers) {

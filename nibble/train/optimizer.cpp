@@ -45,9 +45,12 @@ void Optimizer::record_range(gpu::Recorder& recorder, const LoraWeights& weights
 }
 
 void Optimizer::record_step(gpu::Recorder& recorder, const LoraWeights& weights, Moments& moments, double learning_rate,
-                            std::uint64_t step, TrainedHead* head) {
+                            std::uint64_t step, TrainedHead* head, TrainedTokens* tokens) {
   std::vector<gpu::Tensor> gradients = {weights.grads};
   if (head) gradients.push_back(head->gradient());
+  if (tokens) {
+    for (const gpu::Tensor& rows : tokens->gradients()) gradients.push_back(rows);
+  }
   record_norm(recorder, gradients);
   const std::uint64_t size = weights.params.size(), b_begin = weights.b_begin;
   if (options_.loraplus_ratio == 1.0) {
@@ -57,6 +60,7 @@ void Optimizer::record_step(gpu::Recorder& recorder, const LoraWeights& weights,
     record_range(recorder, weights, moments, {b_begin, size - b_begin, learning_rate * options_.loraplus_ratio}, step);
   }
   if (head) head->update(recorder, norm_and_factor_, rule(learning_rate * options_.head_ratio, step));
+  if (tokens) tokens->update(recorder, norm_and_factor_, rule(learning_rate * options_.tokens_ratio, step));
 }
 
 void Optimizer::record_layer_step(gpu::Recorder& recorder, const LoraWeights& weights, Moments& moments, std::uint32_t layer,

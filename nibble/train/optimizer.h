@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/model/trained_head.h"
+#include "nibble/model/trained_tokens.h"
 #include "nibble/weights/lora_weights.h"
 
 #include <string_view>
@@ -12,6 +13,7 @@ struct AdamWOptions {
   double max_grad_norm = 1.0;  // 0: gradients are not clipped
   double loraplus_ratio = 1.0;  // the matrices B and magnitudes learn so many times faster than A (LoRA+, Hayou et al. 2024)
   double head_ratio = 1.0;      // and so many times a head that is trained
+  double tokens_ratio = 1.0;    // and rows of tokens
 };
 
 // Known settings by name: "pytorch", those of torch.optim.AdamW without decay, and "original", betas 0.9 and 0.95, epsilon
@@ -25,9 +27,10 @@ class Optimizer {
   Optimizer(gpu::Device& device, const AdamWOptions& options);
 
   // Records update number `step`, from 1 on, with the moments of these weights. The gradients stay as they are. An update with a norm that is not finite
-  // changes nothing, nor does any after it until forgive(). A head is updated too, under the norm of all gradients together; TrainedHead::settle() must follow.
+  // changes nothing, nor does any after it until forgive(). A head is updated too, and rows of tokens, under
+  // the norm of all gradients together; TrainedHead::settle() must follow.
   void record_step(gpu::Recorder& recorder, const LoraWeights& weights, Moments& moments, double learning_rate, std::uint64_t step,
-                   TrainedHead* head = nullptr);
+                   TrainedHead* head = nullptr, TrainedTokens* tokens = nullptr);
 
   // The same for the adapters of one layer alone, where the gradients of the others are zero.
   void record_layer_step(gpu::Recorder& recorder, const LoraWeights& weights, Moments& moments, std::uint32_t layer,

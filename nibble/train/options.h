@@ -59,6 +59,11 @@ struct TrainOptions {
   std::optional<MemoryPlace> head_state;     // where its master and moments are kept; empty: on the device if they fit there
   std::optional<double> head_learning_rate;  // empty: learning_rate
 
+  std::vector<std::string> train_tokens;       // tokens whose rows of the embedding learn too: texts, which are added where they are new, or ids
+  bool train_tokens_head = false;              // and their rows of a head that is not tied
+  bool plain_tokens = false;                   // new ones are shown when text is decoded, as ordinary ones are
+  std::optional<double> tokens_learning_rate;  // empty: learning_rate
+
   LossSettings loss;
   double neftune_alpha = 0;  // noise on the embeddings; 0: none
 

@@ -116,6 +116,7 @@ class Planner {
     const bool tied = config_.tie_word_embeddings, has_head = tied || !options_.train_head;
     const TablePlaces said = table_places(options_.stream, tied);
     std::vector<TablePlaces> all = {said};
+    if (options_.lora.trains_tokens()) return all;
     if (options_.residency || !gpu::supports(device_.info(), gpu::HostMemory::direct)) return all;
     if (!said.embedding_on_host) all.push_back({true, tied || said.head_on_host});
     if (has_head && !all.back().head_on_host) all.push_back({true, true});

@@ -26,7 +26,7 @@ std::filesystem::path folder_to_load(const RunSetup& setup) {
 
 ModelState load(const RunSetup& setup) {
   ModelState state = ModelState::load(setup.device, folder_to_load(setup),
-                                      {.path = setup.plan.path, .moments = setup.plan.moments, .base_head = !setup.plan.head,
+                                      {.path = setup.plan.path, .moments = setup.plan.moments, .rows_change = setup.adapter.config.trains_tokens(), .base_head = !setup.plan.head,
                                        .residency = setup.model.residency, .stream = setup.model.stream, .progress = setup.events.loading});
   state.set_lora(setup.adapter, true);
   if (setup.plan.head) state.train_head(*setup.plan.head);
@@ -209,6 +209,11 @@ std::string TrainingRun::describe_nonfinite_gradient() const {
   const TrainedHead* head = model_state_.trained_head();
   const std::string in_head = head ? head->describe_element(first_of(head->gradient())) : "";
   if (!in_head.empty()) return in_head;
+  if (const TrainedTokens* tokens = model_state_.trained_tokens()) {
+    for (const Tensor& rows : tokens->gradients()) {
+      if (first_of(rows) != UINT32_MAX) return " in the gradient of the trained tokens' rows";
+    }
+  }
   const LoraWeights& lora = *model_state_.lora_mirror().on_device();
   return describe_element(lora, first_of(lora.grads));
 }
@@ -268,6 +273,7 @@ void TrainingRun::evaluate_now() {
 LoraAdapter TrainingRun::adapter() const {
   LoraAdapter adapter = model_state_.lora_adapter();
   adapter.config = setup_.options.lora;
+  adapter.tokenizer = setup_.adapter.tokenizer;
   return adapter;
 }
 

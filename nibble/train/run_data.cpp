@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/base/rng.h"
+#include "nibble/train/token_choice.h"
 
 #include <algorithm>
 #include <cmath>
@@ -147,8 +148,7 @@ data::Batch ExampleSet::batch(std::span<const std::uint32_t> of_set) const {
 }
 
 std::unique_ptr<RunData> open_run_data(const TrainOptions& options) {
-  auto data = std::make_unique<RunData>(
-      RunData{.tokenizer = text::Tokenizer::load(options.model), .chat_template = text::ChatTemplate::load(options.model)});
+  auto data = std::make_unique<RunData>(open_tokenizer(options));
   check<UsageError>(!options.valid.weighted(), "--valid", "Weights say how training draws; every validation row counts once, so leave "
                     "them out of {}.", options.valid.text());
   data->train = whole(open_files(*data, options.data, options));

@@ -6,6 +6,7 @@
 #include "nibble/model/stream.h"
 #include "nibble/text/chat_template.h"
 #include "nibble/text/tokenizer.h"
+#include "nibble/text/tokenizer_files.h"
 #include "nibble/train/options.h"
 
 #include <map>
@@ -34,13 +35,24 @@ struct ExampleSet {
   data::Batch batch(std::span<const std::uint32_t> of_set) const;
 };
 
+// Tokens by text or id, as --train-tokens has them.
+struct TokenChoice {
+  std::vector<std::uint32_t> ids;      // in the order in which they were given
+  std::vector<text::NewToken> added;   // those that the tokenizer did not know
+  std::uint32_t known = 0;             // one more than the highest id that the tokenizer had before
+};
+
 // What a run reads.
 struct RunData {
   text::Tokenizer tokenizer;
   std::optional<text::ChatTemplate> chat_template;
-  ExampleSet train, valid;  // valid may be empty
+  TokenChoice tokens = {};
+  text::TokenizerFiles tokenizer_files = {};  // with the added tokens; empty where none were
+  ExampleSet train = {}, valid = {};          // valid may be empty
 };
 
+// The tokenizer and template are those of options.init_adapter where that has its own. UsageError where a token of options.train_tokens
+// cannot be had: an id beyond the table, or a new token for which it has no row left.
 std::unique_ptr<RunData> open_run_data(const TrainOptions& options);
 
 // Room that the largest batch needs.

@@ -6,6 +6,7 @@
 #include "nibble/train/placement.h"
 #include "nibble/train/run.h"
 #include "nibble/weights/gguf_model.h"
+#include "nibble/weights/token_rows.h"
 
 #include <algorithm>
 #include <cmath>
@@ -35,6 +36,13 @@ void check_options(const TrainOptions& o) {
   const bool says_more = o.head_learning_rate || o.head_state || o.head_moments != MomentKind::f32;
   check<UsageError>(o.train_head || !says_more, "--train-head",
                     "What is said of the head holds where it is trained; give --train-head.");
+  const bool of_tokens = o.train_tokens_head || o.plain_tokens || o.tokens_learning_rate;
+  check<UsageError>(!o.train_tokens.empty() || !of_tokens, "--train-tokens",
+                    "What is said of tokens holds where some are trained; name them with --train-tokens.");
+  check<UsageError>(o.train_tokens.empty() || !o.train_head, "--train-tokens",
+                    "With --train-head every row of the head learns already; leave one of the two out.");
+  check<UsageError>(!o.tokens_learning_rate || o.learning_rate > 0, "--tokens-learning-rate",
+                    "The tokens' rate follows the schedule of --learning-rate, which must be above 0.");
   check<UsageError>(!o.head_learning_rate || o.learning_rate > 0, "--head-learning-rate",
                     "The head's rate follows the schedule of --learning-rate, which must be above 0.");
   const auto reads_input = [](const data::DataFile& file) { return file.path == "-"; };
@@ -43,6 +51,15 @@ void check_options(const TrainOptions& o) {
                     "--valid", "Standard input (-) is the training data already; it can be read once.");
   check<UsageError>(o.early_stopping == 0 || !o.valid.empty() || o.valid_fraction > 0, "--early-stopping",
                     "Without --valid or --valid-fraction there is no loss to stop by.");
+}
+
+// The rows that the options add to those which the adapter has, and the tokenizer that knows them.
+void add_tokens(LoraAdapter& adapter, const RunData& data, const TrainOptions& options, const Checkpoint& base, const ModelConfig& config) {
+  TokensToTrain tokens{.ids = data.tokens.ids, .known = data.tokens.known, .head = options.train_tokens_head};
+  for (const text::NewToken& token : data.tokens.added) tokens.fresh.push_back(token.id);
+  add_token_rows(adapter, base, config, tokens);
+  if (!data.tokenizer_files.empty()) adapter.tokenizer = data.tokenizer_files;
+  if (adapter.config.trains_tokens()) check_rows_change(options.stream);
 }
 
 std::filesystem::path resume_folder(const TrainOptions& options) {
@@ -64,11 +81,19 @@ LoraAdapter first_adapter(const TrainOptions& options, const ModelConfig& config
     adapter.config = with_dropout(adapter.config, options);
     check<UsageError>(!adapter.head || options.train_head, source.string(),
                       "The adapter brings a head that was trained; give --train-head to go on with it.");
+    check<UsageError>(!adapter.config.trains_tokens() || !options.train_head, source.string(),
+                      "The adapter has rows of tokens of its own, which a head that is trained whole would replace; leave out --train-head.");
     return adapter;
   }
   LoraAdapter adapter = make_lora_adapter(config, options.lora);
   initialise_lora(adapter, options.seed, options.gaussian_init);
   return adapter;
+}
+
+// Rates of their own follow the one schedule.
+void set_ratios(TrainOptions& options) {
+  if (options.tokens_learning_rate) options.adamw.tokens_ratio = *options.tokens_learning_rate / options.learning_rate;
+  if (options.head_learning_rate) options.adamw.head_ratio = *options.head_learning_rate / options.learning_rate;
 }
 
 // Training's batches, those of evaluations, and those in which DPO's reference reads the pairs.
@@ -122,13 +147,14 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
     // The best adapter so far lies in the output folder. Where it does not, the next evaluation is the best.
     if (!std::filesystem::exists(options.output / "adapter_model.safetensors")) state.best_eval_loss.reset();
   }
-  const LoraAdapter adapter = first_adapter(options, config, checkpoint);
+  LoraAdapter adapter = first_adapter(options, config, checkpoint);
+  add_tokens(adapter, *data, options, base, config);
   options.lora = adapter.config;
   options.lora.base_model_name_or_path = options.model.string();
   options.lora.saves_head = options.train_head;
   check<UsageError>(options.lora.lora_dropout == 0 || !adapts_experts(config, options.lora), "--lora-dropout",
                     "Adapters of experts have no dropout; leave it at 0, or adapt attention's projections alone.");
-  if (options.head_learning_rate) options.adamw.head_ratio = *options.head_learning_rate / options.learning_rate;
+  set_ratios(options);
   const BatchRoom room = room_of_run(feed, *data, options);
   const MemoryBudget budget = memory_budget(options, device.info());
   const StepRates usual = usual_rates(device.info(), path, room.tokens);
@@ -140,7 +166,7 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
                .counts = data->train.file->counts(), .files = data->train.file->files(), .drawn = feed.drawn(), .train_examples = data->train.examples.size(),
                .valid_examples = data->valid.examples.size(), .train_tokens = data->train.tokens(),
                .trained_tokens = data->train.trained_tokens(), .trainable_parameters = trainable_params(config, options.lora),
-               .lora = options.lora, .head = placement.head, .moments = placement.moments, .model = placement.model, .budget = budget,
+               .lora = options.lora, .tokens = data->tokens, .head = placement.head, .moments = placement.moments, .model = placement.model, .budget = budget,
                .room = room, .memory = placement.memory, .pass_seconds = placement.pass_seconds,
                .extra_seconds = placement.extra_seconds, .measured = rates.measured,
                .total_steps = feed.total_steps(), .first_step = state.step,

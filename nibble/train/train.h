@@ -5,6 +5,7 @@
 #include "nibble/train/evaluate.h"
 #include "nibble/train/options.h"
 #include "nibble/train/placement.h"
+#include "nibble/train/run_data.h"
 #include "nibble/weights/model_cache.h"
 
 #include <functional>
@@ -26,6 +27,7 @@ struct RunPlan {
   std::uint64_t train_tokens = 0, trained_tokens = 0;  // of each example once
   std::uint64_t trainable_parameters = 0;
   LoraConfig lora;
+  TokenChoice tokens;                              // that the options name
   std::optional<TrainedHeadOptions> head;          // where it is trained
   MomentsOptions moments;                          // of the adapter
   ModelOptions model;                              // how it uses the device's memory

@@ -85,7 +85,8 @@ void Trainer::begin_step(std::span<const TokenStream> batches, double learning_r
   gpu::Recorder recorder(state_.device());
   record_gradients(recorder, batches, begun);
   in_doubt_ = true;
-  optimizer_.record_step(recorder, lora, state_.lora_mirror().moments(), learning_rate, state_.step + begun_.size() + 1, state_.trained_head());
+  optimizer_.record_step(recorder, lora, state_.lora_mirror().moments(), learning_rate, state_.step + begun_.size() + 1, state_.trained_head(),
+                         state_.trained_tokens());
   recorder.copy(optimizer_.norm_and_factor(), stats_.part(2, {2}));
   recorder.submit();
   if (readbacks_.empty()) readbacks_.emplace_back(state_.device(), stats_.bytes());
@@ -106,6 +107,7 @@ void Trainer::find_gradients(std::span<const TokenStream> batches) {
 void Trainer::record_gradients(gpu::Recorder& recorder, std::span<const TokenStream> batches, const Begun& counts) {
   recorder.clear(state_.lora_mirror().on_device()->grads);
   if (TrainedHead* head = state_.trained_head()) recorder.clear(head->gradient());
+  if (TrainedTokens* tokens = state_.trained_tokens()) tokens->clear_gradients(recorder);
   for (std::size_t i = 0; i < batches.size(); ++i) record_batch(recorder, batches[i], counts, i);
 }
 

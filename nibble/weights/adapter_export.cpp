@@ -57,6 +57,13 @@ void check_head(const AdapterExport& options, const ExportedAdapter& exported) {
       name);
 }
 
+void check_tokens(const AdapterExport& options, const LoraConfig& config) {
+  check<DataError>(!config.trains_tokens() || options.consumer == Consumer::peft, options.adapter.string(),
+                   "The adapter brings rows of tokens that were trained (trainable_token_indices), which {} does not load. Write the whole model with "
+                   "`nibble merge`{}.",
+                   name_of(options.consumer), takes_gguf(options.consumer) ? " --format gguf" : "");
+}
+
 // vLLM refuses DoRA, and adapters in GGUF have no place for magnitudes.
 void check_dora(const AdapterExport& options, const LoraConfig& config) {
   const bool knows = options.consumer == Consumer::peft || options.consumer == Consumer::mlx;
@@ -134,6 +141,7 @@ ExportedAdapter check_export(const AdapterExport& options) {
   exported.adapter = load_lora_adapter(options.adapter, exported.config);
   if (!options.start.empty()) subtract_start(options, exported);
   check_head(options, exported);
+  check_tokens(options, exported.adapter.config);
   check_dora(options, exported.adapter.config);
   if (options.consumer == Consumer::vllm) check_vllm(options, exported);
   if (options.consumer == Consumer::mlx) check_mlx(options, exported);

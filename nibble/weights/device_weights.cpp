@@ -146,7 +146,8 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
   const auto table = [&](std::string_view name, bool on_host) {
     const Stopwatch watch(times.dense);
     const Checkpoint::Entry& entry = checkpoint.at(name);
-    Table loaded = upload_table(device, source_of(entry), {.dtype = options.dense_dtype, .form = options.stream.tables, .on_host = on_host}, name);
+    Table loaded = upload_table(device, source_of(entry), {.dtype = options.dense_dtype, .form = options.stream.tables, .on_host = on_host,
+                                                              .room = options.rows_change ? token_rows_room : 1.0f}, name);
     meter.add(entry.tensor->bytes);
     return loaded;
   };

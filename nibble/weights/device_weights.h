@@ -67,6 +67,7 @@ struct LoadTimes {
 
 struct LoadOptions {
   DType dense_dtype = DType::f32;  // of embedding and head: f32 or f16
+  bool rows_change = false;        // embedding and head in f16 get a scale with room for rows that are written later (token_rows_room)
   bool head = true;                // false leaves out a head that is not tied, and `head` empty
   std::vector<Residency> residency = {};  // by layer: those that are streamed go to host memory and to no other
   StreamOptions stream = {};

@@ -77,6 +77,7 @@ MergeResult merge(const MergeOptions& options) {
   } else {
     copy_model_files(options.model, folder.path());
   }
+  if (const fs::path from = tokenizer_of(options); from != options.model) text::write_tokenizer_files(folder.path(), text::read_tokenizer_files(from));
   folder.commit();
   return result;
 }

@@ -102,7 +102,7 @@ class GgufModelWriter {
       specs_.push_back({std::string(divisors_name), GgmlType::f32, {config.head_dim / 2}});
     metadata_ = gguf_model_metadata(config, options.model, matrices);
     const GgufMetadata tokenizer =
-        gguf_tokenizer(read_hf_tokenizer(options.model), config.vocab_size, options.model.string());
+        gguf_tokenizer(read_hf_tokenizer(tokenizer_of(options)), config.vocab_size, options.model.string());
     metadata_.insert(metadata_.end(), tokenizer.begin(), tokenizer.end());
     name_end_token(config);
   }

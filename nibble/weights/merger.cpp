@@ -22,14 +22,22 @@ Merger::Merger(const MergeOptions& options) : options_(options), config_(read_mo
   }
 }
 
+// What is no sum that could be weighed or added to another.
+void Merger::check_alone(const LoraAdapter& adapter, const MergeAdapter& given) const {
+  const bool alone = options_.adapters.size() == 1 && given.weight == 1;
+  check<UsageError>(!adapter.head || alone, given.folder.string(),
+                    "The adapter brings a head that was trained, which cannot be weighed or added to another; merge it alone.");
+  check<UsageError>(!adapter.config.trains_tokens() || alone, given.folder.string(),
+                    "The adapter brings rows of tokens that were trained, which cannot be weighed or added to another's; merge it alone.");
+  check<UsageError>(!adapter.config.use_dora || alone, given.folder.string(),
+                    "The adapter is of DoRA (use_dora), which is no sum that could be weighed or added to another; merge it alone.");
+}
+
 void Merger::load_adapters() {
   for (const MergeAdapter& adapter : options_.adapters) {
     check<UsageError>(std::isfinite(adapter.weight), adapter.folder.string(), "Its weight is {}; it must be a finite number.", adapter.weight);
     adapters_.push_back(load_lora_adapter(adapter.folder, config_));
-    check<UsageError>(!adapters_.back().head || (options_.adapters.size() == 1 && adapter.weight == 1), adapter.folder.string(),
-                      "The adapter brings a head that was trained, which cannot be weighed or added to another; merge it alone.");
-    check<UsageError>(!adapters_.back().config.use_dora || (options_.adapters.size() == 1 && adapter.weight == 1), adapter.folder.string(),
-                      "The adapter is of DoRA (use_dora), which is no sum that could be weighed or added to another; merge it alone.");
+    check_alone(adapters_.back(), adapter);
   }
   for (std::size_t i = 0; i < adapters_.size(); ++i) {
     const LoraModules modules = adapters_[i].modules();
@@ -60,9 +68,35 @@ void Merger::add_terms(const LoraAdapter& adapter, std::uint32_t layer, Projecti
 const MatrixSource* Merger::head() const { return adapters_.size() == 1 && adapters_.front().head ? &*adapters_.front().head : nullptr; }
 
 MergeNorms Merger::make(const TensorSpec& tensor, const TakeBytes& take) const {
+  if (has_token_rows()) {
+    const LoraAdapter& adapter = adapters_.front();
+    if (tensor.name == embedding_tensor_name) return merge_rows(tensor, adapter.config.trained_tokens, adapter.token_rows, take);
+    if (tensor.name == head_tensor_name) return merge_rows(tensor, adapter.config.trained_head_tokens, adapter.head_rows, take);
+  }
   if (!head() || tensor.name != head_tensor_name) return merge_matrix(matrix_of(tensor), take);
   convert_matrix(*head(), tensor.dtype, tensor.name, take);
   return {};
+}
+
+MergeNorms Merger::merge_rows(const TensorSpec& tensor, const std::vector<std::uint32_t>& ids, const std::vector<float>& rows, const TakeBytes& take) const {
+  const auto columns = static_cast<std::size_t>(tensor.shape.back()), width = size_of(tensor.dtype), row_bytes = columns * width;
+  std::vector<std::byte> own(ids.size() * row_bytes);
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    convert_from_f32(std::span(rows).subspan(i * columns, columns), tensor.dtype, std::span(own).subspan(i * row_bytes, row_bytes), tensor.name,
+                     std::size_t{ids[i]} * columns);
+  }
+  std::uint64_t first = 0;
+  std::vector<std::byte> piece;
+  return merge_matrix(matrix_of(tensor), [&](std::span<const std::byte> bytes) {
+    piece.assign(bytes.begin(), bytes.end());
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      const std::uint64_t at = ids[i] * row_bytes;
+      if (at < first || at >= first + bytes.size()) continue;
+      std::copy_n(own.begin() + static_cast<std::ptrdiff_t>(i * row_bytes), row_bytes, piece.begin() + static_cast<std::ptrdiff_t>(at - first));
+    }
+    first += bytes.size();
+    take(piece);
+  });
 }
 
 MergeMatrix Merger::matrix_of(const TensorSpec& tensor) const {
@@ -72,6 +106,10 @@ MergeMatrix Merger::matrix_of(const TensorSpec& tensor) const {
   matrix.through_nf4 = options_.onto == MergeBase::nf4 && !matrix.bnb;  // what is quantised has been through it
   if (const auto terms = terms_.find(tensor.name); terms != terms_.end()) matrix.terms = terms->second;
   return matrix;
+}
+
+fs::path tokenizer_of(const MergeOptions& options) {
+  return text::tokenizer_folder(options.model, options.adapters.size() == 1 ? options.adapters.front().folder : fs::path());
 }
 
 }  // namespace nibble

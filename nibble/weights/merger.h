@@ -25,6 +25,8 @@ class Merger {
   MergeMatrix matrix_of(const TensorSpec& tensor) const;
   // Null unless an adapter brings one.
   const MatrixSource* head() const;
+  // Whether an adapter brings rows of tokens, which then take the place of the base's.
+  bool has_token_rows() const { return adapters_.size() == 1 && adapters_.front().config.trains_tokens(); }
   // Whether the result has a head of its own, and whether it has one where the model has none.
   bool has_head() const { return head() || !config_.tie_word_embeddings; }
   bool unties_head() const { return head() && config_.tie_word_embeddings; }
@@ -35,6 +37,9 @@ class Merger {
 
  private:
   void load_adapters();
+  void check_alone(const LoraAdapter& adapter, const MergeAdapter& given) const;
+  // A table with the adapter's rows in the place of its own.
+  MergeNorms merge_rows(const TensorSpec& tensor, const std::vector<std::uint32_t>& ids, const std::vector<float>& rows, const TakeBytes& take) const;
   void add_terms(const LoraAdapter& adapter, std::uint32_t layer, Projection p, double scaling);
 
   const MergeOptions& options_;
@@ -46,6 +51,9 @@ class Merger {
   std::vector<TensorSpec> tensors_;
   std::map<std::string, BnbMatrix, std::less<>> quantised_;  // by tensor
 };
+
+// Where the tokenizer of what is written lies: with a single adapter, in its folder if that has one.
+fs::path tokenizer_of(const MergeOptions& options);
 
 // Writes the model as one GGUF file.
 void write_merged_gguf(const MergeOptions& options, const Merger& merger, MergeResult& result);

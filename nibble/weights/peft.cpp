@@ -46,6 +46,24 @@ std::map<std::string, Place, std::less<>> places_of(const ModelConfig& model, co
   return places;
 }
 
+// A tied head has the embedding's rows, which PEFT then stores once.
+void fit_tokens(LoraConfig& config, const ModelConfig& model, const std::string& origin) {
+  if (model.tie_word_embeddings && config.trained_head_tokens == config.trained_tokens) config.trained_head_tokens.clear();
+  check<DataError>(!model.tie_word_embeddings || config.trained_head_tokens.empty(), origin,
+                   "The key \"trainable_token_indices\" names tokens of lm_head apart from those of embed_tokens, and the model ties the two; only the same "
+                   "tokens for both are supported.");
+  for (const auto* ids : {&config.trained_tokens, &config.trained_head_tokens}) {
+    const auto beyond = std::find_if(ids->begin(), ids->end(), [&](std::uint32_t id) { return id >= model.vocab_size; });
+    check<DataError>(beyond == ids->end(), origin, "The key \"trainable_token_indices\" names token {}; the model's tables have {} rows.",
+                     beyond == ids->end() ? 0 : *beyond, model.vocab_size);
+  }
+}
+
+// The rows of trained tokens, where the config names some.
+std::vector<float> read_token_rows(const SafetensorsFile& file, std::string_view name, const std::vector<std::uint32_t>& ids, const ModelConfig& model) {
+  return ids.empty() ? std::vector<float>() : read_adapter_tensor(file, name, Shape{static_cast<std::int64_t>(ids.size()), model.hidden_size});
+}
+
 fs::path weights_path(const fs::path& folder) {
   const auto path = folder / "adapter_model.safetensors";
   if (path_exists(path)) return path;
@@ -98,7 +116,7 @@ std::uint64_t LoraAdapter::parameter_count() const {
   for (const auto& layer : layers) {
     for (const auto& matrices : layer) count += matrices.a.size() + matrices.b.size() + matrices.magnitude.size();
   }
-  return count;
+  return count + token_rows.size() + head_rows.size();
 }
 
 bool LoraAdapter::has_magnitudes() const {
@@ -126,11 +144,14 @@ LoraAdapter make_lora_adapter(const ModelConfig& model, LoraConfig config) {
 LoraAdapter load_lora_adapter(const fs::path& folder, const ModelConfig& model) {
   if (is_mlx_adapter(folder)) return load_mlx_adapter(folder, model);
   LoraAdapter adapter{.config = read_lora_config(folder), .experts = model.experts.count};
+  fit_tokens(adapter.config, model, folder.string());
   const auto opened = std::make_shared<const SafetensorsFile>(weights_path(folder));
   const SafetensorsFile& file = *opened;
   const auto places = places_of(model, adapter.config);
   for (const auto& [name, tensor] : file.tensors()) {
     if (adapter.config.saves_head && name == peft_head_tensor_name) continue;
+    if (!adapter.config.trained_tokens.empty() && name == peft_token_rows_name) continue;
+    if (!adapter.config.trained_head_tokens.empty() && name == peft_head_rows_name) continue;
     check<DataError>(places.contains(name), file.path().string(),
                      "The tensor {} is no LoRA matrix of a module of this model that adapter_config.json names.", name);
   }
@@ -147,6 +168,9 @@ LoraAdapter load_lora_adapter(const fs::path& folder, const ModelConfig& model) 
     matrix.resize(place.count * values.size());
     std::copy(values.begin(), values.end(), matrix.begin() + static_cast<std::ptrdiff_t>(place.index * values.size()));
   }
+  adapter.token_rows = read_token_rows(file, peft_token_rows_name, adapter.config.trained_tokens, model);
+  adapter.head_rows = read_token_rows(file, peft_head_rows_name, adapter.config.trained_head_tokens, model);
+  if (text::has_tokenizer(folder)) adapter.tokenizer = text::read_tokenizer_files(folder);
   if (adapter.config.saves_head) {
     adapter.head = source_of(opened, adapter_tensor(file, peft_head_tensor_name, Shape{model.vocab_size, model.hidden_size}));
   }

@@ -7,6 +7,7 @@
 
 #include "nibble/io/file.h"
 #include "nibble/io/safetensors.h"
+#include "nibble/text/tokenizer_files.h"
 #include "nibble/weights/config.h"
 #include "nibble/weights/matrix_source.h"
 
@@ -23,6 +24,9 @@ std::string peft_tensor_name(std::string_view module, LoraMatrix matrix);
 
 // Of a head that was trained with the adapter (modules_to_save).
 inline constexpr std::string_view peft_head_tensor_name = "base_model.model.lm_head.weight";
+// Of rows of the embedding and of an untied head that were trained with it (trainable_token_indices), in the order of their tokens.
+inline constexpr std::string_view peft_token_rows_name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+inline constexpr std::string_view peft_head_rows_name = "base_model.model.lm_head.token_adapter.trainable_tokens_delta";
 
 // What an adapter is to one projection of one layer.
 struct LoraModule {
@@ -46,6 +50,8 @@ struct LoraConfig {
   bool use_rslora = false;
   bool use_dora = false;
   bool saves_head = false;  // modules_to_save is ["lm_head"]: the adapter brings a head of its own
+  // trainable_token_indices: tokens whose rows of the embedding, which a tied head has too, and of an untied head are the adapter's own.
+  std::vector<std::uint32_t> trained_tokens = {}, trained_head_tokens = {};
   std::vector<Projection> target_modules{all_projections.begin(), all_projections.end()};
   std::string target_pattern = {};  // a regular expression that has to match the whole name of a module; with it, target_modules are all
   std::vector<std::string> exclude_modules = {};  // names, or ends of names from behind a dot
@@ -59,6 +65,7 @@ struct LoraConfig {
   double scaling() const;
   // Whether rank and alpha are the same everywhere.
   bool is_uniform() const { return rank_pattern.empty() && alpha_pattern.empty(); }
+  bool trains_tokens() const { return !trained_tokens.empty() || !trained_head_tokens.empty(); }
   // Whether every layer has the target_modules.
   bool is_of_all_layers() const {
     return layers_to_transform.empty() && target_pattern.empty() && exclude_pattern.empty() && exclude_modules.empty();
@@ -96,11 +103,13 @@ struct LoraAdapter {
   LoraConfig config;
   std::vector<std::array<LoraMatrices, 7>> layers;  // by Projection; those that are not targets are empty
   std::optional<MatrixSource> head;                 // (vocab, hidden), in place of the base's; only where config.saves_head
+  std::vector<float> token_rows = {}, head_rows = {};  // (tokens, hidden) of config.trained_tokens and trained_head_tokens
+  text::TokenizerFiles tokenizer = {};              // that belongs to the adapter; empty: the model's holds
   std::uint32_t experts = 0;                        // of a layer of the model
 
   LoraMatrices& at(std::uint32_t layer, Projection p) { return layers[layer][static_cast<std::size_t>(p)]; }
   const LoraMatrices& at(std::uint32_t layer, Projection p) const { return layers[layer][static_cast<std::size_t>(p)]; }
-  std::uint64_t parameter_count() const;  // of the matrices, without the head
+  std::uint64_t parameter_count() const;  // of the matrices and rows of tokens, without the head
   bool has_magnitudes() const;            // any that is not 0
   LoraModules modules() const { return modules_of(config, static_cast<std::uint32_t>(layers.size())); }
   // One of `count` matrices that lie one below the other.
@@ -127,8 +136,8 @@ LoraConfig read_lora_config(const fs::path& folder);
 // another shape than model and rank make it, or not finite. A head stays in its file, which the adapter keeps open.
 LoraAdapter load_lora_adapter(const fs::path& folder, const ModelConfig& model);
 
-// Writes adapter_model.safetensors (with the head where there is one), adapter_config.json and README.md into `folder`, which
-// is created where it is missing. Each file appears whole; for all three at once, write into an AtomicFolder.
+// Writes adapter_model.safetensors (with the head where there is one), adapter_config.json, README.md and the adapter's own tokenizer into `folder`, which
+// is created where it is missing. Each file appears whole; for all at once, write into an AtomicFolder.
 void save_lora_adapter(const fs::path& folder, const LoraAdapter& adapter);
 
 }  // namespace nibble

@@ -20,7 +20,6 @@ constexpr std::array must_be_unset{
     "fan_in_fan_out",
     "layer_replication",
     "target_parameters",
-    "trainable_token_indices",
     "alora_invocation_tokens",
     "arrow_config",
 };
@@ -55,6 +54,33 @@ bool saves_head(const JsonObject& json) {
     json.fail_key(key, "unset or [\"lm_head\"], as no other module is supported");
   }
   return true;
+}
+
+// Distinct ids; whether the model has them is seen when it is known.
+std::vector<std::uint32_t> token_ids(const JsonObject& json, std::string_view key) {
+  std::vector<std::uint32_t> ids;
+  for (const auto id : json.integers(key, {0, text::max_token_id})) ids.push_back(static_cast<std::uint32_t>(id));
+  std::vector<std::uint32_t> sorted = ids;
+  std::sort(sorted.begin(), sorted.end());
+  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) json.fail_key(key, "a list in which no token comes twice");
+  return ids;
+}
+
+// A list stands for the embedding; an object names the tables, by their modules' names or the ends of these.
+void read_trained_tokens(const JsonObject& json, LoraConfig& config) {
+  constexpr std::string_view key = "trainable_token_indices";
+  if (is_missing(json, key)) return;
+  if (config.saves_head) json.fail_key(key, "unset where modules_to_save is [\"lm_head\"], as both together are not supported");
+  if (!json.json()[key].is_object()) {
+    config.trained_tokens = token_ids(json, key);
+    return;
+  }
+  const JsonObject tables = *json.object(key);
+  for (const auto& [name, unused] : tables.json().items()) {
+    const bool embedding = name == "embed_tokens" || name.ends_with(".embed_tokens"), head = name == "lm_head";
+    if (!embedding && !head) json.fail_key(key, "a list, or an object with the keys \"embed_tokens\" and \"lm_head\"");
+    (embedding ? config.trained_tokens : config.trained_head_tokens) = token_ids(tables, name);
+  }
 }
 
 // "q_proj", or with its block before it: "self_attn.q_proj".
@@ -148,6 +174,7 @@ LoraConfig read_lora_config(const fs::path& folder) {
   config.use_rslora = json.boolean("use_rslora", false);
   config.use_dora = json.boolean("use_dora", false);
   config.saves_head = saves_head(json);
+  read_trained_tokens(json, config);
   read_targets(json, config);
   read_exclusions(json, config);
   config.rank_pattern = read_pattern<std::uint32_t>(json, ordered, "rank_pattern", [](const JsonObject& object, const std::string& name) {

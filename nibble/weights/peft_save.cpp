@@ -80,6 +80,12 @@ Json config_json(const LoraConfig& config) {
       {"use_dora", config.use_dora},
       {"use_rslora", config.use_rslora},
   };
+  // Known since PEFT 0.15.
+  if (config.trained_head_tokens.empty() && config.trains_tokens()) json["trainable_token_indices"] = config.trained_tokens;
+  if (!config.trained_head_tokens.empty()) {
+    Json& tables = json["trainable_token_indices"] = {{"lm_head", config.trained_head_tokens}};
+    if (!config.trained_tokens.empty()) tables["embed_tokens"] = config.trained_tokens;
+  }
   // Known since PEFT 0.14.
   if (!config.exclude_pattern.empty()) json["exclude_modules"] = config.exclude_pattern;
   if (!config.exclude_modules.empty()) json["exclude_modules"] = config.exclude_modules;
@@ -93,7 +99,12 @@ std::string card(const LoraConfig& config) {
   constexpr std::string_view head_text =
       " The head (`lm_head`) was trained with it and is stored here whole, in place of the base's; where the base ties it "
       "to the embedding, only the embedding stays as it is.";
+  constexpr std::string_view tokens_text = " It brings its own rows of the embedding ({}){}.";
   const auto& base = config.base_model_name_or_path;
+  const std::string more =
+      !config.trains_tokens() ? std::string(config.saves_head ? head_text : "")
+                              : fmt::format(tokens_text, config.trained_tokens.size(),
+                                            config.trained_head_tokens.empty() ? "" : fmt::format(" and of the head ({})", config.trained_head_tokens.size()));
   return fmt::format(
       "---\n"
       "base_model: {}\n"
@@ -111,11 +122,22 @@ std::string card(const LoraConfig& config) {
       "base = AutoModelForCausalLM.from_pretrained({})\n"
       "model = PeftModel.from_pretrained(base, \"PATH_TO_THIS_FOLDER\")\n"
       "```\n",
-      yaml(base), yaml("base_model:adapter:" + base), config.use_dora ? "DoRA" : "LoRA", ranks_text(config), base, config.saves_head ? head_text : "", yaml(base));
+      yaml(base), yaml("base_model:adapter:" + base), config.use_dora ? "DoRA" : "LoRA", ranks_text(config), base, more, yaml(base));
+}
+
+using Values = std::map<std::string, std::span<const float>>;
+
+void add_token_rows(const std::vector<std::uint32_t>& ids, const std::vector<float>& rows, std::string_view name, std::vector<TensorSpec>& specs,
+                    Values& values) {
+  if (ids.empty()) return;
+  check(!rows.empty() && rows.size() % ids.size() == 0, "save_lora_adapter", "The rows of {} trained tokens have {} values.", ids.size(), rows.size());
+  const auto count = static_cast<std::int64_t>(ids.size());
+  specs.push_back({std::string(name), DType::f32, {count, static_cast<std::int64_t>(rows.size()) / count}});
+  values.emplace(name, rows);
 }
 
 void write_weights(const fs::path& path, const LoraAdapter& adapter) {
-  std::map<std::string, std::span<const float>> values;
+  Values values;
   std::vector<TensorSpec> specs;
   const LoraModules modules = adapter.modules();
   for (std::uint32_t layer = 0; layer < adapter.layers.size(); ++layer) {
@@ -139,6 +161,8 @@ void write_weights(const fs::path& path, const LoraAdapter& adapter) {
       }
     }
   }
+  add_token_rows(adapter.config.trained_tokens, adapter.token_rows, peft_token_rows_name, specs, values);
+  add_token_rows(adapter.config.trained_head_tokens, adapter.head_rows, peft_head_rows_name, specs, values);
   if (adapter.head) {
     specs.push_back({std::string(peft_head_tensor_name), DType::f32, {adapter.head->rows, adapter.head->columns}});
   }
@@ -161,6 +185,7 @@ void save_lora_adapter(const fs::path& folder, const LoraAdapter& adapter) {
   write_weights(folder / "adapter_model.safetensors", adapter);
   write_file_atomically(folder / "adapter_config.json", write_json(config_json(with_patterns_for_file(adapter))));
   write_file_atomically(folder / "README.md", card(adapter.config));
+  text::write_tokenizer_files(folder, adapter.tokenizer);
 }
 
 }  // namespace nibble

@@ -27,6 +27,12 @@ TablePlaces table_places(const StreamOptions& options, bool tied) {
   return {.embedding_on_host = tied ? either : options.embedding, .head_on_host = tied ? either : options.head};
 }
 
+void check_rows_change(const StreamOptions& options) {
+  check<UsageError>(!options.embedding && !options.head && options.tables == TableForm::dense, "--train-tokens",
+                    "Rows of tokens that are trained are written into embedding and head, which must then stay on the device in 16 bits: leave out "
+                    "--embedding-memory host, --head-memory host and --head-bits.");
+}
+
 std::string describe_tables(const StreamOptions& options, bool tied) {
   const auto [embedding, head] = table_places(options, tied);
   const bool coded = options.tables != TableForm::dense;

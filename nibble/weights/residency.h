@@ -31,6 +31,8 @@ struct TablePlaces {
   bool embedding_on_host = false, head_on_host = false;
 };
 TablePlaces table_places(const StreamOptions& options, bool tied);
+// Throws UsageError unless rows of them can be written: both are dense and on the device.
+void check_rows_change(const StreamOptions& options);
 // Of what is not usual, as ", embedding and head in 4 bits in host memory".
 std::string describe_tables(const StreamOptions& options, bool tied);
 

@@ -88,10 +88,10 @@ float largest_of(std::span<const float> values) {
   return std::bit_cast<float>(largest);
 }
 
-void write_halves(TableRoom& room, const MatrixSource& source) {
+void write_halves(TableRoom& room, const MatrixSource& source, float above) {
   float largest = 0;
   source.read([&](std::span<const float> values, std::uint64_t) { largest = std::max(largest, largest_of(values)); });
-  const float factor = top_of_f16(largest);
+  const float factor = top_of_f16(largest) / above;
   room.table.scale = 1.0f / factor;
   std::vector<std::uint16_t> halves;
   source.read([&](std::span<const float> values, std::uint64_t first) {
@@ -166,7 +166,7 @@ Table upload_table(gpu::Device& device, const MatrixSource& source, const TableO
   if (options.form != TableForm::dense) {
     write_codes(room, source, label);
   } else if (options.dtype == DType::f16) {
-    write_halves(room, source);
+    write_halves(room, source, options.room);
   } else {
     source.read([&](std::span<const float> values, std::uint64_t first) { room.write(room.table.data, std::as_bytes(values), first * 4); });
   }

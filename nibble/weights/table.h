@@ -42,7 +42,11 @@ struct TableOptions {
   DType dtype = DType::f32;  // of a dense one: f32 or f16
   TableForm form = TableForm::dense;
   bool on_host = false;
+  float room = 1.0f;  // in f16: how many times the largest magnitude rows may reach that are written later
 };
+
+// Room where rows change. It costs precision in values below 2^-19 of the largest, where f16's subnormals then begin, in place of 2^-27.
+inline constexpr float token_rows_room = 256.0f;
 
 // UsageError where a table of so many columns cannot be had in this form, or the adapter's kernels cannot read host memory.
 void check_table(const gpu::AdapterInfo& info, std::uint32_t rows, std::uint32_t columns, const TableOptions& options, std::string_view what);

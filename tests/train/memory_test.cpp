@@ -120,6 +120,31 @@ TEST(MemoryPlan, IsWhatIsAllocated) {
   EXPECT_GE(seen, settings().size());
 }
 
+TEST(MemoryPlan, CountsRowsOfTokens) {
+  gpu::Device& device = test::device();
+  const std::uint64_t others = device.memory().current - gpu::buffer_bytes(gpu::params_arena_bytes);
+  for (const auto& [folder, of_head] : {std::pair{"models/tiny-qwen3", 0u}, std::pair{"tests/golden/llama/model", 3000u}}) {
+    for (const ProductPath path : test::product_paths()) {
+      ModelState state = ModelState::load(device, test::source_path(folder), {.path = path, .rows_change = true});
+      LoraAdapter adapter = make_lora_adapter(state.config(), {.rank = 4, .lora_alpha = 8});
+      for (std::uint32_t id = 0; id < 4000; ++id) adapter.config.trained_tokens.push_back(id);
+      for (std::uint32_t id = 0; id < of_head; ++id) adapter.config.trained_head_tokens.push_back(id);
+      adapter.token_rows.resize(std::size_t{4000} * state.hidden_size());
+      adapter.head_rows.resize(std::size_t{of_head} * state.hidden_size());
+      state.set_lora(adapter, true);
+      const ModelOptions options{.path = path, .max_tokens = 100, .max_labels = 50};
+      Trainer trainer(state, {.model = options});
+      trainer.model();
+      const MemoryPlan plan = plan_memory(device, state.config(), options, adapter.config);
+      const std::uint64_t allocated = device.memory().current - others;
+      SCOPED_TRACE(fmt::format("{}, {}", folder, test::name_of(path)));
+      EXPECT_LE(allocated, plan.total());
+      EXPECT_GE(static_cast<double>(allocated), 0.98 * static_cast<double>(plan.total()));
+      EXPECT_GE(plan.adapters, 5u * 4 * (4000 + of_head) * state.hidden_size());
+    }
+  }
+}
+
 // Experts with adapters and without, layers that keep their rows and layers that share them.
 TEST(MemoryPlan, OfAMixtureOfExpertsIsWhatIsAllocated) {
   gpu::Device& device = test::device();
