@@ -2,6 +2,7 @@
 
 #include "nibble/kernels/lora_matrix.h"
 #include "nibble/kernels/product.h"
+#include "nibble/model/alternating_room.h"
 
 #include <algorithm>
 #include <bit>
@@ -44,31 +45,33 @@ void visit(JointActivations& a, LayerPart part, const ModelConfig& config, std::
   }
 }
 
-template <typename Make>
-void visit(JointRoom& r, const ModelConfig& config, const LayersOptions& options, std::uint32_t tokens, const Make& make) {
+// `make` is called for what attention's own kernels find or leave, `turn` for the rest, which shares memory with theirs.
+template <typename Make, typename Turn>
+void visit(JointRoom& r, const ModelConfig& config, const LayersOptions& options, std::uint32_t tokens, const Make& make,
+           const Turn& turn) {
   const std::uint32_t hidden = config.hidden_size, intermediate = config.has_experts() ? 0 : config.intermediate_size;
   const std::uint32_t narrow = std::max(intermediate, query_columns(config));
   make(r.attention_in, DType::f16, Dims{tokens, hidden});
   if (intermediate > 0) {
-    make(r.mlp_in, DType::f16, Dims{tokens, hidden});
-    make(r.hidden, DType::f16, Dims{tokens, intermediate});
+    turn(r.mlp_in, DType::f16, Dims{tokens, hidden});
+    turn(r.hidden, DType::f16, Dims{tokens, intermediate});
   }
   if (!options.trainable) return;
-  operand(r.dy, tokens, hidden, make);
+  operand(r.dy, tokens, hidden, turn);
   operand(r.d_narrow, tokens, narrow, make);
   operand(r.d_wide, tokens, std::max(2 * intermediate, joint_dims(config, Joint::qkv).out), make);
-  make(r.d_normed, DType::f32, Dims{tokens, hidden});
+  turn(r.d_normed, DType::f32, Dims{tokens, hidden});
   if (options.rank == 0) return;
-  make(r.lora_dh, DType::f16, Dims{tokens, joint_lora_shape(config, Joint::qkv, options.rank).width()});
+  turn(r.lora_dh, DType::f16, Dims{tokens, joint_lora_shape(config, Joint::qkv, options.rank).width()});
   if (options.use_dora) {
-    make(r.dora_y, DType::f32, Dims{tokens, hidden});
+    turn(r.dora_y, DType::f32, Dims{tokens, hidden});
     std::uint32_t most = 0;
     for (const Joint joint : all_joints) most = std::max(most, JointLora::b_room(joint_lora_shape(config, joint, options.rank)));
-    make(r.dora_db, DType::f32, Dims{most});
+    turn(r.dora_db, DType::f32, Dims{most});
   }
   if (!options.lora_dropout) return;
-  make(r.d_inputs, DType::f32, Dims{tokens, narrow});
-  make(r.lora_dh_values, DType::f32, Dims{tokens, options.rank});
+  turn(r.d_inputs, DType::f32, Dims{tokens, narrow});
+  turn(r.lora_dh_values, DType::f32, Dims{tokens, options.rank});
 }
 
 struct View {
@@ -135,22 +138,34 @@ JointActivations first_tokens(const JointActivations& activations, const ModelCo
   return result;
 }
 
+namespace {
+
+// All of a room but what `make` is called for.
+AlternatingRoom lay_out(JointRoom& room, const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
+  AlternatingRoom turns;
+  const auto in = [&](AlternatingRoom::Group group) {
+    return [&turns, group](Tensor& t, DType dtype, Dims dims) { turns.add(group, t, dtype, dims); };
+  };
+  const auto turn = in(AlternatingRoom::first);
+  visit(room, config, options, options.max_tokens, [](auto&&...) {}, turn);
+  if (const std::uint32_t size = lora_scratch_size(device, config, options)) turn(room.lora_scratch, DType::f32, Dims{size});
+  if (const std::uint32_t size = product_scratch_size(device, config, options)) turn(room.product_scratch, DType::f32, Dims{size});
+  lay_out(room.attention, device, attention_shape(config, options), in(AlternatingRoom::second));
+  return turns;
+}
+
+}  // namespace
+
 JointRoom make_joint_room(gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
   JointRoom result;
-  visit(result, config, options, options.max_tokens, Allocate{device, "scratch"});
-  result.attention = make_qkv_attention_room(device, attention_shape(config, options));
-  if (const std::uint32_t size = lora_scratch_size(device, config, options)) {
-    result.lora_scratch = device.tensor(DType::f32, {size}, "LoRA scratch");
-  }
-  if (const std::uint32_t size = product_scratch_size(device, config, options)) {
-    result.product_scratch = device.tensor(DType::f32, {size}, "partial products");
-  }
+  visit(result, config, options, options.max_tokens, Allocate{device, "scratch"}, [](auto&&...) {});
+  lay_out(result, device, config, options).make(device, "scratch");
   return result;
 }
 
 JointRoom first_tokens(const JointRoom& room, const ModelConfig& config, const LayersOptions& options, std::uint32_t tokens) {
   JointRoom result = room;
-  visit(result, config, options, tokens, View{});
+  visit(result, config, options, tokens, View{}, View{});
   return result;
 }
 
@@ -170,12 +185,9 @@ std::uint64_t joint_activation_bytes(const ModelConfig& config, const LayersOpti
 }
 
 std::uint64_t joint_room_bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
-  std::uint64_t bytes = qkv_attention_room_bytes(device, attention_shape(config, options));
-  for (const std::uint32_t size : {lora_scratch_size(device, config, options), product_scratch_size(device, config, options)}) {
-    if (size > 0) bytes += gpu::buffer_bytes(DType::f32, {size});
-  }
   JointRoom unused;
-  visit(unused, config, options, options.max_tokens, Count{bytes});
+  std::uint64_t bytes = lay_out(unused, device, config, options).bytes();
+  visit(unused, config, options, options.max_tokens, Count{bytes}, [](auto&&...) {});
   return bytes;
 }
 

@@ -26,7 +26,9 @@ struct JointActivations {
   std::array<Tensor, 4> lora_h{};  // (T, R) f16 by Joint
 };
 
-// Room that the passes of all layers share.
+// Room that the passes of all layers share. What attention's own kernels neither find nor leave has the same memory as what lies
+// between those (AlternatingRoom): of all that, only attention_in, d_narrow and d_wide are written before attention's kernels and read
+// behind them, or the other way round, be it in a layer's forward pass or in its backward pass.
 struct JointRoom {
   // What is cheaper to compute again than to keep: f16 data, whose scales are kept.
   Tensor attention_in, mlp_in;                        // (T, C) normed
