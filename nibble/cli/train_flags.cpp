@@ -194,8 +194,8 @@ void TrainFlags::add_memory(CLI::App& verb) {
                     "So many layers' inputs lie in host memory between the passes, as far as the driver can reach it. Not given:\n"
                     "where memory needs it");
   group->add_option("--shared-decode", shared_decode_,
-                    "on: the projections of a layer are decoded from NF4 into the same memory, one after the other; auto: where\n"
-                    "memory needs it")
+                    "on: the projections of a layer are decoded from NF4 into the same memory, one after the other, and on matrix\n"
+                    "units the layers' adapters are packed into the same; auto: where memory needs it")
       ->check(CLI::IsMember({"auto", "on", "off"}))->capture_default_str();
   residency.add_to(*group, ResidencyFlags::Cached::offered);
   group->add_option("--head-chunk", options.head_chunk, "Rows of logits at a time; 0: 128 to 320 MiB of them, by the memory")->capture_default_str();

@@ -45,7 +45,7 @@ LayersBytes JointLayers::bytes(const gpu::Device& device, const ModelConfig& con
     activations += activation_sets(options.activations, config.num_layers, part) * joint_activation_bytes(config, options, part);
   }
   const LayersBytes experts = config.has_experts() ? ExpertMlp::bytes(device, config, options) : LayersBytes{};
-  const std::uint64_t lora = options.rank > 0 ? joint_lora_bytes(config, options.rank, options.use_dora) : 0;
+  const std::uint64_t lora = options.rank > 0 ? joint_lora_bytes(config, options.rank, options.use_dora, options.one_decoded_room) : 0;
   return {.decoded_weights = JointWeights::bytes(config, options.residency, options.one_decoded_room),
           .activations = activations + experts.activations,
           .scratch = joint_room_bytes(device, config, options) + lora + experts.scratch};
@@ -59,7 +59,7 @@ JointLayers::JointLayers(gpu::Device& device, const ModelConfig& config, const D
       frozen_(device, weights, config, options.residency, options.one_decoded_room, options.max_tokens, options.use_dora),
       activations_(make_joint_activations(device, config, options)),
       shared_(options.activations) {
-  if (lora) lora_.emplace(device, config_, frozen_, *lora);
+  if (lora) lora_.emplace(device, config_, frozen_, *lora, options.one_decoded_room);
   room_ = make_joint_room(device, config_, options_);
   if (config_.has_experts()) experts_.emplace(device, config_, weights_, options_);
 }
@@ -68,13 +68,23 @@ void JointLayers::begin(const LayerPass& pass) {
   holds_ = {};
   shared_.forget();
   if (pass.dora) return pass.dora->renew();
-  if (pass.lora) lora_->pack(pass.recorder);
+  if (pass.lora && !options_.one_decoded_room) lora_->pack(pass.recorder);
 }
 
 // Before the forward pass of a layer: gains and, times them, the adapters.
-void JointLayers::begin_layer(const At& at) const {
-  if (!at.pass.dora || !at.pass.dora->adapts(at.layer)) return;
-  at.pass.dora->projections(at.rec, weights_, at.layer);
+void JointLayers::begin_layer(const At& at) {
+  const bool gains = at.pass.dora && at.pass.dora->adapts(at.layer);
+  if (gains) at.pass.dora->projections(at.rec, weights_, at.layer);
+  if (options_.one_decoded_room) {
+    pack_again(at);
+  } else if (gains) {
+    lora_->pack(at.rec, at.layer);
+  }
+}
+
+// In the one room where the layers' adapters follow each other.
+void JointLayers::pack_again(const At& at) {
+  if (!options_.one_decoded_room || !at.pass.lora || std::exchange(holds_.adapters, at.layer) == at.layer) return;
   lora_->pack(at.rec, at.layer);
 }
 
@@ -180,6 +190,7 @@ void JointLayers::forward(const LayerPass& pass, std::uint32_t layer, const Tens
 
 void JointLayers::recompute(const LayerPass& pass, std::uint32_t layer, const Tensor& input) {
   const At at = this->at(pass, layer);
+  pack_again(at);
   if (shared_.lacks(layer, LayerPart::attention)) attention_half(at, input);
   if (!shared_.lacks(layer, LayerPart::mlp)) return;
   if (experts_) return experts_->recompute(experts_at(pass, layer), at.kept.middle);
@@ -284,7 +295,9 @@ void JointLayers::dropped_input_gradient(const At& at, Joint joint, const Operan
 }
 
 void JointLayers::mlp_backward(const LayerPass& pass, std::uint32_t layer, const Tensor& dx) {
-  mlp_gradients(at(pass, layer), dx);
+  const At at = this->at(pass, layer);
+  pack_again(at);
+  mlp_gradients(at, dx);
 }
 
 // Leaves dx packed in at.room.dy, as attention's half takes it.
@@ -311,6 +324,7 @@ void JointLayers::mlp_gradients(const At& at, const Tensor& dx) {
 void JointLayers::backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,
                            bool input_gradient) {
   const At at = this->at(pass, layer);
+  pack_again(at);
   mlp_gradients(at, dx);
   const Operand d_attention = narrowed(at.room.d_narrow, at.kept.attention.data.dim(1));
   const Operand d_qkv = narrowed(at.room.d_wide, at.kept.qkv.data.dim(1));

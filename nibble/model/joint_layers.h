@@ -36,14 +36,15 @@ class JointLayers : public Layers {
   struct At;
   // The layers that what is made again was last made for.
   struct Holds {
-    std::optional<std::uint32_t> attention_in, mlp_in, hidden;
+    std::optional<std::uint32_t> attention_in, mlp_in, hidden, adapters;
   };
 
   At at(const LayerPass& pass, std::uint32_t layer) const;
   const LoraGroup* adapters(const LayerPass& pass, std::uint32_t layer, Joint joint) const;
   LoraGroupDropout dropout(const LayerPass& pass, std::uint32_t layer, Joint joint) const;
 
-  void begin_layer(const At& at) const;
+  void begin_layer(const At& at);
+  void pack_again(const At& at);
   Operand attention_in(const At& at, const Tensor& input);
   Operand mlp_in(const At& at);
   Operand hidden(const At& at);

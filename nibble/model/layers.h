@@ -31,7 +31,7 @@ struct LayerPass {
 struct LayersOptions {
   ProductPath path = ProductPath::f32;
   std::vector<Residency> residency = {};  // by layer; empty: all resident
-  bool one_decoded_room = false;  // all projections are decoded into the same room, one after the other
+  bool one_decoded_room = false;  // all projections are decoded into the same room, one after the other, and layers' adapters packed likewise
   std::uint32_t max_tokens = 0;
   std::uint32_t rank = 0;      // of the adapters; 0: none
   bool use_dora = false;

@@ -48,7 +48,8 @@ ModelState tiny_state(const Setting& setting) {
                                       {.path = setting.path, .lora = setting.lora});
   std::uint64_t seed = 1;
   for (LoraLayer& layer : state.edit_lora()) {
-    for (const Projection p : setting.lora.target_modules) {
+    for (const Projection p : all_projections) {
+      if (!layer.at(p).used()) continue;
       auto& b = layer.at(p).b;
       b = test::random_values(b.size(), ++seed, 0.05f);
     }
@@ -202,6 +203,27 @@ TEST(JointLayers, AreTheSameBitsHoweverMemoryIsUsed) {
   setting.model.one_decoded_room = true;
   setting.model.residency.front() = Residency::resident;
   EXPECT_EQ(gradients_of(setting, batch).gradients, kept.gradients);
+}
+
+// Where layers' packed adapters follow each other in one room: what a layer has not must not be another's.
+TEST(JointLayers, HaveNoAdaptersOfOtherLayers) {
+  if (!has_matrices()) GTEST_SKIP() << "The adapter has no matrices.";
+  const Batch batch(most_tokens);
+  LoraConfig lora = all_targets();
+  lora.target_pattern = R"(model\.layers\.(0\.(self_attn\.(q_proj|v_proj)|mlp\.down_proj)|1\.self_attn\.k_proj|1\.mlp\.up_proj|3\..*proj))";
+  for (const bool dora : {false, true}) {
+    lora.use_dora = dora;
+    Setting setting{.path = ProductPath::matrix, .lora = lora};
+    const Result apart = gradients_of(setting, batch);
+    ASSERT_GT(*std::max_element(apart.gradients.begin(), apart.gradients.end()), 0.0f);
+    setting.model.one_decoded_room = true;
+    for (const Activations choice : {keep, recompute}) {
+      setting.model.activations = {choice};
+      const Result together = gradients_of(setting, batch);
+      EXPECT_EQ(together.losses, apart.losses);
+      EXPECT_EQ(together.gradients, apart.gradients);
+    }
+  }
 }
 
 // A device that was tuned: weights in tiles, inner dimensions split.
