@@ -198,6 +198,10 @@ void TrainFlags::add_memory(CLI::App& verb) {
                     "units the layers' adapters are packed into the same; auto: where memory needs it")
       ->check(CLI::IsMember({"auto", "on", "off"}))->capture_default_str();
   residency.add_to(*group, ResidencyFlags::Cached::offered);
+  group->add_option("--mlp-chunk", options.mlp_chunk,
+                    "Rows of a batch whose MLP is computed at a time, a multiple of 64, where gradient checkpointing computes it again.\n"
+                    "0: all rows, and fewer where memory needs it")
+      ->capture_default_str();
   group->add_option("--head-chunk", options.head_chunk, "Rows of logits at a time; 0: 128 to 320 MiB of them, by the memory")->capture_default_str();
 }
 

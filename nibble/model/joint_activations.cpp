@@ -46,20 +46,36 @@ void visit(JointActivations& a, LayerPart part, const ModelConfig& config, std::
 }
 
 // `make` is called for what attention's own kernels find or leave, `turn` for the rest, which shares memory with theirs.
+std::uint32_t mlp_rows(const LayersOptions& options, std::uint32_t tokens) {
+  return options.mlp_chunk > 0 ? std::min(options.mlp_chunk, tokens) : tokens;
+}
+
+bool is_of_mlp(Joint joint) { return joint == Joint::gate_up || joint == Joint::down; }
+
+// Room for `elements` and no more, whatever columns they have.
+template <typename Make>
+void flat(Tensor& data, DType dtype, std::uint64_t elements, const Make& make) {
+  constexpr std::uint32_t columns = 64;
+  make(data, dtype, Dims{static_cast<std::uint32_t>((elements + columns - 1) / columns), columns});
+}
+
+// `make` is called for what attention's own kernels find or leave, `turn` for the rest, which shares memory with theirs.
 template <typename Make, typename Turn>
 void visit(JointRoom& r, const ModelConfig& config, const LayersOptions& options, std::uint32_t tokens, const Make& make,
            const Turn& turn) {
   const std::uint32_t hidden = config.hidden_size, intermediate = config.has_experts() ? 0 : config.intermediate_size;
-  const std::uint32_t narrow = std::max(intermediate, query_columns(config));
+  const std::uint64_t rows = mlp_rows(options, tokens), queries = std::uint64_t{tokens} * query_columns(config);
   make(r.attention_in, DType::f16, Dims{tokens, hidden});
   if (intermediate > 0) {
-    turn(r.mlp_in, DType::f16, Dims{tokens, hidden});
-    turn(r.hidden, DType::f16, Dims{tokens, intermediate});
+    turn(r.mlp_in, DType::f16, Dims{mlp_rows(options, tokens), hidden});
+    turn(r.hidden, DType::f16, Dims{mlp_rows(options, tokens), intermediate});
   }
+  if (options.mlp_chunk > 0) visit(r.mlp, LayerPart::mlp, config, mlp_rows(options, tokens), options.rank, turn);
   if (!options.trainable) return;
   operand(r.dy, tokens, hidden, turn);
-  operand(r.d_narrow, tokens, narrow, make);
-  operand(r.d_wide, tokens, std::max(2 * intermediate, joint_dims(config, Joint::qkv).out), make);
+  flat(r.d_narrow.data, DType::f16, std::max(rows * intermediate, queries), make);
+  flat(r.d_wide.data, DType::f16, std::max(2 * rows * intermediate, std::uint64_t{tokens} * joint_dims(config, Joint::qkv).out), make);
+  for (Operand* narrow_or_wide : {&r.d_narrow, &r.d_wide}) make(narrow_or_wide->scale, DType::f32, Dims{tokens});
   turn(r.d_normed, DType::f32, Dims{tokens, hidden});
   if (options.rank == 0) return;
   turn(r.lora_dh, DType::f16, Dims{tokens, joint_lora_shape(config, Joint::qkv, options.rank).width()});
@@ -70,7 +86,7 @@ void visit(JointRoom& r, const ModelConfig& config, const LayersOptions& options
     turn(r.dora_db, DType::f32, Dims{most});
   }
   if (!options.lora_dropout) return;
-  turn(r.d_inputs, DType::f32, Dims{tokens, narrow});
+  flat(r.d_inputs, DType::f32, std::max(rows * intermediate, queries), turn);
   turn(r.lora_dh_values, DType::f32, Dims{tokens, options.rank});
 }
 
@@ -100,7 +116,8 @@ std::uint32_t lora_scratch_size(const gpu::Device& device, const ModelConfig& co
   if (options.rank == 0) return 0;
   std::uint64_t most = 0;
   for (const Joint joint : single_joints(config)) {
-    most = std::max(most, lora_matrix_scratch(device, joint_lora_shape(config, joint, options.rank), options.max_tokens));
+    const std::uint32_t rows = is_of_mlp(joint) ? mlp_rows(options, options.max_tokens) : options.max_tokens;
+    most = std::max(most, lora_matrix_scratch(device, joint_lora_shape(config, joint, options.rank), rows));
   }
   return static_cast<std::uint32_t>(most);
 }
@@ -115,7 +132,7 @@ std::uint32_t product_scratch_size(const gpu::Device& device, const ModelConfig&
   for (const Joint joint : single_joints(config)) {
     const auto [out, in] = joint_dims(config, joint);
     for (std::uint32_t tokens = options.trainable ? options.max_tokens : 1;; tokens *= 2) {
-      const std::uint32_t rows = joint_plan_rows(options, std::min(tokens, options.max_tokens));
+      const std::uint32_t rows = joint_plan_rows(options, joint, std::min(tokens, options.max_tokens));
       for (const bool tiled : forms) most = std::max(most, product_scratch(device, ProductPath::matrix, rows, out, in, tiled));
       if (tokens >= options.max_tokens) break;
     }
@@ -127,6 +144,7 @@ std::uint32_t product_scratch_size(const gpu::Device& device, const ModelConfig&
 
 std::vector<JointActivations> make_joint_activations(gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
   return make_activation_sets<JointActivations>(options.activations, config.num_layers, [&](JointActivations& set, LayerPart part) {
+    if (part == LayerPart::mlp && options.mlp_chunk > 0) return;
     visit(set, part, config, options.max_tokens, options.rank, Allocate{device, "activation"});
   });
 }
@@ -134,7 +152,8 @@ std::vector<JointActivations> make_joint_activations(gpu::Device& device, const 
 JointActivations first_tokens(const JointActivations& activations, const ModelConfig& config, const LayersOptions& options,
                               std::uint32_t tokens) {
   JointActivations result = activations;
-  for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) visit(result, part, config, tokens, options.rank, View{});
+  visit(result, LayerPart::attention, config, tokens, options.rank, View{});
+  if (options.mlp_chunk == 0) visit(result, LayerPart::mlp, config, tokens, options.rank, View{});
   return result;
 }
 
@@ -169,19 +188,39 @@ JointRoom first_tokens(const JointRoom& room, const ModelConfig& config, const L
   return result;
 }
 
-std::uint32_t joint_plan_rows(const LayersOptions& options, std::uint32_t tokens) {
-  return options.trainable ? options.max_tokens : std::min(std::bit_ceil(tokens), options.max_tokens);
+JointActivations chunk_of(const JointActivations& of, const JointRoom& room, const ModelConfig& config, const LayersOptions& options,
+                          std::uint32_t begin, std::uint32_t end) {
+  JointActivations result = room.mlp;
+  visit(result, LayerPart::mlp, config, end - begin, options.rank, View{});
+  result.middle = of.middle.rows(begin, end);
+  return result;
+}
+
+JointRoom chunk_of(const JointRoom& room, const ModelConfig& config, const LayersOptions& options, std::uint32_t begin, std::uint32_t end) {
+  JointRoom result = first_tokens(room, config, options, end - begin);
+  if (options.trainable) result.dy = {.data = room.dy.data.rows(begin, end), .scale = room.dy.scale.rows(begin, end)};
+  return result;
+}
+
+std::uint32_t joint_plan_rows(const LayersOptions& options, Joint joint, std::uint32_t tokens) {
+  if (!options.trainable) return std::min(std::bit_ceil(tokens), options.max_tokens);
+  return is_of_mlp(joint) ? mlp_rows(options, options.max_tokens) : options.max_tokens;
 }
 
 Operand narrowed(const Operand& operand, std::uint32_t columns) {
-  return {.data = operand.data.view({operand.data.dim(0), columns}), .scale = operand.scale};
+  return {.data = operand.data.view({operand.scale.dim(0), columns}), .scale = operand.scale};
 }
 
-std::uint64_t joint_activation_bytes(const ModelConfig& config, const LayersOptions& options, LayerPart part) {
-  std::uint64_t bytes = 0;
-  JointActivations unused;
-  visit(unused, part, config, options.max_tokens, options.rank, Count{bytes});
-  return bytes;
+std::uint64_t joint_activation_bytes(const ModelConfig& config, const LayersOptions& options) {
+  std::uint64_t all = 0;
+  for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) {
+    if (part == LayerPart::mlp && options.mlp_chunk > 0) continue;
+    std::uint64_t bytes = 0;
+    JointActivations unused;
+    visit(unused, part, config, options.max_tokens, options.rank, Count{bytes});
+    all += activation_sets(options.activations, config.num_layers, part) * bytes;
+  }
+  return all;
 }
 
 std::uint64_t joint_room_bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {

@@ -32,7 +32,7 @@ ActivationChoices choices_of(std::uint32_t layers, std::uint32_t recompute_mlp, 
 struct Setup {
   std::optional<TrainedHeadOptions> head;
   bool one_room = false;
-  std::uint32_t chunk = 0, streamed = 0;
+  std::uint32_t mlp_chunk = 0, chunk = 0, streamed = 0;
   bool embedding_on_host = false;
   MemoryPlace moments = MemoryPlace::device;  // of the adapters
 };
@@ -50,15 +50,12 @@ class Planner {
                       most_offloaded());
     check<UsageError>(most_offloaded() == 0 || gpu::has_host_tensors(device_.info()), "--offload-inputs",
                       "{} cannot reach memory of this process.", device_.info().name);
+    check_said_chunk();
     weigh_parts();
     for (const auto& head : heads()) {
       for (const bool one_room : rooms()) {
-        for (const std::uint32_t chunk : chunks()) {
-          for (std::uint32_t streamed = 0; streamed <= most_streamed(); ++streamed) {
-            for (const bool on_host : embeddings()) {
-              for (const MemoryPlace moments : moment_places()) consider({head, one_room, chunk, streamed, on_host, moments});
-            }
-          }
+        for (const std::uint32_t mlp_chunk : mlp_chunks()) {
+          for (const std::uint32_t chunk : chunks()) consider_weights({head, one_room, mlp_chunk, chunk});
         }
       }
     }
@@ -70,6 +67,18 @@ class Planner {
   }
 
  private:
+  void consider_weights(Setup setup) {
+    for (setup.streamed = 0; setup.streamed <= most_streamed(); ++setup.streamed) {
+      for (const bool on_host : embeddings()) {
+        setup.embedding_on_host = on_host;
+        for (const MemoryPlace moments : moment_places()) {
+          setup.moments = moments;
+          consider(setup);
+        }
+      }
+    }
+  }
+
   struct Candidate {
     Setup setup;
     std::uint32_t offloaded = 0, recompute_mlp = 0, recompute = 0;  // layers
@@ -95,6 +104,24 @@ class Planner {
   std::vector<bool> rooms() const {
     if (options_.shared_decode) return {*options_.shared_decode};
     return {false, true};
+  }
+
+  // What is said of a chunk holds, as far as it can.
+  void check_said_chunk() const {
+    const Checkpointing said = options_.gradient_checkpointing;
+    check_mlp_chunk(config_, {said == Checkpointing::automatic ? Activations::recompute : activations_under(said)}, options_.mlp_chunk);
+  }
+
+  // Halves, quarters and so on of a batch's rows, where MLPs may be computed again.
+  std::vector<std::uint32_t> mlp_chunks() const {
+    if (options_.mlp_chunk > 0) return {options_.mlp_chunk};
+    std::vector<std::uint32_t> all = {0};
+    if (config_.has_experts() || options_.gradient_checkpointing == Checkpointing::off) return all;
+    constexpr std::uint32_t multiple = 2 * mlp_chunk_multiple, least = 2 * multiple;
+    for (std::uint32_t parts = 2; room_.tokens / parts >= least; parts *= 2) {
+      all.push_back((room_.tokens / parts + multiple - 1) / multiple * multiple);
+    }
+    return all;
   }
 
   std::vector<std::uint32_t> chunks() const {
@@ -124,8 +151,8 @@ class Planner {
     StreamOptions stream = options_.stream;
     stream.embedding = setup.embedding_on_host;
     return {.path = path_, .residency = choose_residency(config_.num_layers, rest, said), .stream = stream,
-            .one_decoded_room = setup.one_room, .max_tokens = room_.tokens, .max_labels = room_.labels, .head_chunk = setup.chunk,
-            .lora_dropout = options_.lora.lora_dropout > 0};
+            .mlp_chunk = setup.mlp_chunk, .one_decoded_room = setup.one_room, .max_tokens = room_.tokens,
+            .max_labels = room_.labels, .head_chunk = setup.chunk, .lora_dropout = options_.lora.lora_dropout > 0};
   }
 
   Placement placement(const Candidate& candidate, const StepRates& estimate) {
@@ -148,7 +175,7 @@ class Planner {
 
   // What the parts of one layer's activations and its input take. Of one layer all choices take the same.
   void weigh_parts() {
-    const Setup any{heads().front(), rooms().front(), chunks().front(), 0, embeddings().front(), moment_places().front()};
+    const Setup any{heads().front(), rooms().front(), 0, chunks().front(), 0, embeddings().front(), moment_places().front()};
     const std::uint64_t others = std::max(1u, config_.num_layers - 1);
     const std::uint64_t least = bytes_with(any, Activations::recompute), without_mlp = bytes_with(any, Activations::recompute_mlp);
     attention_bytes_ = (without_mlp - least) / others;
@@ -171,7 +198,7 @@ class Planner {
       if (said == Checkpointing::automatic) {
         keep_what_fits(candidate);
       } else {
-        candidate.extra_seconds += again_seconds(candidate.recompute_mlp, candidate.recompute);
+        candidate.extra_seconds += again_seconds(candidate.recompute_mlp, candidate.recompute, setup.mlp_chunk);
       }
       take(candidate);
     }
@@ -182,15 +209,16 @@ class Planner {
     const std::uint32_t layers = config_.num_layers;
     const double before = candidate.extra_seconds;
     const std::uint64_t least = candidate.bytes;
-    candidate.extra_seconds = before + again_seconds(0, layers);
+    const std::uint32_t chunk = candidate.setup.mlp_chunk;
+    candidate.extra_seconds = before + again_seconds(0, layers, chunk);
     if (!fits(least)) return;
     for (std::uint32_t recompute = 0; recompute < layers; ++recompute) {
       const std::uint64_t attention = std::min(layers - recompute, layers - 1) * attention_bytes_;
       if (!fits(least + attention)) continue;
-      std::uint64_t kept = layers - 1;
-      if (budget_.bytes > 0 && mlp_bytes_ > 0) kept = std::min(kept, (budget_.bytes - least - attention) / mlp_bytes_);
-      const std::uint32_t given_up = kept == layers - 1 ? recompute : std::max(recompute, layers - static_cast<std::uint32_t>(kept));
-      const double seconds = before + again_seconds(given_up - recompute, recompute);
+      std::uint64_t kept = chunk > 0 ? 0 : layers - 1;
+      if (kept > 0 && budget_.bytes > 0 && mlp_bytes_ > 0) kept = std::min(kept, (budget_.bytes - least - attention) / mlp_bytes_);
+      const std::uint32_t given_up = chunk == 0 && kept == layers - 1 ? recompute : std::max(recompute, layers - static_cast<std::uint32_t>(kept));
+      const double seconds = before + again_seconds(given_up - recompute, recompute, chunk);
       if (seconds >= candidate.extra_seconds) continue;
       candidate.extra_seconds = seconds;
       candidate.recompute = recompute;
@@ -213,16 +241,17 @@ class Planner {
   // What saving memory costs a pass.
   double seconds_of(const Candidate& candidate) const {
     return setup_seconds(candidate.setup) + offload_seconds(candidate.offloaded) +
-           again_seconds(candidate.recompute_mlp, candidate.recompute);
+           again_seconds(candidate.recompute_mlp, candidate.recompute, candidate.setup.mlp_chunk);
   }
 
-  // Of a pass. Of the very last layer everything is still there.
-  double again_seconds(std::uint32_t recompute_mlp, std::uint32_t recompute) const {
+  // Of a pass. Of the very last layer everything is still there, but of its MLP where that goes in chunks.
+  double again_seconds(std::uint32_t recompute_mlp, std::uint32_t recompute, std::uint32_t mlp_chunk) const {
     if (recompute > 0) {
       --recompute;
     } else if (recompute_mlp > 0) {
       --recompute_mlp;
     }
+    if (mlp_chunk > 0) ++recompute_mlp;
     const double flops = recompute * work_.again(Activations::recompute) + recompute_mlp * work_.again(Activations::recompute_mlp);
     return room_.tokens * flops / rates_.flops;
   }
@@ -235,6 +264,7 @@ class Planner {
       const auto [out, in] = joint_dims(config_, config_.has_experts() ? Joint::qkv : Joint::gate_up);
       seconds += layers * 2.5 * out * in / rates_.memory_bytes;
     }
+    seconds += chunk_seconds(setup);
     const auto streamed = static_cast<double>(count_of(model(setup).residency, config_.num_layers, Residency::streamed));
     seconds += streaming_seconds(2 * streamed * static_cast<double>(nf4_layer_bytes(config_)) / rates_.link_bytes);
     if (setup.embedding_on_host) seconds += 4.0 * room_.tokens * config_.hidden_size / rates_.link_bytes;
@@ -248,6 +278,16 @@ class Planner {
   double state_seconds(std::uint64_t bytes) const {
     constexpr double waiting_bytes = 1.2e9;  // a second, as on an H100 and its host
     return 2 * static_cast<double>(bytes) / (gpu::has_host_tensors(device_.info()) ? rates_.link_bytes : std::min(rates_.link_bytes, waiting_bytes));
+  }
+
+  // Each further chunk of the MLP decodes its weights again: forward and back they are asked for five times, and where each has its
+  // own room that of gate and up is read in two forms by the backward pass.
+  double chunk_seconds(const Setup& setup) const {
+    if (setup.mlp_chunk == 0) return 0;
+    const double further = std::ceil(room_.tokens / static_cast<double>(setup.mlp_chunk)) - 1;
+    const auto elements = [&](Joint joint) { return 1.0 * joint_dims(config_, joint).out * joint_dims(config_, joint).in; };
+    const double decoded = setup.one_room ? 3 * elements(Joint::gate_up) + 2 * elements(Joint::down) : 2 * elements(Joint::gate_up);
+    return further * config_.num_layers * 2.5 * decoded / rates_.memory_bytes;
   }
 
   // What copies of so many seconds cost a pass. Where products carry them they cost about a fifth (18 to 27% of their time on an
