@@ -183,7 +183,7 @@ class Planner {
     input_bytes_ = gpu::buffer_bytes(DType::f32, {room_.tokens, config_.hidden_size});
   }
 
-  std::uint64_t offloading_saves(std::uint32_t offloaded) const { return (offloaded - std::min(offloaded, most_places_)) * input_bytes_; }
+  std::uint64_t offloading_saves(std::uint32_t offloaded) const { return LayerInputs::saved(offloaded) * input_bytes_; }
 
   void consider(const Setup& setup) {
     const Checkpointing said = options_.gradient_checkpointing;
@@ -297,8 +297,6 @@ class Planner {
     if (!carried) return copies;
     return 0.2 * copies + std::max(0.0, copies - room_.tokens * work_.step() / rates_.flops);
   }
-
-  static constexpr std::uint32_t most_places_ = LayerInputs::most_places;
 
   const TrainOptions& options_;
   const gpu::Device& device_;
