@@ -42,6 +42,7 @@ TrainOptions train_options(const StepFlags& flags) {
   if (!flags.vram_limit.empty()) options.vram_limit = memory_limit_of(flags.vram_limit);
   options.offload_inputs = flags.offload_inputs;
   if (!options.vram_limit.said() && !flags.offload_inputs) options.offload_inputs = 0;
+  options.mlp_chunk = flags.step.mlp_chunk;
   options.head_chunk = flags.step.head_chunk;
   options.lora_moments = moment_kind_of(flags.lora_moments);
   if (flags.lora_state != "auto") options.lora_state = flags.lora_state == "host" ? MemoryPlace::host : MemoryPlace::device;
@@ -64,6 +65,7 @@ Placement plan_step(gpu::Device& device, StepFlags& flags) {
   step.stream = placement.model.stream;
   step.activations = placement.model.activations;
   step.one_decoded_room = placement.model.one_decoded_room;
+  step.mlp_chunk = placement.model.mlp_chunk;
   step.offloaded_inputs = placement.model.offloaded_inputs;
   step.head_chunk = placement.model.head_chunk;
   step.head = placement.head;
@@ -81,6 +83,7 @@ Json plan_json(const StepFlags& flags, const Placement& placement) {
           {"layers", describe(placement.model.activations, flags.step.config.num_layers)},
           {"offloaded_inputs", placement.model.offloaded_inputs},
           {"one_decoded_room", placement.model.one_decoded_room},
+          {"mlp_chunk", placement.model.mlp_chunk},
           {"head_chunk", placement.model.head_chunk},
           {"lora_state", placement.moments.place == MemoryPlace::host ? "host" : "device"},
           {"embedding_on_host", placement.model.stream.embedding},
@@ -155,9 +158,10 @@ void print_choice(std::FILE* out, const StepFlags& flags, const Placement& place
              flags.plan_alone ? fmt::format("{} x {}", flags.step.batch, flags.step.length) : "", human_bytes(m.total()),
              human_bytes(m.frozen_weights), human_bytes(m.decoded_weights), human_bytes(m.adapters), human_bytes(m.layer_inputs),
              human_bytes(m.activations), human_bytes(m.scratch + m.workspace), human_bytes(m.head + m.trained_head));
-  fmt::print(out, "{:>12} of {} layers {}; {} streamed, inputs of {} offloaded, decoded into {}, logits of {} rows at a time{}; RAM {}\n", "", layers,
+  fmt::print(out, "{:>12} of {} layers {}; {} streamed, inputs of {} offloaded, decoded into {}, MLPs of {}, logits of {} rows at a time{}; RAM {}\n", "", layers,
              describe(placement.model.activations, layers), count_of(placement.model.residency, layers, Residency::streamed),
-             placement.model.offloaded_inputs, placement.model.one_decoded_room ? "one room" : "a room each", placement.model.head_chunk,
+             placement.model.offloaded_inputs, placement.model.one_decoded_room ? "one room" : "a room each",
+             placement.model.mlp_chunk > 0 ? fmt::format("{} rows at a time", placement.model.mlp_chunk) : "all rows", placement.model.head_chunk,
              describe_tables(placement.model.stream, flags.step.config.tie_word_embeddings) +
                  (placement.moments.place == MemoryPlace::host ? ", moments on the host" : ""),
              human_bytes(m.host_total()));
@@ -234,6 +238,7 @@ void add_bench_step(CLI::App& bench, Action& action) {
       ->check(CLI::IsMember({"auto", "on", "off"}))->capture_default_str();
   step->add_option("--offload-inputs", flags->offload_inputs, "Layers whose input lies in host memory between the passes");
   flags->residency.add_to(*step, ResidencyFlags::Cached::offered);
+  step->add_option("--mlp-chunk", flags->step.mlp_chunk, "Rows whose MLP is computed at a time; 0: all, and fewer where --vram-limit needs it");
   step->add_option("--head-chunk", flags->step.head_chunk, "Rows of logits at a time");
   step->add_flag("--train-head", flags->train_head, "Train the head too");
   step->add_option("--head-moments", flags->head_moments, "Its moments")->check(CLI::IsMember({"f32", "8bit"}))->capture_default_str();

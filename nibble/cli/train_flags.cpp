@@ -210,10 +210,14 @@ void TrainFlags::add_memory(CLI::App& verb) {
                     "So many layers' inputs lie in host memory between the passes, as far as the driver can reach it. Not given:\n"
                     "where memory needs it");
   group->add_option("--shared-decode", shared_decode_,
-                    "on: the projections of a layer are decoded from NF4 into the same memory, one after the other; auto: where\n"
-                    "memory needs it")
+                    "on: the projections of a layer are decoded from NF4 into the same memory, one after the other, and on matrix\n"
+                    "units the layers' adapters are packed into the same; auto: where memory needs it")
       ->check(CLI::IsMember({"auto", "on", "off"}))->capture_default_str();
   residency.add_to(*group, ResidencyFlags::Cached::offered);
+  group->add_option("--mlp-chunk", options.mlp_chunk,
+                    "Rows of a batch whose MLP is computed at a time, a multiple of 64, where gradient checkpointing computes it again.\n"
+                    "0: all rows, and fewer where memory needs it")
+      ->capture_default_str();
   group->add_option("--head-chunk", options.head_chunk, "Rows of logits at a time; 0: 128 to 320 MiB of them, by the memory")->capture_default_str();
 }
 

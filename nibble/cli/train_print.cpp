@@ -81,7 +81,7 @@ std::string tokens_text(const RunPlan& plan) {
 
 std::string budget_text(const RunPlan& plan) {
   if (plan.budget.bytes == 0) return "";
-  return plan.budget.promised ? fmt::format(", of {} that --vram-limit allows", human_bytes(plan.budget.bytes))
+  return plan.budget.promised ? fmt::format(", of {} that --vram-limit allows", human_bytes(plan.budget.bytes + plan.budget.driver))
                               : fmt::format(", of {} that the GPU has for it", human_bytes(plan.budget.bytes));
 }
 
@@ -119,7 +119,8 @@ void print_memory(const RunPlan& plan, Progress& progress) {
       plan.model.offloaded_inputs > 0 ? fmt::format("and the gradient of one; those of {} layers lie in host memory", plan.model.offloaded_inputs)
                                       : "and the gradient of one");
   row("activations", m.activations, fmt::format("of {} layers {}", plan.config.num_layers, describe(plan.model.activations, plan.config.num_layers)));
-  row("scratch", m.scratch, "of the layer that computes");
+  row("scratch", m.scratch, plan.model.mlp_chunk > 0 ? fmt::format("of the layer that computes, its MLP {} rows at a time", plan.model.mlp_chunk)
+                                                     : "of the layer that computes");
   row("head", m.head, fmt::format("logits of {} rows at a time", plan.model.head_chunk));
   row("trained head", m.trained_head, plan.head && plan.head->place == MemoryPlace::host ? "gradient and copy; the rest in host memory" : "values, gradient, moments");
   row("workspace", m.workspace, "batches, tables, statistics");

@@ -18,7 +18,7 @@ struct VerifyFlags {
   DeviceFlags device;
   ResidencyFlags residency;
   bool gradient_checkpointing = false;
-  std::uint32_t head_chunk = 0;
+  std::uint32_t mlp_chunk = 0, head_chunk = 0;
   bool json = false;
 };
 
@@ -136,8 +136,8 @@ int run(const VerifyFlags& flags) {
                                                                   .stream = flags.residency.stream()});
   const std::uint32_t tokens = golden_tokens(golden);
   const Activations activations = flags.gradient_checkpointing ? Activations::recompute : Activations::keep;
-  Model model(state, {.residency = residency, .activations = {activations}, .max_tokens = tokens, .max_labels = tokens,
-                      .head_chunk = flags.head_chunk});
+  Model model(state, {.residency = residency, .activations = {activations}, .mlp_chunk = flags.mlp_chunk, .max_tokens = tokens,
+                      .max_labels = tokens, .head_chunk = flags.head_chunk});
   const bool passes = holds_preferences(golden)
                           ? finish(compare_preferences_with_golden(model, golden), flags, device.info(), path)
                           : finish(compare_with_golden(model, state, golden), flags, device.info(), path);
@@ -159,6 +159,7 @@ void add_verify(CLI::App& app, Action& action) {
   verb->add_option("--golden", flags->golden, "Golden file (safetensors)")->required();
   flags->device.add_to(*verb, DeviceFlags::AdapterOption::names_lora);
   verb->add_flag("--gradient-checkpointing", flags->gradient_checkpointing, "Check the path that computes activations again");
+  verb->add_option("--mlp-chunk", flags->mlp_chunk, "Rows whose MLP is computed at a time, with --gradient-checkpointing; 0: all");
   verb->add_option("--head-chunk", flags->head_chunk, "Rows of logits at a time");
   flags->residency.add_to(*verb, ResidencyFlags::Cached::offered);
   verb->add_flag("--json", flags->json, "Print the report as JSON");

@@ -142,24 +142,26 @@ std::uint32_t LoraGroupShape::all_outputs() const {
   return sum;
 }
 
-std::uint64_t lora_pack_bytes(std::span<const LoraGroupShape> shapes) {
+LoraPackBytes lora_pack_bytes(std::span<const LoraGroupShape> shapes) {
   std::uint64_t elements = 0, matrices = 0;
   for (const LoraGroupShape& shape : shapes) {
     take({}, elements, shape.width(), shape.inputs);
     take({}, elements, shape.all_outputs(), shape.padded_rank());
     matrices += 2 * shape.outputs.size();
   }
-  return gpu::buffer_bytes(elements * 2) + gpu::buffer_bytes(matrices * sizeof(Matrix));
+  return {.room = gpu::buffer_bytes(elements * 2), .table = gpu::buffer_bytes(matrices * sizeof(Matrix))};
 }
 
-LoraPack make_lora_pack(gpu::Device& device, std::span<const LoraGroupMasters> masters) {
+LoraPack make_lora_pack(gpu::Device& device, std::span<const LoraGroupMasters> masters, const Tensor& room) {
   for (const auto& group : masters) check_masters(group);
   LoraPack pack;
   const std::uint64_t elements = place_groups(masters, {}, pack.groups);
   check<UsageError>(elements > 0 && elements <= UINT32_MAX, "lora", "The packed adapter has {} elements; 1 to {} fit.",
                     elements, UINT32_MAX);
-  const Tensor flat = device.tensor(DType::f16, {static_cast<std::uint32_t>(elements)}, "packed adapter");
-  place_groups(masters, flat, pack.groups);
+  check(!room || room.size() == elements, "lora", "The room of {} elements is not of the {} that these shapes take.", room ? room.size() : 0,
+        elements);
+  pack.room = room ? room : device.tensor(DType::f16, {static_cast<std::uint32_t>(elements)}, "packed adapter");
+  place_groups(masters, pack.room, pack.groups);
   const auto items = items_of(masters, pack.groups);
   std::vector<Matrix> table;
   const std::uint64_t most = device.info().limits.max_binding - 16;

@@ -50,13 +50,18 @@ struct LoraPack {
     Tensor from, to;
   };
   std::vector<LoraGroup> groups;
+  Tensor room;  // of all groups
   Tensor table;
   std::vector<Run> runs;
 };
 
 // What it takes of the device's memory for groups of these shapes, where each of their projections has an adapter.
-std::uint64_t lora_pack_bytes(std::span<const LoraGroupShape> shapes);
-LoraPack make_lora_pack(gpu::Device& device, std::span<const LoraGroupMasters> masters);
+struct LoraPackBytes {
+  std::uint64_t room = 0, table = 0;
+};
+LoraPackBytes lora_pack_bytes(std::span<const LoraGroupShape> shapes);
+// With `room` that of another pack of the same shapes, whose groups then hold what was recorded last.
+LoraPack make_lora_pack(gpu::Device& device, std::span<const LoraGroupMasters> masters, const Tensor& room = {});
 void record(gpu::Recorder&, const LoraPack&);
 
 // values (T, r) = the gradients of one projection's hidden values in f32, from dh (T, R) of lora_matrix.h: what

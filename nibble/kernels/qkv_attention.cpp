@@ -236,9 +236,15 @@ void visit(QkvAttentionRoom& r, const QkvAttentionShape& s, bool packed, const M
 
 }  // namespace
 
+void lay_out(QkvAttentionRoom& room, const gpu::Device& device, const QkvAttentionShape& shape, const MakeTensor& make) {
+  room.shape = shape;
+  room.packed = is_packed(device, shape);
+  visit(room, shape, room.packed, make);
+}
+
 QkvAttentionRoom make_qkv_attention_room(gpu::Device& device, const QkvAttentionShape& shape) {
-  QkvAttentionRoom room{.shape = shape, .packed = is_packed(device, shape)};
-  visit(room, shape, room.packed, [&](Tensor& tensor, DType dtype, std::initializer_list<std::uint32_t> dims) {
+  QkvAttentionRoom room;
+  lay_out(room, device, shape, [&](Tensor& tensor, DType dtype, std::initializer_list<std::uint32_t> dims) {
     tensor = device.tensor(dtype, dims, "attention room");
   });
   return room;
@@ -247,7 +253,7 @@ QkvAttentionRoom make_qkv_attention_room(gpu::Device& device, const QkvAttention
 std::uint64_t qkv_attention_room_bytes(const gpu::Device& device, const QkvAttentionShape& shape) {
   std::uint64_t bytes = 0;
   QkvAttentionRoom unused;
-  visit(unused, shape, is_packed(device, shape), [&](Tensor&, DType dtype, std::initializer_list<std::uint32_t> dims) {
+  lay_out(unused, device, shape, [&](Tensor&, DType dtype, std::initializer_list<std::uint32_t> dims) {
     bytes += gpu::buffer_bytes(dtype, dims);
   });
   return bytes;

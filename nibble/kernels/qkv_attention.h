@@ -3,6 +3,8 @@
 #include "nibble/kernels/attention.h"
 #include "nibble/kernels/packed_attention.h"
 
+#include <functional>
+#include <initializer_list>
 #include <optional>
 
 namespace nibble {
@@ -29,6 +31,9 @@ struct QkvAttentionRoom {
   AttentionParts parts;            // of few queries against a cache
 };
 QkvAttentionRoom make_qkv_attention_room(gpu::Device& device, const QkvAttentionShape& shape);
+// The same with memory from elsewhere: `make` is called with each tensor's type and shape, and may fill it later.
+using MakeTensor = std::function<void(Tensor&, DType, std::initializer_list<std::uint32_t>)>;
+void lay_out(QkvAttentionRoom& room, const gpu::Device& device, const QkvAttentionShape& shape, const MakeTensor& make);
 std::uint64_t qkv_attention_room_bytes(const gpu::Device& device, const QkvAttentionShape& shape);
 
 // All that lies between the joint projection of queries, keys and values and the one of attention's output: per-head RMSNorm,

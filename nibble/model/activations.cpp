@@ -69,14 +69,14 @@ void visit(LayerActivations& a, LayerPart part, const Widths& w, std::uint32_t t
 }
 
 template <typename Maker>
-void visit(Scratch& s, const Widths& w, std::uint32_t tokens, std::uint32_t rank, bool use_dora, bool trainable, Maker&& make) {
+void visit(Scratch& s, const Widths& w, std::uint32_t tokens, std::uint32_t mlp_tokens, std::uint32_t rank, bool use_dora, bool trainable, Maker&& make) {
   make.tensor(s.v, {tokens, w.kv});
   if (!trainable) return;
   make.packed(s.dy, Tensor{}, tokens, w.hidden);
   if (w.intermediate > 0) {
-    make.tensor(s.d_hidden, {tokens, w.intermediate});
-    make.operand(s.d_gate, tokens, w.intermediate);
-    make.operand(s.d_up, tokens, w.intermediate);
+    make.tensor(s.d_hidden, {mlp_tokens, w.intermediate});
+    make.operand(s.d_gate, mlp_tokens, w.intermediate);
+    make.operand(s.d_up, mlp_tokens, w.intermediate);
   }
   make.tensor(s.d_normed, {tokens, w.hidden});
   make.tensor(s.d_attention, {tokens, w.q});
@@ -101,7 +101,8 @@ std::uint64_t lora_scratch_size(const gpu::Device& device, const ActivationShape
   std::uint64_t most = 0;
   for (const Projection p : single_projections(*shape.config)) {
     const auto [out, in] = projection_dims(*shape.config, p);
-    if (shape.rank > 0) most = std::max(most, lora_scratch(device, shape.tokens, out, in, shape.rank));
+    const bool of_mlp = p == Projection::gate || p == Projection::up || p == Projection::down;
+    if (shape.rank > 0) most = std::max(most, lora_scratch(device, of_mlp ? shape.mlp_tokens() : shape.tokens, out, in, shape.rank));
   }
   return most;
 }
@@ -155,6 +156,7 @@ struct Count {
 std::vector<LayerActivations> make_layer_activations(gpu::Device& device, const ActivationShape& shape,
                                                      const ActivationChoices& choices) {
   return make_activation_sets<LayerActivations>(choices, shape.config->num_layers, [&](LayerActivations& set, LayerPart part) {
+    if (part == LayerPart::mlp && shape.mlp_chunk > 0) return;
     visit(set, part, Widths(*shape.config), shape.tokens, shape.rank, Allocate{device, shape.path});
   });
 }
@@ -162,13 +164,29 @@ std::vector<LayerActivations> make_layer_activations(gpu::Device& device, const 
 LayerActivations first_tokens(const LayerActivations& activations, const ModelConfig& config, std::uint32_t tokens) {
   LayerActivations result = activations;
   const std::uint32_t rank = result.lora_h[0] ? result.lora_h[0].dim(1) : 0;
-  for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) visit(result, part, Widths(config), tokens, rank, View{});
+  visit(result, LayerPart::attention, Widths(config), tokens, rank, View{});
+  if (result.gate) visit(result, LayerPart::mlp, Widths(config), tokens, rank, View{});
+  return result;
+}
+
+LayerActivations make_mlp_chunk(gpu::Device& device, const ActivationShape& shape) {
+  LayerActivations result;
+  visit(result, LayerPart::mlp, Widths(*shape.config), shape.mlp_tokens(), shape.rank, Allocate{device, shape.path});
+  return result;
+}
+
+LayerActivations chunk_of(const LayerActivations& of, const LayerActivations& mlp_chunk, const ModelConfig& config, std::uint32_t begin,
+                          std::uint32_t end) {
+  LayerActivations result = mlp_chunk;
+  const Tensor& h = mlp_chunk.lora_h[static_cast<std::size_t>(Projection::down)];
+  visit(result, LayerPart::mlp, Widths(config), end - begin, h ? h.dim(1) : 0, View{});
+  result.middle = of.middle.rows(begin, end);
   return result;
 }
 
 Scratch make_scratch(gpu::Device& device, const ActivationShape& shape, bool trainable) {
   Scratch result;
-  visit(result, Widths(*shape.config), shape.tokens, shape.rank, shape.use_dora, trainable, Allocate{device, shape.path});
+  visit(result, Widths(*shape.config), shape.tokens, shape.mlp_tokens(), shape.rank, shape.use_dora, trainable, Allocate{device, shape.path});
   const std::uint64_t partial_sums = lora_scratch_size(device, shape);
   if (trainable && partial_sums > 0) {
     result.lora_scratch = device.tensor(DType::f32, {static_cast<std::uint32_t>(partial_sums)}, "LoRA scratch");
@@ -179,14 +197,15 @@ Scratch make_scratch(gpu::Device& device, const ActivationShape& shape, bool tra
 Scratch first_tokens(const Scratch& scratch, const ModelConfig& config, std::uint32_t tokens) {
   Scratch result = scratch;
   const std::uint32_t rank = result.lora_dh ? result.lora_dh.dim(1) : 0;
-  visit(result, Widths(config), tokens, rank, static_cast<bool>(result.dora_y), static_cast<bool>(result.d_normed), View{});
+  const std::uint32_t mlp_tokens = result.d_hidden ? std::min(tokens, result.d_hidden.dim(0)) : tokens;
+  visit(result, Widths(config), tokens, mlp_tokens, rank, static_cast<bool>(result.dora_y), static_cast<bool>(result.d_normed), View{});
   return result;
 }
 
 std::uint64_t layer_activation_bytes(const ActivationShape& shape, LayerPart part) {
   std::uint64_t bytes = 0;
   LayerActivations unused;
-  visit(unused, part, Widths(*shape.config), shape.tokens, shape.rank, Count{shape.path, bytes});
+  visit(unused, part, Widths(*shape.config), part == LayerPart::mlp ? shape.mlp_tokens() : shape.tokens, shape.rank, Count{shape.path, bytes});
   return bytes;
 }
 
@@ -194,7 +213,7 @@ std::uint64_t scratch_bytes(const gpu::Device& device, const ActivationShape& sh
   const std::uint64_t partial_sums = trainable ? lora_scratch_size(device, shape) : 0;
   std::uint64_t bytes = partial_sums > 0 ? gpu::buffer_bytes(4 * partial_sums) : 0;
   Scratch unused;
-  visit(unused, Widths(*shape.config), shape.tokens, shape.rank, shape.use_dora, trainable, Count{shape.path, bytes});
+  visit(unused, Widths(*shape.config), shape.tokens, shape.mlp_tokens(), shape.rank, shape.use_dora, trainable, Count{shape.path, bytes});
   return bytes;
 }
 

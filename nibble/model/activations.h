@@ -16,6 +16,9 @@ struct ActivationShape {
   ProductPath path = ProductPath::f32;
   std::uint32_t rank = 0;  // 0: no adapters
   bool use_dora = false;
+  std::uint32_t mlp_chunk = 0;  // see LayersOptions
+
+  std::uint32_t mlp_tokens() const { return mlp_chunk > 0 && mlp_chunk < tokens ? mlp_chunk : tokens; }
 };
 
 // What the forward pass of a layer leaves for its backward pass.
@@ -38,19 +41,24 @@ struct LayerActivations {
   std::array<Tensor, 7> lora_h;             // (T, r) by Projection
 };
 
-// Of each layer, by its choice.
+// Of each layer, by its choice; with chunks of the MLP attention's alone.
 std::vector<LayerActivations> make_layer_activations(gpu::Device& device, const ActivationShape& shape,
                                                      const ActivationChoices& choices);
 
 // Views of the first `tokens` tokens.
 LayerActivations first_tokens(const LayerActivations& activations, const ModelConfig& config, std::uint32_t tokens);
 
+// The MLP's of a chunk, shared by all layers; and views of them for its rows [begin, end), with what they take of all tokens'.
+LayerActivations make_mlp_chunk(gpu::Device& device, const ActivationShape& shape);
+LayerActivations chunk_of(const LayerActivations& of, const LayerActivations& mlp_chunk, const ModelConfig& config, std::uint32_t begin,
+                          std::uint32_t end);
+
 // Room that the passes of all layers share.
 struct Scratch {
   Tensor v;                                   // (T, Hk*D) before it is laid out by heads
   Operand dy;                                 // (T, C) storage of the residual stream's gradient; none in f32
-  Tensor d_hidden;                            // (T, I)
-  Operand d_gate, d_up;                       // (T, I)
+  Tensor d_hidden;                            // (T, I), T here of a chunk of the MLP
+  Operand d_gate, d_up;                       // (T, I), likewise
   Tensor d_normed;                            // (T, C)
   Tensor d_attention;                         // (T, H*D)
   Tensor attention_delta;                     // (H, T) row sums of o * do
@@ -67,7 +75,7 @@ Scratch make_scratch(gpu::Device& device, const ActivationShape& shape, bool tra
 Scratch first_tokens(const Scratch& scratch, const ModelConfig& config, std::uint32_t tokens);
 
 // Bytes that the functions above take.
-std::uint64_t layer_activation_bytes(const ActivationShape& shape, LayerPart part);  // of one layer
+std::uint64_t layer_activation_bytes(const ActivationShape& shape, LayerPart part);  // of one layer, or of a chunk
 std::uint64_t scratch_bytes(const gpu::Device& device, const ActivationShape& shape, bool trainable);
 
 }  // namespace nibble

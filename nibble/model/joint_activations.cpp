@@ -2,6 +2,7 @@
 
 #include "nibble/kernels/lora_matrix.h"
 #include "nibble/kernels/product.h"
+#include "nibble/model/alternating_room.h"
 
 #include <algorithm>
 #include <bit>
@@ -44,31 +45,49 @@ void visit(JointActivations& a, LayerPart part, const ModelConfig& config, std::
   }
 }
 
+// `make` is called for what attention's own kernels find or leave, `turn` for the rest, which shares memory with theirs.
+std::uint32_t mlp_rows(const LayersOptions& options, std::uint32_t tokens) {
+  return options.mlp_chunk > 0 ? std::min(options.mlp_chunk, tokens) : tokens;
+}
+
+bool is_of_mlp(Joint joint) { return joint == Joint::gate_up || joint == Joint::down; }
+
+// Room for `elements` and no more, whatever columns they have.
 template <typename Make>
-void visit(JointRoom& r, const ModelConfig& config, const LayersOptions& options, std::uint32_t tokens, const Make& make) {
+void flat(Tensor& data, DType dtype, std::uint64_t elements, const Make& make) {
+  constexpr std::uint32_t columns = 64;
+  make(data, dtype, Dims{static_cast<std::uint32_t>((elements + columns - 1) / columns), columns});
+}
+
+// `make` is called for what attention's own kernels find or leave, `turn` for the rest, which shares memory with theirs.
+template <typename Make, typename Turn>
+void visit(JointRoom& r, const ModelConfig& config, const LayersOptions& options, std::uint32_t tokens, const Make& make,
+           const Turn& turn) {
   const std::uint32_t hidden = config.hidden_size, intermediate = config.has_experts() ? 0 : config.intermediate_size;
-  const std::uint32_t narrow = std::max(intermediate, query_columns(config));
+  const std::uint64_t rows = mlp_rows(options, tokens), queries = std::uint64_t{tokens} * query_columns(config);
   make(r.attention_in, DType::f16, Dims{tokens, hidden});
   if (intermediate > 0) {
-    make(r.mlp_in, DType::f16, Dims{tokens, hidden});
-    make(r.hidden, DType::f16, Dims{tokens, intermediate});
+    turn(r.mlp_in, DType::f16, Dims{mlp_rows(options, tokens), hidden});
+    turn(r.hidden, DType::f16, Dims{mlp_rows(options, tokens), intermediate});
   }
+  if (options.mlp_chunk > 0) visit(r.mlp, LayerPart::mlp, config, mlp_rows(options, tokens), options.rank, turn);
   if (!options.trainable) return;
-  operand(r.dy, tokens, hidden, make);
-  operand(r.d_narrow, tokens, narrow, make);
-  operand(r.d_wide, tokens, std::max(2 * intermediate, joint_dims(config, Joint::qkv).out), make);
-  make(r.d_normed, DType::f32, Dims{tokens, hidden});
+  operand(r.dy, tokens, hidden, turn);
+  flat(r.d_narrow.data, DType::f16, std::max(rows * intermediate, queries), make);
+  flat(r.d_wide.data, DType::f16, std::max(2 * rows * intermediate, std::uint64_t{tokens} * joint_dims(config, Joint::qkv).out), make);
+  for (Operand* narrow_or_wide : {&r.d_narrow, &r.d_wide}) make(narrow_or_wide->scale, DType::f32, Dims{tokens});
+  turn(r.d_normed, DType::f32, Dims{tokens, hidden});
   if (options.rank == 0) return;
-  make(r.lora_dh, DType::f16, Dims{tokens, joint_lora_shape(config, Joint::qkv, options.rank).width()});
+  turn(r.lora_dh, DType::f16, Dims{tokens, joint_lora_shape(config, Joint::qkv, options.rank).width()});
   if (options.use_dora) {
-    make(r.dora_y, DType::f32, Dims{tokens, hidden});
+    turn(r.dora_y, DType::f32, Dims{tokens, hidden});
     std::uint32_t most = 0;
     for (const Joint joint : all_joints) most = std::max(most, JointLora::b_room(joint_lora_shape(config, joint, options.rank)));
-    make(r.dora_db, DType::f32, Dims{most});
+    turn(r.dora_db, DType::f32, Dims{most});
   }
   if (!options.lora_dropout) return;
-  make(r.d_inputs, DType::f32, Dims{tokens, narrow});
-  make(r.lora_dh_values, DType::f32, Dims{tokens, options.rank});
+  flat(r.d_inputs, DType::f32, std::max(rows * intermediate, queries), turn);
+  turn(r.lora_dh_values, DType::f32, Dims{tokens, options.rank});
 }
 
 struct View {
@@ -97,7 +116,8 @@ std::uint32_t lora_scratch_size(const gpu::Device& device, const ModelConfig& co
   if (options.rank == 0) return 0;
   std::uint64_t most = 0;
   for (const Joint joint : single_joints(config)) {
-    most = std::max(most, lora_matrix_scratch(device, joint_lora_shape(config, joint, options.rank), options.max_tokens));
+    const std::uint32_t rows = is_of_mlp(joint) ? mlp_rows(options, options.max_tokens) : options.max_tokens;
+    most = std::max(most, lora_matrix_scratch(device, joint_lora_shape(config, joint, options.rank), rows));
   }
   return static_cast<std::uint32_t>(most);
 }
@@ -112,7 +132,7 @@ std::uint32_t product_scratch_size(const gpu::Device& device, const ModelConfig&
   for (const Joint joint : single_joints(config)) {
     const auto [out, in] = joint_dims(config, joint);
     for (std::uint32_t tokens = options.trainable ? options.max_tokens : 1;; tokens *= 2) {
-      const std::uint32_t rows = joint_plan_rows(options, std::min(tokens, options.max_tokens));
+      const std::uint32_t rows = joint_plan_rows(options, joint, std::min(tokens, options.max_tokens));
       for (const bool tiled : forms) most = std::max(most, product_scratch(device, ProductPath::matrix, rows, out, in, tiled));
       if (tokens >= options.max_tokens) break;
     }
@@ -124,6 +144,7 @@ std::uint32_t product_scratch_size(const gpu::Device& device, const ModelConfig&
 
 std::vector<JointActivations> make_joint_activations(gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
   return make_activation_sets<JointActivations>(options.activations, config.num_layers, [&](JointActivations& set, LayerPart part) {
+    if (part == LayerPart::mlp && options.mlp_chunk > 0) return;
     visit(set, part, config, options.max_tokens, options.rank, Allocate{device, "activation"});
   });
 }
@@ -131,51 +152,81 @@ std::vector<JointActivations> make_joint_activations(gpu::Device& device, const 
 JointActivations first_tokens(const JointActivations& activations, const ModelConfig& config, const LayersOptions& options,
                               std::uint32_t tokens) {
   JointActivations result = activations;
-  for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) visit(result, part, config, tokens, options.rank, View{});
+  visit(result, LayerPart::attention, config, tokens, options.rank, View{});
+  if (options.mlp_chunk == 0) visit(result, LayerPart::mlp, config, tokens, options.rank, View{});
   return result;
 }
 
+namespace {
+
+// All of a room but what `make` is called for.
+AlternatingRoom lay_out(JointRoom& room, const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
+  AlternatingRoom turns;
+  const auto in = [&](AlternatingRoom::Group group) {
+    return [&turns, group](Tensor& t, DType dtype, Dims dims) { turns.add(group, t, dtype, dims); };
+  };
+  const auto turn = in(AlternatingRoom::first);
+  visit(room, config, options, options.max_tokens, [](auto&&...) {}, turn);
+  if (const std::uint32_t size = lora_scratch_size(device, config, options)) turn(room.lora_scratch, DType::f32, Dims{size});
+  if (const std::uint32_t size = product_scratch_size(device, config, options)) turn(room.product_scratch, DType::f32, Dims{size});
+  lay_out(room.attention, device, attention_shape(config, options), in(AlternatingRoom::second));
+  return turns;
+}
+
+}  // namespace
+
 JointRoom make_joint_room(gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
   JointRoom result;
-  visit(result, config, options, options.max_tokens, Allocate{device, "scratch"});
-  result.attention = make_qkv_attention_room(device, attention_shape(config, options));
-  if (const std::uint32_t size = lora_scratch_size(device, config, options)) {
-    result.lora_scratch = device.tensor(DType::f32, {size}, "LoRA scratch");
-  }
-  if (const std::uint32_t size = product_scratch_size(device, config, options)) {
-    result.product_scratch = device.tensor(DType::f32, {size}, "partial products");
-  }
+  visit(result, config, options, options.max_tokens, Allocate{device, "scratch"}, [](auto&&...) {});
+  lay_out(result, device, config, options).make(device, "scratch");
   return result;
 }
 
 JointRoom first_tokens(const JointRoom& room, const ModelConfig& config, const LayersOptions& options, std::uint32_t tokens) {
   JointRoom result = room;
-  visit(result, config, options, tokens, View{});
+  visit(result, config, options, tokens, View{}, View{});
   return result;
 }
 
-std::uint32_t joint_plan_rows(const LayersOptions& options, std::uint32_t tokens) {
-  return options.trainable ? options.max_tokens : std::min(std::bit_ceil(tokens), options.max_tokens);
+JointActivations chunk_of(const JointActivations& of, const JointRoom& room, const ModelConfig& config, const LayersOptions& options,
+                          std::uint32_t begin, std::uint32_t end) {
+  JointActivations result = room.mlp;
+  visit(result, LayerPart::mlp, config, end - begin, options.rank, View{});
+  result.middle = of.middle.rows(begin, end);
+  return result;
+}
+
+JointRoom chunk_of(const JointRoom& room, const ModelConfig& config, const LayersOptions& options, std::uint32_t begin, std::uint32_t end) {
+  JointRoom result = first_tokens(room, config, options, end - begin);
+  if (options.trainable) result.dy = {.data = room.dy.data.rows(begin, end), .scale = room.dy.scale.rows(begin, end)};
+  return result;
+}
+
+std::uint32_t joint_plan_rows(const LayersOptions& options, Joint joint, std::uint32_t tokens) {
+  if (!options.trainable) return std::min(std::bit_ceil(tokens), options.max_tokens);
+  return is_of_mlp(joint) ? mlp_rows(options, options.max_tokens) : options.max_tokens;
 }
 
 Operand narrowed(const Operand& operand, std::uint32_t columns) {
-  return {.data = operand.data.view({operand.data.dim(0), columns}), .scale = operand.scale};
+  return {.data = operand.data.view({operand.scale.dim(0), columns}), .scale = operand.scale};
 }
 
-std::uint64_t joint_activation_bytes(const ModelConfig& config, const LayersOptions& options, LayerPart part) {
-  std::uint64_t bytes = 0;
-  JointActivations unused;
-  visit(unused, part, config, options.max_tokens, options.rank, Count{bytes});
-  return bytes;
+std::uint64_t joint_activation_bytes(const ModelConfig& config, const LayersOptions& options) {
+  std::uint64_t all = 0;
+  for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) {
+    if (part == LayerPart::mlp && options.mlp_chunk > 0) continue;
+    std::uint64_t bytes = 0;
+    JointActivations unused;
+    visit(unused, part, config, options.max_tokens, options.rank, Count{bytes});
+    all += activation_sets(options.activations, config.num_layers, part) * bytes;
+  }
+  return all;
 }
 
 std::uint64_t joint_room_bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
-  std::uint64_t bytes = qkv_attention_room_bytes(device, attention_shape(config, options));
-  for (const std::uint32_t size : {lora_scratch_size(device, config, options), product_scratch_size(device, config, options)}) {
-    if (size > 0) bytes += gpu::buffer_bytes(DType::f32, {size});
-  }
   JointRoom unused;
-  visit(unused, config, options, options.max_tokens, Count{bytes});
+  std::uint64_t bytes = lay_out(unused, device, config, options).bytes();
+  visit(unused, config, options, options.max_tokens, Count{bytes}, [](auto&&...) {});
   return bytes;
 }
 

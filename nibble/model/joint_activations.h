@@ -26,18 +26,21 @@ struct JointActivations {
   std::array<Tensor, 4> lora_h{};  // (T, R) f16 by Joint
 };
 
-// Room that the passes of all layers share.
+// Room that the passes of all layers share. What attention's own kernels neither find nor leave has the same memory as what lies
+// between those (AlternatingRoom): of all that, only attention_in, d_narrow and d_wide are written before attention's kernels and read
+// behind them, or the other way round, be it in a layer's forward pass or in its backward pass.
 struct JointRoom {
   // What is cheaper to compute again than to keep: f16 data, whose scales are kept.
   Tensor attention_in, mlp_in;                        // (T, C) normed
   Tensor hidden;                                      // (T, I) silu(gate) * up
+  JointActivations mlp;                               // of a chunk of rows (LayersOptions::mlp_chunk), which `hidden` and `mlp_in` have too
   QkvAttentionRoom attention;
   Tensor lora_scratch;
   Tensor product_scratch;                             // of products that are split; empty where none is
   // Of the backward pass.
   Operand dy;                      // (T, C) the residual stream's gradient
-  Operand d_narrow;                // (T, I) gradient of `hidden`, then (T, H * D) of `attention`
-  Operand d_wide;                  // (T, 2 I) gradient of `gate_up`, then (T, (H + 2 Hk) * D) of `qkv`
+  Operand d_narrow;                // (T, I) gradient of `hidden`, then (T, H * D) of `attention`: see narrowed
+  Operand d_wide;                  // (T, 2 I) gradient of `gate_up`, then (T, (H + 2 Hk) * D) of `qkv`: likewise
   Tensor d_normed;                 // (T, C)
   Tensor lora_dh;                  // (T, the largest R) f16
   // With dropout of the adapters' inputs, whose gradients do not go through matrix units.
@@ -57,14 +60,19 @@ JointActivations first_tokens(const JointActivations& activations, const ModelCo
                               std::uint32_t tokens);
 JointRoom first_tokens(const JointRoom& room, const ModelConfig& config, const LayersOptions& options, std::uint32_t tokens);
 
-// The first `columns` columns' worth of an operand's memory, as an operand of so many columns.
+// The rows of `of` that a chunk [begin, end) of the MLP takes of all tokens', and for the rest the room of a chunk.
+JointActivations chunk_of(const JointActivations& of, const JointRoom& room, const ModelConfig& config, const LayersOptions& options,
+                          std::uint32_t begin, std::uint32_t end);
+JointRoom chunk_of(const JointRoom& room, const ModelConfig& config, const LayersOptions& options, std::uint32_t begin, std::uint32_t end);
+
+// Memory that has other columns at other times, as an operand of so many.
 Operand narrowed(const Operand& operand, std::uint32_t columns);
 
-// The rows by which products of so many tokens are planned (ProductNT::plan_rows).
-std::uint32_t joint_plan_rows(const LayersOptions& options, std::uint32_t tokens);
+// The rows by which a joint weight's products of so many tokens are planned (ProductNT::plan_rows).
+std::uint32_t joint_plan_rows(const LayersOptions& options, Joint joint, std::uint32_t tokens);
 
 // Bytes that the functions above take.
-std::uint64_t joint_activation_bytes(const ModelConfig& config, const LayersOptions& options, LayerPart part);  // of one layer
+std::uint64_t joint_activation_bytes(const ModelConfig& config, const LayersOptions& options);  // of all layers
 std::uint64_t joint_room_bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options);
 
 }  // namespace nibble

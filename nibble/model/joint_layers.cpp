@@ -21,10 +21,10 @@ struct JointLayers::At {
   const LayerWeights& weights;
   JointActivations kept;
   JointRoom room;
+  std::uint32_t tokens = 0, first_row = 0;  // of the stream; all but of a chunk of the MLP
 
-  std::uint32_t tokens() const { return pass.stream.tokens; }
   const Tensor& lora_h(Joint joint) const { return kept.lora_h[static_cast<std::size_t>(joint)]; }
-  Tensor lora_dh(const LoraGroup& group) const { return room.lora_dh.view({tokens(), group.shape.width()}); }
+  Tensor lora_dh(const LoraGroup& group) const { return room.lora_dh.view({tokens, group.shape.width()}); }
 };
 
 bool JointLayers::fits(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
@@ -40,14 +40,10 @@ bool JointLayers::fits(const gpu::Device& device, const ModelConfig& config, con
 }
 
 LayersBytes JointLayers::bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
-  std::uint64_t activations = 0;
-  for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) {
-    activations += activation_sets(options.activations, config.num_layers, part) * joint_activation_bytes(config, options, part);
-  }
   const LayersBytes experts = config.has_experts() ? ExpertMlp::bytes(device, config, options) : LayersBytes{};
-  const std::uint64_t lora = options.rank > 0 ? joint_lora_bytes(config, options.rank, options.use_dora) : 0;
+  const std::uint64_t lora = options.rank > 0 ? joint_lora_bytes(config, options.rank, options.use_dora, options.one_decoded_room) : 0;
   return {.decoded_weights = JointWeights::bytes(config, options.residency, options.one_decoded_room),
-          .activations = activations + experts.activations,
+          .activations = joint_activation_bytes(config, options) + experts.activations,
           .scratch = joint_room_bytes(device, config, options) + lora + experts.scratch};
 }
 
@@ -59,7 +55,7 @@ JointLayers::JointLayers(gpu::Device& device, const ModelConfig& config, const D
       frozen_(device, weights, config, options.residency, options.one_decoded_room, options.max_tokens, options.use_dora),
       activations_(make_joint_activations(device, config, options)),
       shared_(options.activations) {
-  if (lora) lora_.emplace(device, config_, frozen_, *lora);
+  if (lora) lora_.emplace(device, config_, frozen_, *lora, options.one_decoded_room);
   room_ = make_joint_room(device, config_, options_);
   if (config_.has_experts()) experts_.emplace(device, config_, weights_, options_);
 }
@@ -68,13 +64,23 @@ void JointLayers::begin(const LayerPass& pass) {
   holds_ = {};
   shared_.forget();
   if (pass.dora) return pass.dora->renew();
-  if (pass.lora) lora_->pack(pass.recorder);
+  if (pass.lora && !options_.one_decoded_room) lora_->pack(pass.recorder);
 }
 
 // Before the forward pass of a layer: gains and, times them, the adapters.
-void JointLayers::begin_layer(const At& at) const {
-  if (!at.pass.dora || !at.pass.dora->adapts(at.layer)) return;
-  at.pass.dora->projections(at.rec, weights_, at.layer);
+void JointLayers::begin_layer(const At& at) {
+  const bool gains = at.pass.dora && at.pass.dora->adapts(at.layer);
+  if (gains) at.pass.dora->projections(at.rec, weights_, at.layer);
+  if (options_.one_decoded_room) {
+    pack_again(at);
+  } else if (gains) {
+    lora_->pack(at.rec, at.layer);
+  }
+}
+
+// In the one room where the layers' adapters follow each other.
+void JointLayers::pack_again(const At& at) {
+  if (!options_.one_decoded_room || !at.pass.lora || std::exchange(holds_.adapters, at.layer) == at.layer) return;
   lora_->pack(at.rec, at.layer);
 }
 
@@ -85,7 +91,18 @@ JointLayers::At JointLayers::at(const LayerPass& pass, std::uint32_t layer) cons
           .rec = pass.recorder,
           .weights = weights_.layers[layer],
           .kept = first_tokens(activations_[layer], config_, options_, tokens),
-          .room = first_tokens(room_, config_, options_, tokens)};
+          .room = first_tokens(room_, config_, options_, tokens),
+          .tokens = tokens};
+}
+
+void JointLayers::for_each_chunk(const At& at, const std::function<void(const At&)>& visit) {
+  for (std::uint32_t begin = 0; begin < at.tokens; begin += options_.mlp_chunk) {
+    const std::uint32_t end = std::min(at.tokens, begin + options_.mlp_chunk);
+    holds_.mlp_in.reset(), holds_.hidden.reset();
+    visit({.pass = at.pass, .layer = at.layer, .rec = at.rec, .weights = at.weights,
+           .kept = chunk_of(at.kept, room_, config_, options_, begin, end), .room = chunk_of(at.room, config_, options_, begin, end),
+           .tokens = end - begin, .first_row = begin});
+  }
 }
 
 Tensor JointLayers::middle(std::uint32_t layer, std::uint32_t tokens) const {
@@ -97,10 +114,10 @@ const LoraGroup* JointLayers::adapters(const LayerPass& pass, std::uint32_t laye
 }
 
 // Each adapted projection of each batch has a stream of random numbers of its own.
-LoraGroupDropout JointLayers::dropout(const LayerPass& pass, std::uint32_t layer, Joint joint) const {
-  LoraGroupDropout dropout{.probability = pass.dropout.probability, .seed = pass.dropout.seed};
+LoraGroupDropout JointLayers::dropout(const At& at, Joint joint) const {
+  LoraGroupDropout dropout{.probability = at.pass.dropout.probability, .seed = at.pass.dropout.seed, .first_row = at.first_row};
   std::size_t i = 0;
-  for (const Projection p : members_of(joint)) dropout.streams[i++] = dropout_stream(layer, p);
+  for (const Projection p : members_of(joint)) dropout.streams[i++] = dropout_stream(at.layer, p);
   return dropout;
 }
 
@@ -145,13 +162,13 @@ QkvAttention JointLayers::attention(const At& at) const {
 }
 
 // Batches of training go by the plan of the longest, prompts, whose lengths differ more, by one of a few.
-std::uint32_t JointLayers::plan_rows(const At& at) const { return joint_plan_rows(options_, at.tokens()); }
+std::uint32_t JointLayers::plan_rows(const At& at, Joint joint) const { return joint_plan_rows(options_, joint, at.tokens); }
 
 // The narrow product of a joint weight's adapters, which the backward pass reads too.
 void JointLayers::narrow(const At& at, Joint joint, const Operand& x) {
   if (const LoraGroup* group = adapters(at.pass, at.layer, joint)) {
     record(at.rec, LoraDownMatrix{.group = *group, .x = x.data, .h = at.lora_h(joint), .scratch = at.room.lora_scratch,
-                                  .dropout = dropout(at.pass, at.layer, joint)});
+                                  .dropout = dropout(at, joint)});
   }
 }
 
@@ -163,7 +180,7 @@ void JointLayers::project(const At& at, Joint joint, const Operand& x, const Ope
 
 void JointLayers::wide(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus) {
   ProductNT product{.path = ProductPath::matrix, .x = x, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nt, at.pass.dora), .y = y.data,
-                    .y_scale = y.scale, .plus = plus, .scratch = at.room.product_scratch, .plan_rows = plan_rows(at)};
+                    .y_scale = y.scale, .plus = plus, .scratch = at.room.product_scratch, .plan_rows = plan_rows(at, joint)};
   if (const LoraGroup* group = adapters(at.pass, at.layer, joint)) {
     product.lora = {.left = at.lora_h(joint), .right = group->b, .ends = joint_ends(config_, joint)};
   }
@@ -180,12 +197,17 @@ void JointLayers::forward(const LayerPass& pass, std::uint32_t layer, const Tens
 
 void JointLayers::recompute(const LayerPass& pass, std::uint32_t layer, const Tensor& input) {
   const At at = this->at(pass, layer);
+  pack_again(at);
   if (shared_.lacks(layer, LayerPart::attention)) attention_half(at, input);
-  if (!shared_.lacks(layer, LayerPart::mlp)) return;
+  if (options_.mlp_chunk > 0 || !shared_.lacks(layer, LayerPart::mlp)) return;
   if (experts_) return experts_->recompute(experts_at(pass, layer), at.kept.middle);
+  mlp_again(at);
+}
+
+// The layer's output is there; of the down product the adapters' narrow one alone is read again.
+void JointLayers::mlp_again(const At& at) {
   project(at, Joint::gate_up, mlp_in(at), at.kept.gate_up);
-  // The layer's output is there; of the down product the adapters' narrow one alone is read again.
-  if (adapters(pass, layer, Joint::down)) narrow(at, Joint::down, hidden(at));
+  if (adapters(at.pass, at.layer, Joint::down)) narrow(at, Joint::down, hidden(at));
 }
 
 void JointLayers::attention_half(const At& at, const Tensor& input) {
@@ -207,8 +229,11 @@ void JointLayers::mlp_forward(const LayerPass& pass, std::uint32_t layer, const 
 void JointLayers::mlp(const At& at, const Tensor& output) {
   shared_.fill(at.layer, LayerPart::mlp);
   if (experts_) return experts_->forward(experts_at(at.pass, at.layer), at.kept.middle, output);
-  project(at, Joint::gate_up, mlp_in(at), at.kept.gate_up);
-  project(at, Joint::down, hidden(at), {.data = output, .scale = {}}, at.kept.middle);
+  const auto rows = [&](const At& of) {
+    project(of, Joint::gate_up, mlp_in(of), of.kept.gate_up);
+    project(of, Joint::down, hidden(of), {.data = output.rows(of.first_row, of.first_row + of.tokens), .scale = {}}, of.kept.middle);
+  };
+  options_.mlp_chunk > 0 ? for_each_chunk(at, rows) : rows(at);
 }
 
 // Adds to the gradients of the adapters, and writes dx = dy W + the adapters' share, in f16 where it has a scale; without
@@ -221,7 +246,7 @@ void JointLayers::gradients(const At& at, Joint joint, const Operand& x, const O
     if (at.pass.dora) at.rec.clear(at.room.dora_db);
     lora.emplace(at.rec, LoraBackwardMatrix{.group = *group, .x = x, .dy = dy, .h = at.lora_h(joint), .dh = at.lora_dh(*group), .da = da,
                                             .db = db, .scratch = at.room.lora_scratch,
-                                            .dropout = dropout(at.pass, at.layer, joint)});
+                                            .dropout = dropout(at, joint)});
   }
   if (dx.data) input_gradient(at, joint, dy, dx);
   next();
@@ -256,7 +281,7 @@ void JointLayers::input_gradient(const At& at, Joint joint, const Operand& dy, c
   if (group && at.pass.dropout.probability > 0) return dropped_input_gradient(at, joint, dy, dx);
   ProductNN product{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nn, at.pass.dora),
                     .y = dx.data, .y_scale = dx.scale, .scratch = at.room.product_scratch,
-                    .plan_rows = plan_rows(at)};
+                    .plan_rows = plan_rows(at, joint)};
   if (group) product.lora = {.left = at.lora_dh(*group), .right = group->a};
   record(at.rec, product);
 }
@@ -264,10 +289,10 @@ void JointLayers::input_gradient(const At& at, Joint joint, const Operand& dy, c
 // Dropout's mask lies between the adapters' share and the sum.
 void JointLayers::dropped_input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx) {
   const LoraGroup& group = *lora_->group(at.layer, joint);
-  const Tensor sum = dx.scale ? at.room.d_inputs.view({at.tokens(), dx.data.dim(1)}) : dx.data;
+  const Tensor sum = dx.scale ? at.room.d_inputs.view({at.tokens, dx.data.dim(1)}) : dx.data;
   record(at.rec, ProductNN{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nn, at.pass.dora),
-                           .y = sum, .scratch = at.room.product_scratch, .plan_rows = plan_rows(at)});
-  const LoraGroupDropout dropped = dropout(at.pass, at.layer, joint);
+                           .y = sum, .scratch = at.room.product_scratch, .plan_rows = plan_rows(at, joint)});
+  const LoraGroupDropout dropped = dropout(at, joint);
   std::uint32_t i = 0;
   for (const Projection p : members_of(joint)) {
     const LoraSlot& slot = at.pass.lora->slot(at.layer, p);
@@ -276,7 +301,7 @@ void JointLayers::dropped_input_gradient(const At& at, Joint joint, const Operan
                                 .scale = dy.scale, .values = at.room.lora_dh_values});
       record(at.rec, LoraDownBackwardInput{.dh = at.room.lora_dh_values, .a = slot.a, .dx = sum,
                                            .dropout = {.probability = dropped.probability, .seed = dropped.seed,
-                                                       .stream = dropped.streams[i]}});
+                                                       .stream = dropped.streams[i], .first_row = dropped.first_row}});
     }
     ++i;
   }
@@ -284,7 +309,9 @@ void JointLayers::dropped_input_gradient(const At& at, Joint joint, const Operan
 }
 
 void JointLayers::mlp_backward(const LayerPass& pass, std::uint32_t layer, const Tensor& dx) {
-  mlp_gradients(at(pass, layer), dx);
+  const At at = this->at(pass, layer);
+  pack_again(at);
+  mlp_gradients(at, dx);
 }
 
 // Leaves dx packed in at.room.dy, as attention's half takes it.
@@ -293,6 +320,14 @@ void JointLayers::mlp_gradients(const At& at, const Tensor& dx) {
     experts_->backward(experts_at(at.pass, at.layer), at.kept.middle, dx);
     return record(at.rec, PackRows{.x = dx, .y = at.room.dy});
   }
+  if (options_.mlp_chunk == 0) return gradients_of_rows(at, dx);
+  for_each_chunk(at, [&](const At& chunk) {
+    mlp_again(chunk);
+    gradients_of_rows(chunk, dx.rows(chunk.first_row, chunk.first_row + chunk.tokens));
+  });
+}
+
+void JointLayers::gradients_of_rows(const At& at, const Tensor& dx) {
   const Operand d_hidden = narrowed(at.room.d_narrow, config_.intermediate_size);
   const Operand d_gate_up = narrowed(at.room.d_wide, 2 * config_.intermediate_size);
   const Operand hidden{at.room.hidden, at.kept.hidden_scale}, mlp_in{at.room.mlp_in, at.kept.mlp_in_scale};
@@ -311,6 +346,7 @@ void JointLayers::mlp_gradients(const At& at, const Tensor& dx) {
 void JointLayers::backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,
                            bool input_gradient) {
   const At at = this->at(pass, layer);
+  pack_again(at);
   mlp_gradients(at, dx);
   const Operand d_attention = narrowed(at.room.d_narrow, at.kept.attention.data.dim(1));
   const Operand d_qkv = narrowed(at.room.d_wide, at.kept.qkv.data.dim(1));

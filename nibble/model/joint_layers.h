@@ -34,23 +34,26 @@ class JointLayers : public Layers {
  private:
   // A layer within a pass, with views of what its tokens take.
   struct At;
-  // The layers that what is made again was last made for.
+  // The layers that what is made again was last made for; of a chunk of the MLP, in it.
   struct Holds {
-    std::optional<std::uint32_t> attention_in, mlp_in, hidden;
+    std::optional<std::uint32_t> attention_in, mlp_in, hidden, adapters;
   };
 
   At at(const LayerPass& pass, std::uint32_t layer) const;
   const LoraGroup* adapters(const LayerPass& pass, std::uint32_t layer, Joint joint) const;
-  LoraGroupDropout dropout(const LayerPass& pass, std::uint32_t layer, Joint joint) const;
+  LoraGroupDropout dropout(const At& at, Joint joint) const;
+  // In their order. Nothing is known of what was made again for another one.
+  void for_each_chunk(const At& at, const std::function<void(const At&)>& visit);
 
-  void begin_layer(const At& at) const;
+  void begin_layer(const At& at);
+  void pack_again(const At& at);
   Operand attention_in(const At& at, const Tensor& input);
   Operand mlp_in(const At& at);
   Operand hidden(const At& at);
   // x, where the backward pass has to make it again for the joint weight's adapters.
   Operand made_again(const At& at, Joint joint, std::optional<std::uint32_t>& holds, const Operand& x);
   QkvAttention attention(const At& at) const;
-  std::uint32_t plan_rows(const At& at) const;
+  std::uint32_t plan_rows(const At& at, Joint joint) const;
 
   void narrow(const At& at, Joint joint, const Operand& x);
   void wide(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus);
@@ -62,7 +65,9 @@ class JointLayers : public Layers {
   void dropped_input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx);
   void attention_half(const At& at, const Tensor& input);
   void mlp(const At& at, const Tensor& output);
+  void mlp_again(const At& at);
   void mlp_gradients(const At& at, const Tensor& dx);
+  void gradients_of_rows(const At& at, const Tensor& dx);
 
   ModelConfig config_;
   const DeviceWeights& weights_;

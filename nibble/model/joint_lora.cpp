@@ -30,25 +30,37 @@ LoraGroupShape joint_lora_shape(const ModelConfig& config, Joint joint, std::uin
   return shape;
 }
 
-std::uint64_t joint_lora_bytes(const ModelConfig& config, std::uint32_t rank, bool use_dora) {
+std::uint64_t joint_lora_bytes(const ModelConfig& config, std::uint32_t rank, bool use_dora, bool one_room) {
+  const bool by_layer = use_dora || one_room;
   std::vector<LoraGroupShape> shapes;
-  for (std::uint32_t layer = 0; layer < (use_dora ? 1 : config.num_layers); ++layer) {
+  for (std::uint32_t layer = 0; layer < (by_layer ? 1 : config.num_layers); ++layer) {
     for (const Joint joint : single_joints(config)) shapes.push_back(joint_lora_shape(config, joint, rank));
   }
-  return (use_dora ? config.num_layers : 1) * lora_pack_bytes(shapes);
+  const auto [room, table] = lora_pack_bytes(shapes);
+  const std::uint64_t packs = by_layer ? config.num_layers : 1;
+  return (one_room ? 1 : packs) * room + packs * table;
 }
 
-JointLora::JointLora(gpu::Device& device, const ModelConfig& config, const JointWeights& weights, const LoraWeights& lora)
-    : lora_(lora), joints_(single_joints(config).size()) {
-  const std::uint32_t step = lora.use_dora ? 1 : config.num_layers;
+JointLora::JointLora(gpu::Device& device, const ModelConfig& config, const JointWeights& weights, const LoraWeights& lora, bool one_room)
+    : lora_(lora), joints_(single_joints(config).size()), by_layer_(lora.use_dora || one_room), one_room_(one_room) {
+  const std::uint32_t step = by_layer_ ? 1 : config.num_layers;
   for (std::uint32_t layer = 0; layer < config.num_layers; layer += step) {
-    packs_.push_back(make_lora_pack(device, masters_of(config, weights, lora, layer, step)));
+    const Tensor room = one_room && layer > 0 ? packs_.front().room : Tensor{};
+    packs_.push_back(make_lora_pack(device, masters_of(config, weights, lora, layer, step), room));
   }
+}
+
+// Where a layer has fewer adapters than another, zeros have to stand in the place of the other's.
+void JointLora::pack(gpu::Recorder& recorder, std::uint32_t layer) const {
+  const LoraPack& pack = packs_[layer];
+  const auto whole = [](const LoraGroup& group) { return std::count(group.adapted.begin(), group.adapted.end(), true) == std::ssize(group.shape.outputs); };
+  if (one_room_ && !pack.runs.empty() && !std::all_of(pack.groups.begin(), pack.groups.end(), whole)) recorder.clear(pack.room);
+  record(recorder, pack);
 }
 
 const LoraGroup* JointLora::group(std::uint32_t layer, Joint joint) const {
-  const auto& groups = packs_[lora_.use_dora ? layer : 0].groups;
-  const LoraGroup& group = groups[(lora_.use_dora ? 0 : layer) * joints_ + static_cast<std::size_t>(joint)];
+  const auto& groups = packs_[by_layer_ ? layer : 0].groups;
+  const LoraGroup& group = groups[(by_layer_ ? 0 : layer) * joints_ + static_cast<std::size_t>(joint)];
   const bool any = std::any_of(group.adapted.begin(), group.adapted.end(), [](bool adapted) { return adapted; });
   return any ? &group : nullptr;
 }

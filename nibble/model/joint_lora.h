@@ -12,17 +12,17 @@ namespace nibble {
 LoraGroupShape joint_lora_shape(const ModelConfig& config, Joint joint, std::uint32_t rank);
 
 // What JointLora takes of the device's memory.
-std::uint64_t joint_lora_bytes(const ModelConfig& config, std::uint32_t rank, bool use_dora);
+std::uint64_t joint_lora_bytes(const ModelConfig& config, std::uint32_t rank, bool use_dora, bool one_room);
 
-// The adapters of all layers as matrix units read them, by joint weights.
+// The adapters as matrix units read them, by joint weights: those of all layers, or with one room those of one layer after the other.
 class JointLora {
  public:
   // `lora` must stay; its buffers are read whenever `pack` is recorded.
-  JointLora(gpu::Device& device, const ModelConfig& config, const JointWeights& weights, const LoraWeights& lora);
+  JointLora(gpu::Device& device, const ModelConfig& config, const JointWeights& weights, const LoraWeights& lora, bool one_room);
 
-  // Of all layers at once; of adapters of DoRA, whose gains are found layer by layer, of one.
+  // Of all layers at once; of one where adapters of DoRA have their gains found layer by layer, or all have one room.
   void pack(gpu::Recorder& recorder) const { record(recorder, packs_.front()); }
-  void pack(gpu::Recorder& recorder, std::uint32_t layer) const { record(recorder, packs_[layer]); }
+  void pack(gpu::Recorder& recorder, std::uint32_t layer) const;
   // Null where none of its projections has an adapter.
   const LoraGroup* group(std::uint32_t layer, Joint joint) const;
 
@@ -39,6 +39,7 @@ class JointLora {
  private:
   const LoraWeights& lora_;
   std::size_t joints_;           // of a layer
+  bool by_layer_, one_room_;
   std::vector<LoraPack> packs_;  // one with a group each, or one a layer
 };
 

@@ -20,12 +20,11 @@ LayerInputs::LayerInputs(gpu::Device& device, const ModelConfig& config, const L
   const auto offloaded = spread_streamed(config.num_layers, options.offloaded);
   resident_.resize(config.num_layers + 1);
   for (std::uint32_t i = 0; i <= config.num_layers; ++i) {
-    const bool away = i < config.num_layers && offloaded[i] == Residency::streamed;
+    const bool last = i == config.num_layers;
+    const bool away = last ? options.offloaded >= most_places : offloaded[i] == Residency::streamed;
     rank_.push_back(away ? static_cast<std::uint32_t>(host_.size()) : none);
-    if (!away) {
-      resident_[i] = make("residual");
-      continue;
-    }
+    if (!away) resident_[i] = make("residual");
+    if (!away || last) continue;
     host_.push_back(gpu::host_tensor(device, DType::f32, {options.max_tokens, config.hidden_size}, "offloaded residual"));
     if (places_.size() < most_places) places_.push_back(make("residual on its way"));
   }
@@ -34,7 +33,7 @@ LayerInputs::LayerInputs(gpu::Device& device, const ModelConfig& config, const L
 LayerInputs::Bytes LayerInputs::bytes(const gpu::AdapterInfo& info, const ModelConfig& config, const LayerInputsOptions& options) {
   const std::uint64_t one = gpu::buffer_bytes(DType::f32, {options.max_tokens, config.hidden_size});
   if (!options.trainable) return {.device = 2 * one};
-  const std::uint32_t on_device = config.num_layers + 1 - options.offloaded + std::min(options.offloaded, most_places);
+  const std::uint32_t on_device = config.num_layers + 1 - saved(options.offloaded);
   return {.device = on_device * one,
           .host = options.offloaded * gpu::host_tensor_bytes(info, DType::f32, {options.max_tokens, config.hidden_size})};
 }
@@ -46,7 +45,9 @@ gpu::Tensor LayerInputs::at(std::uint32_t layer, std::uint32_t tokens) const {
 }
 
 void LayerInputs::put_away(gpu::Recorder& recorder, std::uint32_t layer, std::uint32_t tokens) {
-  const std::uint32_t rank = rank_.at(layer);
+  const std::uint32_t rank = rank_.at(layer), after = rank_.at(layer + 1);
+  // Over what lay there goes the last output.
+  if (after == host_.size()) holds_[after % places_.size()] = none;
   if (rank == none) return;
   recorder.copy(at(layer, tokens), host_[rank].rows(0, tokens));
   holds_[rank % places_.size()] = rank;

@@ -16,7 +16,8 @@ struct LayerInputsOptions {
 };
 
 // The residual stream (T, C) before each layer and after the last. Offloaded ones pass through a few places on the device: each
-// is copied to host memory when its layer has gone forward, and back one such layer ahead of its backward pass.
+// is copied to host memory when its layer has gone forward, and back one such layer ahead of its backward pass. With as many as there
+// are places the last layer's output, which the head alone reads, passes through them too.
 class LayerInputs {
  public:
   LayerInputs(gpu::Device& device, const ModelConfig& config, const LayerInputsOptions& options);
@@ -34,13 +35,15 @@ class LayerInputs {
   // One that is written, one that is read, and one on its way.
   static constexpr std::uint32_t most_places = 3;
   static Bytes bytes(const gpu::AdapterInfo& info, const ModelConfig& config, const LayerInputsOptions& options);
+  // Of the residual streams before and after all layers, how many have no room of their own on the device.
+  static std::uint32_t saved(std::uint32_t offloaded) { return offloaded >= most_places ? offloaded + 1 - most_places : 0; }
 
  private:
   static constexpr std::uint32_t none = UINT32_MAX;
 
   void copy_back(gpu::Recorder& recorder, std::uint32_t rank, std::uint32_t tokens);
 
-  std::vector<std::uint32_t> rank_;         // of each input among the offloaded ones; none of the others
+  std::vector<std::uint32_t> rank_;         // of each input among those that pass through places; none of the others
   std::vector<gpu::Tensor> resident_;       // by input, or two in turn; empty of the offloaded ones
   std::vector<gpu::Tensor> places_, host_;  // of the offloaded ones, host_ by rank
   std::array<std::uint32_t, most_places> holds_{none, none, none};  // ranks

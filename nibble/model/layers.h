@@ -31,12 +31,13 @@ struct LayerPass {
 struct LayersOptions {
   ProductPath path = ProductPath::f32;
   std::vector<Residency> residency = {};  // by layer; empty: all resident
-  bool one_decoded_room = false;  // all projections are decoded into the same room, one after the other
+  bool one_decoded_room = false;  // all projections are decoded into the same room, one after the other, and layers' adapters packed likewise
   std::uint32_t max_tokens = 0;
   std::uint32_t rank = 0;      // of the adapters; 0: none
   bool use_dora = false;
   bool trainable = true;       // room for the backward pass
   ActivationChoices activations = {};  // of the backward pass
+  std::uint32_t mlp_chunk = 0;  // rows of which the MLP's values exist at a time; 0: all rows
   bool lora_dropout = false;   // passes may drop inputs of the adapters
   bool expert_adapters = false;  // projections of experts have adapters
 };
@@ -63,6 +64,12 @@ class Layers {
   // The residual stream (T, C) between attention and MLP of the layer that ran last.
   virtual Tensor middle(std::uint32_t layer, std::uint32_t tokens) const = 0;
 };
+
+// Rows of a chunk are a multiple of this, so that bindings may begin with each.
+constexpr std::uint32_t mlp_chunk_multiple = 64;
+
+// UsageError where the MLP cannot be computed in such chunks: values of a chunk cannot be kept for the backward pass.
+void check_mlp_chunk(const ModelConfig& config, const ActivationChoices& choices, std::uint32_t chunk);
 
 struct LayersBytes {
   std::uint64_t decoded_weights = 0, activations = 0, scratch = 0;

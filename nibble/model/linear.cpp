@@ -8,7 +8,7 @@ namespace {
 
 Dropout dropout_at(const LoraDropout& dropout, LinearSite site) {
   return {.probability = dropout.probability, .seed = dropout.seed,
-          .stream = dropout_stream(site.layer, site.projection)};
+          .stream = dropout_stream(site.layer, site.projection), .first_row = dropout.first_row};
 }
 
 const LoraSlot* slot_at(const LinearContext& context, LinearSite site) {

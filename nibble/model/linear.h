@@ -10,7 +10,8 @@ namespace nibble {
 // Dropout of the adapters' inputs; every adapted projection of every batch draws its own mask.
 struct LoraDropout {
   float probability = 0.0f;
-  std::uint32_t seed = 0;  // of this batch
+  std::uint32_t seed = 0;       // of this batch
+  std::uint32_t first_row = 0;  // of a chunk of rows in the stream
 };
 
 // Each adapted projection of each batch has a stream of random numbers of its own.

@@ -18,6 +18,7 @@ LayersOptions layers_options(const ModelOptions& options, std::uint32_t rank, bo
   return {.path = options.path, .residency = options.residency, .one_decoded_room = options.one_decoded_room,
           .max_tokens = options.max_tokens, .rank = rank, .use_dora = use_dora, .trainable = options.trainable,
           .activations = options.trainable ? options.activations : ActivationChoices{Activations::recompute},
+          .mlp_chunk = options.trainable && options.mlp_chunk < options.max_tokens ? options.mlp_chunk : 0,
           .lora_dropout = options.lora_dropout, .expert_adapters = expert_adapters};
 }
 

@@ -19,6 +19,7 @@ struct ModelOptions {
   std::vector<Residency> residency = {};  // by layer; empty: all resident. Which are streamed is the state's to say
   StreamOptions stream = {};              // of a plan; a state has its own, but for how a head on the host is brought
   ActivationChoices activations = {};   // what the backward pass computes again
+  std::uint32_t mlp_chunk = 0;          // see LayersOptions; of training
   bool one_decoded_room = false;        // see LayersOptions
   std::uint32_t offloaded_inputs = 0;   // layers; see LayerInputsOptions
   std::uint32_t max_tokens = 0;         // of one batch

@@ -1,10 +1,13 @@
 #include "nibble/model/plain_layers.h"
 
+#include <algorithm>
+
 namespace nibble {
 namespace {
 
 ActivationShape shape_of(const ModelConfig& config, const LayersOptions& options) {
-  return {.tokens = options.max_tokens, .config = &config, .path = options.path, .rank = options.rank, .use_dora = options.use_dora};
+  return {.tokens = options.max_tokens, .config = &config, .path = options.path, .rank = options.rank, .use_dora = options.use_dora,
+          .mlp_chunk = options.mlp_chunk};
 }
 
 }  // namespace
@@ -14,10 +17,12 @@ PlainLayers::PlainLayers(gpu::Device& device, const ModelConfig& config, const D
     : config_(config),
       weights_(weights),
       path_(options.path),
+      mlp_chunk_(options.mlp_chunk),
       frozen_(device, weights, config, options.path, options.residency, options.one_decoded_room),
       activations_(make_layer_activations(device, shape_of(config_, options), options.activations)),
       shared_(options.activations),
       scratch_(make_scratch(device, shape_of(config_, options), options.trainable)) {
+  if (mlp_chunk_ > 0) chunk_ = make_mlp_chunk(device, shape_of(config_, options));
   if (config_.has_experts()) experts_.emplace(device, config_, weights_, options);
 }
 
@@ -25,7 +30,8 @@ LayersBytes PlainLayers::bytes(const gpu::Device& device, const ModelConfig& con
   const ActivationShape shape = shape_of(config, options);
   std::uint64_t activations = 0;
   for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) {
-    activations += activation_sets(options.activations, config.num_layers, part) * layer_activation_bytes(shape, part);
+    const bool chunk = part == LayerPart::mlp && options.mlp_chunk > 0;
+    activations += (chunk ? 1 : activation_sets(options.activations, config.num_layers, part)) * layer_activation_bytes(shape, part);
   }
   const LayersBytes experts = config.has_experts() ? ExpertMlp::bytes(device, config, options) : LayersBytes{};
   return {.decoded_weights = FrozenWeights::bytes(config, options.path, options.residency, options.one_decoded_room),
@@ -69,7 +75,7 @@ void PlainLayers::recompute(const LayerPass& pass, std::uint32_t layer, const Te
   if (shared_.lacks(layer, LayerPart::attention)) {
     attention_forward(context, layer, input, activations, first_tokens(scratch_, config_, pass.stream.tokens));
   }
-  if (!shared_.lacks(layer, LayerPart::mlp)) return;
+  if (mlp_chunk_ > 0 || !shared_.lacks(layer, LayerPart::mlp)) return;
   if (experts_) {
     experts_->recompute(experts_at(pass, layer), activations.middle);
   } else {
@@ -87,8 +93,23 @@ void PlainLayers::backward(const LayerPass& pass, std::uint32_t layer, const Ten
 
 void PlainLayers::mlp(const LayerPass& pass, std::uint32_t layer, LayerActivations& activations, const Tensor& output) {
   if (experts_) return experts_->forward(experts_at(pass, layer), activations.middle, output);
+  if (mlp_chunk_ > 0) {
+    return for_each_chunk(pass, layer, activations, [&](const LayerContext& context, LayerActivations& chunk, std::uint32_t begin, std::uint32_t end) {
+      nibble::mlp_forward(context, layer, chunk, output.rows(begin, end));
+    });
+  }
   const LinearContext linears = linear(pass);
   nibble::mlp_forward(at(pass, linears, layer), layer, activations, output);
+}
+
+void PlainLayers::for_each_chunk(const LayerPass& pass, std::uint32_t layer, const LayerActivations& activations, const VisitChunk& visit) {
+  for (std::uint32_t begin = 0; begin < pass.stream.tokens; begin += mlp_chunk_) {
+    const std::uint32_t end = std::min(pass.stream.tokens, begin + mlp_chunk_);
+    LinearContext linears = linear(pass);
+    linears.dropout.first_row = begin;
+    LayerActivations chunk = chunk_of(activations, chunk_, config_, begin, end);
+    visit(at(pass, linears, layer), chunk, begin, end);
+  }
 }
 
 void PlainLayers::mlp_forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) {
@@ -100,6 +121,12 @@ void PlainLayers::mlp_forward(const LayerPass& pass, std::uint32_t layer, const 
 void PlainLayers::mlp_backward(const LayerPass& pass, std::uint32_t layer, const Tensor& dx) {
   const LayerActivations activations = activations_of(layer, pass.stream.tokens);
   if (experts_) return experts_->backward(experts_at(pass, layer), activations.middle, dx);
+  if (mlp_chunk_ > 0) {
+    return for_each_chunk(pass, layer, activations, [&](const LayerContext& context, LayerActivations& chunk, std::uint32_t begin, std::uint32_t end) {
+      recompute_mlp(context, layer, chunk);
+      nibble::mlp_backward(context, layer, chunk, first_tokens(scratch_, config_, end - begin), dx.rows(begin, end));
+    });
+  }
   const LinearContext linears = linear(pass);
   nibble::mlp_backward(at(pass, linears, layer), layer, activations, first_tokens(scratch_, config_, pass.stream.tokens), dx);
 }

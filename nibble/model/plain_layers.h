@@ -4,6 +4,7 @@
 #include "nibble/model/layer.h"
 #include "nibble/model/layers.h"
 
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -29,14 +30,19 @@ class PlainLayers : public Layers {
   LinearContext linear(const LayerPass& pass);
   LayerContext at(const LayerPass& pass, const LinearContext& linears, std::uint32_t layer) const;
   void mlp(const LayerPass& pass, std::uint32_t layer, LayerActivations& activations, const Tensor& output);
+  using VisitChunk = std::function<void(const LayerContext&, LayerActivations& chunk, std::uint32_t begin, std::uint32_t end)>;
+  // In their order, of a pass's tokens.
+  void for_each_chunk(const LayerPass& pass, std::uint32_t layer, const LayerActivations& activations, const VisitChunk& visit);
   LayerActivations activations_of(std::uint32_t layer, std::uint32_t tokens) const;
 
   ModelConfig config_;
   const DeviceWeights& weights_;
   ProductPath path_;
+  std::uint32_t mlp_chunk_;
   FrozenWeights frozen_;
   std::vector<LayerActivations> activations_;  // of each layer
   SharedActivations shared_;
+  LayerActivations chunk_;  // of the MLP, where it goes in chunks
   Scratch scratch_;
   std::optional<ExpertMlp> experts_;  // where the model has them
 };

@@ -103,6 +103,7 @@ struct TrainOptions {
   Checkpointing gradient_checkpointing = Checkpointing::automatic;
   std::optional<std::uint32_t> offload_inputs;  // layers whose input lies in host memory between the passes; empty: what memory needs
   std::optional<bool> shared_decode;  // decoded projections share one room; empty: where memory needs it
+  std::uint32_t mlp_chunk = 0;  // rows of which the MLP's values exist at a time; 0: all, and fewer where memory needs it
   std::uint32_t head_chunk = 0;
   MemoryLimit vram_limit;
   bool dry_run = false;  // stop after the plan

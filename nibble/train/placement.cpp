@@ -4,6 +4,7 @@
 #include "nibble/gpu/host_tensor.h"
 #include "nibble/report/progress.h"
 #include "nibble/train/plan_cost.h"
+#include "nibble/weights/nf4_room.h"
 
 #include <algorithm>
 
@@ -30,7 +31,7 @@ ActivationChoices choices_of(std::uint32_t layers, std::uint32_t recompute_mlp, 
 struct Setup {
   std::optional<TrainedHeadOptions> head;
   bool one_room = false;
-  std::uint32_t chunk = 0, streamed = 0;
+  std::uint32_t mlp_chunk = 0, chunk = 0, streamed = 0;
   TablePlaces tables;
   MemoryPlace moments = MemoryPlace::device;  // of the adapters
 };
@@ -42,7 +43,8 @@ class Planner {
       : options_(options), device_(device), config_(config), path_(path), room_(room), budget_(budget),
         cost_{.info = device.info(), .config = config, .path = path,
               .carried = path == ProductPath::matrix && memory_of(device.info(), options.stream) == gpu::HostMemory::carried, .room = room,
-              .work = StepWork(config, options.lora.rank, options.max_length, options.train_head), .rates = rates},
+              .work = StepWork(config, options.lora.rank, options.max_length, options.train_head), .rates = rates,
+              .layer_bytes = static_cast<double>(nf4_layer_bytes(config))},
         lora_elements_(lora_elements(config, options.lora)) {}
 
   // With seconds by `estimate`.
@@ -51,14 +53,13 @@ class Planner {
                       most_offloaded());
     check<UsageError>(most_offloaded() == 0 || gpu::has_host_tensors(device_.info()), "--offload-inputs",
                       "{} cannot reach memory of this process.", device_.info().name);
+    check_said_chunk();
     weigh_parts();
     for (const auto& head : heads()) {
       for (const bool one_room : rooms()) {
-        for (const TablePlaces& tables : table_choices()) {
-          for (const std::uint32_t chunk : chunks(tables)) {
-            for (std::uint32_t streamed = 0; streamed <= most_streamed(); ++streamed) {
-              for (const MemoryPlace moments : moment_places()) consider({head, one_room, chunk, streamed, tables, moments});
-            }
+        for (const std::uint32_t mlp_chunk : mlp_chunks()) {
+          for (const TablePlaces& tables : table_choices()) {
+            for (const std::uint32_t chunk : chunks(tables)) consider_weights({head, one_room, mlp_chunk, chunk, 0, tables});
           }
         }
       }
@@ -66,11 +67,21 @@ class Planner {
     if (best_) return placement(*best_, estimate);
     check<UsageError>(!budget_.promised, "--vram-limit",
                       "This run needs at least {} ({} bytes) of GPU memory with all given up that the other options allow; the limit is {} ({} bytes).",
-                      human_bytes(least_->bytes), least_->bytes, human_bytes(budget_.bytes), budget_.bytes);
+                      human_bytes(least_->bytes + budget_.driver), least_->bytes + budget_.driver, human_bytes(budget_.bytes + budget_.driver),
+                      budget_.bytes + budget_.driver);
     return placement(*least_, estimate);
   }
 
  private:
+  void consider_weights(Setup setup) {
+    for (setup.streamed = 0; setup.streamed <= most_streamed(); ++setup.streamed) {
+      for (const MemoryPlace moments : moment_places()) {
+        setup.moments = moments;
+        consider(setup);
+      }
+    }
+  }
+
   struct Candidate {
     Setup setup;
     std::uint32_t offloaded = 0, recompute_mlp = 0, recompute = 0;  // layers
@@ -96,6 +107,24 @@ class Planner {
   std::vector<bool> rooms() const {
     if (options_.shared_decode) return {*options_.shared_decode};
     return {false, true};
+  }
+
+  // What is said of a chunk holds, as far as it can.
+  void check_said_chunk() const {
+    const Checkpointing said = options_.gradient_checkpointing;
+    check_mlp_chunk(config_, {said == Checkpointing::automatic ? Activations::recompute : activations_under(said)}, options_.mlp_chunk);
+  }
+
+  // Halves, quarters and so on of a batch's rows, where MLPs may be computed again.
+  std::vector<std::uint32_t> mlp_chunks() const {
+    if (options_.mlp_chunk > 0) return {options_.mlp_chunk};
+    std::vector<std::uint32_t> all = {0};
+    if (config_.has_experts() || options_.gradient_checkpointing == Checkpointing::off) return all;
+    constexpr std::uint32_t multiple = 2 * mlp_chunk_multiple, least = 2 * multiple;
+    for (std::uint32_t parts = 2; room_.tokens / parts >= least; parts *= 2) {
+      all.push_back((room_.tokens / parts + multiple - 1) / multiple * multiple);
+    }
+    return all;
   }
 
   std::vector<std::uint32_t> chunks(const TablePlaces& tables) const {
@@ -135,8 +164,8 @@ class Planner {
     stream.embedding = setup.tables.embedding_on_host;
     stream.head = setup.tables.head_on_host;
     return {.path = path_, .residency = choose_residency(config_.num_layers, rest, said), .stream = stream,
-            .one_decoded_room = setup.one_room, .max_tokens = room_.tokens, .max_labels = room_.labels, .head_chunk = setup.chunk,
-            .lora_dropout = options_.lora.lora_dropout > 0};
+            .mlp_chunk = setup.mlp_chunk, .one_decoded_room = setup.one_room, .max_tokens = room_.tokens,
+            .max_labels = room_.labels, .head_chunk = setup.chunk, .lora_dropout = options_.lora.lora_dropout > 0};
   }
 
   Placement placement(const Candidate& candidate, const StepRates& estimate) {
@@ -159,7 +188,7 @@ class Planner {
   // What the parts of one layer's activations and its input take. Of one layer all choices take the same.
   void weigh_parts() {
     const TablePlaces tables = table_choices().front();
-    const Setup any{heads().front(), rooms().front(), chunks(tables).front(), 0, tables, moment_places().front()};
+    const Setup any{heads().front(), rooms().front(), 0, chunks(tables).front(), 0, tables, moment_places().front()};
     const std::uint64_t others = std::max(1u, config_.num_layers - 1);
     const std::uint64_t least = bytes_with(any, Activations::recompute), without_mlp = bytes_with(any, Activations::recompute_mlp);
     attention_bytes_ = (without_mlp - least) / others;
@@ -167,23 +196,25 @@ class Planner {
     input_bytes_ = gpu::buffer_bytes(DType::f32, {room_.tokens, config_.hidden_size});
   }
 
-  std::uint64_t offloading_saves(std::uint32_t offloaded) const { return (offloaded - std::min(offloaded, most_places_)) * input_bytes_; }
+  std::uint64_t offloading_saves(std::uint32_t offloaded) const { return LayerInputs::saved(offloaded) * input_bytes_; }
 
   void consider(const Setup& setup) {
     const Checkpointing said = options_.gradient_checkpointing;
     const std::uint32_t layers = config_.num_layers;
-    const std::uint64_t least = bytes_with(setup, said == Checkpointing::automatic ? Activations::recompute : activations_under(said));
     const double seconds = setup_seconds(setup);
+    if (best_ && seconds >= best_->extra_seconds) return;
+    const std::uint64_t least = bytes_with(setup, said == Checkpointing::automatic ? Activations::recompute : activations_under(said));
     const std::uint32_t streamed = streamed_layers(setup);
     for (std::uint32_t offloaded = least_offloaded(); offloaded <= most_offloaded(); ++offloaded) {
       Candidate candidate{.setup = setup, .offloaded = offloaded, .bytes = least - offloading_saves(offloaded)};
       if (said == Checkpointing::automatic || said == Checkpointing::on) candidate.recompute = layers;
       if (said == Checkpointing::mlp) candidate.recompute_mlp = layers;
       candidate.extra_seconds = seconds + cost_.offloaded_inputs(offloaded, input_bytes_);
+      if (best_ && candidate.extra_seconds >= best_->extra_seconds) return;
       if (said == Checkpointing::automatic) {
         keep_what_fits(candidate, streamed);
       } else {
-        candidate.extra_seconds += cost_.layers(candidate.recompute_mlp, candidate.recompute, streamed);
+        candidate.extra_seconds += cost_.layers(candidate.recompute_mlp, candidate.recompute, streamed, setup.mlp_chunk);
       }
       take(candidate);
     }
@@ -194,15 +225,16 @@ class Planner {
     const std::uint32_t layers = config_.num_layers;
     const double before = candidate.extra_seconds;
     const std::uint64_t least = candidate.bytes;
-    candidate.extra_seconds = before + cost_.layers(0, layers, streamed);
+    const std::uint32_t chunk = candidate.setup.mlp_chunk;
+    candidate.extra_seconds = before + cost_.layers(0, layers, streamed, chunk);
     if (!fits(least)) return;
     for (std::uint32_t recompute = 0; recompute < layers; ++recompute) {
       const std::uint64_t attention = std::min(layers - recompute, layers - 1) * attention_bytes_;
       if (!fits(least + attention)) continue;
-      std::uint64_t kept = layers - 1;
-      if (budget_.bytes > 0 && mlp_bytes_ > 0) kept = std::min(kept, (budget_.bytes - least - attention) / mlp_bytes_);
-      const std::uint32_t given_up = kept == layers - 1 ? recompute : std::max(recompute, layers - static_cast<std::uint32_t>(kept));
-      const double seconds = before + cost_.layers(given_up - recompute, recompute, streamed);
+      std::uint64_t kept = chunk > 0 ? 0 : layers - 1;
+      if (kept > 0 && budget_.bytes > 0 && mlp_bytes_ > 0) kept = std::min(kept, (budget_.bytes - least - attention) / mlp_bytes_);
+      const std::uint32_t given_up = chunk == 0 && kept == layers - 1 ? recompute : std::max(recompute, layers - static_cast<std::uint32_t>(kept));
+      const double seconds = before + cost_.layers(given_up - recompute, recompute, streamed, chunk);
       if (seconds >= candidate.extra_seconds) continue;
       candidate.extra_seconds = seconds;
       candidate.recompute = recompute;
@@ -223,19 +255,18 @@ class Planner {
   // What saving memory costs a pass.
   double seconds_of(const Candidate& candidate) const {
     return setup_seconds(candidate.setup) + cost_.offloaded_inputs(candidate.offloaded, input_bytes_) +
-           cost_.layers(candidate.recompute_mlp, candidate.recompute, streamed_layers(candidate.setup));
+           cost_.layers(candidate.recompute_mlp, candidate.recompute, streamed_layers(candidate.setup), candidate.setup.mlp_chunk);
   }
 
   double setup_seconds(const Setup& setup) const {
     double seconds = cost_.head(head_of(setup));
     if (setup.one_room) seconds += cost_.one_room();
+    if (setup.mlp_chunk > 0) seconds += cost_.mlp_chunks(setup.mlp_chunk, setup.one_room);
     if (setup.tables.embedding_on_host) seconds += cost_.embedding_rows();
     if (setup.head) seconds += cost_.state_on_host(TrainedHead::bytes(device_.info(), config_, *setup.head).host);
     if (setup.moments == MemoryPlace::host) seconds += cost_.state_on_host(Moments::bytes(device_.info(), lora_elements_, moments(setup)).host);
     return seconds;
   }
-
-  static constexpr std::uint32_t most_places_ = LayerInputs::most_places;
 
   const TrainOptions& options_;
   const gpu::Device& device_;
@@ -257,7 +288,12 @@ MemoryBudget memory_budget(const TrainOptions& options, const gpu::AdapterInfo& 
   check<UsageError>(limit.bytes > 0 || info.memory_bytes > 0, "--vram-limit",
                     "{} does not say how much memory it has; give the limit in bytes, as 2GiB.", info.name);
   const double part = limit.part * static_cast<double>(info.memory_bytes);
-  return {.bytes = limit.bytes > 0 ? limit.bytes : static_cast<std::uint64_t>(part), .promised = true};
+  MemoryBudget budget{.bytes = limit.bytes > 0 ? limit.bytes : static_cast<std::uint64_t>(part), .promised = true};
+  // Dawn's own was 6 to 12 MiB beside the buffers of a step on an H200. Limits of tests are smaller than that.
+  constexpr std::uint64_t driver = std::uint64_t{12} << 20, least = std::uint64_t{256} << 20;
+  if (budget.bytes >= least) budget.driver = driver;
+  budget.bytes -= budget.driver;
+  return budget;
 }
 
 Placement place(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config, ProductPath path,

@@ -14,6 +14,7 @@ namespace nibble {
 struct MemoryBudget {
   std::uint64_t bytes = 0;  // 0: not known, nothing is given up
   bool promised = false;    // by --vram-limit: a run that needs more is refused
+  std::uint64_t driver = 0;  // of the limit, what is left to Dawn's own beside `bytes`
 };
 
 // That of the options, else nine tenths of the device's: the rest is left to the driver and to others. UsageError where a part

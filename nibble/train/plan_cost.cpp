@@ -3,7 +3,6 @@
 #include "nibble/gpu/host_tensor.h"
 #include "nibble/model/table_slices.h"
 #include "nibble/weights/joint.h"
-#include "nibble/weights/nf4_room.h"
 
 #include <algorithm>
 #include <cmath>
@@ -15,12 +14,13 @@ double PlanCost::pass() const {
   return (tokens * (work.step() - of_head) + labels * of_head) / rates.flops;
 }
 
-double PlanCost::again(std::uint32_t recompute_mlp, std::uint32_t recompute) const {
+double PlanCost::again(std::uint32_t recompute_mlp, std::uint32_t recompute, bool in_chunks) const {
   if (recompute > 0) {
     --recompute;
   } else if (recompute_mlp > 0) {
     --recompute_mlp;
   }
+  if (in_chunks) ++recompute_mlp;
   const double flops = recompute * work.again(Activations::recompute) + recompute_mlp * work.again(Activations::recompute_mlp);
   return room.tokens * flops / rates.flops;
 }
@@ -34,10 +34,10 @@ double PlanCost::copies(double seconds, double arithmetic) const {
 }
 
 // The forward pass has a third of the arithmetic and half of the copies.
-double PlanCost::layers(std::uint32_t recompute_mlp, std::uint32_t recompute, std::uint32_t streamed) const {
-  const double more = again(recompute_mlp, recompute);
+double PlanCost::layers(std::uint32_t recompute_mlp, std::uint32_t recompute, std::uint32_t streamed, std::uint32_t mlp_chunk) const {
+  const double more = again(recompute_mlp, recompute, mlp_chunk > 0);
   const double all = room.tokens * (work.step() - work.head_passes * work.head) / rates.flops, forward = room.tokens * work.forward() / rates.flops;
-  const double sent = streamed * static_cast<double>(nf4_layer_bytes(config)) / rates.link_bytes;
+  const double sent = streamed * layer_bytes / rates.link_bytes;
   return more + copies(sent, forward) + copies(sent, all - forward + more);
 }
 
@@ -49,6 +49,15 @@ double PlanCost::offloaded_inputs(std::uint32_t layers, std::uint64_t input_byte
 double PlanCost::one_room() const {
   const auto [out, in] = joint_dims(config, config.has_experts() ? Joint::qkv : Joint::gate_up);
   return config.num_layers * 2.5 * out * in / rates.memory_bytes;
+}
+
+// Forward and back its weights are asked for five times, and where each has its own room that of gate and up is read in two forms by the
+// backward pass.
+double PlanCost::mlp_chunks(std::uint32_t rows, bool one_room) const {
+  const double further = std::ceil(room.tokens / static_cast<double>(rows)) - 1;
+  const auto elements = [&](Joint joint) { return 1.0 * joint_dims(config, joint).out * joint_dims(config, joint).in; };
+  const double decoded = one_room ? 3 * elements(Joint::gate_up) + 2 * elements(Joint::down) : 2 * elements(Joint::gate_up);
+  return further * config.num_layers * 2.5 * decoded / rates.memory_bytes;
 }
 
 // Each chunk of rows reads the head for each product with it. In slices there is one more product, codes are decoded and what lies on

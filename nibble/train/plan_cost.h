@@ -19,16 +19,18 @@ struct PlanCost {
   BatchRoom room;
   StepWork work;
   StepRates rates;
+  double layer_bytes;  // of a streamed layer
 
   // All that is computed and nothing given up.
   double pass() const;
-  // Of the very last layer everything is still there.
-  double again(std::uint32_t recompute_mlp, std::uint32_t recompute) const;
-  // The same with so many layers streamed.
-  double layers(std::uint32_t recompute_mlp, std::uint32_t recompute, std::uint32_t streamed) const;
+  // Of layers that are computed again, with so many streamed. Of the very last one everything is still there, but of its MLP where that
+  // goes in chunks of rows (0: it does not).
+  double layers(std::uint32_t recompute_mlp, std::uint32_t recompute, std::uint32_t streamed, std::uint32_t mlp_chunk) const;
   double offloaded_inputs(std::uint32_t layers, std::uint64_t input_bytes) const;
   // Projections that are decoded into one room, some of them twice.
   double one_room() const;
+  // Each further chunk of the MLP decodes its weights again.
+  double mlp_chunks(std::uint32_t rows, bool one_room) const;
   // A head whose logits exist for so many rows at a time.
   double head(const HeadOptions& settled) const;
   // Rows of an embedding on the host.
@@ -38,6 +40,7 @@ struct PlanCost {
   double state_on_host(std::uint64_t bytes) const;
 
  private:
+  double again(std::uint32_t recompute_mlp, std::uint32_t recompute, bool in_chunks) const;
   double copies(double seconds, double arithmetic) const;
 };
 

@@ -88,7 +88,7 @@ class Stepper {
       : device_(state.device()),
         state_(state),
         model_(state, {.residency = options.residency, .stream = options.stream, .activations = options.activations,
-                       .one_decoded_room = options.one_decoded_room, .offloaded_inputs = options.offloaded_inputs,
+                       .mlp_chunk = options.mlp_chunk, .one_decoded_room = options.one_decoded_room, .offloaded_inputs = options.offloaded_inputs,
                        .max_tokens = options.tokens(), .max_labels = options.tokens(), .head_chunk = options.head_chunk}),
         lora_(*state.lora_mirror().train()),
         moments_(state.lora_mirror().moments()),
@@ -162,6 +162,8 @@ StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options)
   const StepWork work(options.config, options.lora_rank, options.length, options.head.has_value());
   result.required_flops = options.tokens() * work.step();
   result.flops = result.required_flops + options.tokens() * work.again(options.activations);
+  // In chunks the MLP of the very last layer is computed again too.
+  if (options.mlp_chunk > 0) result.flops += options.tokens() * work.again(Activations::recompute_mlp);
   result.peak_bytes = device.memory().peak;
   result.host_bytes = device.memory().host;
   result.copied_bytes = (copied_bytes(state) - copied) / options.steps;

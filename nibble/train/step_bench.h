@@ -16,6 +16,7 @@ struct StepBenchOptions {
   std::vector<Residency> residency = {};  // by layer; empty: all resident
   StreamOptions stream = {};
   ActivationChoices activations = {};
+  std::uint32_t mlp_chunk = 0;            // see LayersOptions
   bool one_decoded_room = false;          // see LayersOptions
   std::uint32_t offloaded_inputs = 0;     // see LayerInputsOptions
   std::uint32_t batch = 1, length = 512;  // segments and tokens of each; every token is trained

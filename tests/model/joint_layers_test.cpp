@@ -1,5 +1,6 @@
 #include "nibble/model/joint_layers.h"
 
+#include "nibble/base/error.h"
 #include "nibble/gpu/host_tensor.h"
 #include "nibble/model/model.h"
 #include "tests/support/files.h"
@@ -33,14 +34,16 @@ struct Batch {
   }
 };
 
+constexpr std::uint32_t most_tokens = 60;
+
 struct Setting {
   ProductPath path;
   LoraConfig lora;
   ModelOptions model = {};
   float dropout = 0;
+  std::uint32_t tokens = most_tokens;
 };
 
-constexpr std::uint32_t most_tokens = 60;
 
 // Adapters whose B is not zero, so that everything counts.
 ModelState tiny_state(const Setting& setting) {
@@ -48,7 +51,8 @@ ModelState tiny_state(const Setting& setting) {
                                       {.path = setting.path, .lora = setting.lora});
   std::uint64_t seed = 1;
   for (LoraLayer& layer : state.edit_lora()) {
-    for (const Projection p : setting.lora.target_modules) {
+    for (const Projection p : all_projections) {
+      if (!layer.at(p).used()) continue;
       auto& b = layer.at(p).b;
       b = test::random_values(b.size(), ++seed, 0.05f);
     }
@@ -64,12 +68,12 @@ Result gradients_of(const Setting& setting, const Batch& batch) {
   auto& device = test::device();
   const ModelState state = tiny_state(setting);
   ModelOptions options = setting.model;
-  options.max_tokens = options.max_labels = most_tokens;
+  options.max_tokens = options.max_labels = setting.tokens;
   options.lora_dropout = setting.dropout > 0;
   Model model(state, options);
   const LoraWeights& lora = *state.lora_mirror().train();
   Result result;
-  const Batch before(most_tokens - 11);  // nothing of it may be taken for this batch's
+  const Batch before(setting.tokens - 11);  // nothing of it may be taken for this batch's
   for (const Batch* one : {&before, &batch}) {
     gpu::Recorder recorder(device);
     const DeviceStream stream = model.upload(recorder, one->stream());
@@ -169,6 +173,61 @@ TEST(Activations, AreTheSameBitsWhateverIsComputedAgain) {
   }
 }
 
+// Four chunks of which the last has eight rows, or three, on every path, with all that goes by rows. Gradients of the adapters add up
+// their parts in another order; on matrix units so do the adapters' hidden values, which are f16: a rounding of 2^-11, or two.
+TEST(Activations, AreTheSameInChunksOfTheMlp) {
+  const Batch batch(200), shorter(150);
+  LoraConfig dora = all_targets();
+  dora.use_dora = true;
+  const ActivationChoices mixed{recompute_mlp, recompute, recompute_mlp, recompute};
+  for (const ProductPath path : test::product_paths()) {
+    const bool rounded = path == ProductPath::matrix;
+    for (Setting setting : {Setting{.path = path, .lora = all_targets(), .dropout = 0.3f},
+                            Setting{.path = path, .lora = targets({Projection::v, Projection::gate})}, Setting{.path = path, .lora = dora}}) {
+      setting.tokens = 200;
+      const Batch& one = setting.dropout > 0 ? batch : shorter;
+      SCOPED_TRACE(fmt::format("{}, dropout {}, {} tokens{}", test::name_of(path), setting.dropout, one.tokens.size(), setting.lora.use_dora ? ", DoRA" : ""));
+      setting.model.activations = {recompute};
+      const Result whole = gradients_of(setting, one);
+      setting.model.mlp_chunk = 64;
+      const Result chunks = gradients_of(setting, one);
+      EXPECT_LT(test::relative_error(chunks.losses, whole.losses), rounded ? 5e-4 : 1e-6);
+      EXPECT_LT(test::relative_error(chunks.gradients, whole.gradients), rounded ? 1e-3 : 1e-5);
+      setting.model.activations = mixed;
+      setting.model.one_decoded_room = true;
+      const Result again = gradients_of(setting, one);
+      EXPECT_EQ(again.losses, chunks.losses);
+      EXPECT_EQ(again.gradients, chunks.gradients);
+    }
+  }
+}
+
+// Without adapters nothing is added up in another order.
+TEST(Activations, OfTheBaseAreTheSameBitsInChunksOfTheMlp) {
+  auto& device = test::device();
+  const Batch batch(192);
+  for (const ProductPath path : test::product_paths()) {
+    const ModelState state = tiny_state({.path = path, .lora = all_targets()});
+    const auto losses = [&](std::uint32_t chunk) {
+      Model model(state, {.activations = {recompute}, .mlp_chunk = chunk, .max_tokens = 192, .max_labels = 192});
+      gpu::Recorder recorder(device);
+      const Head::Loss loss = model.base_loss(recorder, model.upload(recorder, batch.stream()));
+      recorder.submit();
+      return device.read<float>(loss.loss);
+    };
+    EXPECT_EQ(losses(64), losses(0)) << test::name_of(path);
+  }
+}
+
+TEST(Activations, AreKeptOfNoChunk) {
+  Setting setting{.path = ProductPath::f32, .lora = all_targets(), .model = {.activations = {recompute, keep, recompute, recompute}, .mlp_chunk = 64},
+                  .tokens = 128};
+  test::expect_error<UsageError>([&] { gradients_of(setting, Batch(128)); }, "gradient checkpointing has to allow");
+  setting.model.activations = {recompute};
+  setting.model.mlp_chunk = 72;
+  test::expect_error<UsageError>([&] { gradients_of(setting, Batch(128)); }, "give a multiple of 64");
+}
+
 // As many places as there are offloaded inputs, and fewer.
 TEST(Activations, AreTheSameBitsWhereverInputsLie) {
   if (must_skip_offloading()) GTEST_SKIP() << "The adapter cannot reach memory of this process.";
@@ -202,6 +261,27 @@ TEST(JointLayers, AreTheSameBitsHoweverMemoryIsUsed) {
   setting.model.one_decoded_room = true;
   setting.model.residency.front() = Residency::resident;
   EXPECT_EQ(gradients_of(setting, batch).gradients, kept.gradients);
+}
+
+// Where layers' packed adapters follow each other in one room: what a layer has not must not be another's.
+TEST(JointLayers, HaveNoAdaptersOfOtherLayers) {
+  if (!has_matrices()) GTEST_SKIP() << "The adapter has no matrices.";
+  const Batch batch(most_tokens);
+  LoraConfig lora = all_targets();
+  lora.target_pattern = R"(model\.layers\.(0\.(self_attn\.(q_proj|v_proj)|mlp\.down_proj)|1\.self_attn\.k_proj|1\.mlp\.up_proj|3\..*proj))";
+  for (const bool dora : {false, true}) {
+    lora.use_dora = dora;
+    Setting setting{.path = ProductPath::matrix, .lora = lora};
+    const Result apart = gradients_of(setting, batch);
+    ASSERT_GT(*std::max_element(apart.gradients.begin(), apart.gradients.end()), 0.0f);
+    setting.model.one_decoded_room = true;
+    for (const Activations choice : {keep, recompute}) {
+      setting.model.activations = {choice};
+      const Result together = gradients_of(setting, batch);
+      EXPECT_EQ(together.losses, apart.losses);
+      EXPECT_EQ(together.gradients, apart.gradients);
+    }
+  }
 }
 
 // A device that was tuned: weights in tiles, inner dimensions split.
@@ -287,11 +367,22 @@ TEST(JointLayers, TakeThePlannedBytes) {
       options.activations = choices;
       options.lora_dropout = dropout;
       const LoraWeights* lora = state.lora_mirror().on_device();
-      const std::uint64_t before = device.memory().current;
-      const auto layers = make_layers(device, state.config(), state.weights(), lora, options);
-      const LayersBytes planned = layers_bytes(device, state.config(), options);
-      const std::uint64_t sum = planned.activations + planned.decoded_weights + planned.scratch;
-      EXPECT_EQ(device.memory().current - before, sum) << describe(choices, 4);
+      const auto expect_planned = [&] {
+        const std::uint64_t before = device.memory().current;
+        const auto layers = make_layers(device, state.config(), state.weights(), lora, options);
+        const LayersBytes planned = layers_bytes(device, state.config(), options);
+        const std::uint64_t sum = planned.activations + planned.decoded_weights + planned.scratch;
+        EXPECT_EQ(device.memory().current - before, sum) << describe(choices, 4) << ", chunk " << options.mlp_chunk;
+        return sum;
+      };
+      options.max_tokens = 500;
+      const std::uint64_t whole = expect_planned();
+      options.one_decoded_room = true;
+      const std::uint64_t one_room = expect_planned();
+      EXPECT_LT(one_room, whole);
+      if (choices != ActivationChoices{recompute}) continue;
+      options.mlp_chunk = 128;
+      EXPECT_LT(expect_planned(), one_room);
     }
   }
 }

@@ -8,7 +8,7 @@ namespace {
 struct Variant {
   std::string family = "tiny";
   ActivationChoices activations = {};
-  std::uint32_t head_chunk = 0;
+  std::uint32_t mlp_chunk = 0, head_chunk = 0;
   Residency residency = Residency::resident;
   bool train_head = false;
   std::string stored = {};  // the folder beside the family's model that has it in another form, and a golden file of layer 0
@@ -28,7 +28,7 @@ ParityReport parity(ProductPath path, const Variant& variant) {
   if (variant.train_head) state.train_head({});
   const std::uint32_t tokens = golden_tokens(golden);
   Model model(state, {.residency = choose_residency(state.num_layers(), variant.residency, {}), .activations = variant.activations,
-                      .max_tokens = tokens, .max_labels = tokens, .head_chunk = variant.head_chunk});
+                      .mlp_chunk = variant.mlp_chunk, .max_tokens = tokens, .max_labels = tokens, .head_chunk = variant.head_chunk});
   return compare_with_golden(model, state, golden);
 }
 
@@ -57,6 +57,7 @@ void expect_parity(const Variant& variant) {
 
 TEST(Parity, EveryPathIsWithinTheBars) { expect_parity({}); }
 TEST(Parity, WithGradientCheckpointing) { expect_parity({.activations = {Activations::recompute}}); }
+TEST(Parity, WithMlpsInChunks) { expect_parity({.activations = {Activations::recompute}, .mlp_chunk = 64}); }
 TEST(Parity, WithSmallHeadChunks) { expect_parity({.head_chunk = 64}); }
 TEST(Parity, WithAHeadThatIsTrained) { expect_parity({.head_chunk = 64, .train_head = true}); }
 TEST(Parity, OfOtherFamilies) {

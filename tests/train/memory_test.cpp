@@ -59,7 +59,7 @@ TEST(MemoryCount, IsWhatDawnTakes) {
 struct Setting {
   std::uint32_t tokens, labels, rank;
   ActivationChoices activations = {};
-  std::uint32_t head_chunk = 0;
+  std::uint32_t head_chunk = 0, mlp_chunk = 0;
   bool one_room = false, dropout = false;
   std::uint32_t offloaded = 0, streamed = 0;
   std::optional<TrainedHeadOptions> head = {};
@@ -77,6 +77,9 @@ const std::vector<Setting>& settings() {
       {.tokens = 777, .labels = 300, .rank = 16, .activations = {recompute_mlp}, .one_room = true},
       {.tokens = 2048, .labels = 2048, .rank = 16, .activations = {recompute}, .head_chunk = 64, .one_room = true, .dropout = true,
        .offloaded = 4, .streamed = 4},
+      {.tokens = 1111, .labels = 100, .rank = 8, .activations = {recompute}, .mlp_chunk = 256, .one_room = true, .dropout = true},
+      {.tokens = 600, .labels = 100, .rank = 16, .activations = {recompute_mlp, recompute, recompute_mlp, recompute}, .mlp_chunk = 128,
+       .dora = true},
       {.tokens = 333, .labels = 333, .rank = 16, .head = TrainedHeadOptions{}},
       {.tokens = 512, .labels = 100, .rank = 8, .activations = {keep, recompute, recompute, recompute}, .head = on_host},
       {.tokens = 300, .labels = 300, .rank = 8, .dropout = true, .targets = {Projection::q, Projection::v}},
@@ -100,7 +103,7 @@ TEST(MemoryPlan, IsWhatIsAllocated) {
       ModelState state = ModelState::load(device, test::source_path("models/tiny-qwen3"),
                                           {.path = path, .lora = lora, .moments = setting.moments, .base_head = !setting.head, .residency = spread_streamed(4, setting.streamed)});
       if (setting.head) state.train_head(*setting.head);
-      const ModelOptions options{.path = path, .residency = spread_streamed(4, setting.streamed), .activations = setting.activations, .one_decoded_room = setting.one_room,
+      const ModelOptions options{.path = path, .residency = spread_streamed(4, setting.streamed), .activations = setting.activations, .mlp_chunk = setting.mlp_chunk, .one_decoded_room = setting.one_room,
                                  .offloaded_inputs = setting.offloaded,
                                  .max_tokens = setting.tokens, .max_labels = setting.labels, .head_chunk = setting.head_chunk,
                                  .lora_dropout = setting.dropout};

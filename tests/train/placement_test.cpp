@@ -4,6 +4,7 @@
 #include "nibble/gpu/host_tensor.h"
 #include "nibble/train/step_work.h"
 #include "nibble/weights/shapes.h"
+#include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
 #include <algorithm>
@@ -116,6 +117,7 @@ TEST(Placement, MomentsOfAdaptersLieOnTheHostWhereTheLimitNeedsIt) {
   options.offload_inputs = 0;
   options.shared_decode = true;
   options.head_chunk = 64;
+  options.mlp_chunk = room.tokens;  // all
   const Placement all = of_memory(0, options);
   const std::uint64_t whole = all.memory.total(), bytes = 8 * lora_elements(shape_by_name("qwen3-4b"), options.lora);
   const Placement less = of_memory(whole - 1, options);
@@ -131,6 +133,38 @@ TEST(Placement, MomentsOfAdaptersLieOnTheHostWhereTheLimitNeedsIt) {
   EXPECT_LT(codes.memory.adapters, all.memory.adapters - bytes / 10 * 7);
   EXPECT_EQ(least_of({}), of_memory(least_of({}), {}).memory.total());
   EXPECT_EQ(of_memory(least_of({}), {}).moments.kind, MomentKind::f32);
+}
+
+// The largest chunk of the MLP that is small enough, and none where all rows are.
+TEST(Placement, TakesTheLargestChunkOfTheMlpThatFits) {
+  TrainOptions options;
+  options.shared_decode = true;
+  options.head_chunk = 64;
+  options.lora_state = MemoryPlace::device;
+  options.residency = Residency::streamed;
+  options.offload_inputs = 0;
+  options.gradient_checkpointing = Checkpointing::on;
+  const auto taken = [&](std::uint64_t memory) { return of_memory(memory, options); };
+  const Placement all = taken(std::uint64_t{1} << 50);
+  EXPECT_EQ(all.model.mlp_chunk, 0u);
+  std::uint64_t bytes = all.memory.total();
+  double extra = all.extra_seconds;
+  for (const std::uint32_t rows : {1024u, 512u, 256u}) {
+    const Placement placement = taken(bytes - 1);
+    EXPECT_EQ(placement.model.mlp_chunk, rows);
+    EXPECT_LT(placement.memory.total(), bytes);
+    EXPECT_GT(placement.extra_seconds, extra);
+    bytes = placement.memory.total();
+    extra = placement.extra_seconds;
+  }
+  EXPECT_THROW(taken(bytes - 1), UsageError);
+  options.mlp_chunk = 192;
+  EXPECT_EQ(taken(std::uint64_t{1} << 50).model.mlp_chunk, 192u);
+  options.mlp_chunk = 100;
+  test::expect_error<UsageError>([&] { taken(std::uint64_t{1} << 50); }, "give a multiple of 64");
+  options.mlp_chunk = 192;
+  options.gradient_checkpointing = Checkpointing::off;
+  test::expect_error<UsageError>([&] { taken(std::uint64_t{1} << 50); }, "gradient checkpointing has to allow");
 }
 
 TEST(Placement, RefusesWhatCannotBePromised) {

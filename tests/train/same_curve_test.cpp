@@ -45,6 +45,25 @@ TEST(SameCurve, WithGradientCheckpointing) {
   expect_same(curve, sixteen_rows());
 }
 
+TEST(SameCurve, WithMlpsInChunks) {
+  TrainOptions options = test::golden_options({});
+  options.gradient_checkpointing = Checkpointing::on;
+  const std::uint64_t all_rows = run(options, ProductPath::f32).plan.memory.total();
+  options.mlp_chunk = 256;
+  for (const ProductPath path : test::product_paths()) {
+    const test::TrainedCurve curve = run(options, path);
+    EXPECT_EQ(curve.plan.model.mlp_chunk, 256u);
+    if (path == ProductPath::f32) {
+      EXPECT_LT(curve.plan.memory.total(), all_rows);
+      expect_same(curve, sixteen_rows());
+    } else {
+      options.mlp_chunk = 0;
+      expect_same(curve, run(options, path));
+      options.mlp_chunk = 256;
+    }
+  }
+}
+
 TEST(SameCurve, WithCachedWeights) {
   TrainOptions options = test::golden_options({});
   options.residency = Residency::cached;
