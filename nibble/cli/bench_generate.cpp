@@ -68,7 +68,8 @@ int run(GenerateFlags flags) {
   BenchReport report("generate", flags.bench, {{"model", flags.shape.label()},
                                                {"lora_rank", flags.generator.lora_rank},
                                                {"streamed_layers", streamed},
-                                               {"stream_memory", flags.residency.memory}});
+                                               {"stream_memory", flags.residency.memory},
+                                               {"double_quant", flags.residency.double_quant}});
   bool passed = true;
   for (const std::uint32_t length : flags.prompt_length) {
     flags.generator.prompt_length = length;

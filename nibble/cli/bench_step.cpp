@@ -95,6 +95,7 @@ Json settings_of(const StepFlags& flags) {
   return {{"model", flags.shape.label()},
           {"lora_rank", flags.step.lora_rank},
           {"gradient_checkpointing", checkpointing_word(flags)},
+          {"double_quant", flags.residency.double_quant},
           {"residency", flags.residency.name},
           {"stream_memory", flags.residency.memory},
           {"stream_slots", flags.residency.slots},
@@ -115,6 +116,7 @@ std::string moments_text(const StepFlags& flags) {
 std::string residency_text(const StepFlags& flags) {
   const std::uint32_t streamed = count_of(flags.residency.of(flags.step.config.num_layers), flags.step.config.num_layers, Residency::streamed);
   std::string text = flags.residency.name == "cached" ? ", cached" : "";
+  if (flags.residency.double_quant) text += ", scales in 8 bits";
   if (flags.residency.embedding == "host") text += ", embedding on the host";
   if (flags.residency.head == "host") text += ", head on the host";
   if (flags.residency.head_bits < 16) text += fmt::format(", head in {} bits", flags.residency.head_bits);

@@ -17,6 +17,7 @@ struct ResidencyFlags {
   std::string embedding = "device", head = "device";
   std::uint32_t head_bits = 16;
   std::uint32_t slots = StreamOptions{}.slots;
+  bool double_quant = false;
 
   enum class Cached { offered, left_out };
   void add_to(CLI::App& verb, Cached cached);

@@ -110,6 +110,7 @@ void print_memory(const RunPlan& plan, Progress& progress) {
   row("frozen weights", m.frozen_weights,
       streamed > 0 ? fmt::format("NF4 of {} layers, {} others are streamed; norms{}", plan.config.num_layers - streamed, streamed, tables)
                    : "NF4, norms" + tables);
+  if (plan.model.stream.double_quant) progress.say(fmt::format("  {:<16} {:>11}  scales of NF4 are kept in 8 bits, and those of a layer decoded", "", ""));
   row("decoded weights", m.decoded_weights,
       plan.model.one_decoded_room ? "one room, in which each projection takes the place of the last" : "a room for each projection");
   row("adapter", m.adapters,

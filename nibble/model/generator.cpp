@@ -207,9 +207,9 @@ std::vector<std::uint32_t> Generator::places_of(std::span<const Text> parts) con
 }
 
 // After a step of the same texts, one token each. A change of the adapter forgets what was seen, and with it the places.
-// What the rooms of streamed and of decoded weights hold is noted as it is recorded, so passes through these must be submitted.
+// What the rooms of streamed and of decoded weights and scales hold is noted as it is recorded, so passes through these must be submitted.
 void Generator::prepare_next(std::span<const Text> parts) {
-  if (!steps_ || weights_.stream || head_.in_slices()) return;
+  if (!steps_ || weights_.stream || weights_.scales || head_.in_slices()) return;
   const std::uint32_t any = 0;
   std::vector<Text> next;
   for (const Text& part : parts) {

@@ -1,6 +1,7 @@
 #include "nibble/model/memory_plan.h"
 
 #include "nibble/weights/nf4_room.h"
+#include "nibble/weights/scale_room.h"
 
 #include <algorithm>
 
@@ -33,14 +34,15 @@ TableBytes tables_bytes(const gpu::Device& device, const ModelConfig& config, co
 std::uint64_t frozen_bytes(const ModelConfig& config, const ModelOptions& options, const TableBytes& tables) {
   const std::uint64_t streamed = count_of(options.residency, config.num_layers, Residency::streamed);
   const std::uint64_t on_device = config.num_layers - streamed + stream_slots(options.residency, config.num_layers, options.stream);
-  return on_device * buffer_bytes(nf4_layer_bytes(config)) + config.num_layers * vectors_of_layer(config) + buffer_bytes(DType::f32, {config.hidden_size}) +
+  const std::uint64_t scales = options.stream.double_quant ? ScaleRoom::bytes(config) : 0;
+  return scales + on_device * buffer_bytes(nf4_layer_bytes(config, options.stream.double_quant)) + config.num_layers * vectors_of_layer(config) + buffer_bytes(DType::f32, {config.hidden_size}) +
          tables.device;
 }
 
 // Of what is streamed, in host memory.
 std::uint64_t host_weight_bytes(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options, const TableBytes& tables) {
   const std::uint64_t layers = count_of(options.residency, config.num_layers, Residency::streamed);
-  return layers * gpu::host_buffer_bytes(device.info(), memory_of(device.info(), options.stream), nf4_layer_bytes(config)) + tables.host;
+  return layers * gpu::host_buffer_bytes(device.info(), memory_of(device.info(), options.stream), nf4_layer_bytes(config, options.stream.double_quant)) + tables.host;
 }
 
 // Beside the layers: batches and tables of angles; partial sums of the gradients' norm, statistics of a step, and of pairs.

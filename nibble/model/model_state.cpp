@@ -4,6 +4,7 @@
 #include "nibble/base/log.h"
 #include "nibble/quant/nf4.h"
 #include "nibble/weights/gguf_model.h"
+#include "nibble/weights/scale_room.h"
 #include "nibble/weights/shapes.h"
 
 namespace nibble {
@@ -131,7 +132,7 @@ const std::vector<Nf4Layer>& ModelState::layers() const {
     for (const Projection p : all_projections) {
       const Nf4Matrix& matrix = weights_->layers[i].projection(p);
       host_layers_[i].at(p).packed = device_->read<std::uint8_t>(matrix.packed);
-      host_layers_[i].at(p).absmax = device_->read<float>(matrix.absmax);
+      host_layers_[i].at(p).absmax = read_absmax(*device_, matrix);
       host_layers_[i].at(p).codes = matrix.codes;
     }
   }

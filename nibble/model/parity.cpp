@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/model/golden.h"
+#include "nibble/weights/scale_room.h"
 
 #include <algorithm>
 #include <cmath>
@@ -51,7 +52,7 @@ void compare_nf4(Model& model, const DeviceWeights& weights, const SafetensorsFi
         report.nf4_differences += (codes[i] >> 4 != ours[i] >> 4) + ((codes[i] & 15) != (ours[i] & 15));
       }
       const auto absmax = golden.read_as_f32("nf4.absmax." + module);
-      const auto our_absmax = model.device().read<float>(matrix.absmax);
+      const auto our_absmax = read_absmax(model.device(), matrix);
       check<DataError>(absmax.size() == our_absmax.size(), golden.path().string(), "\"nf4.absmax.{}\" has {} values, not {}.",
                        module, absmax.size(), our_absmax.size());
       for (std::size_t i = 0; i < absmax.size(); ++i) report.nf4_differences += absmax[i] != our_absmax[i];

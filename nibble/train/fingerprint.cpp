@@ -33,6 +33,19 @@ Json tokens_of(const TrainOptions& o) {
           {"learning_rate", o.tokens_learning_rate ? Json(*o.tokens_learning_rate) : Json()}};
 }
 
+// Of the frozen model.
+Json base_facts(const TrainOptions& o, const Checkpoint& base, const ModelConfig& config) {
+  Json facts = {{"base_hash", base_hash(base)},
+                {"double_quant", o.stream.double_quant},
+                {"model_type", config.model_type},
+                {"rms_norm_eps", config.rms_norm_eps},
+                {"sliding_window", config.sliding_window},
+                {"rope_parameters", rope_of(config.rope)}};
+  if (!config.nope.empty()) facts["nope"] = config.nope;
+  if (o.stream.tables != TableForm::dense) facts["head_bits"] = bits_of(o.stream.tables);
+  return facts;
+}
+
 Json weights_of(const data::DataFiles& files) {
   Json weights;
   if (!files.weighted()) return weights;
@@ -107,14 +120,8 @@ Json fingerprint(const TrainOptions& o, const RunData& data, const Checkpoint& b
           {"data_weights", weights_of(o.data)},
           {"skip_bad_rows", o.skip_bad_rows},
           {"data_hash", hash_text(*data.train.file)},
-          {"valid_hash", data.valid.file ? Json(hash_text(*data.valid.file)) : Json()},
-          {"base_hash", base_hash(base)},
-          {"model_type", config.model_type},
-          {"rms_norm_eps", config.rms_norm_eps},
-          {"sliding_window", config.sliding_window},
-          {"rope_parameters", rope_of(config.rope)}};
-  if (!config.nope.empty()) facts["nope"] = config.nope;
-  if (o.stream.tables != TableForm::dense) facts["head_bits"] = bits_of(o.stream.tables);
+          {"valid_hash", data.valid.file ? Json(hash_text(*data.valid.file)) : Json()}};
+  facts.update(base_facts(o, base, config));
   return facts;
 }
 

@@ -44,7 +44,7 @@ class Planner {
         cost_{.info = device.info(), .config = config, .path = path,
               .carried = path == ProductPath::matrix && memory_of(device.info(), options.stream) == gpu::HostMemory::carried, .room = room,
               .work = StepWork(config, options.lora.rank, options.max_length, options.train_head), .rates = rates,
-              .layer_bytes = static_cast<double>(nf4_layer_bytes(config))},
+              .layer_bytes = static_cast<double>(nf4_layer_bytes(config, options.stream.double_quant))},
         lora_elements_(lora_elements(config, options.lora)) {}
 
   // With seconds by `estimate`.

@@ -135,4 +135,14 @@ void read_bnb(const BnbMatrix& matrix, std::uint64_t first_block, std::span<std:
                    first_block + static_cast<std::uint64_t>(bad - absmax.begin()), matrix.codes.tensor->name, bad == absmax.end() ? 0.0f : *bad);
 }
 
+std::optional<DoubleQuantized> bnb_double_quantized(const BnbMatrix& matrix) {
+  if (!matrix.nested_absmax.tensor || matrix.nested_blocksize != nested_block_size || matrix.nested_map != dynamic_map()) return std::nullopt;
+  DoubleQuantized scales{.codes = std::vector<std::uint8_t>(matrix.absmax.tensor->numel()),
+                         .nested_absmax = std::vector<float>(matrix.nested_absmax.tensor->numel()),
+                         .offset = matrix.nested_offset};
+  read_from(matrix.absmax, 0, scales.codes);
+  read_from(matrix.nested_absmax, 0, scales.nested_absmax);
+  return scales;
+}
+
 }  // namespace nibble

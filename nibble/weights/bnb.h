@@ -2,6 +2,7 @@
 
 #include "nibble/base/nf4_table.h"
 #include "nibble/io/checkpoint.h"
+#include "nibble/quant/double_quant.h"
 
 #include <array>
 #include <optional>
@@ -32,6 +33,9 @@ std::optional<BnbMatrix> bnb_matrix(const Checkpoint& checkpoint, const std::str
 // Codes (two a byte, the first in the high half) as they are and absmax as bitsandbytes restores it in f32, of as many blocks
 // from `first_block` on as `absmax` has room for; `codes` has room for theirs.
 void read_bnb(const BnbMatrix& matrix, std::uint64_t first_block, std::span<std::uint8_t> codes, std::span<float> absmax);
+
+// Its scales in 8 bits as they are; empty where they are in f32, or quantised by another map or in other blocks than nibble's own.
+std::optional<DoubleQuantized> bnb_double_quantized(const BnbMatrix& matrix);
 
 // Whether a tensor of that name belongs to the quantised `weight`.
 bool is_bnb_part(std::string_view name, std::string_view weight);

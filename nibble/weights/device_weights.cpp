@@ -8,6 +8,7 @@
 #include "nibble/weights/made_up_values.h"
 #include "nibble/weights/nf4_room.h"
 #include "nibble/weights/read_nf4.h"
+#include "nibble/weights/scale_room.h"
 
 #include <algorithm>
 #include <chrono>
@@ -61,18 +62,27 @@ gpu::Tensor load_qkv_bias(gpu::Device& device, const Checkpoint& checkpoint, std
 }
 
 // The matrix `index` of those that the projection has; all have one code book.
-void write_nf4(Nf4Room& room, const Nf4Values& values, Projection p, std::uint32_t index, Nf4Matrix& matrix) {
+void write_nf4(Nf4Room& room, const Nf4Source& source, const Nf4Values& values, Projection p, std::uint32_t index, Nf4Matrix& matrix) {
   check<DataError>(index == 0 || matrix.codes == values.codes, "experts", "Some experts of a projection are in NF4 and some in FP4; all must be in one.");
   matrix.codes = values.codes;
-  matrix.largest = std::max(index == 0 ? 0.0f : matrix.largest, *std::max_element(values.absmax.begin(), values.absmax.end()));
+  const auto count_largest = [&](std::span<const float> absmax) {
+    matrix.largest = std::max(index == 0 ? 0.0f : matrix.largest, *std::max_element(absmax.begin(), absmax.end()));
+  };
   const Nf4Matrix& to = room.projections()[static_cast<std::size_t>(p)];
   room.write(to.packed, std::as_bytes(std::span(values.packed)), index * values.packed.size());
-  room.write(to.absmax, std::as_bytes(std::span(values.absmax)), index * values.absmax.size_bytes());
+  if (to.absmax) {
+    room.write(to.absmax, std::as_bytes(std::span(values.absmax)), index * values.absmax.size_bytes());
+    return count_largest(values.absmax);
+  }
+  const DoubleQuantized scales = double_quantized(values.absmax, source.bnb);
+  room.write_scales(p, index, scales);
+  count_largest(decoded(scales));
 }
 
 std::shared_ptr<LayerStream> make_stream(gpu::Device& device, const ModelConfig& config, const LoadOptions& options) {
   const std::uint32_t slots = stream_slots(options.residency, config.num_layers, options.stream);
-  return slots > 0 ? std::make_shared<LayerStream>(device, config, slots, memory_of(device.info(), options.stream) == gpu::HostMemory::carried)
+  return slots > 0 ? std::make_shared<LayerStream>(device, config, slots, memory_of(device.info(), options.stream) == gpu::HostMemory::carried,
+                                                   options.stream.double_quant)
                    : nullptr;
 }
 
@@ -81,7 +91,7 @@ void fill_projections(gpu::Device& device, const ModelConfig& config, const Load
                       const std::function<void(Nf4Room&, Projection, Nf4Matrix&)>& fill) {
   const auto layer = static_cast<std::uint32_t>(weights.layers.size() - 1);
   const bool streamed = residency_of(options.residency, layer) == Residency::streamed;
-  Nf4Room room(device, config, streamed ? std::optional(memory_of(device.info(), options.stream)) : std::nullopt);
+  Nf4Room room(device, config, streamed ? std::optional(memory_of(device.info(), options.stream)) : std::nullopt, options.stream.double_quant);
   LayerProjections& projections = weights.layers.back().projections;
   projections = room.projections();
   for (const Projection p : all_projections) fill(room, p, projections[static_cast<std::size_t>(p)]);
@@ -143,6 +153,7 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
   LoadTimes unused, &times = options.times ? *options.times : unused;
   DeviceWeights weights;
   weights.stream = make_stream(device, config, options);
+  if (options.stream.double_quant) weights.scales = std::make_shared<ScaleRoom>(device, config);
   const auto table = [&](std::string_view name, bool on_host) {
     const Stopwatch watch(times.dense);
     const Checkpoint::Entry& entry = checkpoint.at(name);
@@ -179,7 +190,7 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
         const Nf4Values values = reader.next();
         {
           const Stopwatch watch(times.upload);
-          write_nf4(room, values, p, index, matrix);
+          write_nf4(room, source, values, p, index, matrix);
         }
         meter.add(source.entry.tensor->bytes);
       }
@@ -199,6 +210,7 @@ DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, co
   };
   DeviceWeights weights;
   weights.stream = make_stream(device, config, options);
+  if (options.stream.double_quant) weights.scales = std::make_shared<ScaleRoom>(device, config);
   weights.embedding = table(places.embedding_on_host);
   weights.base_head = config.tie_word_embeddings ? weights.embedding : table(places.head_on_host);
   weights.head = weights.base_head;
@@ -224,7 +236,12 @@ DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, co
       matrix.largest = 0.06f;
       const auto write = [&](const gpu::Tensor& part, std::span<const std::byte> bytes, std::uint64_t first) { room.write(part, bytes, first); };
       fill_random(matrix.packed, any_word, write);
-      fill_random(matrix.absmax, scale_words(matrix.largest), write);
+      if (matrix.absmax) return fill_random(matrix.absmax, scale_words(matrix.largest), write);
+      // Double-quantised ones from 0.04 on and below the largest.
+      fill_random(matrix.scale_codes, any_word, write);
+      std::vector<float> blocks(matrix.scale_blocks.size(), 0.05f);
+      for (std::size_t at = 0; at < blocks.size(); at += 2) blocks[at] = 0.0099f;
+      room.write(matrix.scale_blocks, std::as_bytes(std::span(blocks)));
     });
   }
   return weights;

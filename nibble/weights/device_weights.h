@@ -20,7 +20,9 @@ namespace nibble {
 // half of its byte.
 struct Nf4Matrix {
   gpu::Tensor packed;  // (out * in / 8) u32, four bytes a word
-  gpu::Tensor absmax;  // (out * in / 64) f32
+  gpu::Tensor absmax;  // (out * in / 64) f32; empty where it is kept double-quantised, as the next two say (nibble/quant/double_quant.h)
+  gpu::Tensor scale_codes = {};   // (out * in / 64) u8
+  gpu::Tensor scale_blocks = {};  // (matrices, blocks of 256 scales of one, 2) f32: largest deviation, and the matrix's offset
   std::uint32_t out = 0, in = 0;  // of experts, which lie one below the other, the rows of all
   float largest = 1.0f;  // of absmax
   CodeBook codes = CodeBook::nf4;
@@ -42,6 +44,7 @@ struct LayerWeights {
 };
 
 class LayerStream;
+class ScaleRoom;
 enum class LayerOrder : std::uint8_t;
 
 struct DeviceWeights {
@@ -51,8 +54,10 @@ struct DeviceWeights {
   gpu::Tensor final_norm;
   std::vector<LayerWeights> layers;
   std::shared_ptr<LayerStream> stream;  // of the layers whose weights are sent to the device; null where there are none
+  std::shared_ptr<ScaleRoom> scales;    // where double-quantised scales are decoded; null where none are
 
-  // A layer's projections as kernels recorded from here on can read them: where it is streamed, until another layer is asked for.
+  // A layer's projections as kernels recorded from here on can read them: where it is streamed or its scales are double-quantised,
+  // until another layer is asked for.
   const LayerProjections& projections(gpu::Recorder& recorder, std::uint32_t layer) const;
   // Says in which order layers will be asked for, so that the next one can be on its way (layer_stream.h).
   void go(LayerOrder order) const;

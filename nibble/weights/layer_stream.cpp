@@ -2,18 +2,19 @@
 
 #include "nibble/base/error.h"
 #include "nibble/weights/nf4_room.h"
+#include "nibble/weights/scale_room.h"
 
 #include <algorithm>
 #include <utility>
 
 namespace nibble {
 
-LayerStream::LayerStream(gpu::Device& device, const ModelConfig& config, std::uint32_t slots, bool carried)
+LayerStream::LayerStream(gpu::Device& device, const ModelConfig& config, std::uint32_t slots, bool carried, bool double_quant)
     : layers_(config.num_layers), cargo_(carried ? gpu::Cargo::make(device) : nullptr) {
-  const auto words = static_cast<std::uint32_t>(nf4_layer_bytes(config) / 4);
+  const auto words = static_cast<std::uint32_t>(nf4_layer_bytes(config, double_quant) / 4);
   for (std::uint32_t i = 0; i < slots; ++i) {
     const gpu::Tensor room = device.tensor(DType::u32, {words}, "NF4 of streamed layers");
-    slots_.push_back({.room = room, .projections = place_nf4(room, config)});
+    slots_.push_back({.room = room, .projections = place_nf4(room, config, double_quant)});
   }
 }
 
@@ -100,7 +101,8 @@ std::optional<std::uint32_t> LayerStream::after(std::uint32_t layer) const {
 }
 
 const LayerProjections& DeviceWeights::projections(gpu::Recorder& recorder, std::uint32_t layer) const {
-  return stream && stream->has(layer) ? stream->projections(recorder, layer) : layers[layer].projections;
+  const LayerProjections& kept = stream && stream->has(layer) ? stream->projections(recorder, layer) : layers[layer].projections;
+  return scales ? scales->projections(recorder, layer, kept) : kept;
 }
 
 void DeviceWeights::go(LayerOrder order) const {

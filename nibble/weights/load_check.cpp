@@ -3,6 +3,7 @@
 #include "nibble/base/half.h"
 #include "nibble/quant/nf4.h"
 #include "nibble/weights/bnb.h"
+#include "nibble/weights/scale_room.h"
 
 #include <algorithm>
 
@@ -23,16 +24,33 @@ std::vector<std::byte> bytes_of_values(const Checkpoint::Entry& entry, std::uint
 
 // One of the matrices that lie one below the other.
 Nf4Matrix part_of(const Nf4Matrix& all, std::uint32_t index, std::uint32_t count) {
-  const std::uint64_t packed = all.packed.size() / count, absmax = all.absmax.size() / count;
-  return {.packed = all.packed.part(index * packed, {static_cast<std::uint32_t>(packed)}),
-          .absmax = all.absmax.part(index * absmax, {static_cast<std::uint32_t>(absmax)}), .out = all.out / count, .in = all.in, .codes = all.codes};
+  const std::uint64_t packed = all.packed.size() / count, absmax = packed * 8 / nf4_block;
+  Nf4Matrix part{.packed = all.packed.part(index * packed, {static_cast<std::uint32_t>(packed)}), .absmax = {}, .out = all.out / count, .in = all.in,
+                 .codes = all.codes};
+  if (all.absmax) part.absmax = all.absmax.part(index * absmax, {static_cast<std::uint32_t>(absmax)});
+  return part;
 }
 
-void check_nf4(gpu::Device& device, const Checkpoint& checkpoint, const std::string& name, const Nf4Matrix& matrix, LoadCheck& result) {
+// All scales of a matrix as they are restored where they are kept double-quantised.
+std::vector<float> restored_absmax(const Checkpoint::Entry& entry, const std::optional<BnbMatrix>& bnb, std::uint64_t blocks) {
+  std::vector<std::uint8_t> packed(blocks * nf4_block / 2);
+  std::vector<float> absmax(blocks);
+  if (bnb) {
+    read_bnb(*bnb, 0, packed, absmax);
+  } else {
+    nf4_quantize(*entry.tensor->dtype, bytes_of_values(entry, 0, blocks * nf4_block), packed, absmax, {.name = entry.tensor->name});
+  }
+  return decoded(double_quantized(absmax, bnb));
+}
+
+// `nested`: the matrix's scales where they are kept double-quantised, else empty.
+void check_nf4(gpu::Device& device, const Checkpoint& checkpoint, const std::string& name, const Nf4Matrix& matrix, std::span<const float> nested,
+               LoadCheck& result) {
   const Checkpoint::Entry& entry = checkpoint.at(name);
   const auto bnb = bnb_matrix(checkpoint, name, matrix.out, matrix.in);
   const bool same_codes = matrix.codes == (bnb ? bnb->book : CodeBook::nf4);
-  const std::uint64_t blocks = matrix.absmax.size(), part = std::min<std::uint64_t>(64, blocks);
+  const std::vector<float> restored = nested.empty() ? std::vector<float>() : restored_absmax(entry, bnb, nested.size());
+  const std::uint64_t blocks = matrix.packed.size() * 8 / nf4_block, part = std::min<std::uint64_t>(64, blocks);
   const auto count = static_cast<std::uint32_t>(part);
   for (std::uint64_t i = 0; i < parts; ++i) {
     const std::uint64_t first = part_begin(i, part, blocks);
@@ -45,7 +63,17 @@ void check_nf4(gpu::Device& device, const Checkpoint& checkpoint, const std::str
                    {.threads = 1, .simd = Simd::scalar, .name = name});
     }
     const auto got = device.read<std::uint8_t>(matrix.packed.part(first * nf4_block / 8, {count * std::uint32_t{nf4_block} / 8}));
-    const auto got_absmax = device.read<float>(matrix.absmax.part(first, {count}));
+    std::vector<float> got_absmax;
+    if (nested.empty()) {
+      got_absmax = device.read<float>(matrix.absmax.part(first, {count}));
+    } else {
+      const auto part_in = [&](std::span<const float> whole) {
+        whole = whole.subspan(first, part);
+        return std::vector<float>(whole.begin(), whole.end());
+      };
+      absmax = part_in(restored);
+      got_absmax = part_in(nested);
+    }
     for (std::uint64_t block = 0; block < part; ++block) {
       const auto begin = static_cast<std::ptrdiff_t>(block * nf4_block / 2);
       const bool same = same_codes && std::equal(packed.begin() + begin, packed.begin() + begin + nf4_block / 2, got.begin() + begin) &&
@@ -87,8 +115,11 @@ LoadCheck check_loaded(gpu::Device& device, const Checkpoint& checkpoint, const 
     for (const Projection p : all_projections) {
       const auto names = module_names(weights.layers[layer].experts(), layer, p);
       const auto count = static_cast<std::uint32_t>(names.size());
+      const Nf4Matrix& all = weights.layers[layer].projection(p);
+      const std::vector<float> nested = all.absmax ? std::vector<float>() : read_absmax(device, all);
       for (std::uint32_t i = 0; i < count; ++i) {
-        check_nf4(device, checkpoint, names[i] + ".weight", part_of(weights.layers[layer].projection(p), i, count), result);
+        const std::size_t own = nested.size() / count;
+        check_nf4(device, checkpoint, names[i] + ".weight", part_of(all, i, count), std::span(nested).subspan(i * own, own), result);
       }
     }
   }

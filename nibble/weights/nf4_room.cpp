@@ -10,6 +10,7 @@ namespace nibble {
 namespace {
 
 constexpr std::uint32_t binding_alignment = 256;  // bytes, on every adapter
+constexpr std::uint64_t block_bytes = 2 * sizeof(float);
 
 std::uint64_t count_of(ProjectionDims dims) { return std::uint64_t{dims.out} * dims.in; }
 
@@ -29,20 +30,28 @@ class Arena {
   std::uint64_t end_ = 0;
 };
 
-// Where codes and scales of each projection begin, in bytes, and what they take together.
+// Where codes and scales of each projection begin, in bytes, and what they take together. Double-quantised scales lie as in a room of
+// their own.
 struct Places {
   std::array<std::uint64_t, 7> packed{}, absmax{};
+  std::uint64_t scale_codes = 0, scale_blocks = 0;
   std::uint64_t bytes = 0;
 
-  explicit Places(const ModelConfig& config) {
+  Places(const ModelConfig& config, bool double_quant) {
     Arena arena;
     for (const Joint joint : all_joints) {
       for (const Projection p : members_of(joint)) {
         packed[static_cast<std::size_t>(p)] = arena.take(count_of(config, p) / 2);
       }
       for (const Projection p : members_of(joint)) {
+        if (double_quant) break;
         absmax[static_cast<std::size_t>(p)] = arena.take(count_of(config, p) / nf4_block * sizeof(float));
       }
+    }
+    if (double_quant) {
+      const ScalePlaces scales(config);
+      scale_codes = arena.take(scales.scales);
+      scale_blocks = arena.take(scales.blocks * block_bytes);
     }
     bytes = arena.end();
   }
@@ -58,10 +67,25 @@ bool joins_in_nf4(const ModelConfig& config, Joint joint) {
   });
 }
 
-std::uint64_t nf4_layer_bytes(const ModelConfig& config) { return Places(config).bytes; }
+ScalePlaces::ScalePlaces(const ModelConfig& config) {
+  for (const Projection p : all_projections) {  // members of a joint are neighbours among them
+    const auto i = static_cast<std::size_t>(p);
+    const std::uint64_t matrices = matrices_of(config, p);
+    first[i] = scales;
+    count[i] = count_of(config, p) / nf4_block;
+    of_matrix[i] = count[i] / matrices;
+    first_block[i] = blocks;
+    constexpr std::uint64_t step = binding_alignment / sizeof(float);
+    scales += (count[i] + step - 1) / step * step;
+    blocks += matrices * ((of_matrix[i] + nested_block_size - 1) / nested_block_size);
+  }
+}
 
-LayerProjections place_nf4(const gpu::Tensor& room, const ModelConfig& config) {
-  const Places places(config);
+std::uint64_t nf4_layer_bytes(const ModelConfig& config, bool double_quant) { return Places(config, double_quant).bytes; }
+
+LayerProjections place_nf4(const gpu::Tensor& room, const ModelConfig& config, bool double_quant) {
+  const Places places(config, double_quant);
+  const ScalePlaces scales(config);
   check(room.bytes() == places.bytes, "NF4", "A room of {} bytes came for projections of {}.", room.bytes(), places.bytes);
   LayerProjections projections;
   for (const Projection p : all_projections) {
@@ -70,9 +94,19 @@ LayerProjections place_nf4(const gpu::Tensor& room, const ModelConfig& config) {
     const std::uint64_t count = count_of(config, p);
     projections[i] = {
         .packed = {room.buffer(), room.offset() + places.packed[i], DType::u32, {static_cast<std::uint32_t>(count / 8)}},
-        .absmax = {room.buffer(), room.offset() + places.absmax[i], DType::f32, {static_cast<std::uint32_t>(count / nf4_block)}},
+        .absmax = {},
         .out = matrices_of(config, p) * dims.out,
         .in = dims.in};
+    const auto blocks = static_cast<std::uint32_t>(count / nf4_block);
+    if (!double_quant) {
+      projections[i].absmax = {room.buffer(), room.offset() + places.absmax[i], DType::f32, {blocks}};
+      continue;
+    }
+    const std::uint32_t matrices = matrices_of(config, p);
+    const auto nested = static_cast<std::uint32_t>((scales.of_matrix[i] + nested_block_size - 1) / nested_block_size);
+    projections[i].scale_codes = {room.buffer(), room.offset() + places.scale_codes + scales.first[i], DType::u8, {blocks}};
+    projections[i].scale_blocks = {room.buffer(), room.offset() + places.scale_blocks + scales.first_block[i] * block_bytes, DType::f32,
+                                   {matrices, nested, 2}};
   }
   return projections;
 }
@@ -99,15 +133,16 @@ std::optional<Nf4Matrix> joined_nf4(std::span<const Nf4Matrix> members) {
   return whole;
 }
 
-Nf4Room::Nf4Room(gpu::Device& device, const ModelConfig& config, std::optional<gpu::HostMemory> host) : device_(device) {
-  const std::uint64_t bytes = nf4_layer_bytes(config);
+Nf4Room::Nf4Room(gpu::Device& device, const ModelConfig& config, std::optional<gpu::HostMemory> host, bool double_quant)
+    : device_(device) {
+  const std::uint64_t bytes = nf4_layer_bytes(config, double_quant);
   if (host) {
     host_.emplace(device, *host, bytes, "NF4 in host memory");
     room_ = host_->tensor();
   } else {
     room_ = device.tensor(DType::u32, {static_cast<std::uint32_t>(bytes / 4)}, "NF4");
   }
-  projections_ = place_nf4(room_, config);
+  projections_ = place_nf4(room_, config, double_quant);
 }
 
 void Nf4Room::write(const gpu::Tensor& part, std::span<const std::byte> bytes, std::uint64_t first_byte) {
@@ -118,6 +153,22 @@ void Nf4Room::write(const gpu::Tensor& part, std::span<const std::byte> bytes, s
   } else {
     device_.write(part, bytes, first_byte);
   }
+}
+
+void Nf4Room::write_scales(Projection p, std::uint32_t index, const DoubleQuantized& scales) {
+  const Nf4Matrix& to = projections_[static_cast<std::size_t>(p)];
+  const std::uint32_t matrices = to.scale_blocks.dim(0);
+  check(index < matrices && scales.codes.size() * matrices == to.scale_codes.size() && scales.nested_absmax.size() == to.scale_blocks.dim(1), "NF4",
+        "{} codes and {} blocks of scales came for matrix {} of {}, which have {} codes together and {} blocks each.", scales.codes.size(),
+        scales.nested_absmax.size(), index, matrices, to.scale_codes.size(), to.scale_blocks.dim(1));
+  std::vector<float> blocks;
+  for (const float largest : scales.nested_absmax) blocks.insert(blocks.end(), {largest, scales.offset});
+  write(to.scale_blocks, std::as_bytes(std::span(blocks)), index * blocks.size() * sizeof(float));
+  // A matrix's own codes may be no whole words, which alone can be written.
+  scale_codes_.insert(scale_codes_.end(), scales.codes.begin(), scales.codes.end());
+  if (index + 1 < matrices) return;
+  write(to.scale_codes, std::as_bytes(std::span(scale_codes_)));
+  scale_codes_.clear();
 }
 
 gpu::Tensor Nf4Room::finish() {

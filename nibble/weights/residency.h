@@ -25,6 +25,7 @@ struct StreamOptions {
   std::uint32_t slots = 2;  // layers that have room on the device, at least 2: one computes while the other is on its way
   bool head = false;        // on the host
   TableForm tables = TableForm::dense;
+  bool double_quant = false;  // scales of the layers, streamed or not, are kept in 8 bits (scale_room.h)
 };
 
 struct TablePlaces {

@@ -11,6 +11,7 @@ struct Variant {
   std::uint32_t mlp_chunk = 0, head_chunk = 0;
   Residency residency = Residency::resident;
   bool train_head = false;
+  bool double_quant = false;
   std::string stored = {};  // the folder beside the family's model that has it in another form, and a golden file of layer 0
 
   std::string folder() const { return test::source_path("tests/golden/" + family); }
@@ -24,7 +25,8 @@ struct Variant {
 ParityReport parity(ProductPath path, const Variant& variant) {
   auto& device = test::device();
   const SafetensorsFile golden(variant.golden());
-  ModelState state = ModelState::load(device, variant.model(), {.path = path, .adapter = variant.folder() + "/adapter_nonzero"});
+  ModelState state = ModelState::load(device, variant.model(), {.path = path, .adapter = variant.folder() + "/adapter_nonzero",
+                                       .stream = {.double_quant = variant.double_quant}});
   if (variant.train_head) state.train_head({});
   const std::uint32_t tokens = golden_tokens(golden);
   Model model(state, {.residency = choose_residency(state.num_layers(), variant.residency, {}), .activations = variant.activations,
@@ -68,6 +70,7 @@ TEST(Parity, OfOtherFamilies) {
   }
 }
 TEST(Parity, OfWeightsThatBitsandbytesHasQuantised) { expect_parity({.family = "bnb"}); }
+TEST(Parity, OfScalesThatBitsandbytesHasQuantised) { expect_parity({.family = "bnb", .double_quant = true}); }
 // Of attention, experts and routers, as transformers 4 has bitsandbytes quantise them all.
 TEST(Parity, OfExpertsInFp4) { expect_parity({.family = "qwen3-moe", .stored = "fp4"}); }
 // Ranks and alphas by module, some layers and projections alone.

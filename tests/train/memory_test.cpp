@@ -66,6 +66,7 @@ struct Setting {
   std::vector<Projection> targets = {all_projections.begin(), all_projections.end()};
   bool dora = false;
   MomentsOptions moments = {};
+  bool double_quant = false;
 };
 
 const std::vector<Setting>& settings() {
@@ -86,6 +87,8 @@ const std::vector<Setting>& settings() {
       {.tokens = 200, .labels = 50, .rank = 8, .activations = {recompute}, .dora = true},
       {.tokens = 200, .labels = 50, .rank = 16, .streamed = 3, .targets = {Projection::up, Projection::down}, .dora = true},
       {.tokens = 64, .labels = 64, .rank = 16, .moments = {.kind = MomentKind::eight_bit}},
+      {.tokens = 64, .labels = 64, .rank = 8, .double_quant = true},
+      {.tokens = 200, .labels = 50, .rank = 8, .streamed = 3, .dora = true, .double_quant = true},
       {.tokens = 64, .labels = 64, .rank = 16, .moments = {.place = MemoryPlace::host, .piece_blocks = 64}},
       {.tokens = 64, .labels = 64, .rank = 16, .offloaded = 2, .dora = true, .moments = {.kind = MomentKind::eight_bit, .place = MemoryPlace::host}},
   };
@@ -101,9 +104,11 @@ TEST(MemoryPlan, IsWhatIsAllocated) {
     for (const Setting& setting : settings()) {
       LoraConfig lora{.rank = setting.rank, .lora_alpha = 16, .use_dora = setting.dora, .target_modules = setting.targets};
       ModelState state = ModelState::load(device, test::source_path("models/tiny-qwen3"),
-                                          {.path = path, .lora = lora, .moments = setting.moments, .base_head = !setting.head, .residency = spread_streamed(4, setting.streamed)});
+                                          {.path = path, .lora = lora, .moments = setting.moments, .base_head = !setting.head, .residency = spread_streamed(4, setting.streamed),
+                                           .stream = {.double_quant = setting.double_quant}});
       if (setting.head) state.train_head(*setting.head);
-      const ModelOptions options{.path = path, .residency = spread_streamed(4, setting.streamed), .activations = setting.activations, .mlp_chunk = setting.mlp_chunk, .one_decoded_room = setting.one_room,
+      const ModelOptions options{.path = path, .residency = spread_streamed(4, setting.streamed), .stream = {.double_quant = setting.double_quant},
+                                 .activations = setting.activations, .mlp_chunk = setting.mlp_chunk, .one_decoded_room = setting.one_room,
                                  .offloaded_inputs = setting.offloaded,
                                  .max_tokens = setting.tokens, .max_labels = setting.labels, .head_chunk = setting.head_chunk,
                                  .lora_dropout = setting.dropout};

@@ -153,6 +153,7 @@ TEST(Resume, AnotherOptionIsRefusedByName) {
   test::expect_complaint(resume_with("train-head", ""), 2, "train_head");
   test::expect_complaint(resume_with("loraplus-ratio", "16"), 2, "loraplus_ratio");
   test::expect_complaint(resume_with("lora-moments", "8bit"), 2, "lora_moments", "f32", "8bit");
+  test::expect_complaint(resume_with("double-quant", ""), 2, "double_quant", "false", "true");
   EXPECT_EQ(resume_with("lora-state", "host").code, 0) << "which changes no result";
   test::expect_complaint(resume_with("data", test::some_rows(whole.tiny.folder, "train.jsonl", 11).string()), 2, "data");
 }

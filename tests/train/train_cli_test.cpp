@@ -128,6 +128,14 @@ TEST(TrainCli, HowMomentsAreKeptIsInThePlan) {
   expect_complaint(tiny.run({{"lora-state", "disk"}}), 2, "--lora-state");
 }
 
+TEST(TrainCli, ThatScalesAreIn8BitsIsInThePlan) {
+  const TinyRun tiny;
+  const auto result = tiny.run({{"dry-run", ""}, {"double-quant", ""}});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.err.find("scales of NF4 are kept in 8 bits"), result.err.npos) << result.err;
+  EXPECT_EQ(tiny.run({{"dry-run", ""}}).err.find("scales of NF4"), std::string::npos);
+}
+
 TEST(TrainCli, AnEndlessRunIsPlannedAtOnce) {
   const TinyRun tiny;
   for (const test::Arguments& changes : {test::Arguments{}, test::Arguments{{"packing", ""}}}) {
