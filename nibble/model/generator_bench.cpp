@@ -116,10 +116,11 @@ class Bench {
   double token_bytes() const {
     const ModelConfig& config = options_.config;
     const double length = options_.prompt_length + (options_.new_tokens + 1) / 2.0;
+    const double scale = options_.stream.double_quant ? 1 + 8.0 / 256 : 4;
     double layer = 8.0 * length * config.num_kv_heads * config.head_dim;
     for (const Projection p : all_projections) {
       const auto [out, in] = projection_dims(config, p);
-      layer += matrices_read(config, p) * out * in * (0.5 + 4.0 / 64);
+      layer += matrices_read(config, p) * out * in * (0.5 + scale / 64);
       if (matrices_of(config, p) == 1) layer += 4.0 * options_.lora_rank * (out + in);
     }
     return config.num_layers * layer + static_cast<double>(state_.weights().head.data.bytes());
