@@ -42,7 +42,7 @@ Json base_facts(const TrainOptions& o, const Checkpoint& base, const ModelConfig
                 {"sliding_window", config.sliding_window},
                 {"rope_parameters", rope_of(config.rope)}};
   if (!config.nope.empty()) facts["nope"] = config.nope;
-  if (o.stream.tables != TableForm::dense) facts["head_bits"] = bits_of(o.stream.tables);
+  facts["head_bits"] = bits_of(o.stream.tables);
   return facts;
 }
 
