@@ -180,7 +180,8 @@ void MatmulBench::record(gpu::Recorder& recorder, const MatrixPlan* plan) {
   check(!plan->tile.direct || tiled_.data, "bench matmul", "There is no weight in tiles.");
   const MatrixProduct product{.x = x_, .w = plan->tile.direct ? tiled_ : weight_, .y = y_, .y_scale = y_scale_, .plus = plus_,
                               .lora = lora_, .scratch = scratch_, .tile = plan->tile, .splits = plan->splits, .wave = plan->wave};
-  (nt ? record_matrix_nt : record_matrix_nn)(recorder, product);
+  if (nt) return record_matrix_nt(recorder, product);
+  record_matrix_nn(recorder, product);
 }
 
 void MatmulBench::run(const MatrixPlan* plan) {

@@ -11,8 +11,8 @@ namespace nibble {
 namespace {
 
 // Far above any model there is, and low enough that no product of two overflows.
-constexpr JsonObject::IntegerRange width{1, 1 << 20};
-constexpr JsonObject::IntegerRange count{1, 1 << 12};
+constexpr JsonObject::IntegerRange any_width{1, 1 << 20};
+constexpr JsonObject::IntegerRange any_count{1, 1 << 12};
 constexpr JsonObject::IntegerRange any_id{0, INT32_MAX};
 
 std::uint32_t size(const JsonObject& json, std::string_view key, JsonObject::IntegerRange range) {
@@ -31,7 +31,7 @@ void read_experts(const JsonObject& json, ModelConfig& config) {
   ExpertConfig& experts = config.experts;
   experts.count = size(json, key, {1, 1024}, 128);
   experts.per_token = size(json, "num_experts_per_tok", {1, experts.count}, std::min(8u, experts.count));
-  experts.intermediate_size = size(json, "moe_intermediate_size", width, 768);
+  experts.intermediate_size = size(json, "moe_intermediate_size", any_width, 768);
   experts.normalised = json.boolean("norm_topk_prob", false);
   if (json.integer("decoder_sparse_step", {0, INT32_MAX}, 1) != 1) {
     json.fail_key("decoder_sparse_step", "1, as layers without experts between those that have them are not supported");
@@ -62,14 +62,14 @@ std::uint32_t default_kv_heads(const JsonObject& json, const ModelConfig& config
 }
 
 void read_sizes(const JsonObject& json, ModelConfig& config) {
-  config.hidden_size = size(json, "hidden_size", width);
-  config.num_layers = size(json, "num_hidden_layers", count);
+  config.hidden_size = size(json, "hidden_size", any_width);
+  config.num_layers = size(json, "num_hidden_layers", any_count);
   config.vocab_size = size(json, "vocab_size", {1, 1 << 24});
-  config.num_heads = size(json, "num_attention_heads", count);
+  config.num_heads = size(json, "num_attention_heads", any_count);
   const Family& family = config.family;
-  config.num_kv_heads = size(json, "num_key_value_heads", count, default_kv_heads(json, config));
+  config.num_kv_heads = size(json, "num_key_value_heads", any_count, default_kv_heads(json, config));
   config.head_dim = size(json, "head_dim", {2, 1 << 12}, family.head_dim ? family.head_dim : std::max(1u, config.hidden_size / config.num_heads));
-  config.intermediate_size = family.experts ? size(json, "intermediate_size", width, 6144) : size(json, "intermediate_size", width);
+  config.intermediate_size = family.experts ? size(json, "intermediate_size", any_width, 6144) : size(json, "intermediate_size", any_width);
   config.max_position_embeddings = size(json, "max_position_embeddings", {1, 1 << 24}, family.max_position_embeddings);
   check_head_dim(json, config);
   read_experts(json, config);
@@ -150,7 +150,7 @@ void read_nope(const JsonObject& json, ModelConfig& config) {
   if (json.has("no_rope_layers") && rotating.size() < config.num_layers) {
     json.fail_key("no_rope_layers", fmt::format("a list of at least {} numbers, one a layer", config.num_layers));
   }
-  const std::uint32_t interval = size(json, "no_rope_layer_interval", count, config.family.nope_interval);
+  const std::uint32_t interval = size(json, "no_rope_layer_interval", any_count, config.family.nope_interval);
   for (std::uint32_t layer = 0; layer < config.num_layers; ++layer) {
     config.nope.push_back(rotating.empty() ? (layer + 1) % interval == 0 : rotating[layer] == 0);
   }

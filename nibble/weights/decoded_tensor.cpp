@@ -50,7 +50,7 @@ struct Scales {
   std::uint64_t block_rows = 1, block_columns = 1, across = 1;
 };
 
-std::string place_of(const Checkpoint::Entry& entry) { return entry.file->path().string(); }
+std::string file_of(const Checkpoint::Entry& entry) { return entry.file->path().string(); }
 
 std::vector<float> values_of(const Checkpoint::Entry& entry) {
   if (entry.tensor->dtype_name != "F8_E8M0") return entry.file->read_as_f32(*entry.tensor);
@@ -65,7 +65,7 @@ std::vector<float> values_of(const Checkpoint::Entry& entry) {
 
 Scales read_scales(const Checkpoint::Entry& weight, const Checkpoint::Entry& entry, const Fp8Blocks& blocks) {
   const TensorInfo &tensor = *weight.tensor, &scale = *entry.tensor;
-  check<DataError>(tensor.shape.size() == 2 && tensor.numel() > 0, place_of(weight), "The tensor {} is {} of shape {}; only matrices have scales.",
+  check<DataError>(tensor.shape.size() == 2 && tensor.numel() > 0, file_of(weight), "The tensor {} is {} of shape {}; only matrices have scales.",
                    tensor.name, tensor.dtype_name, to_string(tensor.shape));
   const std::int64_t rows = tensor.shape[0], columns = tensor.shape[1];
   const auto parts = [](std::int64_t size, std::uint32_t block) { return (size - 1) / block + 1; };
@@ -76,13 +76,13 @@ Scales read_scales(const Checkpoint::Entry& weight, const Checkpoint::Entry& ent
   } else if (scale.shape == by_blocks) {
     scales = {.values = {}, .block_rows = blocks.rows, .block_columns = blocks.columns, .across = static_cast<std::uint64_t>(by_blocks[1])};
   } else {
-    check<DataError>(scale.shape == Shape{rows, 1} || scale.shape == Shape{rows}, place_of(entry),
+    check<DataError>(scale.shape == Shape{rows, 1} || scale.shape == Shape{rows}, file_of(entry),
                      "The tensor {} has the shape {}; the {} of {} have one scale, {} (one a row), or {} (one a block of {} x {}).", scale.name,
                      to_string(scale.shape), to_string(tensor.shape), tensor.name, rows, to_string(by_blocks), blocks.rows, blocks.columns);
   }
   scales.values = values_of(entry);
   const auto bad = std::ranges::find_if_not(scales.values, [](float value) { return std::isfinite(value); });
-  check<DataError>(bad == scales.values.end(), place_of(entry), "The tensor {} holds a scale that is not finite, at index {}.", scale.name,
+  check<DataError>(bad == scales.values.end(), file_of(entry), "The tensor {} holds a scale that is not finite, at index {}.", scale.name,
                    bad - scales.values.begin());
   return scales;
 }
@@ -158,11 +158,11 @@ void check_zero_points(const Checkpoint& checkpoint, const std::string& name) {
   if (!checkpoint.has(name)) return;
   const Checkpoint::Entry& entry = checkpoint.at(name);
   constexpr std::uint64_t most = std::uint64_t{1} << 26;
-  check<DataError>(entry.tensor->bytes <= most, place_of(entry), "The tensor {} has {} bytes; zero points have at most {}.", name,
+  check<DataError>(entry.tensor->bytes <= most, file_of(entry), "The tensor {} has {} bytes; zero points have at most {}.", name,
                    entry.tensor->bytes, most);
   std::vector<std::byte> bytes(entry.tensor->bytes);
   entry.file->read(*entry.tensor, 0, bytes);
-  check<DataError>(std::ranges::all_of(bytes, [](std::byte b) { return b == std::byte{0}; }), place_of(entry),
+  check<DataError>(std::ranges::all_of(bytes, [](std::byte b) { return b == std::byte{0}; }), file_of(entry),
                    "The tensor {} shifts values by zero points; scales alone are read.", name);
 }
 
