@@ -7,6 +7,9 @@
 
 #include <fmt/format.h>
 
+#include <filesystem>
+#include <system_error>
+
 namespace nibble::cli {
 
 void DeviceFlags::add_to(CLI::App& verb, AdapterOption adapter_option) {
@@ -20,6 +23,9 @@ void DeviceFlags::add_to(CLI::App& verb, AdapterOption adapter_option) {
 }
 
 gpu::Device DeviceFlags::open() const {
+  std::error_code ignored;
+  check<UsageError>(gpu.empty() || !std::filesystem::exists(std::filesystem::path(gpu) / "adapter_config.json", ignored), "--gpu",
+                    "\"{}\" is an adapter's folder, and --adapter stands for --gpu here; training begins with an adapter by --init-adapter.", gpu);
   gpu::Device device({.adapter = gpu, .profile = profile, .toggles = toggles});
   load_matrix_tuning(device, gpu::default_cache_dir());
   return device;

@@ -123,6 +123,7 @@ void add_eval(CLI::App& app, Action& action) {
   verb->add_option("--train-on", flags->train_on, "What the loss counts: assistant, last or all")
       ->check(CLI::IsMember({"assistant", "last", "all"}))->capture_default_str();
   add_think_option(*verb, flags->options.think);
+  add_system_option(*verb, flags->options.system);
   flags->data.add_map(*verb);
   verb->add_option("--format", flags->form, "Form of the rows; auto detects it")->capture_default_str();
   verb->add_flag("--skip-bad-rows", flags->options.skip_bad_rows, "Leave out rows that cannot be used");

@@ -143,7 +143,7 @@ void LabelFlags::check(const TrainOptions& options) const {
 LabelledData::LabelledData(const LabelFlags& flags, const TrainOptions& options) {
   const RunData texts = open_tokenizer(options);
   const data::RowEncoder encoder(texts.tokenizer, texts.chat_template ? &*texts.chat_template : nullptr, data::TrainOn::assistant,
-                                 text::OrderedJson::object(), options.think);
+                                 text::OrderedJson::object(), options.think, options.system);
   CandidateOptions reading{.labels = flags.labels,
                            .max_length = options.max_length,
                            .drop_over_long = options.overflow == data::Overflow::drop,

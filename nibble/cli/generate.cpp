@@ -33,7 +33,7 @@ data::Chat read_messages(const std::string& path) {
   try {
     return std::get<data::Chat>(data::read_row(row, data::RowForm::messages));
   } catch (const DataError& error) {
-    fail<DataError>(path, "{}", error.what());
+    fail<DataError>(path, "{}", data::sentence_of(error));
   }
 }
 

@@ -34,6 +34,7 @@ void add_data_options(CLI::App& verb, InfoFlags& flags) {
                     "What the loss counts: assistant (every answer), last (the last answer), all")
       ->check(CLI::IsMember({"assistant", "last", "all"}))->capture_default_str();
   add_think_option(*group, flags.think);
+  add_system_option(*group, flags.system);
   flags.data.add_map(*group);
   group->add_option("--format", flags.format,
                     "Form of the rows: auto, messages, conversations, prompt-completion, instruction-output, "

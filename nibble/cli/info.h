@@ -20,6 +20,7 @@ struct InfoFlags {
   std::uint32_t max_length = 1024;
   std::string format = "auto", train_on = "assistant", color = "auto";
   data::Think think = data::Think::stock;
+  std::string system;
   bool skip_bad_rows = false;
 };
 

@@ -185,6 +185,7 @@ void info_data(const InfoFlags& flags) {
   data::DatasetOptions options{.map = flags.data.columns(),
                                .train_on = data::train_on_of(flags.train_on),
                                .think = flags.think,
+                               .system = flags.system,
                                .overflow = data::Overflow::cut,
                                .max_length = std::numeric_limits<std::uint32_t>::max(),
                                .skip_bad_rows = flags.skip_bad_rows};

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cmath>
 #include <map>
+#include <memory>
 
 #include "nibble/base/error.h"
 #include "nibble/cli/command.h"
@@ -49,23 +50,32 @@ void set_type(MergeFlags& flags) {
   if (!flags.dtype.empty()) flags.options.dtype = float_dtypes.at(flags.dtype);
 }
 
-// What the other base would have come to.
-void print_losses(const MergeFlags& flags, Progress& progress) {
+// The rows of --valid, read before anything is written.
+std::unique_ptr<RunData> valid_rows(const MergeFlags& flags) {
+  if (flags.valid.empty()) return nullptr;
   TrainOptions rows = flags.rows;
   rows.model = flags.options.model;
   rows.data = flags.valid;
   if (flags.options.adapters.size() == 1) rows.init_adapter = flags.options.adapters.front().folder;  // whose tokenizer counts
-  rows.max_length = std::min(rows.max_length, read_model_config(rows.model).max_position_embeddings);
-  const auto data = open_run_data(rows);
+  const ModelConfig config = read_model_config(rows.model);
+  check<UsageError>(!config.has_experts(), "--valid",
+                    "The model is a mixture of experts, which is computed from NF4 alone, and merged weights are in f32; leave --valid "
+                    "out. `nibble eval` gives the loss of model and adapter in NF4.");
+  rows.max_length = std::min(rows.max_length, config.max_position_embeddings);
+  return open_run_data(rows);
+}
+
+// What the other base would have come to.
+void print_losses(const MergeFlags& flags, const RunData& data, Progress& progress) {
   gpu::Device device = flags.device.open();
-  const MergeLosses losses = merge_losses(flags.options, device, data->train, rows.batch_size,
+  const MergeLosses losses = merge_losses(flags.options, device, data.train, flags.rows.batch_size,
                                           [&](double done) { progress.part("Evaluating", done); });
   progress.finish_line();
   if (losses.original) {
     fmt::print("Validation loss, in f32: {:.6f} merged onto the original weights, {:.6f} onto those in NF4, which is {:+.6f}.\n",
                *losses.original, losses.nf4, losses.nf4 - *losses.original);
   } else {
-    fmt::print("Validation loss, in f32: {:.6f}; the model is in NF4 already.\n", losses.nf4);
+    fmt::print("Validation loss, in f32: {:.6f}; the model is in 4 bits already.\n", losses.nf4);
   }
   print_profile(device);
 }
@@ -75,7 +85,7 @@ void print_norms(const MergeFlags& flags, const MergeNorms& norms) {
   const char* changes = flags.adapters.size() > 1 ? "the adapters change" : "the adapter changes";
   const auto share = [&](double squares) { return 100 * std::sqrt(squares / norms.weights); };
   if (norms.nf4_error == 0) {
-    fmt::print("Of the norm of the adapted weights, which were in NF4 already, {} {:.3f}%.\n", changes, share(norms.update));
+    fmt::print("Of the norm of the adapted weights, which were in 4 bits already, {} {:.3f}%.\n", changes, share(norms.update));
     return;
   }
   fmt::print("Of the norm of the adapted weights, {} {:.3f}%; NF4 changes {:.3f}%, {}.\n", changes, share(norms.update),
@@ -87,6 +97,7 @@ int run(MergeFlags flags) {
   set_type(flags);
   for (const std::string& adapter : flags.adapters) flags.options.adapters.push_back(adapter_of(adapter));
   flags.options.onto = flags.onto == "nf4" ? MergeBase::nf4 : MergeBase::original;
+  const auto rows = valid_rows(flags);
   Progress progress(stderr, is_terminal(stderr));
   flags.options.progress = [&](double done) { progress.part("Merging", done); };
   const auto [saved, norms, notes] = merge(flags.options);
@@ -95,7 +106,7 @@ int run(MergeFlags flags) {
              saved.files == 1 ? "" : "s");
   for (const std::string& note : notes) fmt::print("{}\n", note);
   print_norms(flags, norms);
-  if (!flags.valid.empty()) print_losses(flags, progress);
+  if (rows) print_losses(flags, *rows, progress);
   return exit_done;
 }
 
@@ -124,13 +135,15 @@ void add_merge(CLI::App& app, Action& action) {
       ->capture_default_str();
   verb->add_option("--dtype", flags->dtype,
                    "Type of the weights written: bf16, f16 or f32, in a GGUF file also q8_0 or q4_0 (with embedding and head in\n"
-                   "q8_0); left out, the model's, or f16 in a GGUF file where the model is in blocks")
+                   "q8_0); left out, the model's (of a GGUF file in blocks f32), or f16 in a GGUF file where the model is in blocks")
       ->check(CLI::IsMember({"bf16", "f16", "f32", "q8_0", "q4_0"}));
   verb->add_option("--max-shard-size", options.max_shard_bytes, "Largest file of weights, as 5GB or 2GiB")
       ->transform(CLI::AsSizeValue(true))
+      ->type_name("TEXT")
       ->default_str("5GB");
   verb->add_option("--valid", flags->valid,
-                   "Rows, JSONL: print their loss merged onto the original weights and onto those in NF4, before you choose with --onto")
+                   "Rows, JSONL or CSV: print their loss merged onto the original weights and onto those in NF4, to choose\n"
+                   "with --onto; not of a mixture of experts")
       ->check(CLI::ExistingFile);
   verb->add_option("--batch-size", flags->rows.batch_size, "Of --valid: rows of one pass")->capture_default_str()->check(CLI::Range(1u, 65536u));
   verb->add_option("--max-length", flags->rows.max_length, "Of --valid: longest row in tokens")

@@ -60,7 +60,7 @@ std::vector<PromptRow> read_prompt_rows(const std::string& path, const TextFiles
     try {
       rows.push_back({line.number, tokens_of_row(data::parse_row(line.text), files, options)});
     } catch (const DataError& error) {
-      fail<DataError>(place, "{}", error.what());
+      fail<DataError>(place, "{}", data::sentence_of(error));
     }
     const std::size_t count = rows.back().tokens.size();
     check<DataError>(count > 0 && count < most, place, "The prompt has {} tokens; prompt and answer together may have {}.", count, most);

@@ -64,6 +64,7 @@ void add_quantize(CLI::App& app, Action& action) {
       ->capture_default_str();
   verb->add_option("--max-shard-size,--shard-size", options.max_shard_bytes, "Largest file of weights, as 5GB or 2GiB")
       ->transform(CLI::AsSizeValue(true))
+      ->type_name("TEXT")
       ->default_str("5GB");
   verb->add_flag("--overwrite", options.overwrite, "Replace the output folder where it is not empty");
   auto* group = verb->add_option_group("Start of an adapter");

@@ -31,4 +31,8 @@ void add_think_option(CLI::App& verb, data::Think& think) {
       ->default_str(std::string(data::name_of(think)));
 }
 
+void add_system_option(CLI::App& verb, std::string& system) {
+  verb.add_option("--system", system, "System message of chats that have none of their own; texts stay as they are");
+}
+
 }  // namespace nibble::cli

@@ -27,5 +27,7 @@ struct RowFlags {
 
 // --think
 void add_think_option(CLI::App& verb, data::Think& think);
+// --system, of verbs that prepare rows.
+void add_system_option(CLI::App& verb, std::string& system);
 
 }  // namespace nibble::cli

@@ -6,6 +6,7 @@
 #include "nibble/cli/config_file.h"
 #include "nibble/cli/train_print.h"
 #include "nibble/io/atomic.h"
+#include "nibble/train/checkpoint.h"
 
 #include <fmt/format.h>
 
@@ -40,6 +41,15 @@ int finish(const TrainFlags& flags, const TrainResult& result, Progress& progres
   return exit_done;
 }
 
+// Of another run in the output folder.
+void say_what_is_there(const TrainOptions& options, Progress& progress) {
+  if (!options.resume.empty()) return;
+  const auto checkpoint = newest_checkpoint(options.output);
+  if (!checkpoint) return;
+  progress.say(fmt::format("Output   {} has {} of an earlier run. This one begins anew and takes the place of its adapter; --resume auto goes on from there.",
+                           options.output.string(), checkpoint->filename().string()));
+}
+
 int run(TrainFlags& flags, const std::string& config_text) {
   flags.finish();
   const std::string progress_what = "Loading the model";
@@ -52,6 +62,7 @@ int run(TrainFlags& flags, const std::string& config_text) {
   const TrainEvents events{
       .plan = [&](const RunPlan& plan) {
         print_plan(plan, flags.options, progress);
+        say_what_is_there(flags.options, progress);
         if (flags.options.dry_run) return;
         write_file_atomically(flags.options.output / "config.toml", config_text);
       },

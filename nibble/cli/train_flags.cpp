@@ -174,6 +174,7 @@ void TrainFlags::add_data(CLI::App& verb) {
   group->add_option("--train-on", train_on_, "What the loss counts: assistant (every answer), last (the last answer), all")
       ->check(CLI::IsMember({"assistant", "last", "all"}))->capture_default_str();
   add_think_option(*group, options.think);
+  add_system_option(*group, options.system);
   rows_.add_map(*group);
   group->add_option("--format", form_,
                     "Form of the rows: auto, messages, conversations, prompt-completion, instruction-output, "

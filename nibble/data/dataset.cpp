@@ -85,14 +85,6 @@ void run_in_parallel(std::size_t count, unsigned wanted, const Work& work) {
 
 std::size_t bytes_of(const Example& example) { return example.tokens.size() * 5 + sizeof(Example); }
 
-// The sentence behind the "[where] " of an error.
-std::string_view sentence_of(const Error& error) {
-  const std::string_view what = error.what();
-  const auto end = what.find("] ");
-  const bool has_place = what.starts_with('[') && end != what.npos;
-  return has_place && !what.starts_with("[chat_template]") ? what.substr(end + 2) : what;
-}
-
 }  // namespace
 
 std::string_view name_of(Overflow overflow) {
@@ -111,7 +103,7 @@ Overflow overflow_of(std::string_view name) {
 
 Dataset::Dataset(const DataFiles& files, const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template,
                  DatasetOptions options)
-    : encoder_(tokenizer, chat_template, options.train_on, options.template_variables, options.think),
+    : encoder_(tokenizer, chat_template, options.train_on, options.template_variables, options.think, options.system),
       options_(std::move(options)) {
   check<UsageError>(options_.max_length >= 2, where, "The longest row may have {} tokens, but at least 2 are needed.",
                     options_.max_length);
@@ -128,7 +120,8 @@ Dataset::Dataset(const DataFiles& files, const text::Tokenizer& tokenizer, const
     check<DataError>(source.examples.end > source.examples.begin || too_long, where,
                      "{}: No row is left to train on ({} rows, {} bad, {} over-long).", source.examples.name,
                      source.examples.rows, counts_.bad_rows - before.bad_rows, counts_.over_long_rows - before.over_long_rows);
-    log_info(fmt::format("{}: {} rows of the form {}", source.examples.name, source.examples.rows, name_of(source.examples.form)));
+    log_info(fmt::format("{}: {} row{} of the form {}", source.examples.name, source.examples.rows, source.examples.rows == 1 ? "" : "s",
+                         name_of(source.examples.form)));
     files_.push_back(std::move(source));
   }
   counts_.examples = records_.size();
@@ -138,6 +131,9 @@ Dataset::Dataset(const DataFiles& files, const text::Tokenizer& tokenizer, const
 
 void Dataset::check_forms() const {
   const auto takes_pairs = [](const Source& source) { return source.examples.form == RowForm::preference; };
+  const bool texts = std::all_of(files_.begin(), files_.end(), [](const Source& source) { return source.examples.form == RowForm::text; });
+  check<UsageError>(options_.system.empty() || !texts, "--system",
+                    "The rows are of the form text, which no system message can begin; leave it out, or give rows of messages.");
   const auto other = std::find_if(files_.begin(), files_.end(),
                                   [&](const Source& source) { return takes_pairs(source) != takes_pairs(files_.front()); });
   if (other == files_.end()) return;

@@ -37,6 +37,7 @@ struct DatasetOptions {
   std::optional<RowForm> form;  // detected by each file's first row where absent
   TrainOn train_on = TrainOn::assistant;
   Think think = Think::stock;
+  std::string system = {};  // see RowEncoder
   Overflow overflow = Overflow::error;
   std::uint32_t max_length = 1024;  // in tokens; of each side of a preference
   bool skip_bad_rows = false;       // counts them instead of throwing
@@ -72,7 +73,8 @@ struct FileExamples {
 class Dataset {
  public:
   // Tokenizer and template (which may be null) must outlive it. Throws DataError naming file and line, also where the
-  // file has no row left, and UsageError where preferences are to be split, trained on all or mixed with other rows.
+  // file has no row left, and UsageError where preferences are to be split, trained on all or mixed with other rows, and
+  // where all rows are texts, which no system message can begin.
   Dataset(const DataFiles& files, const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template,
           DatasetOptions options);
 

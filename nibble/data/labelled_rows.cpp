@@ -20,8 +20,7 @@ LabelledFile read_labelled_file(const fs::path& path, bool skip_bad_rows, const 
     } catch (const DataError& error) {
       ++result.bad_rows;
       if (skip_bad_rows) continue;
-      const std::string_view what = error.what();
-      fail<DataError>("data", "{}, line {}: {}", text.name, line.number, what.substr(what.find("] ") + 2));
+      fail<DataError>("data", "{}, line {}: {}", text.name, line.number, sentence_of(error));
     }
   }
   check<DataError>(!result.rows.empty(), "data", "{}: The file has no row with \"input\" and \"label\".",

@@ -76,11 +76,24 @@ std::optional<char> separator_in(std::string_view head) {
   return line.find(',') != line.npos ? std::optional(',') : std::nullopt;
 }
 
-void refuse_parquet(std::string_view head, const fs::path& name) {
+constexpr std::size_t head_bytes = 16;  // enough to tell what is refused
+
+// What other programs take for rows and what is none here, with what makes rows of it.
+void refuse_others(std::string_view head, const fs::path& name, bool table) {
   check<DataError>(!head.starts_with("PAR1"), name.string(),
                    "This is a Parquet file, which is not read; make JSON Lines of it: duckdb -c \"COPY (FROM '{}') TO 'rows.jsonl' "
                    "(FORMAT json)\", or in Python: import pandas; pandas.read_parquet('{}').to_json('rows.jsonl', orient='records', "
                    "lines=True).",
+                   name.string(), name.string());
+  const bool bzip2 = head.starts_with("BZh") && head.substr(4).starts_with("1AY&SY");
+  const char* packing = head.starts_with("\xfd" "7zXZ") ? "xz" : bzip2 ? "bzip2" : head.starts_with("PK\x03\x04") ? "zip" : nullptr;
+  check<DataError>(packing == nullptr, name.string(), "This is packed by {}, which is not read; gzip, zstd and plain files are.",
+                   packing != nullptr ? packing : "");
+  if (head.starts_with("\xef\xbb\xbf")) head.remove_prefix(3);
+  head.remove_prefix(std::min(head.find_first_not_of(" \t\r\n"), head.size()));
+  check<DataError>(table || !head.starts_with('['), name.string(),
+                   "This is one JSON array, and rows are objects, one a line; make JSON Lines of it: jq -c '.[]' '{}' >rows.jsonl, or in "
+                   "Python: import pandas; pandas.read_json('{}').to_json('rows.jsonl', orient='records', lines=True).",
                    name.string(), name.string());
 }
 
@@ -108,11 +121,11 @@ RowText spooled(const ByteReader& text, std::optional<char> separator, const fs:
 }
 
 RowText open_stream(ByteReader in, const fs::path& name, std::optional<char> separator, bool named) {
-  Opened packed = look_at(std::move(in), 4);
-  refuse_parquet(packed.head, name);
+  Opened packed = look_at(std::move(in), head_bytes);
+  refuse_others(packed.head, name, separator.has_value());
   const Packing packing = packing_of(packed.head);
-  Opened text = look_at(unpacked(std::move(packed.all), packing, name), named ? 4 : 4096);
-  refuse_parquet(text.head, name);
+  Opened text = look_at(unpacked(std::move(packed.all), packing, name), named ? head_bytes : 4096);
+  refuse_others(text.head, name, separator.has_value());
   return spooled(text.all, named ? separator : separator_in(text.head), name);
 }
 
@@ -128,8 +141,8 @@ RowText open_rows(const fs::path& path) {
     return open_stream(nibble::reader_of(fd.get(), path), path, separator, path.has_extension());
   }
   auto file = std::make_shared<File>(path);
-  const std::string head = look_at(reader_of(file), 4).head;
-  refuse_parquet(head, path);
+  const std::string head = look_at(reader_of(file), head_bytes).head;
+  refuse_others(head, path, separator.has_value());
   if (packing_of(head) == Packing::none && !separator) return {.file = std::move(*file), .name = path.string()};
   return open_stream(reader_of(file), path, separator, true);
 }

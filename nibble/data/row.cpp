@@ -89,7 +89,14 @@ RowForm detect_row_form(const OrderedJson& row) {
   fail<DataError>("row",
                   "The row's keys fit no form; wanted is \"messages\", \"conversations\", \"prompt\" with "
                   "\"completion\", \"instruction\" with \"output\" or \"response\", \"chosen\" with \"rejected\", \"input\" with \"label\", or "
-                  "\"text\".");
+                  "\"text\"; --map of train, eval and info says which columns stand for them.");
+}
+
+std::string_view sentence_of(const Error& error) {
+  const std::string_view what = error.what();
+  const auto end = what.find("] ");
+  const bool has_place = what.starts_with('[') && end != what.npos;
+  return has_place && !what.starts_with("[chat_template]") ? what.substr(end + 2) : what;
 }
 
 OrderedJson parse_row(std::string_view line) {

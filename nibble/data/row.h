@@ -7,6 +7,7 @@
 #include <variant>
 #include <vector>
 
+#include "nibble/base/error.h"
 #include "nibble/text/chat_template.h"
 
 namespace nibble::data {
@@ -67,5 +68,8 @@ OrderedJson parse_row(std::string_view line);
 OrderedJson parse_inner(std::string_view text);
 // Reads a row of the given form; roles, contents and tool calls are checked. Throws DataError likewise.
 RowContent read_row(const OrderedJson& row, RowForm form);
+
+// The sentence of an error about a row without the place in brackets, for one that names file and line; a template's own stays.
+std::string_view sentence_of(const Error& error);
 
 }  // namespace nibble::data

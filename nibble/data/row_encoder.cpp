@@ -38,6 +38,20 @@ Example mark(std::string_view text, const text::Encoding& encoding, const std::v
   return example;
 }
 
+// Templates print "developer" in the system message's place.
+bool has_system(const Chat& chat) {
+  if (chat.messages.empty()) return false;
+  const OrderedJson& role = chat.messages.front()["role"];
+  return role == "system" || role == "developer";
+}
+
+Chat with_system(Chat chat, const std::string& system) {
+  chat.messages.insert(chat.messages.begin(), message("system", system));
+  if (chat.first_completion > 0) ++chat.first_completion;
+  if (!chat.counted.empty()) chat.counted.insert(chat.counted.begin(), std::nullopt);
+  return chat;
+}
+
 bool has_trained(const Example& example) {
   return std::find(example.trained.begin(), example.trained.end(), 1) != example.trained.end();
 }
@@ -45,8 +59,8 @@ bool has_trained(const Example& example) {
 }  // namespace
 
 RowEncoder::RowEncoder(const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template, TrainOn train_on,
-                       OrderedJson variables, Think think)
-    : tokenizer_(tokenizer), train_on_(train_on) {
+                       OrderedJson variables, Think think, std::string system)
+    : tokenizer_(tokenizer), train_on_(train_on), system_(std::move(system)) {
   check<UsageError>(chat_template != nullptr || think == Think::stock, "--think",
                     "The model has no chat template, whose thoughts these would be; leave --think at stock.");
   if (chat_template != nullptr) mask_.emplace(tokenizer, *chat_template, std::move(variables), think);
@@ -82,12 +96,13 @@ Example RowEncoder::encode_pair(const PreferencePair& pair) const {
 }
 
 Example RowEncoder::encode_labelled(const LabelledInput& row) const {
+  const std::string& system = row.system.empty() ? system_ : row.system;
   if (!mask_) {
-    const std::string prompt = row.system.empty() ? row.input : row.system + "\n\n" + row.input;
+    const std::string prompt = system.empty() ? row.input : system + "\n\n" + row.input;
     return encode_segment(PlainText{.text = prompt + " " + row.label, .trained_from = prompt.size()});
   }
   Chat chat{.messages = OrderedJson::array(), .tools = nullptr};
-  if (!row.system.empty()) chat.messages.push_back(message("system", row.system));
+  if (!system.empty()) chat.messages.push_back(message("system", system));
   chat.messages.push_back(message("user", row.input));
   chat.messages.push_back(message("assistant", row.label));
   return encode_segment(chat);
@@ -97,7 +112,8 @@ Example RowEncoder::encode_segment(const Chat& chat) const {
   check<DataError>(mask_.has_value(), where,
                    "The row holds messages, but the model has no chat template; give one, or rows of \"text\" or of "
                    "\"prompt\" and \"completion\".");
-  const MaskedChat masked = mask_->apply(chat, train_on_);
+  const bool begun = system_.empty() || has_system(chat);
+  const MaskedChat masked = mask_->apply(begun ? chat : with_system(chat, system_), train_on_);
   return mark(masked.text, masked.encoding, masked.trained);
 }
 

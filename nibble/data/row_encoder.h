@@ -10,9 +10,10 @@ namespace nibble::data {
 class RowEncoder {
  public:
   // `chat_template` may be null: then rows of messages are refused. Both must outlive the encoder. `variables` go to
-  // the template with each chat. Throws UsageError where the template does not know the thoughts that `think` is about.
+  // the template with each chat. Chats and labelled inputs without a system message of their own begin with `system`
+  // where it is not empty. Throws UsageError where the template does not know the thoughts that `think` is about.
   RowEncoder(const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template, TrainOn train_on,
-             OrderedJson variables = OrderedJson::object(), Think think = Think::stock);
+             OrderedJson variables = OrderedJson::object(), Think think = Think::stock, std::string system = {});
 
   // A text gets the tokenizer's own special tokens and its end token; a chat is what its template prints; a labelled input
   // becomes one of them; of a preference the
@@ -29,6 +30,7 @@ class RowEncoder {
   const text::Tokenizer& tokenizer_;
   std::optional<ChatMask> mask_;
   TrainOn train_on_;
+  std::string system_;
 };
 
 }  // namespace nibble::data

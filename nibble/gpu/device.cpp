@@ -48,7 +48,7 @@ FoundAdapter choose_adapter(const wgpu::Instance& instance, const std::string& w
     if (fits) return std::move(candidate);
     names += fmt::format("{}{}: {}", names.empty() ? "" : ", ", candidate.info.index, candidate.info.name);
   }
-  fail<UsageError>("gpu", "No adapter fits \"{}\"; there are {}.", wanted, names);
+  fail<UsageError>("gpu", "No adapter fits \"{}\"; those found are {}.", wanted, names);
 }
 
 std::vector<wgpu::FeatureName> wanted_features(const wgpu::Adapter& adapter) {

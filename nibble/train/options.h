@@ -85,6 +85,7 @@ struct TrainOptions {
 
   data::TrainOn train_on = data::TrainOn::assistant;
   data::Think think = data::Think::stock;
+  std::string system;  // message that chats begin with where they have none of their own; empty: none
   data::Overflow overflow = data::Overflow::error;
   std::optional<data::RowForm> form;
   data::ColumnMap map;

@@ -28,8 +28,8 @@ std::shared_ptr<const data::Dataset> open_files(const RunData& data, const data:
   const auto form = options.form || !options.loss.takes_pairs() ? options.form : data::RowForm::preference;
   auto file = std::make_shared<data::Dataset>(
       files, data.tokenizer, data.chat_template ? &*data.chat_template : nullptr,
-      data::DatasetOptions{.map = options.map, .form = form, .train_on = options.train_on, .think = options.think, .overflow = options.overflow,
-                           .max_length = options.max_length, .skip_bad_rows = options.skip_bad_rows});
+      data::DatasetOptions{.map = options.map, .form = form, .train_on = options.train_on, .think = options.think, .system = options.system,
+                           .overflow = options.overflow, .max_length = options.max_length, .skip_bad_rows = options.skip_bad_rows});
   const bool pairs = file->form() == data::RowForm::preference;
   check<UsageError>(pairs == options.loss.takes_pairs(), "--loss", "{}: The rows are of the form {}, which the loss {} does "
                     "not take; {}.", files.text(), name_of(file->form()), name_of(options.loss.kind),

@@ -86,6 +86,7 @@ LoraAdapter first_adapter(const TrainOptions& options, const ModelConfig& config
     return adapter;
   }
   LoraAdapter adapter = make_lora_adapter(config, options.lora);
+  check_patterns(options.lora, config.num_layers);
   initialise_lora(adapter, options.seed, options.gaussian_init);
   return adapter;
 }

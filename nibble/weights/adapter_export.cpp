@@ -60,7 +60,7 @@ void check_head(const AdapterExport& options, const ExportedAdapter& exported) {
 void check_tokens(const AdapterExport& options, const LoraConfig& config) {
   check<DataError>(!config.trains_tokens() || options.consumer == Consumer::peft, options.adapter.string(),
                    "The adapter brings rows of tokens that were trained (trainable_token_indices), which {} does not load. Write the whole model with "
-                   "`nibble merge`{}.",
+                   "`nibble merge{}`.",
                    name_of(options.consumer), takes_gguf(options.consumer) ? " --format gguf" : "");
 }
 
@@ -68,7 +68,7 @@ void check_tokens(const AdapterExport& options, const LoraConfig& config) {
 void check_dora(const AdapterExport& options, const LoraConfig& config) {
   const bool knows = options.consumer == Consumer::peft || options.consumer == Consumer::mlx;
   check<DataError>(!config.use_dora || knows, options.adapter.string(),
-                   "The adapter is of DoRA (use_dora), which {} does not load. Write the whole model with `nibble merge`{}.", name_of(options.consumer),
+                   "The adapter is of DoRA (use_dora), which {} does not load. Write the whole model with `nibble merge{}`.", name_of(options.consumer),
                    takes_gguf(options.consumer) ? " --format gguf" : "");
 }
 

@@ -267,6 +267,8 @@ ModelConfig read_model_config(const fs::path& model, const Json& defaults) {
   }
   constexpr JsonLimits limits{.max_bytes = std::size_t{16} << 20};
   const auto path = model / "config.json";
+  check<DataError>(path_exists(model), model.string(),
+                   "There is no such folder or file; a Hugging Face model folder, or a GGUF file, is expected. Models are not fetched.");
   check<DataError>(path_exists(path), model.string(),
                    "The folder has no config.json; a Hugging Face model folder, or a GGUF file, is expected.");
   Json json = read_json_file(path, limits);

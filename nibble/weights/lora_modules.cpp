@@ -140,6 +140,26 @@ LoraModules modules_of(const LoraConfig& config, std::uint32_t num_layers) {
   return modules;
 }
 
+void check_patterns(const LoraConfig& config, std::uint32_t num_layers) {
+  const Targets targets(config);
+  const auto check_keys = [&](const auto& pattern, const char* option) {
+    for (const auto& entry : pattern) {
+      const Key key(entry.first);
+      bool any = false;
+      for (std::uint32_t layer = 0; layer < num_layers && !any; ++layer) {
+        any = std::any_of(config.target_modules.begin(), config.target_modules.end(), [&](Projection projection) {
+          const std::string name = projection_module_name(layer, projection);
+          return targets.has(layer, name) && key.matches(name);
+        });
+      }
+      check<UsageError>(any, option, "\"{}\" is the end of no adapted module's name; names are as {}.", entry.first,
+                        projection_module_name(0, Projection::q));
+    }
+  };
+  check_keys(config.rank_pattern, "--rank-pattern");
+  check_keys(config.alpha_pattern, "--alpha-pattern");
+}
+
 std::uint32_t largest_rank(const LoraModules& modules) {
   std::uint32_t largest = 0;
   for (const auto& layer : modules) {

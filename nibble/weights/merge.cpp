@@ -27,7 +27,7 @@ void check_output(const MergeOptions& options) {
 void write_weights(const Merger& merger, const MergeOptions& options, const fs::path& folder, MergeResult& result) {
   std::uint64_t done = 0, total = 0;
   for (const auto& tensor : merger.tensors()) total += bytes_of(tensor);
-  check_disk_room(folder, total);
+  check_disk_room(folder, total, options.output);
   result.saved = save_shards(folder, merger.tensors(), options.max_shard_bytes, [&](const TensorSpec& tensor, SafetensorsWriter& writer) {
     result.norms += merger.make(tensor, [&](std::span<const std::byte> bytes) {
       writer.append(bytes);

@@ -110,7 +110,7 @@ class GgufModelWriter {
   MergeNorms write() {
     std::error_code ignored;
     fs::create_directories(fs::absolute(options_.output).parent_path(), ignored);
-    check_disk_room(fs::absolute(options_.output).parent_path(), total_);
+    check_disk_room(fs::absolute(options_.output).parent_path(), total_, options_.output);
     GgufWriter writer(options_.output, metadata_, specs_);
     MergeNorms norms;
     for (std::size_t i = 0; i < merger_.tensors().size(); ++i)

@@ -61,10 +61,10 @@ void check_output_folder(const fs::path& output, std::span<const fs::path> input
                     "The output folder is not empty; name another, or give --overwrite.");
 }
 
-void check_disk_room(const fs::path& folder, std::uint64_t bytes) {
+void check_disk_room(const fs::path& folder, std::uint64_t bytes, const fs::path& output) {
   std::error_code error;
   const auto space = fs::space(folder, error);
-  check<DataError>(error || space.available >= bytes, folder.parent_path().string(),
+  check<DataError>(error || space.available >= bytes, output.string(),
                    "The weights to be written take {} bytes; the disk has room for {}.", bytes, space.available);
 }
 

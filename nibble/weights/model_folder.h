@@ -14,8 +14,8 @@ void check_output_folder(const fs::path& output, std::span<const fs::path> input
 // The same of a single file, which is there already without `overwrite`.
 void check_output_file(const fs::path& output, std::span<const fs::path> inputs, bool overwrite);
 
-// DataError where the disk of `folder` has no room for so many bytes of weights.
-void check_disk_room(const fs::path& folder, std::uint64_t bytes);
+// DataError, which names `output`, where the disk of `folder` has no room for so many bytes of weights.
+void check_disk_room(const fs::path& folder, std::uint64_t bytes, const fs::path& output);
 
 // Copies what belongs to a model beside its weights and config.json, where it is there: tokenizer, chat template,
 // generation_config.json, licence.

@@ -75,6 +75,8 @@ struct LoraConfig {
 // Of a model with so many layers. DataError where a pattern is no regular expression or leaves no projection, or a layer is named that
 // the model has not.
 LoraModules modules_of(const LoraConfig& config, std::uint32_t num_layers);
+// UsageError where rank_pattern or alpha_pattern, as a user gives them, have a key that fits no module; PEFT passes over such keys.
+void check_patterns(const LoraConfig& config, std::uint32_t num_layers);
 std::uint32_t largest_rank(const LoraModules& modules);
 // What is adapted where nothing is said: all projections, but of mixtures of experts those of attention alone.
 std::vector<Projection> usual_targets(const ModelConfig& model);

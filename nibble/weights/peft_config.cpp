@@ -160,8 +160,10 @@ std::vector<std::uint32_t> read_layers(const JsonObject& json) {
 LoraConfig read_lora_config(const fs::path& folder) {
   if (is_mlx_adapter(folder)) return read_mlx_config(folder);
   const auto path = folder / "adapter_config.json";
+  check<DataError>(path_exists(folder), folder.string(), "There is no such folder; an adapter's, of PEFT or mlx_lm, is expected.");
+  check<DataError>(fs::is_directory(folder), folder.string(), "This is a file; an adapter is read from its folder, of PEFT or mlx_lm.");
   check<DataError>(path_exists(path), folder.string(),
-                   "The folder has no adapter_config.json; a PEFT adapter is expected.");
+                   "The folder has no adapter_config.json; an adapter of PEFT or mlx_lm is expected.");
   const Json parsed = read_json_file(path, config_limits);
   const auto ordered = OrderedJson::parse(read_file(path, config_limits.max_bytes));  // which has just been parsed in another order
   const JsonObject json(parsed, path.string());

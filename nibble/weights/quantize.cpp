@@ -91,7 +91,7 @@ class Quantizer {
     if (options_.double_quant) find_offsets(meter);
     const auto specs = all_specs();
     for (const TensorSpec& spec : specs) bytes += bytes_of(spec);
-    check_disk_room(folder, bytes);
+    check_disk_room(folder, bytes, options_.output);
     ShardWriter writer(folder, specs, options_.max_shard_bytes);
     for (const BaseTensor& tensor : tensors_) {
       if (!is_projection(tensor.name, tensor.shape)) copy(tensor, writer, meter);

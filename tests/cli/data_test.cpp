@@ -33,6 +33,17 @@ TEST(Data, TheSameChatInEveryForm) {
   EXPECT_EQ(info({"--data", keys, "--map", "q=user", "a=assistant"})["first_rows"][0]["tokens"], expected);
 }
 
+TEST(Data, ASystemMessageIsShownAndEvaluated) {
+  const test::TemporaryFolder folder;
+  const std::string plain = folder.write("rows.jsonl", chat_row);
+  const std::string written = folder.write("written.jsonl", R"({"messages": [{"role": "system", "content": "Be brief."}, )" + chat_row.substr(14));
+  const Json expected = info({"--data", written})["first_rows"][0]["tokens"];
+  EXPECT_NE(info({"--data", plain})["first_rows"][0]["tokens"], expected);
+  EXPECT_EQ(info({"--data", plain, "--system", "Be brief."})["first_rows"][0]["tokens"], expected);
+  EXPECT_EQ(run_nibble({"eval", "--model", tiny, "--json", "--data", plain, "--system", "Be brief."}).out,
+            run_nibble({"eval", "--model", tiny, "--json", "--data", written}).out);
+}
+
 TEST(Data, SeveralFilesAreToldApart) {
   const test::TemporaryFolder folder;
   const std::string texts = folder.write("texts.jsonl", "{\"text\": \"one\"}\n{\"text\": \"two\"}\n{\"text\": \"three\"}\n");

@@ -130,7 +130,7 @@ TEST(Generate, RowsWithoutAPromptAreNamed) {
   refused("{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}\n", "rows.jsonl:1");
   refused("\n", "has no prompts");
   const std::string chat = folder.write("chat.jsonl", R"({"messages": [{"role": "user", "content": "a"}]})");
-  expect_refused(generate({"--raw", "--prompts", chat}), 1, "chat.jsonl:1");
+  expect_refused(generate({"--raw", "--prompts", chat}), 1, "chat.jsonl:1] The row is a chat;");
   expect_refused(generate({"--prompts", folder / "none"}), 1, "none");
 }
 

@@ -125,6 +125,18 @@ TEST_F(OpenRows, ParquetIsRefusedWithWhatConvertsIt) {
   expect_error<DataError>([&] { read("rows.parquet", "PAR1 and more"); }, "rows.parquet", "duckdb", "read_parquet", "to_json");
 }
 
+TEST_F(OpenRows, OtherFormsOfFilesAreRefusedWithWhatMakesRowsOfThem) {
+  for (const std::string array : {"[{\"text\": \"a\"}]", "\xef\xbb\xbf \n[\n{\"text\": \"a\"}]"}) {
+    expect_error<DataError>([&] { read("rows.json", array); }, "rows.json", "one JSON array", "jq -c '.[]'", "to_json");
+    expect_error<DataError>([&] { read("rows.json.gz", gzip(array)); }, "rows.json.gz", "one JSON array");
+  }
+  EXPECT_EQ(read("brackets.csv", "[a],b\n1,2\n"), "\n{\"[a]\":\"1\",\"b\":\"2\"}\n");
+  expect_error<DataError>([&] { read("rows.jsonl.xz", std::string("\xfd" "7zXZ\0", 6)); }, "rows.jsonl.xz", "packed by xz", "gzip, zstd");
+  expect_error<DataError>([&] { read("rows.jsonl.bz2", "BZh91AY&SY"); }, "packed by bzip2");
+  expect_error<DataError>([&] { read("rows.zip", "PK\x03\x04"); }, "packed by zip");
+  EXPECT_EQ(read("BZh.csv", "BZh9,b\n1,2\n"), "\n{\"BZh9\":\"1\",\"b\":\"2\"}\n");
+}
+
 TEST_F(OpenRows, NothingStaysInTheTemporaryFolder) {
   const test::TemporaryFolder temporary;
   const char* before = ::getenv("TMPDIR");

@@ -88,7 +88,7 @@ INSTANTIATE_TEST_SUITE_P(
     All, RowFaults,
     ::testing::Values(
         Fault{"{\"text\": \"x\"", "The line is not JSON"}, Fault{"{\"text\": \"\xff\"}", "The line is not JSON"},
-        Fault{"[1]", "The line holds array, not an object"}, Fault{"{}", "keys fit no form"},
+        Fault{"[1]", "The line holds array, not an object"}, Fault{"{}", "keys fit no form"}, Fault{R"({"q": "a", "a": "b"})", "--map"},
 
         Fault{R"({"text": 3})", "\"text\" is number, not a string"},
         Fault{R"({"messages": "x"})", "\"messages\" is string, not a list"},

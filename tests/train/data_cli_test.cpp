@@ -78,6 +78,20 @@ TEST(DataCli, StandardInputTrainsAsTheFileDoes) {
   expect_complaint(files.run({"-"}, {{"valid", "-"}}), 2, "--valid", "read once");
 }
 
+TEST(DataCli, ASystemMessageBelongsToTheRun) {
+  const TwoFiles files;
+  const std::string system = "Answer \"in one\nline\".";
+  ASSERT_EQ(files.run({files.whole}, {{"output", files.out("with")}, {"system", system}}).code, 0);
+  const std::string checkpoint = (files.tiny.folder / "with/checkpoint-6").string();
+  expect_complaint(files.run({files.whole}, {{"output", files.out("on")}, {"resume", checkpoint}}), 2, "system was", "in one");
+  const auto config = test::run_program(
+      NIBBLE_PROGRAM, {"train", "--config", (files.tiny.folder / "with/config.toml").string(), "--output", files.out("again")});
+  ASSERT_EQ(config.code, 0) << config.err;
+  EXPECT_TRUE(files.end_of("with") == files.end_of("again"));
+  ASSERT_EQ(files.run({files.whole}, {{"output", files.out("without")}}).code, 0);
+  EXPECT_FALSE(files.end_of("with") == files.end_of("without"));
+}
+
 TEST(DataCli, WhatMakesNoSenseIsRefused) {
   const TwoFiles files;
   expect_complaint(files.run({files.first + ":1", files.second}), 2, "--data", "every file");
@@ -86,6 +100,8 @@ TEST(DataCli, WhatMakesNoSenseIsRefused) {
   expect_complaint(files.run({files.first}, {{"map", "question"}}), 2, "--map", "question");
   expect_complaint(files.run({files.first}, {{"map", "question=user,answer=assistant"}}), 1, "first.jsonl, line 1", "\"question\"", "messages");
   expect_complaint(files.run({files.first}, {{"think", "keep"}}), 2, "--think", "knows no <think>");
+  const std::string texts = files.tiny.folder.write("texts.jsonl", "{\"text\": \"a b\"}\n").string();
+  expect_complaint(files.run({texts}, {{"system", "Be brief."}}), 2, "--system", "form text");
   expect_complaint(files.run({files.first + ":1", files.second + ":1e-9"}), 2, "--data", "too small");
 }
 

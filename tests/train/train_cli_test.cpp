@@ -39,6 +39,8 @@ TEST(TrainCli, BadOptionsAreNamed) {
   expect_complaint(tiny.run({{"lora-dropout", "1"}}), 2, "--lora-dropout", "1");
   expect_complaint(tiny.run({{"format", "xml"}}), 2, "xml");
   expect_complaint(tiny.run({{"gpu", "no such adapter"}}), 2, "no such adapter");
+  const std::string adapter = test::source_path("tests/golden/tiny/adapter_nonzero").string();
+  expect_complaint(tiny.run({{"adapter", adapter}}), 2, "--gpu", adapter, "--init-adapter");
   EXPECT_FALSE(fs::exists(tiny.output()));
 }
 
@@ -228,6 +230,17 @@ TEST(TrainCli, TheCommandLineWinsOverTheConfig) {
   expect_usage(with_config("lora-alpha = many\n"), "c.toml:1");
   expect_usage(with_config("warmup-ratio = 3\n"), "--warmup-ratio");
   expect_usage(tiny.run({{"config", "/nowhere.toml"}}), "/nowhere.toml");
+}
+
+TEST(TrainCli, ARunThatLiesInTheOutputIsSaidAloud) {
+  const TinyRun tiny;
+  const std::string words = "has checkpoint-8 of an earlier run";
+  const auto first = tiny.run();
+  ASSERT_EQ(first.code, 0) << first.err;
+  EXPECT_EQ(first.err.find(words), std::string::npos) << first.err;
+  const auto again = tiny.run({{"dry-run", ""}}), on = tiny.run({{"dry-run", ""}, {"resume", "auto"}});
+  EXPECT_NE(again.err.find(words), std::string::npos) << again.err;
+  EXPECT_EQ(on.err.find(words), std::string::npos) << on.err;
 }
 
 TEST(TrainCli, StopsEarly) {

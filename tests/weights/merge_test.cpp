@@ -10,6 +10,7 @@
 #include "nibble/base/rng.h"
 #include "nibble/quant/nf4.h"
 #include "nibble/weights/checkpoint_check.h"
+#include "nibble/weights/model_folder.h"
 #include "tests/support/files.h"
 
 namespace nibble {
@@ -362,6 +363,13 @@ TEST(Merge, TakesNoFolderThatIsInUse) {
   EXPECT_TRUE(fs::exists(folder / "full/x"));
   merge({.model = model, .output = folder / "full", .overwrite = true});
   EXPECT_FALSE(fs::exists(folder / "full/x"));
+}
+
+TEST(Merge, NamesTheOutputThatHasNoRoom) {
+  const test::TemporaryFolder folder;
+  expect_error<DataError>([&] { check_disk_room(folder.path(), UINT64_MAX, folder / "merged"); }, "[" + (folder / "merged").string() + "]",
+                          "take 18446744073709551615 bytes", "has room for");
+  check_disk_room(folder.path(), 1, folder / "merged");
 }
 
 TEST(Merge, ThatFailsLeavesTheOldFolder) {

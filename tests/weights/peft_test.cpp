@@ -324,6 +324,12 @@ TEST_F(BrokenAdapter, RefusesAPickle) {
   refuse("no adapter_config.json");
 }
 
+TEST_F(BrokenAdapter, IsToldFromWhatIsNoFolder) {
+  const auto read = [&](const char* name) { read_lora_config(folder_ / name); };
+  test::expect_error<DataError>([&] { read("nowhere"); }, "nowhere", "no such folder");
+  test::expect_error<DataError>([&] { read("adapter_model.safetensors"); }, "This is a file");
+}
+
 TEST(LoraAdapter, ReadsHalfPrecision) {
   const test::TemporaryFolder folder;
   const auto model = tiny_model();
