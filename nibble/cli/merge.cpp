@@ -58,9 +58,6 @@ std::unique_ptr<RunData> valid_rows(const MergeFlags& flags) {
   rows.data = flags.valid;
   if (flags.options.adapters.size() == 1) rows.init_adapter = flags.options.adapters.front().folder;  // whose tokenizer counts
   const ModelConfig config = read_model_config(rows.model);
-  check<UsageError>(!config.has_experts(), "--valid",
-                    "The model is a mixture of experts, which is computed from NF4 alone, and merged weights are in f32; leave --valid "
-                    "out. `nibble eval` gives the loss of model and adapter in NF4.");
   rows.max_length = std::min(rows.max_length, config.max_position_embeddings);
   return open_run_data(rows);
 }
@@ -143,7 +140,7 @@ void add_merge(CLI::App& app, Action& action) {
       ->default_str("5GB");
   verb->add_option("--valid", flags->valid,
                    "Rows, JSONL or CSV: print their loss merged onto the original weights and onto those in NF4, to choose\n"
-                   "with --onto; not of a mixture of experts")
+                   "with --onto")
       ->check(CLI::ExistingFile);
   verb->add_option("--batch-size", flags->rows.batch_size, "Of --valid: rows of one pass")->capture_default_str()->check(CLI::Range(1u, 65536u));
   verb->add_option("--max-length", flags->rows.max_length, "Of --valid: longest row in tokens")

@@ -172,8 +172,8 @@ void ExpertMlp::narrow(const Chunk& c, const Input& input) const {
 void ExpertMlp::multiply(const Chunk& c, Projection p, MatrixLayout layout, const Rows& x, const Tensor& y, bool accumulate) const {
   const Nf4Matrix& matrix = weights_.projections(c.rec, c.at.layer)[static_cast<std::size_t>(p)];
   const Nf4 w{.packed = matrix.packed, .absmax = matrix.absmax, .codes = matrix.codes};
-  if (!c.tile) {
-    const ExpertProduct product{.x = x.values, .w = {.nf4 = w}, .rows = c.rows, .y = y, .by_token = x.by_token, .accumulate = accumulate};
+  if (const Tensor& cached = c.weights.cached(p); !c.tile || cached) {
+    const ExpertProduct product{.x = x.values, .w = {.nf4 = w, .values = cached}, .rows = c.rows, .y = y, .by_token = x.by_token, .accumulate = accumulate};
     return layout == MatrixLayout::nt ? record_nt(c.rec, product) : record_nn(c.rec, product);
   }
   const std::uint32_t rows = x.values.dim(0);

@@ -8,6 +8,11 @@
 
 namespace nibble {
 
+// Whether a projection is one of experts, which lie one below the other and are read so, decoded or not.
+inline bool is_of_experts(const ModelConfig& config, Projection p) {
+  return config.has_experts() && (p == Projection::gate || p == Projection::up || p == Projection::down);
+}
+
 // The MLP of layers that are mixtures of experts (transformers' Qwen3MoeSparseMoeBlock), where others have gate, up and down
 // projections: with n = norm(x) and w the router's weights of the chosen experts, y = x + sum of w_e down_e(silu(gate_e n) up_e n).
 // Which experts a token has is known to the device alone: its rows are sorted by expert there, and products go over these. The

@@ -238,6 +238,7 @@ void Head::losses_in_slices(gpu::Recorder& recorder, const DeviceStream& stream)
 
 // From the last slice, which is still there, to the first, which the next pass begins with.
 void Head::gradients_in_slices(gpu::Recorder& recorder, const DeviceStream& stream, const LossOptions& loss, const Tensor& d_head) {
+  check(!loss.rows.gradient, "head", "Rows of tokens learn in a head that is read whole.");
   const std::uint32_t count = slices().count();
   for (std::uint32_t slice = count; slice-- > 0;) {
     const Weight weight = slices().slice(recorder, slice, slice > 0 ? slice - 1 : count);

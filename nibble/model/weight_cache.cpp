@@ -1,6 +1,7 @@
 #include "nibble/base/error.h"
 #include "nibble/kernels/nf4.h"
 #include "nibble/kernels/transpose.h"
+#include "nibble/model/expert_mlp.h"
 #include "nibble/model/model_state.h"
 #include "nibble/weights/layer_stream.h"
 
@@ -21,7 +22,7 @@ CacheBytes cache_bytes(const ModelConfig& config) {
   for (const Projection p : all_projections) {
     const auto [out, in] = projection_dims(config, p);
     const std::uint64_t one = gpu::buffer_bytes(DType::f32, {out, in});
-    bytes.kept += one * config.num_layers;
+    bytes.kept += gpu::buffer_bytes(DType::f32, {matrices_of(config, p) * out, in}) * config.num_layers;
     bytes.largest = std::max(bytes.largest, one);
     bytes.largest_values = std::max(bytes.largest_values, out * in);
   }
@@ -35,15 +36,22 @@ std::optional<std::uint64_t> free_bytes(const gpu::Device& device) {
   return memory - std::min(memory, used);
 }
 
-void fill_layer(gpu::Device& device, DeviceWeights& weights, std::uint32_t index, const gpu::Tensor& room) {
+void fill_layer(gpu::Device& device, const ModelConfig& config, DeviceWeights& weights, std::uint32_t index, const gpu::Tensor& room) {
   LayerWeights& layer = weights.layers[index];
   gpu::Recorder recorder(device);
   for (const Projection p : all_projections) {
     const Nf4Matrix& matrix = weights.projections(recorder, index)[static_cast<std::size_t>(p)];
-    const gpu::Tensor decoded = room.view({matrix.out, matrix.in});
+    const Nf4 w{.packed = matrix.packed, .absmax = matrix.absmax, .codes = matrix.codes};
     gpu::Tensor& cached = layer.transposed[static_cast<std::size_t>(p)];
-    cached = device.tensor(DType::f32, {matrix.in, matrix.out}, fmt::format("cached.{}", name_of(p)));
-    record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax, .codes = matrix.codes}, .out = {.data = decoded}});
+    const std::string label = fmt::format("cached.{}", name_of(p));
+    if (is_of_experts(config, p)) {
+      cached = device.tensor(DType::f32, {matrix.out, matrix.in}, label);
+      record(recorder, DequantizeNf4{.w = w, .out = {.data = cached}});
+      continue;
+    }
+    const gpu::Tensor decoded = room.view({matrix.out, matrix.in});
+    cached = device.tensor(DType::f32, {matrix.in, matrix.out}, label);
+    record(recorder, DequantizeNf4{.w = w, .out = {.data = decoded}});
     record(recorder, Transpose{.x = decoded, .y = cached});
   }
   recorder.submit();
@@ -54,7 +62,6 @@ void fill_layer(gpu::Device& device, DeviceWeights& weights, std::uint32_t index
 void ModelState::populate_weight_cache(std::optional<std::uint64_t> limit) {
   auto& layers = weights_->layers;
   if (layers.back().transposed[0]) return;
-  check<UsageError>(!config_.has_experts(), "weight cache", "Experts are read from NF4 and have no cache of de-quantised weights.");
   const CacheBytes bytes = cache_bytes(config_);
   const auto room = limit ? limit : free_bytes(*device_);
   check<OutOfDeviceMemory>(!room || bytes.needed() <= *room, "weight cache",
@@ -63,7 +70,7 @@ void ModelState::populate_weight_cache(std::optional<std::uint64_t> limit) {
   try {
     const auto scratch = device_->tensor(DType::f32, {bytes.largest_values}, "cache scratch");
     weights_->go(LayerOrder::round);
-    for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) fill_layer(*device_, *weights_, layer, scratch);
+    for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) fill_layer(*device_, config_, *weights_, layer, scratch);
     device_->wait("filling the weight cache");
   } catch (const OutOfDeviceMemory& error) {
     for (LayerWeights& layer : layers) layer.transposed = {};
@@ -74,7 +81,7 @@ void ModelState::populate_weight_cache(std::optional<std::uint64_t> limit) {
 
 std::optional<FfnCache> ModelState::ffn_cache(std::uint32_t layer) const {
   const LayerWeights& weights = weights_->layers.at(layer);
-  if (!weights.transposed[0]) return {};
+  if (!weights.transposed[0] || weights.experts() > 0) return {};
   return FfnCache{.gate = weights.cached(Projection::gate), .up = weights.cached(Projection::up),
                   .down = weights.cached(Projection::down)};
 }

@@ -1,6 +1,7 @@
 #include "nibble/train/merge_losses.h"
 
 #include "nibble/base/error.h"
+#include "nibble/model/expert_mlp.h"
 #include "nibble/train/evaluate.h"
 #include "nibble/weights/merger.h"
 
@@ -11,14 +12,17 @@
 namespace nibble {
 namespace {
 
-// A merged projection in f32, as the caches of ModelState have it: (in, out).
-std::vector<float> transposed(const Merger& merger, const std::string& name, std::uint32_t out, std::uint32_t in) {
+// A merged matrix in f32, as the caches of ModelState have it: (in, out), or of an expert (out, in).
+std::vector<float> merged(const Merger& merger, const std::string& name, std::uint32_t out, std::uint32_t in, bool turned) {
   std::vector<float> values(std::size_t{out} * in), piece;
   std::size_t first = 0;
   merge_matrix(merger.matrix_of({name, DType::f32, {out, in}}), [&](std::span<const std::byte> bytes) {
     piece.resize(bytes.size() / sizeof(float));
     std::memcpy(piece.data(), bytes.data(), bytes.size());
-    for (std::size_t i = 0; i < piece.size(); ++i) values[(first + i) % in * out + (first + i) / in] = piece[i];
+    for (std::size_t i = 0; i < piece.size(); ++i) {
+      const std::size_t at = first + i;
+      values[turned ? at % in * out + at / in : at] = piece[i];
+    }
     first += piece.size();
   });
   return values;
@@ -30,8 +34,12 @@ void fill_caches(ModelState& state, const Merger& merger, const std::function<vo
   for (std::uint32_t layer = 0; layer < config.num_layers; ++layer) {
     for (const Projection p : all_projections) {
       const auto [out, in] = projection_dims(config, p);
-      const auto values = transposed(merger, projection_tensor_name(layer, p), out, in);
-      state.device().write(state.weights().layers[layer].cached(p), std::as_bytes(std::span(values)));
+      std::uint64_t first = 0;
+      for (const std::string& module : module_names(config.experts.count, layer, p)) {
+        const auto values = merged(merger, module + ".weight", out, in, !is_of_experts(config, p));
+        state.device().write(state.weights().layers[layer].cached(p), std::as_bytes(std::span(values)), first);
+        first += values.size() * sizeof(float);
+      }
     }
     if (progress) progress((layer + 1.0) / config.num_layers);
   }

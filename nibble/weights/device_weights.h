@@ -36,7 +36,7 @@ struct LayerWeights {
   gpu::Tensor qkv_bias;                         // (q's, k's and v's outputs) f32; likewise
   gpu::Tensor router;                           // (experts, hidden) f32; likewise
   LayerProjections projections;                 // where they are kept: of a layer that is streamed in host memory
-  std::array<gpu::Tensor, 7> transposed;        // (in, out) f32, the same de-quantised; empty unless a cache was asked for
+  std::array<gpu::Tensor, 7> transposed;        // (in, out) f32, the same de-quantised; of experts (experts * out, in); empty unless asked for
 
   std::uint32_t experts() const { return router ? router.dim(0) : 0; }
   const Nf4Matrix& projection(Projection p) const { return projections[static_cast<std::size_t>(p)]; }

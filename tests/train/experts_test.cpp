@@ -56,6 +56,29 @@ TEST_F(TrainExperts, LearnWhereTheyAreNamed) {
   EXPECT_TRUE(test::slurp(tiny_.output() / "adapter_model.safetensors") == bytes);
 }
 
+// Merged onto what NF4 makes of the weights, the model is that of the run; the original weights give another loss.
+TEST_F(TrainExperts, AreWeighedBeforeTheyAreMerged) {
+  tiny_.arguments["target-modules"] = "all-linear";
+  ASSERT_EQ(tiny_.run().code, 0);
+  const std::string model = tiny_.arguments["model"], adapter = tiny_.output().string(), rows = tiny_.arguments["valid"];
+  const auto merged = test::run_program(NIBBLE_PROGRAM, {"merge", "--model", model, "--adapter", adapter, "--output", (folder_ / "merged").string(), "--dtype", "f32",
+                                                        "--valid", rows});
+  ASSERT_EQ(merged.code, 0) << merged.err;
+  const auto number_behind = [&](const std::string& words) {
+    const std::size_t at = merged.out.find(words);
+    EXPECT_NE(at, std::string::npos) << merged.out;
+    return at == std::string::npos ? 0.0 : std::stod(merged.out.substr(at + words.size()));
+  };
+  const auto adapted_loss = [&] {
+    const std::vector<std::string> arguments = {"eval", "--data", rows, "--json", "--compute", "f32", "--model", model, "--adapter", adapter};
+    return parse_json(test::run_program(NIBBLE_PROGRAM, arguments).out, "eval")["eval_loss"].get<double>();
+  };
+  const double original = number_behind("in f32: "), nf4 = number_behind("original weights, ");
+  EXPECT_NEAR(nf4, adapted_loss(), 1e-5);
+  EXPECT_GT(std::abs(nf4 - original), 1e-5);
+  EXPECT_NEAR(number_behind("which is "), nf4 - original, 1.5e-6);
+}
+
 TEST_F(TrainExperts, HaveNoDropout) {
   expect_complaint(tiny_.run({{"target-modules", "q_proj,up_proj"}, {"lora-dropout", "0.1"}}), 2, "--lora-dropout", "experts");
   EXPECT_FALSE(fs::exists(tiny_.output()));
