@@ -45,6 +45,8 @@ void ModelState::train_head(TrainedHeadOptions options) {
   // What was there is let go first.
   trained_head_.reset();
   weights_->head = {};
+  weights_->head.rows = config_.vocab_size;
+  weights_->head.columns = config_.hidden_size;
   if (!config_.tie_word_embeddings) weights_->base_head = {};
   trained_head_ = std::make_unique<TrainedHead>(*device_, values, options, weights_->head);
   host_head_.clear();

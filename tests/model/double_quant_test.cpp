@@ -6,7 +6,7 @@
 #include "nibble/weights/nf4_room.h"
 #include "nibble/weights/quantize.h"
 #include "nibble/weights/scale_room.h"
-#include "tests/model/two_segments.h"
+#include "tests/model/two_passes.h"
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
@@ -39,47 +39,17 @@ ModelState state_of(const Setting& setting) {
   ModelState state = ModelState::load(device(), setting.model,
                                       {.path = setting.path, .lora = LoraConfig{.rank = 4, .lora_alpha = 8, .use_dora = setting.dora},
                                        .residency = setting.residency, .stream = setting.stream()});
-  std::uint64_t seed = 1;
-  for (LoraLayer& layer : state.edit_lora()) {
-    for (const Projection p : all_projections) layer.at(p).b = test::random_values(layer.at(p).b.size(), ++seed, 0.05f);
-  }
+  test::fill_b(state);
   return state;
 }
 
-struct Result {
-  std::vector<float> losses, gradients, evaluated;
-  bool operator==(const Result&) const = default;
-};
+using Result = test::TwoPasses;
 
-// Two training passes with an evaluation between them, so that the room of scales is met as each kind of pass leaves it.
 Result result_of(const Setting& setting) {
   const ModelState state = state_of(setting);
   Model model(state, {.residency = setting.residency, .activations = setting.activations, .one_decoded_room = setting.one_room,
                       .max_tokens = tokens, .max_labels = tokens});
-  const LoraWeights& lora = *state.lora_mirror().train();
-  const test::TwoSegments batch(tokens, 20, std::min(4000u, state.vocab_size()));
-  Result result;
-  for (int pass = 0; pass < 2; ++pass) {
-    gpu::Recorder recorder(device());
-    const DeviceStream stream = model.upload(recorder, batch.stream());
-    recorder.clear(lora.grads);
-    const Head::Loss loss = model.loss_and_gradients(recorder, stream, {.factor = 1.0f / static_cast<float>(batch.labels.size())});
-    recorder.submit();
-    result.losses = device().read<float>(loss.loss);
-    const Head::Loss again = model.loss(recorder, stream);
-    recorder.submit();
-    result.evaluated = device().read<float>(again.loss);
-  }
-  result.gradients = device().read<float>(lora.grads);
-  return result;
-}
-
-std::vector<gpu::HostMemory> host_memories() {
-  std::vector<gpu::HostMemory> all;
-  for (const auto memory : {gpu::HostMemory::staged, gpu::HostMemory::mapped, gpu::HostMemory::direct, gpu::HostMemory::carried}) {
-    if (gpu::supports(device().info(), memory)) all.push_back(memory);
-  }
-  return all;
+  return test::two_passes(state, model, test::TwoSegments(tokens, 20, std::min(4000u, state.vocab_size())));
 }
 
 // The model as `nibble quantize --double-quant` writes it, whose scales are read back as f32: what the option has to give, by the
@@ -113,7 +83,7 @@ TEST_F(DoubleQuant, TrainsAsWithScalesThatWereRoundedBefore) {
 TEST_F(DoubleQuant, TrainsTheSameHoweverHostMemoryIsRead) {
   for (const ProductPath path : test::product_paths()) {
     const Result rounded = result_of({.model = written(tiny), .path = path});
-    for (const gpu::HostMemory memory : host_memories()) {
+    for (const gpu::HostMemory memory : test::host_memories()) {
       SCOPED_TRACE(gpu::name_of(memory));
       EXPECT_TRUE(rounded == result_of({.double_quant = true, .path = path, .residency = {resident, streamed, streamed, streamed}, .memory = memory}));
     }
@@ -172,7 +142,7 @@ TEST_F(DoubleQuant, GeneratesTheSame) {
 }
 
 TEST_F(DoubleQuant, IsWhatTheHostAndCachesHave) {
-  for (const gpu::HostMemory memory : host_memories()) {
+  for (const gpu::HostMemory memory : test::host_memories()) {
     ModelState rounded = state_of({.model = written(tiny)});
     ModelState state = state_of({.double_quant = true, .residency = spread_streamed(4, 2), .memory = memory});
     for (std::uint32_t layer = 0; layer < 4; ++layer) {
@@ -251,7 +221,7 @@ TEST_F(DoubleQuant, TakesThePlannedBytes) {
                          {.rank = 4, .lora_alpha = 8});
     };
     const std::uint64_t whole = take({.model = model}).first, planned = plan({.model = model}).frozen_weights;
-    for (const gpu::HostMemory memory : host_memories()) {
+    for (const gpu::HostMemory memory : test::host_memories()) {
       for (const std::uint32_t sent : {0u, 1u, config.num_layers}) {
         const Setting setting{.model = model, .double_quant = true, .residency = spread_streamed(config.num_layers, sent), .memory = memory};
         const auto [on_device, on_host] = take(setting);

@@ -2,7 +2,7 @@
 #include "nibble/model/generator.h"
 #include "nibble/model/memory_plan.h"
 #include "nibble/weights/nf4_room.h"
-#include "tests/model/two_segments.h"
+#include "tests/model/two_passes.h"
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
@@ -13,14 +13,6 @@ namespace {
 
 constexpr std::uint32_t tokens = 48;
 constexpr auto resident = Residency::resident, cached = Residency::cached, streamed = Residency::streamed;
-
-std::vector<gpu::HostMemory> host_memories() {
-  std::vector<gpu::HostMemory> all;
-  for (const auto memory : {gpu::HostMemory::staged, gpu::HostMemory::mapped, gpu::HostMemory::direct, gpu::HostMemory::carried}) {
-    if (gpu::supports(test::device().info(), memory)) all.push_back(memory);
-  }
-  return all;
-}
 
 ModelConfig tiny_config() { return read_model_config(test::source_path("models/tiny-qwen3")); }
 
@@ -37,40 +29,16 @@ StateOptions state_options(const Setting& setting) {
 
 ModelState tiny_state(const Setting& setting) {
   ModelState state = ModelState::load(test::device(), test::source_path("models/tiny-qwen3"), state_options(setting));
-  std::uint64_t seed = 1;
-  for (LoraLayer& layer : state.edit_lora()) {
-    for (const Projection p : all_projections) layer.at(p).b = test::random_values(layer.at(p).b.size(), ++seed, 0.05f);
-  }
+  test::fill_b(state);
   return state;
 }
 
-struct Result {
-  std::vector<float> losses, gradients, evaluated;
-  bool operator==(const Result&) const = default;
-};
+using Result = test::TwoPasses;
 
-// Two training passes with an evaluation between them, so that slots are met as each kind of pass leaves them.
 Result result_of(const Setting& setting) {
-  auto& device = test::device();
   const ModelState state = tiny_state(setting);
-  Model model(state, {.residency = setting.residency, .activations = setting.activations, .max_tokens = tokens,
-                      .max_labels = tokens});
-  const LoraWeights& lora = *state.lora_mirror().train();
-  const test::TwoSegments batch(tokens, 20, 4000);
-  Result result;
-  for (int pass = 0; pass < 2; ++pass) {
-    gpu::Recorder recorder(device);
-    const DeviceStream stream = model.upload(recorder, batch.stream());
-    recorder.clear(lora.grads);
-    const Head::Loss loss = model.loss_and_gradients(recorder, stream, {.factor = 1.0f / static_cast<float>(batch.labels.size())});
-    recorder.submit();
-    result.losses = device.read<float>(loss.loss);
-    const Head::Loss again = model.loss(recorder, stream);
-    recorder.submit();
-    result.evaluated = device.read<float>(again.loss);
-  }
-  result.gradients = device.read<float>(lora.grads);
-  return result;
+  Model model(state, {.residency = setting.residency, .activations = setting.activations, .max_tokens = tokens, .max_labels = tokens});
+  return test::two_passes(state, model, test::TwoSegments(tokens, 20, 4000));
 }
 
 TEST(StreamedLayers, AreTheSameBits) {
@@ -89,7 +57,7 @@ TEST(StreamedLayers, AreTheSameBits) {
 
 TEST(StreamedLayers, AreTheSameBitsHoweverHostMemoryIsRead) {
   const Result whole = result_of({});
-  for (const gpu::HostMemory memory : host_memories()) {
+  for (const gpu::HostMemory memory : test::host_memories()) {
     SCOPED_TRACE(gpu::name_of(memory));
     for (const std::uint32_t slots : {2u, 3u}) {
       EXPECT_TRUE(whole == result_of({.residency = spread_streamed(4, 4), .stream = {.memory = memory, .slots = slots}}));
@@ -129,7 +97,7 @@ TEST(StreamedLayers, AreOnTheHostAsTheyAreOnTheDevice) {
     }
   };
   const ModelState whole = tiny_state({});
-  for (const gpu::HostMemory memory : host_memories()) {
+  for (const gpu::HostMemory memory : test::host_memories()) {
     same(whole, tiny_state({.residency = {streamed, resident, streamed, streamed}, .stream = {.memory = memory}}));
   }
 }
@@ -160,7 +128,7 @@ TEST(StreamedLayers, TakeThePlannedBytes) {
   const auto [device_bytes, host_bytes] = take({});
   EXPECT_EQ(host_bytes, 0u);
   EXPECT_EQ(plan({}).host_weights, 0u);
-  for (const gpu::HostMemory memory : host_memories()) {
+  for (const gpu::HostMemory memory : test::host_memories()) {
     for (const auto& residency : {spread_streamed(4, 1), spread_streamed(4, 3), spread_streamed(4, 4)}) {
       const Setting setting{.residency = residency, .stream = {.memory = memory}};
       const auto [on_device, on_host] = take(setting);
