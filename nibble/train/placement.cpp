@@ -289,8 +289,8 @@ MemoryBudget memory_budget(const TrainOptions& options, const gpu::AdapterInfo& 
                     "{} does not say how much memory it has; give the limit in bytes, as 2GiB.", info.name);
   const double part = limit.part * static_cast<double>(info.memory_bytes);
   MemoryBudget budget{.bytes = limit.bytes > 0 ? limit.bytes : static_cast<std::uint64_t>(part), .promised = true};
-  // Dawn's own was 6 to 12 MiB beside the buffers of a step on an H200. Limits of tests are smaller than that.
-  constexpr std::uint64_t driver = std::uint64_t{12} << 20, least = std::uint64_t{256} << 20;
+  // Dawn's own was 4 to 16 MiB beside the buffers of a step on an H200. Smaller limits are those of tests.
+  constexpr std::uint64_t driver = std::uint64_t{16} << 20, least = std::uint64_t{256} << 20;
   if (budget.bytes >= least) budget.driver = driver;
   budget.bytes -= budget.driver;
   return budget;
