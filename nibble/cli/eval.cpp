@@ -8,6 +8,7 @@
 #include "nibble/cli/row_flags.h"
 #include "nibble/io/json.h"
 #include "nibble/model/model.h"
+#include "nibble/cli/train_print.h"
 #include "nibble/report/progress.h"
 #include "nibble/train/evaluate.h"
 
@@ -22,11 +23,11 @@ namespace {
 struct EvalFlags {
   RowFlags data;
   TrainOptions options;  // of which model, data and the rows' options count
-  std::string adapter, loss = "sft", train_on = "assistant", overflow = "error", form = "auto";
+  std::string adapter, loss = "sft", train_on = "assistant", overflow = "error", form = "auto", vram_limit;
   bool rows = false, json = false;
   LabelFlags labels;
   DeviceFlags device;
-  ResidencyFlags residency;
+  ResidencyFlags residency{.name = "auto"};
 };
 
 // `set` is what was evaluated.
@@ -50,15 +51,37 @@ void print_summary(const Evaluation& result, bool json) {
   }
 }
 
+void finish(EvalFlags& flags) {
+  TrainOptions& options = flags.options;
+  options.loss.kind = train_loss_of(flags.loss);
+  options.train_on = data::train_on_of(flags.train_on);
+  options.overflow = data::overflow_of(flags.overflow);
+  if (flags.form != "auto") options.form = data::row_form_of(flags.form);
+  options.data = flags.data.unweighted_files();
+  options.init_adapter = flags.adapter;  // whose tokenizer counts
+  options.map = flags.data.columns();
+  options.residency = flags.residency.choice();
+  options.stream_layers = flags.residency.layers;
+  options.stream = flags.residency.stream();
+  if (!flags.vram_limit.empty()) options.vram_limit = memory_limit_of(flags.vram_limit);
+  options.lora = flags.adapter.empty() ? LoraConfig{.target_modules = {}} : read_lora_config(flags.adapter);
+  flags.labels.check(options);
+}
+
+// What is planned, where a limit holds or not all of the weights lie on the device.
+void say_plan(const Placement& placement, const MemoryBudget& budget, const ModelConfig& config, Progress& progress) {
+  const ModelOptions& model = placement.model;
+  const std::uint32_t streamed = count_of(model.residency, config.num_layers, Residency::streamed);
+  if (!budget.promised && streamed == 0 && !model.stream.embedding && !model.stream.head) return;
+  const std::uint64_t host = placement.memory.host_weights;
+  progress.say(fmt::format("Memory   {} on the GPU{}: {} of {} layers streamed{}{}, logits of {} rows at a time{}", human_bytes(placement.memory.total()),
+                           budget_text(budget), streamed, config.num_layers, describe_tables(model.stream, config.tie_word_embeddings),
+                           model.one_decoded_room ? ", decoded into one room" : "", model.head_chunk,
+                           host > 0 ? fmt::format("; weights of {} in host memory", human_bytes(host)) : ""));
+}
+
 int run(EvalFlags flags) {
-  flags.options.loss.kind = train_loss_of(flags.loss);
-  flags.options.train_on = data::train_on_of(flags.train_on);
-  flags.options.overflow = data::overflow_of(flags.overflow);
-  if (flags.form != "auto") flags.options.form = data::row_form_of(flags.form);
-  flags.options.data = flags.data.unweighted_files();
-  flags.options.init_adapter = flags.adapter;  // whose tokenizer counts
-  flags.options.map = flags.data.columns();
-  flags.labels.check(flags.options);
+  finish(flags);
   Progress progress(stderr, isatty(STDERR_FILENO) == 1);
   gpu::Device device = flags.device.open();
   const ProductPath path = flags.device.path(device.info());
@@ -74,13 +97,16 @@ int run(EvalFlags flags) {
     data = open_run_data(flags.options);
     room = room_of(data->train, evaluation_batches(data->train, flags.options.batch_size));
   }
+  const MemoryBudget budget = memory_budget(flags.options, device.info());
+  const Placement placement = place_evaluation(flags.options, device, config, path, room, budget);
+  say_plan(placement, budget, config, progress);
+  if (budget.promised) device.limit_memory(budget.bytes);
   const ModelState state =
       ModelState::load(device, through_cache(flags.options.model, flags.options.cache_dir, progress),
                        {.path = path, .adapter = flags.adapter, .trainable = false,
-                        .residency = flags.residency.of(config.num_layers), .stream = flags.residency.stream(),
+                        .residency = placement.model.residency, .stream = placement.model.stream,
                         .progress = [&](double done) { progress.part("Loading the model", done); }});
-  Model model(state, {.max_tokens = room.tokens, .max_labels = room.labels, .head_chunk = flags.options.head_chunk,
-                      .trainable = false});
+  Model model(state, placement.model);
   const auto show = [&](double done) { progress.part("Evaluating", done); };
   if (labelled) {
     classify(model, *labelled, flags.labels, flags.options.batch_size, {.rows = flags.rows, .json = flags.json}, show);
@@ -91,6 +117,9 @@ int run(EvalFlags flags) {
     check<Diverged>(std::isfinite(result.loss), flags.options.data.text(), "The loss is {}.", result.loss);
     if (flags.rows) print_rows(result, data->train);
     print_summary(result, flags.json);
+  }
+  if (budget.promised) {
+    progress.say(fmt::format("Memory   {} at the peak, {} planned", human_bytes(device.memory().peak), human_bytes(placement.memory.total())));
   }
   print_profile(device);
   return exit_done;
@@ -127,6 +156,9 @@ void add_eval(CLI::App& app, Action& action) {
   flags->data.add_map(*verb);
   verb->add_option("--format", flags->form, "Form of the rows; auto detects it")->capture_default_str();
   verb->add_flag("--skip-bad-rows", flags->options.skip_bad_rows, "Leave out rows that cannot be used");
+  verb->add_option("--vram-limit", flags->vram_limit,
+                   "GPU memory that may be taken, as 2GiB, 2048MiB, 8GB or 80% of the card's. What the options below leave open is chosen\n"
+                   "to stay within it at the least cost of time. Not given: nine tenths of the card's");
   verb->add_option("--head-chunk", flags->options.head_chunk, "Rows of logits at a time");
   flags->residency.add_to(*verb, ResidencyFlags::Cached::left_out);
   flags->labels.add_to(*verb);

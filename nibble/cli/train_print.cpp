@@ -79,16 +79,10 @@ std::string tokens_text(const RunPlan& plan) {
   return text;
 }
 
-std::string budget_text(const RunPlan& plan) {
-  if (plan.budget.bytes == 0) return "";
-  return plan.budget.promised ? fmt::format(", of {} that --vram-limit allows", human_bytes(plan.budget.bytes + plan.budget.driver))
-                              : fmt::format(", of {} that the GPU has for it", human_bytes(plan.budget.bytes));
-}
-
 std::string memory_text(const RunPlan& plan) {
   const MemoryPlan& m = plan.memory;
   std::string text = fmt::format("{}{}: weights {} (NF4, embedding) + decoded {}, adapter {}, layer inputs {}, activations {}, scratch {}, head {}",
-                                 human_bytes(m.total()), budget_text(plan), human_bytes(m.frozen_weights), human_bytes(m.decoded_weights),
+                                 human_bytes(m.total()), budget_text(plan.budget), human_bytes(m.frozen_weights), human_bytes(m.decoded_weights),
                                  human_bytes(m.adapters), human_bytes(m.layer_inputs), human_bytes(m.activations),
                                  human_bytes(m.scratch + m.workspace), human_bytes(m.head));
   if (m.trained_head > 0) text += fmt::format(", its training {}", human_bytes(m.trained_head));
@@ -103,7 +97,7 @@ void print_memory(const RunPlan& plan, Progress& progress) {
   const auto row = [&](std::string_view what, std::uint64_t bytes, const std::string& choice) {
     if (bytes > 0) progress.say(fmt::format("  {:<16} {:>11}  {}", what, human_bytes(bytes), choice));
   };
-  progress.say(fmt::format("Memory   {} on the GPU{}", human_bytes(m.total()), budget_text(plan)));
+  progress.say(fmt::format("Memory   {} on the GPU{}", human_bytes(m.total()), budget_text(plan.budget)));
   const std::uint32_t streamed = count_of(plan.model.residency, plan.config.num_layers, Residency::streamed);
   const std::string unusual = describe_tables(plan.model.stream, plan.config.tie_word_embeddings);
   const std::string tables = unusual.empty() ? ", embedding and head" : unusual;
@@ -168,6 +162,12 @@ void print_time(const RunPlan& plan, const TrainOptions& options, Progress& prog
 }
 
 }  // namespace
+
+std::string budget_text(const MemoryBudget& budget) {
+  if (budget.bytes == 0) return "";
+  return budget.promised ? fmt::format(", of {} that --vram-limit allows", human_bytes(budget.bytes + budget.driver))
+                         : fmt::format(", of {} that the GPU has for it", human_bytes(budget.bytes));
+}
 
 void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& progress) {
   const ModelConfig& c = plan.config;

@@ -8,6 +8,9 @@ namespace nibble::cli {
 // Adapter, model, data, memory and steps, before the first one.
 void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& progress);
 
+// "", or ", of so much" with whose word it is.
+std::string budget_text(const MemoryBudget& budget);
+
 // What a finished run gives, and what to do with it.
 void print_result(const TrainResult& result, const TrainOptions& options, Progress& progress);
 

@@ -31,6 +31,12 @@ TableBytes tables_bytes(const gpu::Device& device, const ModelConfig& config, co
   return {.device = all.device + head.device, .host = all.host + head.host};
 }
 
+// Of the head that an adapter brings; the base's own stays beside it.
+std::uint64_t adapter_head_bytes(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options, const LoraConfig& lora) {
+  if (!lora.saves_head) return 0;
+  return table_bytes(device.info(), config.vocab_size, config.hidden_size, {.dtype = operand_dtype(options.path)}).device;
+}
+
 std::uint64_t frozen_bytes(const ModelConfig& config, const ModelOptions& options, const TableBytes& tables) {
   const std::uint64_t streamed = count_of(options.residency, config.num_layers, Residency::streamed);
   const std::uint64_t on_device = config.num_layers - streamed + stream_slots(options.residency, config.num_layers, options.stream);
@@ -53,7 +59,7 @@ std::uint64_t workspace_bytes(const gpu::Device& device, const ModelConfig& conf
   const std::uint64_t arrays = config.sliding_window > 0 ? 9 : 7;
   const std::uint64_t bindings = 2 + token_tables + gradient_bytes / device.info().limits.max_binding;
   return arrays * buffer_bytes(DType::u32, {options.max_tokens}) + Rotations::bytes(config, positions, options.max_tokens) +
-         (options.trainable ? buffer_bytes(bindings * partials_of_binding) + small_buffers : 0) + gpu::params_arena_bytes;
+         (options.trainable ? buffer_bytes(bindings * partials_of_binding) : 0) + small_buffers + gpu::params_arena_bytes;
 }
 
 }  // namespace
@@ -74,7 +80,8 @@ MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, con
   const std::uint64_t elements = lora_elements(config, lora);
   const PlacedArray::Bytes kept = options.trainable ? Moments::bytes(device.info(), elements, moments) : PlacedArray::Bytes{};
   const std::uint64_t adapters = lora_bytes(config, lora, options.trainable) + (lora.use_dora ? Dora::bytes(config, modules) : 0) +
-                                 TrainedTokens::bytes(config, lora, options.trainable);
+                                 TrainedTokens::bytes(config, lora, options.trainable) +
+                                 (trained_head ? 0 : adapter_head_bytes(device, config, options, lora));
   return {.frozen_weights = frozen_bytes(config, options, tables),
           .decoded_weights = layers.decoded_weights,
           .adapters = adapters + kept.device,

@@ -11,7 +11,7 @@ namespace nibble {
 struct MemoryPlan {
   std::uint64_t frozen_weights = 0;   // NF4 of resident layers and of slots of streamed ones, embedding, head, norms
   std::uint64_t decoded_weights = 0;
-  std::uint64_t adapters = 0;         // parameters, gradients, moments
+  std::uint64_t adapters = 0;         // parameters, gradients, moments; a head that they bring
   std::uint64_t layer_inputs = 0;     // the residual stream before each layer, and its gradient
   std::uint64_t activations = 0;      // kept between the passes
   std::uint64_t scratch = 0;

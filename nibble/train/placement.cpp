@@ -39,10 +39,10 @@ struct Setup {
 class Planner {
  public:
   Planner(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config, ProductPath path, BatchRoom room,
-          MemoryBudget budget, const StepRates& rates)
-      : options_(options), device_(device), config_(config), path_(path), room_(room), budget_(budget),
+          MemoryBudget budget, const StepRates& rates, bool trains = true)
+      : trains_(trains), options_(options), device_(device), config_(config), path_(path), room_(room), budget_(budget),
         cost_{.info = device.info(), .config = config, .path = path,
-              .carried = path == ProductPath::matrix && memory_of(device.info(), options.stream) == gpu::HostMemory::carried, .room = room,
+              .carried = path == ProductPath::matrix && memory_of(device.info(), options.stream) == gpu::HostMemory::carried, .room = room, .trains = trains,
               .work = StepWork(config, options.lora.rank, options.max_length, options.train_head), .rates = rates,
               .layer_bytes = static_cast<double>(nf4_layer_bytes(config, options.stream.double_quant))},
         lora_elements_(lora_elements(config, options.lora)) {}
@@ -165,7 +165,7 @@ class Planner {
     stream.head = setup.tables.head_on_host;
     return {.path = path_, .residency = choose_residency(config_.num_layers, rest, said), .stream = stream,
             .mlp_chunk = setup.mlp_chunk, .one_decoded_room = setup.one_room, .max_tokens = room_.tokens,
-            .max_labels = room_.labels, .head_chunk = setup.chunk, .lora_dropout = options_.lora.lora_dropout > 0};
+            .max_labels = room_.labels, .head_chunk = setup.chunk, .trainable = trains_, .lora_dropout = options_.lora.lora_dropout > 0};
   }
 
   Placement placement(const Candidate& candidate, const StepRates& estimate) {
@@ -268,6 +268,7 @@ class Planner {
     return seconds;
   }
 
+  bool trains_;
   const TrainOptions& options_;
   const gpu::Device& device_;
   const ModelConfig& config_;
@@ -299,6 +300,18 @@ MemoryBudget memory_budget(const TrainOptions& options, const gpu::AdapterInfo& 
 Placement place(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config, ProductPath path,
                 BatchRoom room, MemoryBudget budget, const StepRates& rates, const std::optional<StepRates>& estimate) {
   return Planner(options, device, config, path, room, budget, rates).best(estimate.value_or(rates));
+}
+
+Placement place_evaluation(TrainOptions options, const gpu::Device& device, const ModelConfig& config, ProductPath path, BatchRoom room,
+                           MemoryBudget budget) {
+  options.gradient_checkpointing = Checkpointing::off;
+  options.offload_inputs = 0;
+  options.mlp_chunk = 0;
+  options.lora_state = MemoryPlace::device;
+  options.train_head = false;
+  options.lora.lora_dropout = 0;
+  const StepRates rates = usual_rates(device.info(), path, room.tokens);
+  return Planner(options, device, config, path, room, budget, rates, false).best(rates);
 }
 
 }  // namespace nibble

@@ -38,4 +38,9 @@ struct Placement {
 Placement place(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config, ProductPath path,
                 BatchRoom room, MemoryBudget budget, const StepRates& rates, const std::optional<StepRates>& estimate = {});
 
+// The same for forward passes alone, which keep nothing of a layer and have neither gradients nor moments. Of the options those of the
+// weights, the decoded rooms and the head's chunks count, and `lora` as the adapter that there is; without target_modules there is none.
+Placement place_evaluation(TrainOptions options, const gpu::Device& device, const ModelConfig& config, ProductPath path, BatchRoom room,
+                           MemoryBudget budget);
+
 }  // namespace nibble

@@ -11,6 +11,7 @@ namespace nibble {
 
 double PlanCost::pass() const {
   const double tokens = room.tokens, labels = room.labels, of_head = work.head_passes * work.head;
+  if (!trains) return (tokens * work.forward() + labels * work.head) / rates.flops;
   return (tokens * (work.step() - of_head) + labels * of_head) / rates.flops;
 }
 
@@ -38,6 +39,7 @@ double PlanCost::layers(std::uint32_t recompute_mlp, std::uint32_t recompute, st
   const double more = again(recompute_mlp, recompute, mlp_chunk > 0);
   const double all = room.tokens * (work.step() - work.head_passes * work.head) / rates.flops, forward = room.tokens * work.forward() / rates.flops;
   const double sent = streamed * layer_bytes / rates.link_bytes;
+  if (!trains) return copies(sent, forward);
   return more + copies(sent, forward) + copies(sent, all - forward + more);
 }
 
@@ -46,12 +48,14 @@ double PlanCost::offloaded_inputs(std::uint32_t layers, std::uint64_t input_byte
   return 2.0 * layers * static_cast<double>(input_bytes) / rates.link_bytes;
 }
 
+// Forward alone each is decoded once in either case.
 double PlanCost::one_room() const {
+  if (!trains) return 0;
   const auto [out, in] = joint_dims(config, config.has_experts() ? Joint::qkv : Joint::gate_up);
   return config.num_layers * 2.5 * out * in / rates.memory_bytes;
 }
 
-// Forward and back its weights are asked for five times, and where each has its own room that of gate and up is read in two forms by the
+// Of training. Forward and back its weights are asked for five times, and where each has its own room that of gate and up is read in two forms by the
 // backward pass.
 double PlanCost::mlp_chunks(std::uint32_t rows, bool one_room) const {
   const double further = std::ceil(room.tokens / static_cast<double>(rows)) - 1;
@@ -61,18 +65,20 @@ double PlanCost::mlp_chunks(std::uint32_t rows, bool one_room) const {
 }
 
 // Each chunk of rows reads the head for each product with it. In slices there is one more product, codes are decoded and what lies on
-// the host is brought, both twice.
+// the host is brought, both twice. Forward alone each is done once, and there is no product more.
 double PlanCost::head(const HeadOptions& settled) const {
   const double elements = 1.0 * config.vocab_size * config.hidden_size, bytes = elements * static_cast<double>(size_of(operand_dtype(path)));
   const double chunks = std::ceil(room.labels / static_cast<double>(settled.chunk_rows));
-  if (!TableSlices::needed(settled.form, settled.on_host)) return chunks * work.head_passes * bytes / rates.memory_bytes;
+  const int whole_passes = trains ? work.head_passes : 1;
+  if (!TableSlices::needed(settled.form, settled.on_host)) return chunks * whole_passes * bytes / rates.memory_bytes;
   const double product = room.labels * work.head / rates.flops;
-  double seconds = chunks * (work.head_passes + 1) * bytes / rates.memory_bytes + product;
+  const int times = trains ? 2 : 1;
+  double seconds = chunks * (whole_passes + times - 1) * bytes / rates.memory_bytes + (times - 1) * product;
   const double stored = settled.form == TableForm::dense ? bytes : elements * (bits_of(settled.form) / 8.0 + 4.0 / nf4_block);
-  if (settled.form != TableForm::dense) seconds += 2 * (stored + bytes) / rates.memory_bytes;
+  if (settled.form != TableForm::dense) seconds += times * (stored + bytes) / rates.memory_bytes;
   if (!settled.on_host) return seconds;
   const double sent = stored / rates.link_bytes;
-  return seconds + copies(sent, product) + copies(sent, work.head_passes * product);
+  return seconds + copies(sent, product) + (trains ? copies(sent, work.head_passes * product) : 0);
 }
 
 double PlanCost::embedding_rows() const { return 4.0 * room.tokens * config.hidden_size / rates.link_bytes; }

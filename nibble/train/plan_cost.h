@@ -9,7 +9,7 @@
 
 namespace nibble {
 
-// Seconds that the choices of a plan cost a pass over `room`, forward and backward, by rates. What is measured of them is in
+// Seconds that the choices of a plan cost a pass over `room`, forward and, where it trains, backward, by rates. What is measured of them is in
 // docs/performance.md.
 struct PlanCost {
   const gpu::AdapterInfo& info;
@@ -17,6 +17,7 @@ struct PlanCost {
   ProductPath path;
   bool carried;  // products take streamed layers along
   BatchRoom room;
+  bool trains;   // else passes are forward alone
   StepWork work;
   StepRates rates;
   double layer_bytes;  // of a streamed layer

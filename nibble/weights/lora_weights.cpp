@@ -129,6 +129,7 @@ std::uint64_t lora_elements(const ModelConfig& config, const LoraConfig& lora) {
 
 std::uint64_t lora_bytes(const ModelConfig& config, const LoraConfig& lora, bool trainable) {
   const Elements elements = elements_of(config, lora);
+  if (elements.a == 0) return 0;
   return (trainable ? 2 : 1) * gpu::buffer_bytes((elements.a + elements.behind_a) * sizeof(float)) +
          (lora.use_dora ? gpu::buffer_bytes(elements.behind_a * sizeof(float)) : 0);
 }
