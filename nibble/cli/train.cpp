@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include <atomic>
+#include <charconv>
 #include <csignal>
 #include <cstdlib>
 #include <unistd.h>
@@ -50,8 +51,21 @@ void say_what_is_there(const TrainOptions& options, Progress& progress) {
                            options.output.string(), checkpoint->filename().string()));
 }
 
+// A hook for tests: after this step the device says that its memory is out, as where another process takes it. 0: never.
+std::uint64_t step_to_run_out_at() {
+  constexpr const char* name = "NIBBLE_TEST_OUT_OF_MEMORY";
+  const char* given = std::getenv(name);
+  if (!given) return 0;
+  const std::string_view text = given;
+  std::uint64_t step = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), step);
+  check<UsageError>(error == std::errc() && end == text.data() + text.size(), name, "\"{}\" is no step; the variable is for tests alone.", text);
+  return step;
+}
+
 int run(TrainFlags& flags, const std::string& config_text) {
   flags.finish();
+  const std::uint64_t runs_out_at = step_to_run_out_at();
   const std::string progress_what = "Loading the model";
   Progress progress(stderr, isatty(STDERR_FILENO) == 1);
   gpu::Device device = flags.device.open();
@@ -69,7 +83,11 @@ int run(TrainFlags& flags, const std::string& config_text) {
       .caching = [&](double done) { progress.part("Quantising into the cache", done); },
       .cached = [&](const CachedModel& cached) { progress.say("Cache    " + cache_text(cached)); },
       .loading = [&](double done) { progress.part(progress_what, done); },
-      .step = [&](const StepRecord& record) { progress.step(record); },
+      .step =
+          [&](const StepRecord& record) {
+            progress.step(record);
+            if (record.step == runs_out_at) device.simulate_out_of_memory();
+          },
       .referring = [&](double done) { progress.part("Reading the pairs with the base alone", done); },
       .evaluating = [&](double done) { progress.part("Evaluating", done); },
       .evaluation = [&](const EvalRecord& record) { progress.evaluation(record); },

@@ -89,9 +89,13 @@ void TrainingRun::loop() {
   begin_ = Clock::now();
   first_step_ = state_.step;
   recent_.emplace_back(begin_, state_.tokens);
+  if (!early_stop()) {
+    find_reference();
+    // Memory that ran out may have kept the run from the evaluation after its last step.
+    if (first_step_ > 0 && due(setup_.plan.eval_every, first_step_)) evaluate_now();
+  }
   const bool stopped = early_stop();
   if (stopped) result_.end = TrainEnd::stopped_early;
-  if (!stopped) find_reference();
   while (!stopped && state_.step < state_.total_steps) {
     step();
     const bool last = state_.step == state_.total_steps;
@@ -253,17 +257,18 @@ void TrainingRun::evaluate_now() {
   EvalRecord record = evaluation();
   check<Diverged>(std::isfinite(record.eval_loss), "train", "Step {}: the validation loss is {}; lower --learning-rate. {}",
                   state_.step, record.eval_loss, last_checkpoint());
-  state_.evaluated_step = state_.step;
   record.best = !state_.best_eval_loss || record.eval_loss < *state_.best_eval_loss;
+  // Where memory runs out here, the evaluation does not count and is made again by the run that goes on.
+  if (record.best) save_output();
+  metrics_.write(record);
+  state_.evaluated_step = state_.step;
   if (record.best) {
     state_.best_eval_loss = record.eval_loss;
     state_.best_step = state_.step;
     state_.evaluations_without_gain = 0;
-    save_output();
   } else {
     state_.evaluations_without_gain += 1;
   }
-  metrics_.write(record);
   if (setup_.events.evaluation) setup_.events.evaluation(record);
   // The pause does not count in the speed.
   recent_.clear();
@@ -320,8 +325,8 @@ void TrainingRun::save_trainer_state() {
 
 void TrainingRun::save_now() {
   if (saved_step_ == state_.step) return;
-  saved_step_ = state_.step;
   save_checkpoint(setup_.options.output, state_, model_state_, adapter(), trainer_keys(), setup_.options.keep_checkpoints);
+  saved_step_ = state_.step;
   result_.checkpoint = setup_.options.output / fmt::format("checkpoint-{}", state_.step);
   if (setup_.events.saved) setup_.events.saved(result_.checkpoint);
 }

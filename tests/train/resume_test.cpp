@@ -24,6 +24,16 @@ void expect_same_result(const fs::path& a, const fs::path& b) {
 const Arguments all_random = {{"lora-dropout", "0.1"}, {"packing", ""}, {"max-length", "128"}, {"batch-size", "1"},
                               {"gradient-accumulation", "2"}, {"max-steps", "8"}, {"neftune-alpha", "5"}};
 
+// Of the checkpoints in `output`; 0: none.
+int newest_step(const fs::path& output) {
+  int newest = 0;
+  for (const auto& entry : fs::directory_iterator(output)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("checkpoint-")) newest = std::max(newest, std::stoi(name.substr(11)));
+  }
+  return newest;
+}
+
 void pause(double seconds) { std::this_thread::sleep_for(std::chrono::duration<double>(seconds)); }
 
 // Waits until the program has said `text`, at most a minute.
@@ -128,6 +138,52 @@ TEST(Resume, InterruptSavesAndSaysHowToGoOn) {
   resumed["resume"] = "auto";
   EXPECT_EQ(stopped.run(resumed).code, 0);
   expect_same_result(stopped.output(), whole.tiny.output());
+}
+
+// A variable of the environment of programs that are started while it lives.
+class Variable {
+ public:
+  Variable(const char* name, const std::string& value) : name_(name) { ::setenv(name, value.c_str(), 1); }
+  Variable(const Variable&) = delete;
+  Variable& operator=(const Variable&) = delete;
+  ~Variable() { ::unsetenv(name_); }
+
+ private:
+  const char* name_;
+};
+
+// Memory that runs out behind a step: what was trained is saved, the program says where and ends with 3, and what goes on from there is
+// the run as if nothing had been.
+void expect_running_out_changes_nothing(const Arguments& changes, const std::vector<int>& steps) {
+  const WholeRun whole(changes);
+  for (const int step : steps) {
+    SCOPED_TRACE(step);
+    const TinyRun broken;
+    Arguments resumed = changes;
+    resumed["resume"] = "auto";
+    {
+      const Variable out("NIBBLE_TEST_OUT_OF_MEMORY", std::to_string(step));
+      const auto result = broken.run(changes);
+      test::expect_complaint(result, 3, "[train]", "out of memory", "What was trained up to step", "--vram-limit", "--resume auto");
+      EXPECT_TRUE(fs::exists(broken.output() / "adapter_model.safetensors"));
+    }
+    const auto newest = newest_step(broken.output());
+    EXPECT_GE(newest, step);
+    EXPECT_LE(newest, step + 1) << "one more step may have begun";
+    const auto result = broken.run(resumed);
+    EXPECT_EQ(result.code, 0) << result.err;
+    expect_same_result(broken.output(), whole.tiny.output());
+  }
+}
+
+// Between evaluations (every third step) and checkpoints (every second), and at each kind of them.
+TEST(Resume, RunningOutOfMemorySavesAndEndsWithCode3) { expect_running_out_changes_nothing({}, {1, 2, 3, 4, 7, 8}); }
+TEST(Resume, RunningOutOfMemoryWithAllThatIsRandom) { expect_running_out_changes_nothing(all_random, {3}); }
+TEST(Resume, RunningOutOfMemoryWhileTrainingTheHead) { expect_running_out_changes_nothing(trained_head, {4}); }
+
+TEST(Resume, AStepToRunOutAtIsANumber) {
+  const Variable out("NIBBLE_TEST_OUT_OF_MEMORY", "soon");
+  test::expect_complaint(TinyRun().run(), 2, "NIBBLE_TEST_OUT_OF_MEMORY", "\"soon\"");
 }
 
 TEST(Resume, AFinishedRunStaysAsItIs) {
