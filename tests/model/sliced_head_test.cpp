@@ -115,20 +115,25 @@ Table decoded(const MatrixSource& source, TableForm form, DType dtype) {
   return upload_table(test::device(), all, {.dtype = dtype}, "decoded");
 }
 
+// A state whose tables are what those in codes stand for.
+ModelState decoded_state(const Setting& setting, TableForm form) {
+  const ModelConfig config = read_model_config(setting.model);
+  const Checkpoint files = open_checkpoint(setting.model, config);
+  ModelState dense = state_of(setting);
+  auto& weights = const_cast<DeviceWeights&>(dense.weights());
+  const DType dtype = operand_dtype(setting.path);
+  weights.embedding = decoded(source_of(files.at(embedding_tensor_name)), form, dtype);
+  weights.head = weights.base_head = config.tie_word_embeddings ? weights.embedding : decoded(source_of(files.at(head_tensor_name)), form, dtype);
+  return dense;
+}
+
 TEST(SlicedHead, InCodesIsTheDecodedOne) {
   for (const ProductPath path : test::product_paths()) {
     for (const std::string& model : {tied(), untied()}) {
-      const ModelConfig config = read_model_config(model);
-      const Checkpoint files = open_checkpoint(model, config);
+      const Result in_f16 = result_of({.model = model, .path = path});
       for (const TableForm form : {TableForm::int8, TableForm::nf4}) {
         SCOPED_TRACE(fmt::format("{} {} in {} bits", test::name_of(path), model, bits_of(form)));
-        ModelState dense = state_of({.model = model, .path = path});
-        const Result in_f16 = result_of({.model = model, .path = path}, dense);
-        auto& weights = const_cast<DeviceWeights&>(dense.weights());
-        const DType dtype = operand_dtype(path);
-        weights.embedding = decoded(source_of(files.at(embedding_tensor_name)), form, dtype);
-        weights.head = weights.base_head = config.tie_word_embeddings ? weights.embedding : decoded(source_of(files.at(head_tensor_name)), form, dtype);
-        const Result expected = result_of({.model = model, .path = path}, dense);
+        const Result expected = result_of({.model = model, .path = path}, decoded_state({.model = model, .path = path}, form));
         for (const bool on_host : {false, true}) {
           if (on_host && !gpu::supports(test::device().info(), gpu::HostMemory::direct)) continue;
           expect_close(result_of({.model = model, .path = path, .stream = {.embedding = on_host, .head = on_host, .tables = form}, .slice = 512}),
@@ -138,6 +143,91 @@ TEST(SlicedHead, InCodesIsTheDecodedOne) {
         const double far = test::relative_error(expected.passes.losses, in_f16.passes.losses);
         EXPECT_GT(far, 1e-6);
         EXPECT_LT(far, form == TableForm::int8 ? 5e-3 : 8e-2);
+      }
+    }
+  }
+}
+
+struct PairResult {
+  std::vector<float> losses, base_losses, gradients;
+  std::vector<PreferenceStatistics> statistics;
+
+  std::vector<float> numbers() const {
+    std::vector<float> all;
+    for (const auto& s : statistics) all.insert(all.end(), {s.loss, s.chosen_nll, s.chosen_logps, s.rejected_logps, s.chosen_reward, s.rejected_reward, s.preferred});
+    return all;
+  }
+};
+
+// Two pairs of answers, their losses and what these are to the adapters; and what the base alone, DPO's reference, says of them.
+PairResult pairs_of(const Setting& setting, const ModelState& state, PreferenceLoss kind) {
+  auto& device = test::device();
+  Model model(state, model_options(setting));
+  const auto batch = batch_for(state.config());
+  const std::vector<std::uint32_t> sides = {0, 9, 19, 30, 46};
+  const std::vector<float> reference = {-70, -75, -85, -120};
+  TokenStream pairs = batch.stream();
+  pairs.sides = sides;
+  if (kind == PreferenceLoss::dpo) pairs.reference = reference;
+  gpu::Recorder recorder(device);
+  const DeviceStream stream = model.upload(recorder, pairs);
+  PairResult result;
+  const Head::Loss base = model.base_loss(recorder, stream);
+  recorder.submit();
+  result.base_losses = device.read<float>(base.loss);
+  const Preference preference{.kind = kind, .sides = stream.sides, .reference = stream.reference,
+                              .statistics = device.tensor(DType::f32, {2, preference_statistics}, "statistics"), .beta = 0.2f,
+                              .pair_factor = 0.5f, .token_factor = kind == PreferenceLoss::orpo ? 0.05f : 0.0f};
+  const LoraWeights& lora = *state.lora_mirror().train();
+  recorder.clear(lora.grads);
+  const Head::Loss loss = model.loss_and_gradients(recorder, stream, {.preference = &preference});
+  recorder.submit();
+  result.losses = device.read<float>(loss.loss);
+  result.statistics = device.read<PreferenceStatistics>(preference.statistics);
+  result.gradients = device.read<float>(lora.grads);
+  return result;
+}
+
+PairResult pairs_of(const Setting& setting, PreferenceLoss kind) { return pairs_of(setting, state_of(setting), kind); }
+
+void expect_close(const PairResult& given, const PairResult& expected, double tolerance) {
+  EXPECT_LE(test::relative_error(given.losses, expected.losses), tolerance);
+  EXPECT_LE(test::relative_error(given.base_losses, expected.base_losses), tolerance);
+  EXPECT_LE(test::relative_error(given.numbers(), expected.numbers()), tolerance);
+  EXPECT_LE(test::relative_error(given.gradients, expected.gradients), 20 * tolerance);
+}
+
+// Pairs' gradients take a second pass, which in slices is the one that there is anyway.
+TEST(SlicedHead, OnTheHostGivesPairsTheSameLossesAndGradients) {
+  if (test::must_skip(gpu::supports(test::device().info(), gpu::HostMemory::direct))) GTEST_SKIP() << "Kernels cannot read host memory.";
+  for (const ProductPath path : test::product_paths()) {
+    for (const std::string& model : {tied(), untied()}) {
+      for (const auto kind : {PreferenceLoss::dpo, PreferenceLoss::orpo}) {
+        SCOPED_TRACE(fmt::format("{} {} {}", test::name_of(path), model, name_of(kind)));
+        const PairResult whole = pairs_of({.model = model, .path = path}, kind);
+        ASSERT_GT(*std::max_element(whole.gradients.begin(), whole.gradients.end()), 0.0f);
+        ASSERT_GT(test::relative_error(whole.base_losses, whole.losses), 1e-3) << "the adapter does nothing";
+        for (const auto memory : {gpu::HostMemory::staged, gpu::HostMemory::carried}) {
+          const StreamOptions stream{.memory = memory, .head = true};
+          expect_close(pairs_of({.model = model, .path = path, .stream = stream, .slice = 512}, kind), whole, tolerance_of(path));
+        }
+      }
+    }
+  }
+}
+
+TEST(SlicedHead, InCodesGivesPairsTheLossesAndGradientsOfTheDecodedOne) {
+  const bool host = gpu::supports(test::device().info(), gpu::HostMemory::direct);
+  for (const ProductPath path : test::product_paths()) {
+    for (const TableForm form : {TableForm::int8, TableForm::nf4}) {
+      for (const auto kind : {PreferenceLoss::dpo, PreferenceLoss::orpo}) {
+        SCOPED_TRACE(fmt::format("{} {} bits {}", test::name_of(path), bits_of(form), name_of(kind)));
+        const PairResult expected = pairs_of({.path = path}, decoded_state({.path = path}, form), kind);
+        for (const bool on_host : {false, true}) {
+          if (on_host && !host) continue;
+          const StreamOptions stream{.embedding = on_host, .head = on_host, .tables = form};
+          expect_close(pairs_of({.path = path, .stream = stream, .slice = 512, .chunk = 64}, kind), expected, path == ProductPath::f32 ? 1e-5 : 2e-3);
+        }
       }
     }
   }
