@@ -1,6 +1,7 @@
 #include "nibble/cli/train_flags.h"
 
 #include "nibble/base/error.h"
+#include "nibble/cli/adapter_check.h"
 #include "nibble/cli/cache_flag.h"
 #include "nibble/cli/command.h"
 #include "nibble/cli/config_file.h"
@@ -112,7 +113,13 @@ void add_train(CLI::App& app, Action& action) {
   flags->add_to(*verb);
   verb->callback([flags, verb, &action] {
     flags->apply_recipe(*verb);
-    const std::string config = config_text(*verb, {"resume", "dry-run", "profile"});
+    std::vector<std::string> left_out = {"resume", "dry-run", "profile"};
+    // The adapter that the run begins with says these itself.
+    if (!flags->options.init_adapter.empty()) {
+      const auto of_new = new_adapter_options();
+      left_out.insert(left_out.end(), of_new.begin(), of_new.end());
+    }
+    const std::string config = config_text(*verb, left_out);
     action = [flags, config] { return run(*flags, config); };
   });
 }

@@ -1,6 +1,7 @@
 #include "nibble/cli/train_flags.h"
 
 #include "nibble/base/error.h"
+#include "nibble/cli/adapter_check.h"
 #include "nibble/cli/cache_flag.h"
 #include "nibble/weights/lora_start.h"
 
@@ -45,6 +46,7 @@ void add_layers(const std::string& text, std::vector<std::uint32_t>& layers) {
 
 
 void TrainFlags::add_to(CLI::App& verb) {
+  verb_ = &verb;
   add_files(verb);
   add_adapter(verb);
   add_loss(verb);
@@ -66,7 +68,7 @@ void TrainFlags::add_files(CLI::App& verb) {
   group->add_option("--valid", valid_, "Validation rows, one file or several");
   group->add_option("--valid-fraction", options.valid_fraction, "Part of the training rows to validate on instead, as 0.05")->capture_default_str();
   group->add_option("--output", options.output, "Folder for the adapter, metrics.jsonl and checkpoints")->required();
-  group->add_option("--init-adapter", options.init_adapter, "Start from this PEFT adapter; its rank, alpha and targets hold");
+  group->add_option("--init-adapter", options.init_adapter, "Start from this PEFT adapter; its rank, alpha and targets hold, and options that ask for others are refused");
   group->add_option("--resume", options.resume,
                     "Go on from a checkpoint folder, or \"auto\": the newest of --output, if there is one");
 }
@@ -255,6 +257,14 @@ void TrainFlags::finish_start() {
                    start, start, folder);
 }
 
+void TrainFlags::check_init_adapter() const {
+  check<UsageError>(!options.gaussian_init, "--init-lora-weights",
+                    "\"{}\" is the start of a new adapter, but --init-adapter brings one; leave one of the two out.", init_lora_weights_);
+  // "auto" leaves the targets to what there is.
+  const auto said = [&](const std::string& option) { return given(option) && (option != "target-modules" || !options.usual_targets); };
+  check_same_adapter(options.lora, read_lora_config(options.init_adapter), read_model_config(options.model).num_layers, said);
+}
+
 void TrainFlags::apply_recipe(CLI::App& verb) {
   const AdamWOptions values = adamw_recipe(recipe_);
   const auto give = [&](const std::string& name, double& target, double value) {
@@ -297,6 +307,7 @@ void TrainFlags::finish() {
   options.stream = residency.stream();
   if (eval_every_ >= 0) options.eval_every = static_cast<std::uint64_t>(eval_every_);
   if (save_every_ >= 0) options.save_every = static_cast<std::uint64_t>(save_every_);
+  if (!options.init_adapter.empty()) check_init_adapter();
 }
 
 }  // namespace nibble::cli

@@ -20,10 +20,12 @@ struct TrainFlags {
   void add_to(CLI::App& verb);
   // Gives the options of AdamW that the user left out what --recipe says, so that config.toml has them too.
   void apply_recipe(CLI::App& verb);
-  // Turns words into values; throws UsageError.
+  // Turns words into values; throws UsageError, also where an option asks for another adapter than that of --init-adapter.
   void finish();
 
  private:
+  const CLI::App* verb_ = nullptr;  // that the options were added to
+
   void add_files(CLI::App& verb);
   void add_adapter(CLI::App& verb);
   void add_head(CLI::App& verb);
@@ -34,6 +36,8 @@ struct TrainFlags {
   void add_run(CLI::App& verb);
   void finish_patterns();
   void finish_start();
+  void check_init_adapter() const;
+  bool given(const std::string& option) const { return !verb_->get_option("--" + option)->empty(); }
   void add_memory(CLI::App& verb);
 
   RowFlags rows_;

@@ -126,7 +126,8 @@ TEST(PreferenceCli, AResumedRunEndsWithTheSameBytes) {
 
 // With --init-adapter the reference is the base all the same.
 TEST(PreferenceCli, TheReferenceIsTheBaseAlone) {
-  const PairRun pairs("dpo");
+  PairRun pairs("dpo");
+  pairs.arguments.erase("lora-rank");  // the adapter has its own
   const Arguments with_adapter{{"init-adapter", test::source_path("tests/golden/tiny/adapter_trained").string()}, {"max-steps", "1"}};
   ASSERT_EQ(pairs.run(with_adapter).code, 0);
   const Json first = steps_of(pairs.output()).front();

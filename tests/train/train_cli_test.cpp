@@ -8,6 +8,7 @@ namespace nibble {
 namespace {
 
 namespace fs = std::filesystem;
+using test::Arguments;
 using test::expect_complaint;
 using test::TinyRun;
 
@@ -63,6 +64,49 @@ TEST(TrainCli, MissingFilesAreNamed) {
   const fs::path file = tiny.folder.write("file", "");
   expect_complaint(tiny.run({{"output", (file / "run").string()}}), 1, file.string());
   EXPECT_FALSE(fs::exists(tiny.output()));
+}
+
+// What is said of the adapter that the run begins with has to be what it is, in whichever words.
+TEST(TrainCli, AnAdapterStaysWhatItIs) {
+  TinyRun tiny;
+  const std::string adapter = test::source_path("tests/golden/tiny/adapter_trained").string();  // rank 8, alpha 16, all projections
+  tiny.arguments["init-adapter"] = adapter;
+  expect_complaint(tiny.run(), 2, "[--lora-rank]", "is 8", "4 was given");
+  tiny.arguments.erase("lora-rank");
+  tiny.arguments["dry-run"] = "";
+  expect_complaint(tiny.run({{"lora-alpha", "8"}}), 2, "[--lora-alpha]", "is 16", "8 was given");
+  expect_complaint(tiny.run({{"use-rslora", ""}}), 2, "[--use-rslora]", "is alpha / r ", "alpha / sqrt(r) was given");
+  expect_complaint(tiny.run({{"use-dora", ""}}), 2, "[--use-dora]", "is LoRA", "DoRA was given");
+  expect_complaint(tiny.run({{"target-modules", "q_proj,v_proj"}}), 2, "[--target-modules]", "gate_proj", "q_proj,v_proj was given");
+  expect_complaint(tiny.run({{"target-modules", "model.layers.[01].mlp.*"}}), 2, "[--target-modules]", "model.layers.[01].mlp.* was given");
+  expect_complaint(tiny.run({{"layers-to-transform", "0,2"}}), 2, "[--layers-to-transform]", "is all", "0,2 was given");
+  expect_complaint(tiny.run({{"rank-pattern", "q_proj=4"}}), 2, "[--rank-pattern]", "is none", "q_proj=4 was given");
+  expect_complaint(tiny.run({{"alpha-pattern", "q_proj=4"}}), 2, "[--alpha-pattern]", "is none", "q_proj=4 was given");
+  expect_complaint(tiny.run({{"init-lora-weights", "gaussian"}}), 2, "[--init-lora-weights]", "\"gaussian\"", "--init-adapter");
+  expect_complaint(tiny.run({{"config", tiny.folder.write("c.toml", "lora-rank = 12\n").string()}}), 2, "[--lora-rank]", "is 8", "12 was given");
+  EXPECT_FALSE(fs::exists(tiny.output()));
+  for (const Arguments& equal : {Arguments{}, {{"lora-rank", "8"}, {"lora-alpha", "16"}}, {{"target-modules", "all-linear"}},
+                                 {{"target-modules", "auto"}}, {{"layers-to-transform", "0-3"}}, {{"rank-pattern", "q_proj=8"}},
+                                 {{"init-lora-weights", "true"}}, {{"lora-dropout", "0.1"}}}) {
+    const auto result = tiny.run(equal);
+    EXPECT_EQ(result.code, 0) << result.err;
+    EXPECT_NE(result.err.find("rank 8, alpha 16, all linear layers"), result.err.npos) << result.err;
+  }
+}
+
+// Its values are the adapter's own, so config.toml says none.
+TEST(TrainCli, TheConfigRepeatsARunThatBeginsWithAnAdapter) {
+  TinyRun tiny;
+  tiny.arguments["init-adapter"] = test::source_path("tests/golden/tiny/adapter_trained").string();
+  tiny.arguments["max-steps"] = "2";
+  tiny.arguments.erase("lora-rank");
+  ASSERT_EQ(tiny.run({{"lora-rank", "8"}}).code, 0);
+  const std::string config = (tiny.output() / "config.toml").string();
+  EXPECT_EQ(test::slurp(config).find("lora-alpha"), std::string::npos) << test::slurp(config);
+  const fs::path again = tiny.folder / "again";
+  const auto result = test::run_program(NIBBLE_PROGRAM, {"train", "--config", config, "--output", again.string()});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_TRUE(test::adapter_bytes(tiny.output()) == test::adapter_bytes(again));
 }
 
 TEST(TrainCli, BadRowsAreNamedByTheirLine) {
