@@ -170,7 +170,12 @@ void print_choice(std::FILE* out, const StepFlags& flags, const Placement& place
 }
 
 void time_row(gpu::Device& device, const StepFlags& flags, Json& row, std::FILE* table, const Peaks& peaks) {
-  const StepBenchResult r = bench_step(device, flags.step);
+  StepBenchOptions step = flags.step;
+  step.after_step = [&device, done = 0](double seconds) mutable {
+    ++done;
+    if (seconds > 2) fmt::print(stderr, "step {}{}: {:.1f} s, {}\n", done, done == 1 ? " (warms up)" : "", seconds, human_bytes(device.memory().peak));
+  };
+  const StepBenchResult r = bench_step(device, step);
   const Spread seconds = spread_of(r.seconds);
   print_row(table, flags, r, seconds, peaks);
   print_copies(table, r);

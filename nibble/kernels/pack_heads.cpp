@@ -13,6 +13,7 @@ constexpr std::string_view where = "pack_heads";
 struct Params {
   std::uint32_t tokens;
   float eps;
+  std::uint32_t first = 0, end;  // tokens of this dispatch
 };
 
 // What both directions are given.
@@ -70,7 +71,7 @@ void record(gpu::Recorder& recorder, const PackHeads& op) {
                     {read(op.qkv.data), read(op.qkv.scale), read(op.position), read(op.table),
                      read(or_table(op.q_norm, op.table)), read(or_table(op.k_norm, op.table)), write(op.qk.data),
                      write(op.qk.scale), write(op.v_most)},
-                    Params{tokens, op.eps}, gpu::linear_grid(device, tokens),
+                    Params{.tokens = tokens, .eps = op.eps, .end = tokens}, gpu::linear_grid(device, tokens),
                     {.bytes = static_cast<double>(op.qkv.data.bytes() + op.qk.data.bytes())});
 }
 
@@ -85,12 +86,14 @@ void record(gpu::Recorder& recorder, const PackHeadsBackward& op) {
   check(is_scaled(op.d_qkv), where, "The result is not an f16 operand.");
   auto& device = recorder.device();
   using gpu::read, gpu::write;
-  recorder.dispatch(kernel_of(device, heads, "backward", op.dkv.dim(0)),
-                    {read(op.qkv.data), read(op.qkv.scale), read(op.position), read(op.table),
-                     read(or_table(op.q_norm, op.table)), read(or_table(op.k_norm, op.table)), write(op.d_qkv.data),
-                     write(op.d_qkv.scale), read(op.dq), read(op.dkv)},
-                    Params{tokens, op.eps}, gpu::linear_grid(device, tokens),
-                    {.bytes = static_cast<double>(2 * op.qkv.data.bytes() + op.dq.bytes() + op.dkv.bytes())});
+  const double bytes = static_cast<double>(2 * op.qkv.data.bytes() + op.dq.bytes() + op.dkv.bytes());
+  for (const auto [begin, end] : gpu::binding_slices(device, tokens, {std::uint64_t{op.heads} * dim * sizeof(float)})) {
+    recorder.dispatch(kernel_of(device, heads, "backward", op.dkv.dim(0)),
+                      {read(op.qkv.data), read(op.qkv.scale), read(op.position), read(op.table),
+                       read(or_table(op.q_norm, op.table)), read(or_table(op.k_norm, op.table)), gpu::read_write(op.d_qkv.data),
+                       gpu::read_write(op.d_qkv.scale), read(op.dq.rows(begin, end)), read(op.dkv)},
+                      Params{tokens, op.eps, begin, end}, gpu::linear_grid(device, end - begin), {.bytes = bytes * (end - begin) / tokens});
+  }
 }
 
 }  // namespace nibble

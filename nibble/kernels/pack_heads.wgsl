@@ -10,6 +10,8 @@
 struct Params {
   tokens: u32,
   eps: f32,
+  first: u32,  // token that this dispatch begins with, and dq as it is bound
+  end: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -116,8 +118,8 @@ fn store(to: u32, pair: Pair, up: f32) {
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
            @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) invocation: u32) {
   let at = place_of(subgroup, invocation);
-  let token = linear_workgroup(group, groups);
-  if (token >= params.tokens) {
+  let token = params.first + linear_workgroup(group, groups);
+  if (token >= params.end) {
     return;
   }
   var most = 0u;
@@ -181,7 +183,7 @@ fn dkv_sum(token: u32, i: u32) -> vec4<f32> {
 fn normed_gradient(token: u32, head: u32, column: u32) -> Pair {
   var given: Pair;
   if (head < HEADS) {
-    let at = (token * HEADS + head) * VECTORS + column;
+    let at = ((token - params.first) * HEADS + head) * VECTORS + column;
     given = Pair(dq[at], dq[at + HALF]);
   } else {
     let at = (head - HEADS) * VECTORS + column;
@@ -209,8 +211,8 @@ fn whole_gradient(token: u32, head: u32, column: u32) -> Pair {
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
             @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) invocation: u32) {
   let at = place_of(subgroup, invocation);
-  let token = linear_workgroup(group, groups);
-  if (token >= params.tokens) {
+  let token = params.first + linear_workgroup(group, groups);
+  if (token >= params.end) {
     return;
   }
   var most = 0u;

@@ -21,6 +21,7 @@ std::uint32_t key_rows(std::uint32_t head_dim) { return head_dim == 128 ? 128 : 
 struct Params {
   std::uint32_t tokens, heads, key_heads, parts;
   float scale;
+  std::uint32_t first_row = 0;  // of dq as it is bound
 };
 
 std::uint32_t blocks_of(std::uint32_t rows, std::uint32_t block) { return (rows + block - 1) / block; }
@@ -65,6 +66,8 @@ Params params_of(const PackedHeads& of, std::uint32_t parts = 1) {
           .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(of.head_dim())))};
 }
 
+std::uint64_t dq_row_bytes(std::uint32_t heads, std::uint32_t head_dim) { return std::uint64_t{heads} * head_dim * sizeof(float); }
+
 // Of `products` products of queries and keys, `tensors` f16 ones of the queries' size moved once.
 gpu::Work work_of(const PackedHeads& of, double products, double tensors) {
   const double row = static_cast<double>(of.heads) * of.head_dim(), tokens = of.tokens();
@@ -94,14 +97,23 @@ void check_heads(const gpu::Device& device, const PackedHeads& of) {
         "The adapter has no matrices for {} tokens with heads of {}, or too small bindings.", tokens, dim);
 }
 
+// In f32 dq is the largest tensor here, and of long streams larger than a binding.
 void query_gradients(gpu::Recorder& recorder, const PackedAttentionBackward& op) {
   using gpu::read, gpu::write;
-  const AttentionTile tile = tile_of(recorder.device().info(), AttentionPass::query_gradients, op.of);
-  recorder.dispatch(kernel_of(recorder.device(), tile, AttentionPass::query_gradients, op.of.head_dim()),
-                    {read(op.of.qk.data), read(op.of.qk.scale), read(op.of.qkv.data), read(op.of.qkv.scale),
-                     read(op.of.v_most), read(op.d_o.data), read(op.d_o.scale), read(op.o.data), read(op.o.scale),
-                     read(op.lse), read(op.of.key_begin), read(op.of.key_end), write(op.numbers), write(op.dq)},
-                    params_of(op.of), {op.of.heads, blocks_of(op.of.tokens(), tile.rows)}, work_of(op.of, 3, 6));
+  auto& device = recorder.device();
+  const std::uint32_t tokens = op.of.tokens(), dim = op.of.head_dim();
+  const AttentionTile tile = tile_of(device.info(), AttentionPass::query_gradients, op.of);
+  const gpu::Work work = work_of(op.of, 3, 6);
+  Params params = params_of(op.of);
+  for (const auto [begin, end] : gpu::binding_slices(device, tokens, {dq_row_bytes(op.of.heads, dim)}, tile.rows)) {
+    params.first_row = begin;
+    const double share = static_cast<double>(end - begin) / tokens;
+    recorder.dispatch(kernel_of(device, tile, AttentionPass::query_gradients, dim),
+                      {read(op.of.qk.data), read(op.of.qk.scale), read(op.of.qkv.data), read(op.of.qkv.scale),
+                       read(op.of.v_most), read(op.d_o.data), read(op.d_o.scale), read(op.o.data), read(op.o.scale),
+                       read(op.lse), read(op.of.key_begin), read(op.of.key_end), gpu::read_write(op.numbers), write(op.dq.rows(begin, end))},
+                      params, {op.of.heads, blocks_of(end - begin, tile.rows)}, {.bytes = work.bytes * share, .flops = work.flops * share});
+  }
 }
 
 void key_gradients(gpu::Recorder& recorder, const PackedAttentionBackward& op, std::uint32_t parts) {
@@ -127,9 +139,9 @@ bool packed_attention_fits(const gpu::Device& device, const PackedAttentionShape
   const bool room = info.limits.workgroup_storage >= (software ? 32768 : 49152) &&
                     info.limits.workgroup_invocations >= (software ? 32 : 256) && info.limits.storage_bindings >= 14;
   if (std::max({matrix.m, matrix.n, matrix.k}) > 16 || !wide || !room) return false;
-  const std::uint64_t query_row = std::uint64_t{shape.heads} * shape.head_dim * 4;
-  const std::uint64_t key_row = std::uint64_t{shape.key_heads} * shape.head_dim * 8 * packed_attention_parts(shape);
-  return shape.tokens * std::max(query_row, key_row) <= info.limits.max_binding;
+  const std::uint64_t qkv_row = (std::uint64_t{shape.heads} + 2 * shape.key_heads) * shape.head_dim * 2;
+  const std::uint64_t dkv_row = std::uint64_t{shape.key_heads} * shape.head_dim * 8 * packed_attention_parts(shape);
+  return shape.tokens * std::max(qkv_row, dkv_row) <= info.limits.max_binding;
 }
 
 std::uint32_t packed_attention_parts(const PackedAttentionShape& shape) {

@@ -194,7 +194,7 @@ std::string QueryGradientWriter::text() {
   line("    workgroupBarrier();");
   accumulate("now");
   line("    now = other;\n  }}");
-  write_results("dq", "(first + row) * q_length * 2u + group.x * HEAD * 2u", "row_factor[row]");
+  write_results("dq", "(first - params.first_row + row) * q_length * 2u + group.x * HEAD * 2u", "row_factor[row]");
   line("}}");
   return text_;
 }

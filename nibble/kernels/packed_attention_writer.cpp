@@ -25,7 +25,7 @@ std::uint32_t PackedAttentionWriter::room_size() const {
 
 void PackedAttentionWriter::declarations() {
   line("enable f16;\nenable subgroups;\nenable chromium_experimental_subgroup_matrix;");
-  line("struct Params {{ tokens: u32, heads: u32, key_heads: u32, parts: u32, scale: f32 }}");
+  line("struct Params {{ tokens: u32, heads: u32, key_heads: u32, parts: u32, scale: f32, first_row: u32 }}");
   line("@group(0) @binding(0) var<uniform> params: Params;");
   line("@group(0) @binding(1) var<storage, read> qk: array<vec4<u32>>;");
   line("@group(0) @binding(2) var<storage, read> qk_scale: array<f32>;");
@@ -83,7 +83,7 @@ void PackedAttentionWriter::begin(const char* first) {
   line("fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,");
   line("        @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) lane: u32,");
   line("        @builtin(local_invocation_index) index: u32) {{");
-  line("  let first = {} * {}u;", first, t_.rows);
+  line("  let first = params.first_row + {} * {}u;", first, t_.rows);
   line("  let last = min(first + {}u, params.tokens) - 1u;", t_.rows);
   line("  let score_row = subgroup % {}u / {}u * {}u;", score_subgroups(), t_.scores_across, score_rows());
   line("  let score_column = subgroup % {}u * {}u;", t_.scores_across, score_columns());

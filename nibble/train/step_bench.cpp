@@ -148,6 +148,7 @@ StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options)
   const auto step = [&] {
     const double seconds = stepper.step();
     if (stepper.done() == 1 + options.steps) result.loss = stepper.mean_loss();
+    if (options.after_step) options.after_step(seconds);
     return seconds;
   };
   const auto warm = Clock::now();

@@ -4,6 +4,7 @@
 #include "nibble/model/model.h"
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -25,6 +26,7 @@ struct StepBenchOptions {
   std::uint32_t head_chunk = 0;
   std::optional<TrainedHeadOptions> head = {};  // trains the head too
   std::uint32_t steps = 3;                // timed, after one and at least 0.4 s of warming
+  std::function<void(double seconds)> after_step = {};  // hears of each step, those that warm up included
 
   std::uint32_t tokens() const { return batch * length; }
 };

@@ -274,6 +274,25 @@ TEST(QkvAttention, BlocksOfGpus) {
   }
 }
 
+// On the software adapter the gradient of the queries exceeds a binding, and is cut amid the segment of 50 tokens. Segments know
+// nothing of each other, so the reference goes through the last tokens alone.
+TEST(QkvAttention, GradientsBeyondOneBinding) {
+  if (must_skip(matrix_fits(device(), 64, 64))) GTEST_SKIP() << "The adapter has no matrices.";
+  QkvCase shape{.attention = {.heads = 512, .key_heads = 4, .head_dim = 64, .segments = std::vector<std::uint32_t>(1000, 1)}};
+  shape.attention.segments.insert(shape.attention.segments.end(), {50, 1});
+  QkvCase end = shape;
+  end.attention.segments = {50, 1};
+  const std::size_t queries = 512 * 64, first = 1000;
+  ASSERT_GT(shape.tokens() * queries * 4, device().info().limits.max_binding);
+  const Mode mode{ProductPath::matrix, true};
+  const Inputs inputs(shape);
+  const Outputs outputs = run(shape, mode, inputs);
+  const auto from = [&](const std::vector<float>& values, std::size_t row) { return std::span(values).subspan(first * row); };
+  const auto expected = attend_qkv(end, doubles(from(outputs.qkv, shape.row())), inputs.norms, doubles(from(outputs.d_o, queries)));
+  EXPECT_LT(relative_error(from(outputs.o, queries), floats(expected.result.o)), mode.result(64));
+  EXPECT_LT(relative_error(from(outputs.d_qkv, shape.row()), floats(expected.d_qkv)), mode.gradient(64));
+}
+
 // Tokens one after the other, with keys and values in a cache, are the same as all at once.
 TEST_P(QkvAttentionModes, CachesOfKeysAndValues) {
   const Mode mode = GetParam();
