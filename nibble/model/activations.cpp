@@ -1,6 +1,7 @@
 #include "nibble/model/activations.h"
 
 #include "nibble/kernels/lora.h"
+#include "nibble/model/layer_arenas.h"
 
 #include <algorithm>
 
@@ -108,13 +109,12 @@ std::uint64_t lora_scratch_size(const gpu::Device& device, const ActivationShape
 }
 
 struct Allocate {
-  gpu::Device& device;
+  LayerArenas& arenas;
   ProductPath path;
-  void tensor(Tensor& t, std::initializer_list<std::uint32_t> dims) const {
-    t = device.tensor(DType::f32, dims, "activation");
-  }
+  void tensor(Tensor& t, std::initializer_list<std::uint32_t> dims) const { t = arenas.next(DType::f32, dims); }
   void operand(Operand& o, std::uint32_t rows, std::uint32_t columns) const {
-    o = make_operand(device, path, rows, columns, "activation");
+    o.data = arenas.next(operand_dtype(path), {rows, columns});
+    if (path != ProductPath::f32) o.scale = arenas.next(DType::f32, {rows});
   }
   void packed(Operand& o, const Tensor& source, std::uint32_t rows, std::uint32_t columns) const {
     if (path == ProductPath::f32) {
@@ -140,11 +140,11 @@ struct View {
 struct Count {
   ProductPath path;
   std::uint64_t& bytes;
-  void tensor(Tensor&, std::initializer_list<std::uint32_t> dims) const {
-    bytes += gpu::buffer_bytes(DType::f32, dims);
-  }
+  std::uint32_t layers = 1;
+  void tensor(Tensor&, std::initializer_list<std::uint32_t> dims) const { bytes += LayerArenas::bytes(DType::f32, dims, layers); }
   void operand(Operand&, std::uint32_t rows, std::uint32_t columns) const {
-    bytes += operand_bytes(path, rows, columns);
+    bytes += LayerArenas::bytes(operand_dtype(path), {rows, columns}, layers);
+    if (path != ProductPath::f32) bytes += LayerArenas::bytes(DType::f32, {rows}, layers);
   }
   void packed(Operand& o, const Tensor&, std::uint32_t rows, std::uint32_t columns) const {
     if (path != ProductPath::f32) operand(o, rows, columns);
@@ -155,9 +155,10 @@ struct Count {
 
 std::vector<LayerActivations> make_layer_activations(gpu::Device& device, const ActivationShape& shape,
                                                      const ActivationChoices& choices) {
+  ActivationArenas arenas(device, choices, shape.config->num_layers);
   return make_activation_sets<LayerActivations>(choices, shape.config->num_layers, [&](LayerActivations& set, LayerPart part) {
     if (part == LayerPart::mlp && shape.mlp_chunk > 0) return;
-    visit(set, part, Widths(*shape.config), shape.tokens, shape.rank, Allocate{device, shape.path});
+    visit(set, part, Widths(*shape.config), shape.tokens, shape.rank, Allocate{arenas.begin_layer(part), shape.path});
   });
 }
 
@@ -171,7 +172,9 @@ LayerActivations first_tokens(const LayerActivations& activations, const ModelCo
 
 LayerActivations make_mlp_chunk(gpu::Device& device, const ActivationShape& shape) {
   LayerActivations result;
-  visit(result, LayerPart::mlp, Widths(*shape.config), shape.mlp_tokens(), shape.rank, Allocate{device, shape.path});
+  LayerArenas one(device, 1, "activation");
+  one.begin_layer();
+  visit(result, LayerPart::mlp, Widths(*shape.config), shape.mlp_tokens(), shape.rank, Allocate{one, shape.path});
   return result;
 }
 
@@ -186,7 +189,9 @@ LayerActivations chunk_of(const LayerActivations& of, const LayerActivations& ml
 
 Scratch make_scratch(gpu::Device& device, const ActivationShape& shape, bool trainable) {
   Scratch result;
-  visit(result, Widths(*shape.config), shape.tokens, shape.mlp_tokens(), shape.rank, shape.use_dora, trainable, Allocate{device, shape.path});
+  LayerArenas one(device, 1, "scratch");
+  one.begin_layer();
+  visit(result, Widths(*shape.config), shape.tokens, shape.mlp_tokens(), shape.rank, shape.use_dora, trainable, Allocate{one, shape.path});
   const std::uint64_t partial_sums = lora_scratch_size(device, shape);
   if (trainable && partial_sums > 0) {
     result.lora_scratch = device.tensor(DType::f32, {static_cast<std::uint32_t>(partial_sums)}, "LoRA scratch");
@@ -202,10 +207,10 @@ Scratch first_tokens(const Scratch& scratch, const ModelConfig& config, std::uin
   return result;
 }
 
-std::uint64_t layer_activation_bytes(const ActivationShape& shape, LayerPart part) {
+std::uint64_t layer_activation_bytes(const ActivationShape& shape, LayerPart part, std::uint32_t layers) {
   std::uint64_t bytes = 0;
   LayerActivations unused;
-  visit(unused, part, Widths(*shape.config), part == LayerPart::mlp ? shape.mlp_tokens() : shape.tokens, shape.rank, Count{shape.path, bytes});
+  visit(unused, part, Widths(*shape.config), part == LayerPart::mlp ? shape.mlp_tokens() : shape.tokens, shape.rank, Count{shape.path, bytes, layers});
   return bytes;
 }
 

@@ -75,7 +75,7 @@ Scratch make_scratch(gpu::Device& device, const ActivationShape& shape, bool tra
 Scratch first_tokens(const Scratch& scratch, const ModelConfig& config, std::uint32_t tokens);
 
 // Bytes that the functions above take.
-std::uint64_t layer_activation_bytes(const ActivationShape& shape, LayerPart part);  // of one layer, or of a chunk
+std::uint64_t layer_activation_bytes(const ActivationShape& shape, LayerPart part, std::uint32_t layers);  // or chunks
 std::uint64_t scratch_bytes(const gpu::Device& device, const ActivationShape& shape, bool trainable);
 
 }  // namespace nibble

@@ -5,6 +5,7 @@
 #include "nibble/kernels/pack_rows.h"
 #include "nibble/kernels/product.h"
 #include "nibble/kernels/rms_norm.h"
+#include "nibble/model/layer_arenas.h"
 
 #include <algorithm>
 
@@ -94,8 +95,11 @@ void ExpertMlp::visit(Room& room, const ModelConfig& config, const LayersOptions
 ExpertMlp::ExpertMlp(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LayersOptions& options)
     : config_(config), weights_(weights), options_(options), chunk_tokens_(chunk_tokens(device, config, options)) {
   const auto allocate = [&](Tensor& tensor, DType dtype, Dims dims) { tensor = device.tensor(dtype, dims, "experts"); };
+  LayerArenas arenas(device, activation_sets(options.activations, config.num_layers, LayerPart::mlp), "experts");
   kept_ = make_activation_sets<Kept>(options.activations, config.num_layers, [&](Kept& kept, LayerPart part) {
-    if (part == LayerPart::mlp) visit(kept, config, options, options.max_tokens, allocate);
+    if (part != LayerPart::mlp) return;
+    arenas.begin_layer();
+    visit(kept, config, options, options.max_tokens, [&](Tensor& tensor, DType dtype, Dims dims) { tensor = arenas.next(dtype, dims); });
   });
   visit(room_, config, options, chunk_tokens_, allocate);
   sort_room_ = make_expert_rows_room(device, config.experts.count, chunk_tokens_ * config.experts.per_token);
@@ -104,14 +108,14 @@ ExpertMlp::ExpertMlp(gpu::Device& device, const ModelConfig& config, const Devic
 LayersBytes ExpertMlp::bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
   LayersBytes result;
   const std::uint32_t chunk = chunk_tokens(device, config, options);
-  const auto count = [](std::uint64_t& bytes) {
-    return [&bytes](Tensor&, DType dtype, Dims dims) { bytes += gpu::buffer_bytes(dtype, dims); };
+  const auto count = [](std::uint64_t& bytes, std::uint32_t layers) {
+    return [&bytes, layers](Tensor&, DType dtype, Dims dims) { bytes += LayerArenas::bytes(dtype, dims, layers); };
   };
   Kept kept;
   Room room;
-  visit(kept, config, options, options.max_tokens, count(result.activations));
-  result.activations *= activation_sets(options.activations, config.num_layers, LayerPart::mlp);
-  visit(room, config, options, chunk, count(result.scratch));
+  visit(kept, config, options, options.max_tokens,
+        count(result.activations, activation_sets(options.activations, config.num_layers, LayerPart::mlp)));
+  visit(room, config, options, chunk, count(result.scratch, 1));
   result.scratch += expert_rows_bytes(config.experts.count, chunk * config.experts.per_token);
   return result;
 }

@@ -3,6 +3,7 @@
 #include "nibble/kernels/lora_matrix.h"
 #include "nibble/kernels/product.h"
 #include "nibble/model/alternating_room.h"
+#include "nibble/model/layer_arenas.h"
 
 #include <algorithm>
 #include <bit>
@@ -102,9 +103,8 @@ struct Allocate {
 
 struct Count {
   std::uint64_t& bytes;
-  void operator()(Tensor&, DType dtype, Dims dims) const {
-    bytes += gpu::buffer_bytes(dtype, dims);
-  }
+  std::uint32_t layers = 1;
+  void operator()(Tensor&, DType dtype, Dims dims) const { bytes += LayerArenas::bytes(dtype, dims, layers); }
 };
 
 QkvAttentionShape attention_shape(const ModelConfig& config, const LayersOptions& options) {
@@ -143,9 +143,12 @@ std::uint32_t product_scratch_size(const gpu::Device& device, const ModelConfig&
 }  // namespace
 
 std::vector<JointActivations> make_joint_activations(gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
+  ActivationArenas arenas(device, options.activations, config.num_layers);
   return make_activation_sets<JointActivations>(options.activations, config.num_layers, [&](JointActivations& set, LayerPart part) {
     if (part == LayerPart::mlp && options.mlp_chunk > 0) return;
-    visit(set, part, config, options.max_tokens, options.rank, Allocate{device, "activation"});
+    LayerArenas& arena = arenas.begin_layer(part);
+    visit(set, part, config, options.max_tokens, options.rank,
+          [&](Tensor& tensor, DType dtype, Dims dims) { tensor = arena.next(dtype, dims); });
   });
 }
 
@@ -215,10 +218,8 @@ std::uint64_t joint_activation_bytes(const ModelConfig& config, const LayersOpti
   std::uint64_t all = 0;
   for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) {
     if (part == LayerPart::mlp && options.mlp_chunk > 0) continue;
-    std::uint64_t bytes = 0;
     JointActivations unused;
-    visit(unused, part, config, options.max_tokens, options.rank, Count{bytes});
-    all += activation_sets(options.activations, config.num_layers, part) * bytes;
+    visit(unused, part, config, options.max_tokens, options.rank, Count{all, activation_sets(options.activations, config.num_layers, part)});
   }
   return all;
 }

@@ -2,12 +2,30 @@
 
 #include "nibble/base/error.h"
 #include "nibble/gpu/host_tensor.h"
+#include "nibble/model/layer_arenas.h"
 #include "nibble/weights/residency.h"
 
 #include <algorithm>
 #include <utility>
 
 namespace nibble {
+namespace {
+
+// A layer reads its input and writes the next one's, so these take turns in two arenas.
+std::uint32_t resident_in_turn(const std::vector<bool>& away, std::uint32_t turn) {
+  std::uint32_t count = 0;
+  for (std::size_t i = turn; i < away.size(); i += 2) count += !away[i];
+  return count;
+}
+
+}  // namespace
+
+std::vector<bool> LayerInputs::away(const ModelConfig& config, const LayerInputsOptions& options) {
+  std::vector<bool> away;
+  for (const Residency residency : spread_streamed(config.num_layers, options.offloaded)) away.push_back(residency == Residency::streamed);
+  away.push_back(options.offloaded >= most_places);
+  return away;
+}
 
 LayerInputs::LayerInputs(gpu::Device& device, const ModelConfig& config, const LayerInputsOptions& options) {
   const auto make = [&](std::string_view label) {
@@ -17,14 +35,17 @@ LayerInputs::LayerInputs(gpu::Device& device, const ModelConfig& config, const L
     resident_ = {make("residual"), make("residual")};
     return;
   }
-  const auto offloaded = spread_streamed(config.num_layers, options.offloaded);
+  const auto arenas_of = [&](std::uint32_t turn) { return LayerArenas(device, resident_in_turn(away(config, options), turn), "residual"); };
+  std::array<LayerArenas, 2> arenas{arenas_of(0), arenas_of(1)};
   resident_.resize(config.num_layers + 1);
-  for (std::uint32_t i = 0; i <= config.num_layers; ++i) {
-    const bool last = i == config.num_layers;
-    const bool away = last ? options.offloaded >= most_places : offloaded[i] == Residency::streamed;
-    rank_.push_back(away ? static_cast<std::uint32_t>(host_.size()) : none);
-    if (!away) resident_[i] = make("residual");
-    if (!away || last) continue;
+  for (std::uint32_t i = 0; const bool goes : away(config, options)) {
+    const std::uint32_t layer = i++;
+    rank_.push_back(goes ? static_cast<std::uint32_t>(host_.size()) : none);
+    if (!goes) {
+      arenas[layer % 2].begin_layer();
+      resident_[layer] = arenas[layer % 2].next(DType::f32, {options.max_tokens, config.hidden_size});
+    }
+    if (!goes || layer == config.num_layers) continue;
     host_.push_back(gpu::host_tensor(device, DType::f32, {options.max_tokens, config.hidden_size}, "offloaded residual"));
     if (places_.size() < most_places) places_.push_back(make("residual on its way"));
   }
@@ -33,8 +54,11 @@ LayerInputs::LayerInputs(gpu::Device& device, const ModelConfig& config, const L
 LayerInputs::Bytes LayerInputs::bytes(const gpu::AdapterInfo& info, const ModelConfig& config, const LayerInputsOptions& options) {
   const std::uint64_t one = gpu::buffer_bytes(DType::f32, {options.max_tokens, config.hidden_size});
   if (!options.trainable) return {.device = 2 * one};
-  const std::uint32_t on_device = config.num_layers + 1 - saved(options.offloaded);
-  return {.device = on_device * one,
+  std::uint64_t device = std::min(options.offloaded, most_places) * one;
+  for (const std::uint32_t turn : {0u, 1u}) {
+    device += LayerArenas::bytes(DType::f32, {options.max_tokens, config.hidden_size}, resident_in_turn(away(config, options), turn));
+  }
+  return {.device = device,
           .host = options.offloaded * gpu::host_tensor_bytes(info, DType::f32, {options.max_tokens, config.hidden_size})};
 }
 

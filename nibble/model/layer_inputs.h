@@ -43,6 +43,9 @@ class LayerInputs {
 
   void copy_back(gpu::Recorder& recorder, std::uint32_t rank, std::uint32_t tokens);
 
+  // Whether each input passes through places; of a model without a backward pass none does.
+  static std::vector<bool> away(const ModelConfig& config, const LayerInputsOptions& options);
+
   std::vector<std::uint32_t> rank_;         // of each input among those that pass through places; none of the others
   std::vector<gpu::Tensor> resident_;       // by input, or two in turn; empty of the offloaded ones
   std::vector<gpu::Tensor> places_, host_;  // of the offloaded ones, host_ by rank

@@ -31,7 +31,7 @@ LayersBytes PlainLayers::bytes(const gpu::Device& device, const ModelConfig& con
   std::uint64_t activations = 0;
   for (const LayerPart part : {LayerPart::attention, LayerPart::mlp}) {
     const bool chunk = part == LayerPart::mlp && options.mlp_chunk > 0;
-    activations += (chunk ? 1 : activation_sets(options.activations, config.num_layers, part)) * layer_activation_bytes(shape, part);
+    activations += layer_activation_bytes(shape, part, chunk ? 1 : activation_sets(options.activations, config.num_layers, part));
   }
   const LayersBytes experts = config.has_experts() ? ExpertMlp::bytes(device, config, options) : LayersBytes{};
   return {.decoded_weights = FrozenWeights::bytes(config, options.path, options.residency, options.one_decoded_room),

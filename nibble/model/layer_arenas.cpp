@@ -1,0 +1,49 @@
+#include "nibble/model/layer_arenas.h"
+
+#include "nibble/base/error.h"
+
+namespace nibble {
+namespace {
+
+// From one tensor to the next, as bindings may begin.
+std::uint64_t stride_of(std::uint64_t bytes) {
+  constexpr std::uint64_t alignment = 256;
+  return (bytes + alignment - 1) / alignment * alignment;
+}
+
+std::uint64_t bytes_of(DType dtype, std::initializer_list<std::uint32_t> dims) {
+  std::uint64_t bytes = size_of(dtype);
+  for (const std::uint32_t dim : dims) bytes *= dim;
+  return bytes;
+}
+
+bool lies_in_arena(std::uint64_t bytes) { return gpu::buffer_bytes(bytes) > stride_of(bytes); }
+
+}  // namespace
+
+void LayerArenas::begin_layer() {
+  check(begun_ < layers_, label_, "Tensors of more than {} layers were asked for.", layers_);
+  ++begun_;
+  next_ = 0;
+}
+
+gpu::Tensor LayerArenas::next(DType dtype, std::initializer_list<std::uint32_t> dims) {
+  check(begun_ > 0, label_, "A tensor was asked for before its layer.");
+  const std::uint64_t bytes = bytes_of(dtype, dims), stride = stride_of(bytes);
+  const std::size_t which = next_++;
+  if (which == arenas_.size()) arenas_.emplace_back();
+  if (!lies_in_arena(bytes)) return device_->tensor(dtype, dims, label_);
+  gpu::Tensor& arena = arenas_[which];
+  if (!arena) arena = device_->tensor(DType::u32, {static_cast<std::uint32_t>(stride * layers_ / 4)}, label_);
+  check(arena.bytes() == stride * layers_, label_, "A tensor of {} bytes came where one of {} was before.", stride,
+        arena.bytes() / layers_);
+  return {arena.buffer(), stride * (begun_ - 1), dtype, dims};
+}
+
+std::uint64_t LayerArenas::bytes(DType dtype, std::initializer_list<std::uint32_t> dims, std::uint32_t layers) {
+  const std::uint64_t bytes = bytes_of(dtype, dims);
+  if (layers == 0) return 0;
+  return lies_in_arena(bytes) ? gpu::buffer_bytes(stride_of(bytes) * layers) : layers * gpu::buffer_bytes(bytes);
+}
+
+}  // namespace nibble
