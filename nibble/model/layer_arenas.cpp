@@ -17,7 +17,9 @@ std::uint64_t bytes_of(DType dtype, std::initializer_list<std::uint32_t> dims) {
   return bytes;
 }
 
-bool lies_in_arena(std::uint64_t bytes) { return gpu::buffer_bytes(bytes) > stride_of(bytes); }
+bool lie_in_arena(std::uint64_t bytes, std::uint32_t layers) {
+  return gpu::buffer_bytes(stride_of(bytes) * layers) < layers * gpu::buffer_bytes(bytes);
+}
 
 }  // namespace
 
@@ -32,7 +34,7 @@ gpu::Tensor LayerArenas::next(DType dtype, std::initializer_list<std::uint32_t> 
   const std::uint64_t bytes = bytes_of(dtype, dims), stride = stride_of(bytes);
   const std::size_t which = next_++;
   if (which == arenas_.size()) arenas_.emplace_back();
-  if (!lies_in_arena(bytes)) return device_->tensor(dtype, dims, label_);
+  if (!lie_in_arena(bytes, layers_)) return device_->tensor(dtype, dims, label_);
   gpu::Tensor& arena = arenas_[which];
   if (!arena) arena = device_->tensor(DType::u32, {static_cast<std::uint32_t>(stride * layers_ / 4)}, label_);
   check(arena.bytes() == stride * layers_, label_, "A tensor of {} bytes came where one of {} was before.", stride,
@@ -42,8 +44,7 @@ gpu::Tensor LayerArenas::next(DType dtype, std::initializer_list<std::uint32_t> 
 
 std::uint64_t LayerArenas::bytes(DType dtype, std::initializer_list<std::uint32_t> dims, std::uint32_t layers) {
   const std::uint64_t bytes = bytes_of(dtype, dims);
-  if (layers == 0) return 0;
-  return lies_in_arena(bytes) ? gpu::buffer_bytes(stride_of(bytes) * layers) : layers * gpu::buffer_bytes(bytes);
+  return lie_in_arena(bytes, layers) ? gpu::buffer_bytes(stride_of(bytes) * layers) : layers * gpu::buffer_bytes(bytes);
 }
 
 }  // namespace nibble

@@ -23,7 +23,7 @@ class LayerArenas {
   // Its next tensor; of all layers they come in the same order, with the same shapes.
   gpu::Tensor next(DType dtype, std::initializer_list<std::uint32_t> dims);
 
-  // What the tensors of so many layers take of the device's memory.
+  // What the tensors of so many layers take of the device's memory, of more layers never less.
   static std::uint64_t bytes(DType dtype, std::initializer_list<std::uint32_t> dims, std::uint32_t layers);
 
  private:

@@ -35,8 +35,6 @@ class LayerInputs {
   // One that is written, one that is read, and one on its way.
   static constexpr std::uint32_t most_places = 3;
   static Bytes bytes(const gpu::AdapterInfo& info, const ModelConfig& config, const LayerInputsOptions& options);
-  // Of the residual streams before and after all layers, how many have no room of their own on the device.
-  static std::uint32_t saved(std::uint32_t offloaded) { return offloaded >= most_places ? offloaded + 1 - most_places : 0; }
 
  private:
   static constexpr std::uint32_t none = UINT32_MAX;

@@ -179,34 +179,38 @@ class Planner {
     return result;
   }
 
-  std::uint64_t bytes_with(const Setup& setup, Activations choice) const {
+  std::uint64_t bytes_with(const Setup& setup, ActivationChoices choices) const {
     ModelOptions options = model(setup);
-    options.activations = {choice};
+    options.activations = std::move(choices);
     return plan_memory(device_, config_, options, options_.lora, setup.head, moments(setup)).total();
   }
 
-  // What the parts of one layer's activations and its input take. Of one layer all choices take the same.
+  // What activations and inputs take. That of no two layers need be the same (LayerArenas).
   void weigh_parts() {
     const TablePlaces tables = table_choices().front();
     const Setup any{heads().front(), rooms().front(), 0, chunks(tables).front(), 0, tables, moment_places().front()};
-    const std::uint64_t others = std::max(1u, config_.num_layers - 1);
-    const std::uint64_t least = bytes_with(any, Activations::recompute), without_mlp = bytes_with(any, Activations::recompute_mlp);
-    attention_bytes_ = (without_mlp - least) / others;
-    mlp_bytes_ = (bytes_with(any, Activations::keep) - without_mlp) / others;
+    const std::uint32_t layers = config_.num_layers;
+    const std::uint64_t least = bytes_with(any, choices_of(layers, 0, layers)), without_mlp = bytes_with(any, choices_of(layers, layers, 0));
+    const auto inputs = [&](std::uint32_t offloaded) {
+      return LayerInputs::bytes(device_.info(), config_, {.max_tokens = room_.tokens, .offloaded = offloaded}).device;
+    };
+    for (std::uint32_t kept = 0; kept <= layers; ++kept) {
+      attention_bytes_.push_back(bytes_with(any, choices_of(layers, kept, layers - kept)) - least);
+      mlp_bytes_.push_back(bytes_with(any, choices_of(layers, layers - kept, 0)) - without_mlp);
+      offloading_saves_.push_back(inputs(0) - inputs(kept));
+    }
     input_bytes_ = gpu::buffer_bytes(DType::f32, {room_.tokens, config_.hidden_size});
   }
-
-  std::uint64_t offloading_saves(std::uint32_t offloaded) const { return LayerInputs::saved(offloaded) * input_bytes_; }
 
   void consider(const Setup& setup) {
     const Checkpointing said = options_.gradient_checkpointing;
     const std::uint32_t layers = config_.num_layers;
     const double seconds = setup_seconds(setup);
     if (best_ && seconds >= best_->extra_seconds) return;
-    const std::uint64_t least = bytes_with(setup, said == Checkpointing::automatic ? Activations::recompute : activations_under(said));
+    const std::uint64_t least = bytes_with(setup, {said == Checkpointing::automatic ? Activations::recompute : activations_under(said)});
     const std::uint32_t streamed = streamed_layers(setup);
     for (std::uint32_t offloaded = least_offloaded(); offloaded <= most_offloaded(); ++offloaded) {
-      Candidate candidate{.setup = setup, .offloaded = offloaded, .bytes = least - offloading_saves(offloaded)};
+      Candidate candidate{.setup = setup, .offloaded = offloaded, .bytes = least - offloading_saves_[offloaded]};
       if (said == Checkpointing::automatic || said == Checkpointing::on) candidate.recompute = layers;
       if (said == Checkpointing::mlp) candidate.recompute_mlp = layers;
       candidate.extra_seconds = seconds + cost_.offloaded_inputs(offloaded, input_bytes_);
@@ -229,17 +233,18 @@ class Planner {
     candidate.extra_seconds = before + cost_.layers(0, layers, streamed, chunk);
     if (!fits(least)) return;
     for (std::uint32_t recompute = 0; recompute < layers; ++recompute) {
-      const std::uint64_t attention = std::min(layers - recompute, layers - 1) * attention_bytes_;
+      const std::uint64_t attention = attention_bytes_[layers - recompute];
       if (!fits(least + attention)) continue;
-      std::uint64_t kept = chunk > 0 ? 0 : layers - 1;
-      if (kept > 0 && budget_.bytes > 0 && mlp_bytes_ > 0) kept = std::min(kept, (budget_.bytes - least - attention) / mlp_bytes_);
-      const std::uint32_t given_up = chunk == 0 && kept == layers - 1 ? recompute : std::max(recompute, layers - static_cast<std::uint32_t>(kept));
+      // The most layers whose MLP fits too.
+      const auto most = mlp_bytes_.begin() + (chunk > 0 ? 0 : layers - recompute);
+      const auto kept = std::partition_point(mlp_bytes_.begin() + 1, most + 1, [&](std::uint64_t mlp) { return fits(least + attention + mlp); }) - 1;
+      const auto given_up = layers - static_cast<std::uint32_t>(kept - mlp_bytes_.begin());
       const double seconds = before + cost_.layers(given_up - recompute, recompute, streamed, chunk);
       if (seconds >= candidate.extra_seconds) continue;
       candidate.extra_seconds = seconds;
       candidate.recompute = recompute;
       candidate.recompute_mlp = given_up - recompute;
-      candidate.bytes = least + attention + std::min(layers - given_up, layers - 1) * mlp_bytes_;
+      candidate.bytes = least + attention + *kept;
     }
   }
 
@@ -277,7 +282,9 @@ class Planner {
   MemoryBudget budget_;
   PlanCost cost_;
   std::uint64_t lora_elements_;
-  std::uint64_t attention_bytes_ = 0, mlp_bytes_ = 0, input_bytes_ = 0;
+  std::vector<std::uint64_t> attention_bytes_, mlp_bytes_;  // by how many layers keep them, beyond one set that all share
+  std::vector<std::uint64_t> offloading_saves_;             // by how many inputs are
+  std::uint64_t input_bytes_ = 0;
   std::optional<Candidate> best_, least_;
 };
 
