@@ -9,7 +9,7 @@
 
 namespace nibble::gpu {
 
-// Bytes on their way from host memory that kernels read to the device. Drivers may let copies and kernels of a queue take
+// Bytes on their way from host memory that kernels read to the device (nibble/kernels/carry.h). Drivers may let copies and kernels of a queue take
 // turns; so kernels that compute for long take pieces along, and what they left is copied where it is needed.
 class Cargo : public std::enable_shared_from_this<Cargo> {
  public:

@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/base/nf4_table.h"
+#include "nibble/kernels/carry.h"
 
 #include <cmath>
 
@@ -11,17 +12,35 @@ namespace {
 struct Params {
   std::uint32_t count;
   float factor;
+  std::uint32_t carriers = 0, cargo_first = 0, cargo_rounds = 0;
 };
 
 struct TileParams {
   std::uint32_t row_words, row_groups;
   float factor;
+  std::uint32_t carriers = 0, cargo_first = 0, cargo_rounds = 0;
 };
+
+constexpr std::uint32_t workgroup = 256;  // of kernels for GPUs
 
 constexpr std::uint32_t table_words = 8;  // that an invocation of nf4_dequantize_table.wgsl decodes
 
-void record_tiles(gpu::Recorder& recorder, const DequantizeNf4& op) {
+// Records a kernel for GPUs on `workgroups` of them, with a share of the cargo: decoding waits for memory, and has the time.
+template <typename P>
+void record_carrying(gpu::Recorder& recorder, std::string_view file, gpu::Prelude& prelude, std::string_view entry, const Nf4& w, const Tensor& out,
+                     P params, std::uint64_t workgroups) {
   auto& device = recorder.device();
+  const gpu::Work work{.bytes = static_cast<double>(out.bytes() + w.packed.bytes() + w.absmax.bytes())};
+  std::vector<gpu::Binding> bindings{gpu::read(w.packed), gpu::read(w.absmax), gpu::write(out)};
+  const Carry carry = take_cargo(device, flops_as_long_as_a_byte * work.bytes, bindings.size(), workgroup);
+  if (carry) bindings.insert(bindings.end(), {gpu::read(carry.from), gpu::write(carry.to)});
+  params.carriers = carry.carriers, params.cargo_first = carry.first_vector, params.cargo_rounds = carry.rounds;
+  prelude.constant("WORKGROUP", workgroup).constant("CARRIED_VECTORS", carried_vectors);
+  const auto kernel = nibble::kernel(device, file, prelude, {"grid", "nf4_codes", carry ? "carry" : "carry_none"}, entry);
+  recorder.dispatch_bytes(kernel, bindings, std::as_bytes(std::span(&params, 1)), gpu::linear_grid(device, workgroups + carry.carriers), work);
+}
+
+void record_tiles(gpu::Recorder& recorder, const DequantizeNf4& op) {
   const Tensor& out = op.out.data;
   const std::uint32_t rows = out.dim(0), columns = out.dim(1), tile = op.out.tile;
   const std::uint32_t wide = op.out.turned ? tiled_columns : tile;
@@ -29,15 +48,13 @@ void record_tiles(gpu::Recorder& recorder, const DequantizeNf4& op) {
         "A weight {} of {} has no tiles of {}.", out.shape_text(), name_of(out.dtype()), tile);
   gpu::Prelude prelude;
   prelude.enable("f16").enable("subgroups").constant("TILE", tile).text(nf4_codes_text(op.w.codes));
-  const auto entry = kernel(device, "nf4_dequantize_tiles", prelude, {"grid", "nf4_codes"}, op.out.turned ? "turned" : "straight");
   const TileParams params{.row_words = columns / 8, .row_groups = rows / 8, .factor = 1.0f / op.out.scale};
   // Straight, a group of a tile's vectors takes eight words.
   const std::uint64_t invocations = op.out.turned ? std::uint64_t{params.row_words} * params.row_groups
                                                   : std::uint64_t{rows} * (tile / 8) * ((params.row_words + 7) / 8);
   const Tensor packed(op.w.packed.buffer(), op.w.packed.offset(), DType::u32, {rows, columns / 8});
-  recorder.dispatch(entry, {gpu::read(packed), gpu::read(op.w.absmax), gpu::write(out)}, params,
-                    gpu::linear_grid(device, (invocations + 255) / 256),
-                    {.bytes = static_cast<double>(out.bytes() + packed.bytes() + op.w.absmax.bytes())});
+  record_carrying(recorder, "nf4_dequantize_tiles", prelude, op.out.turned ? "turned" : "straight", {.packed = packed, .absmax = op.w.absmax}, out,
+                  params, (invocations + workgroup - 1) / workgroup);
 }
 
 }  // namespace
@@ -64,12 +81,10 @@ void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
   if (op.out.tile > 0) return record_tiles(recorder, op);
   const auto type = op.tiles_for.value_or(device.info().type);
   const bool by_table = out.dtype() == DType::f16 && type != gpu::AdapterType::software;
-  const std::uint32_t group_words = by_table ? 256 * table_words : 64;
+  const std::uint32_t group_words = by_table ? workgroup * table_words : 64;
   gpu::Prelude prelude;
   if (out.dtype() == DType::f16) prelude.enable("f16");
   prelude.alias("Element", name_of(out.dtype())).constant("WORDS", table_words).text(nf4_codes_text(op.w.codes));
-  const char* const file = by_table ? "nf4_dequantize_table" : "nf4_dequantize";
-  const auto kernel = nibble::kernel(device, file, prelude, {"grid", by_table ? "nf4_codes" : "nf4"});
 
   // Blocks are the rows that slices are made of.
   const auto blocks = static_cast<std::uint32_t>(elements / nf4_block);
@@ -79,11 +94,14 @@ void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
   for (const auto range : gpu::binding_slices(device, blocks, {4 * words, 4, nf4_block * size_of(out.dtype())})) {
     const Params params{.count = (range.end - range.begin) * words, .factor = 1.0f / op.out.scale};
     const Tensor slice = values.rows(range.begin, range.end);
-    recorder.dispatch(kernel,
-                      {gpu::read(packed.rows(range.begin, range.end)), gpu::read(op.w.absmax.rows(range.begin, range.end)),
-                       gpu::write(slice)},
-                      params, gpu::linear_grid(device, (params.count + group_words - 1) / group_words),
-                      {.bytes = static_cast<double>(slice.bytes()) + (range.end - range.begin) * 36.0});
+    const Nf4 w{.packed = packed.rows(range.begin, range.end), .absmax = op.w.absmax.rows(range.begin, range.end)};
+    const std::uint32_t workgroups = (params.count + group_words - 1) / group_words;
+    if (by_table) {
+      record_carrying(recorder, "nf4_dequantize_table", prelude, "main", w, slice, params, workgroups);
+      continue;
+    }
+    recorder.dispatch(nibble::kernel(device, "nf4_dequantize", prelude, {"grid", "nf4"}), {gpu::read(w.packed), gpu::read(w.absmax), gpu::write(slice)},
+                      params, gpu::linear_grid(device, workgroups), {.bytes = static_cast<double>(slice.bytes()) + (range.end - range.begin) * 36.0});
   }
 }
 

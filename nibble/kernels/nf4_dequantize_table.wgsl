@@ -4,6 +4,9 @@
 struct Params {
   count: u32,
   factor: f32,
+  carriers: u32,  // of lib/carry.wgsl
+  cargo_first: u32,
+  cargo_rounds: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> packed: array<u32>;
@@ -14,21 +17,25 @@ fn four(word: u32, scale: f32) -> vec2<u32> {
   return bitcast<vec2<u32>>(vec4<f16>(four_codes(word) * scale));
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
   load_codes(lane);
-  let first = linear_workgroup(group, groups) * (256u * WORDS) + lane;
+  let number = linear_workgroup(group, groups);
+  if (carries(number, lane)) {
+    return;
+  }
+  let first = (number - params.carriers) * (WORKGROUP * WORDS) + lane;
   // Loads of their own, so that all are on their way at once.
   var words: array<u32, WORDS>;
   var scales: array<f32, WORDS>;
   for (var n = 0u; n < WORDS; n++) {
-    let i = min(first + 256u * n, params.count - 1u);
+    let i = min(first + WORKGROUP * n, params.count - 1u);
     words[n] = packed[i];
     scales[n] = absmax[i / 8u] * params.factor;
   }
   for (var n = 0u; n < WORDS; n++) {
-    let i = first + 256u * n;
+    let i = first + WORKGROUP * n;
     if (i < params.count) {
       out[i] = vec4<u32>(four(words[n], scales[n]), four(words[n] >> 16u, scales[n]));
     }

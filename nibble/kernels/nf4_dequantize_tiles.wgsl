@@ -10,6 +10,9 @@ struct Params {
   row_words: u32,  // columns / 8
   row_groups: u32,  // rows / 8
   factor: f32,
+  carriers: u32,  // of lib/carry.wgsl
+  cargo_first: u32,
+  cargo_rounds: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> packed: array<u32>;
@@ -36,11 +39,15 @@ fn place_of(row: u32, word: u32, row_words: u32) -> u32 {
   return (tile * TILE + row % TILE) * TILE_WORDS + word % TILE_WORDS;
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WORKGROUP)
 fn straight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
             @builtin(local_invocation_index) lane: u32) {
   load_codes(lane);
-  let number = linear_workgroup(group, groups) * 256u + lane;
+  let own_workgroup = linear_workgroup(group, groups);
+  if (carries(own_workgroup, lane)) {
+    return;
+  }
+  let number = (own_workgroup - params.carriers) * WORKGROUP + lane;
   let across = (params.row_words + WORDS - 1u) / WORDS;
   let unit = number / TILE_VECTORS;
   let row = unit / across * TILE + number % TILE_VECTORS / TILE_WORDS;
@@ -86,13 +93,17 @@ fn column_of(word: u32, low: vec4<f32>, high: vec4<f32>) -> vec4<u32> {
   return bits_of(vec4<f16>(four_codes(word) * low), vec4<f16>(four_codes(word >> 16u) * high));
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WORKGROUP)
 fn turned(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
           @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_size) size: u32,
           @builtin(subgroup_invocation_id) invocation: u32) {
   let lane = subgroup * size + invocation;
   load_codes(lane);
-  let number = linear_workgroup(group, groups) * 256u + lane;
+  let own_workgroup = linear_workgroup(group, groups);
+  if (carries(own_workgroup, lane)) {
+    return;
+  }
+  let number = (own_workgroup - params.carriers) * WORKGROUP + lane;
   let i = number / PAIR;
   let word = i % params.row_words;
   let rows = i / params.row_words * PAIR + number % PAIR;

@@ -1,7 +1,7 @@
 #include "nibble/kernels/product_matrix.h"
 
 #include "nibble/base/error.h"
-#include "nibble/gpu/cargo.h"
+#include "nibble/kernels/carry.h"
 #include "nibble/kernels/kernel.h"
 
 #include <algorithm>
@@ -50,25 +50,6 @@ struct Slice {
 
 std::uint32_t quotient_up(std::uint32_t count, std::uint32_t size) { return (count + size - 1) / size; }
 
-// Workgroups that carry: few, since each has the registers of one that multiplies, and enough for the link (docs/performance.md).
-constexpr std::uint32_t carriers = 12;
-
-// Takes the product's share of the cargo along, where there is any.
-void take_cargo(const gpu::Device& device, const MatrixTile& tile, double flops, std::vector<gpu::Binding>& bindings, MatrixText& text,
-                Params& params) {
-  const auto cargo = gpu::Cargo::waiting(device);
-  if (!cargo || bindings.size() + 2 > device.info().limits.storage_bindings) return;
-  const std::uint32_t unit = carriers * tile.invocations() * detail::carried_vectors * 4;
-  const auto piece = cargo->take(flops, unit);
-  if (!piece) return;
-  bindings.push_back(gpu::read(piece->from));
-  bindings.push_back(gpu::write(piece->to));
-  text.carries = true;
-  params.carriers = carriers;
-  params.cargo_first = piece->first_word / 4;
-  params.cargo_rounds = piece->words / unit;
-}
-
 void record_blocks(gpu::Recorder& recorder, const MatrixTile& tile, MatrixLayout layout, const Slice& s, Params params,
                    std::uint32_t workgroups) {
   std::vector<gpu::Binding> bindings{gpu::read(s.x.data), gpu::read(s.w), gpu::read_write(s.y), gpu::read(s.x.scale)};
@@ -83,7 +64,11 @@ void record_blocks(gpu::Recorder& recorder, const MatrixTile& tile, MatrixLayout
   }
   if (s.partial) bindings.push_back(gpu::write(s.partial));
   const double elements = static_cast<double>(params.rows) * params.columns, flops = 2.0 * elements * (params.inner + params.tail_inner);
-  take_cargo(recorder.device(), tile, flops, bindings, text, params);
+  if (const Carry carry = take_cargo(recorder.device(), flops, bindings.size(), tile.invocations())) {
+    bindings.insert(bindings.end(), {gpu::read(carry.from), gpu::write(carry.to)});
+    text.carries = true;
+    params.carriers = carry.carriers, params.cargo_first = carry.first_vector, params.cargo_rounds = carry.rounds;
+  }
   recorder.dispatch_bytes(matrix_kernel(recorder.device(), tile, text), bindings, std::as_bytes(std::span(&params, 1)),
                           gpu::linear_grid(recorder.device(), workgroups + params.carriers),
                           {.bytes = static_cast<double>(s.x.data.bytes() + s.w.bytes()) +

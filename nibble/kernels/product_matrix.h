@@ -40,15 +40,12 @@ struct MatrixText {
   MatrixOutput output = MatrixOutput::write;
   bool whole_steps = false;     // the inner dimension is a multiple of block_k
   std::uint32_t tail_step = 0;  // of a LoRA tail's inner dimension: a multiple of 16, at most block_k; 0 without a tail
-  bool carries = false;         // the first workgroups move a piece of cargo instead
+  bool carries = false;         // the first workgroups move a piece of cargo instead (carry.h)
   bool experts = false;         // w is NF4 of experts, blocks are tiles of their rows (expert_matrix.h); staged, to y in f32
   CodeBook codes = CodeBook::nf4;  // of such a w
   std::uint32_t per_token = 0;  // of experts, where x has a row a token: rows that a token has; 0: x has them all
   bool splits = false;          // blocks beyond the whole ones leave partial sums, without any scale, to product_splits.wgsl
 };
-
-// Vectors of 16 bytes that an invocation of a workgroup that carries has on their way at a time.
-constexpr std::uint32_t carried_vectors = 8;
 
 std::string matrix_text(const MatrixTile& tile, const MatrixText& text);
 

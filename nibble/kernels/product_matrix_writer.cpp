@@ -1,6 +1,7 @@
 #include "nibble/kernels/product_matrix_writer.h"
 
 #include "nibble/base/error.h"
+#include "nibble/kernels/carry.h"
 #include "nibble/kernels/kernel.h"
 
 #include <algorithm>

@@ -1,9 +1,12 @@
 #include "nibble/base/error.h"
 #include "nibble/gpu/cargo.h"
 #include "nibble/gpu/host_memory.h"
+#include "nibble/kernels/carry.h"
+#include "nibble/kernels/nf4.h"
 #include "nibble/kernels/product_matrix.h"
 #include "tests/support/gpu_test.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <numeric>
@@ -65,6 +68,41 @@ TEST_F(CarriedCargo, ArrivesWholeAndLeavesProductsAsTheyAre) {
       EXPECT_TRUE(std::equal(arrived.begin(), arrived.begin() + last, values_.begin()));
       if (round == 1) {
         EXPECT_GT(last, words * 9 / 10);
+      }
+      cargo->finish(recorder);
+      recorder.submit();
+      EXPECT_EQ(device.read<std::uint32_t>(to_), values_);
+    }
+  }
+}
+
+// Every kernel that decodes NF4 on GPUs: into rows, into tiles of the weight and of its transpose.
+TEST_F(CarriedCargo, ArrivesWithWeightsThatAreDecoded) {
+  auto& device = test::device();
+  gpu::Recorder recorder(device);
+  const Nf4 w{.packed = test::upload_u32(std::vector<std::uint32_t>(std::size_t{outputs} * inputs / 8, 0x12345678u)),
+              .absmax = test::upload(test::random_values(std::size_t{outputs} * inputs / 64, 3), {outputs * inputs / 64})};
+  const auto decode = [&](const Weight& form) {
+    Weight out = form;
+    out.data = device.tensor(DType::f16, {outputs, inputs}, "decoded");
+    record(recorder, DequantizeNf4{.w = w, .out = out, .tiles_for = gpu::AdapterType::discrete});
+    recorder.submit();
+    return test::download(out.data);
+  };
+  constexpr std::uint32_t whole_round = 12 * 256 * carried_vectors * 4;  // words
+  for (const Weight& form : {Weight{}, Weight{.tile = 16}, Weight{.tile = 16, .turned = true}}) {
+    SCOPED_TRACE(fmt::format("tiles of {}{}", form.tile, form.turned ? ", turned" : ""));
+    const auto alone = decode(form);
+    const auto cargo = gpu::Cargo::make(device);
+    for (int round = 0; round < 2; ++round) {
+      recorder.clear(to_);
+      cargo->load(recorder, host_->tensor(), to_, 0);
+      EXPECT_EQ(decode(form), alone);
+      const auto arrived = device.read<std::uint32_t>(to_);
+      const auto last = std::find(arrived.begin(), arrived.end(), 0u) - arrived.begin();
+      EXPECT_TRUE(std::equal(arrived.begin(), arrived.begin() + last, values_.begin()));
+      if (round == 1) {
+        EXPECT_EQ(last, words / whole_round * whole_round);
       }
       cargo->finish(recorder);
       recorder.submit();
