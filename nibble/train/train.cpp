@@ -2,6 +2,8 @@
 
 #include "nibble/base/error.h"
 #include "nibble/gpu/disk_cache.h"
+#include "nibble/io/available_memory.h"
+#include "nibble/io/scratch_file.h"
 #include "nibble/train/fingerprint.h"
 #include "nibble/train/placement.h"
 #include "nibble/train/run.h"
@@ -120,6 +122,13 @@ class MemoryLimitGuard {
   gpu::Device& device_;
 };
 
+// The same, if the disk has the room that it needs.
+Placement on_its_disk(Placement placement) {
+  const std::uint64_t bytes = placement.memory.disk_weights;
+  if (bytes > 0) check_scratch_folder(stream_folder(placement.model.stream), bytes, "--stream-dir");
+  return placement;
+}
+
 std::uint64_t tenth(std::uint64_t steps) { return std::max<std::uint64_t>(1, (steps + 9) / 10); }
 
 }  // namespace
@@ -157,10 +166,10 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
                     "Adapters of experts have no dropout; leave it at 0, or adapt attention's projections alone.");
   set_ratios(options);
   const BatchRoom room = room_of_run(feed, *data, options);
-  const MemoryBudget budget = memory_budget(options, device.info());
+  const MemoryBudget budget = memory_budget(options, device.info(), available_memory());
   const StepRates usual = usual_rates(device.info(), path, room.tokens);
   const StepRates rates = options.dry_run ? measured_rates(device, path, config, room.tokens, gpu::default_cache_dir()) : usual;
-  const Placement placement = place(options, device, config, path, room, budget, usual, rates);
+  const Placement placement = on_its_disk(place(options, device, config, path, room, budget, usual, rates));
   const MemoryLimitGuard guard(device, budget.promised ? budget.bytes : 0);
 
   RunPlan plan{.gpu = device.info(), .path = path, .config = config, .forms = data->train.file->form_names(),
