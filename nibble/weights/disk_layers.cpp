@@ -3,6 +3,7 @@
 #include "nibble/base/error.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace nibble {
 namespace {
@@ -62,9 +63,10 @@ void DiskLayers::leave(std::uint32_t layer) {
 }
 
 void DiskLayers::expect(std::span<const std::uint32_t> layers) {
+  wanted_.assign(layers.begin(), layers.end());
   for (const std::uint32_t layer : layers) {
     if (room_of(layer)) continue;
-    Room* room = idle_room(layers);
+    Room* room = idle_room();
     if (!room) return;
     begin(*room, layer);
   }
@@ -80,11 +82,12 @@ bool DiskLayers::is_being_read(const Room& room) {
   return room.layer != none && room.done < pieces_;
 }
 
-DiskLayers::Room* DiskLayers::idle_room(std::span<const std::uint32_t> wanted) {
+bool DiskLayers::is_wanted(const Room& room) const { return std::find(wanted_.begin(), wanted_.end(), room.layer) != wanted_.end(); }
+
+DiskLayers::Room* DiskLayers::idle_room() {
   Room* best = nullptr;
   for (Room& room : rooms_) {
-    if (room.taken || std::find(wanted.begin(), wanted.end(), room.layer) != wanted.end()) continue;
-    if (best && best->left <= room.left) continue;
+    if (room.taken || is_wanted(room) || (best && best->left <= room.left)) continue;
     if (!is_being_read(room) && room.buffer.is_open()) best = &room;
   }
   return best;
@@ -92,17 +95,17 @@ DiskLayers::Room* DiskLayers::idle_room(std::span<const std::uint32_t> wanted) {
 
 // Waits for the device or the disk where no room is idle.
 DiskLayers::Room& DiskLayers::make_room() {
-  if (Room* room = idle_room({})) return *room;
-  Room* oldest = nullptr;
+  if (Room* room = idle_room()) return *room;
+  Room* best = nullptr;
   for (Room& room : rooms_) {
-    if (!room.taken && (!oldest || room.left < oldest->left)) oldest = &room;
+    if (!room.taken && (!best || std::pair(is_wanted(room), room.left) < std::pair(is_wanted(*best), best->left))) best = &room;
   }
-  check(oldest != nullptr, disk_place, "All {} rooms are in use.", rooms_.size());
+  check(best != nullptr, disk_place, "All {} rooms are in use.", rooms_.size());
   std::unique_lock lock(mutex_);
-  was_read_.wait(lock, [&] { return oldest->layer == none || oldest->done == pieces_; });
+  was_read_.wait(lock, [&] { return best->layer == none || best->done == pieces_; });
   lock.unlock();
-  oldest->buffer.wait_until_open(disk_place);
-  return *oldest;
+  best->buffer.wait_until_open(disk_place);
+  return *best;
 }
 
 void DiskLayers::begin(Room& room, std::uint32_t layer) {

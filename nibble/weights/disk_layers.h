@@ -61,8 +61,9 @@ class DiskLayers {
   };
 
   Room* room_of(std::uint32_t layer);
-  // One whose layer is not among the wanted and which may be written at once.
-  Room* idle_room(std::span<const std::uint32_t> wanted);
+  bool is_wanted(const Room& room) const;
+  // One whose layer is not wanted and which may be written at once.
+  Room* idle_room();
   Room& make_room();
   void begin(Room& room, std::uint32_t layer);
   void wait_for_disk(Room& room);
@@ -73,6 +74,7 @@ class DiskLayers {
   std::uint64_t layer_bytes_ = 0, pieces_ = 0;
   std::uint32_t layers_ = 0, written_ = 0;
   std::uint64_t clock_ = 0, read_bytes_ = 0;
+  std::vector<std::uint32_t> wanted_;  // that were expected last
   std::vector<Room> rooms_;
   std::mutex mutex_;
   std::condition_variable_any may_read_, was_read_;

@@ -25,6 +25,12 @@ void LayerStream::add(std::uint32_t layer, const gpu::Tensor& room, const LayerP
   layers_[layer] = {.there = true, .room = room, .projections = projections};
 }
 
+void LayerStream::keep_on(std::unique_ptr<DiskLayers> disk) {
+  disk_ = std::move(disk);
+  in_slots_.resize(slots_.size());
+  for (const Slot& slot : slots_) held_.push_back(&slot);
+}
+
 void LayerStream::add_on_disk(std::uint32_t layer, const LayerProjections& projections) {
   check(layer < layers_.size() && disk_, "layer stream", "Layer {} came from a disk; there are {} layers, on {}.", layer, layers_.size(),
         disk_ ? "one" : "none");
@@ -123,8 +129,10 @@ std::optional<std::uint32_t> LayerStream::after(std::uint32_t layer, LayerOrder 
   return {};
 }
 
-// Passes turn at both ends.
+// Goes on in the order, passes turning at both ends, with what the slots will hold by then.
 void LayerStream::read_ahead(std::uint32_t layer) {
+  std::sort(held_.begin(), held_.end(), [](const Slot* a, const Slot* b) { return a->used < b->used; });
+  std::transform(held_.begin(), held_.end(), in_slots_.begin(), [](const Slot* slot) { return slot->layer; });
   expected_.clear();
   LayerOrder order = order_;
   for (std::size_t asked = 0; asked < 2 * layers_.size() && expected_.size() < DiskLayers::most_rooms; ++asked) {
@@ -135,8 +143,14 @@ void LayerStream::read_ahead(std::uint32_t layer) {
       continue;
     }
     layer = *next;
-    const std::uint32_t number = layers_[layer].on_disk;
-    if (!slot_of(layer) && std::find(expected_.begin(), expected_.end(), number) == expected_.end()) expected_.push_back(number);
+    auto place = std::find(in_slots_.begin(), in_slots_.end(), layer);
+    if (place == in_slots_.end()) {
+      place = in_slots_.begin();  // which was left alone longest
+      *place = layer;
+      const std::uint32_t number = layers_[layer].on_disk;
+      if (std::find(expected_.begin(), expected_.end(), number) == expected_.end()) expected_.push_back(number);
+    }
+    std::rotate(place, place + 1, in_slots_.end());
   }
   disk_->expect(expected_);
 }

@@ -27,7 +27,7 @@ class LayerStream {
   // `room` holds the projections in host memory (nf4_room.h).
   void add(std::uint32_t layer, const gpu::Tensor& room, const LayerProjections& projections);
   // All layers that will be added lie there.
-  void keep_on(std::unique_ptr<DiskLayers> disk) { disk_ = std::move(disk); }
+  void keep_on(std::unique_ptr<DiskLayers> disk);
   DiskLayers* disk() const { return disk_.get(); }
   // The layer that is written there next; of the projections all but the tensors.
   void add_on_disk(std::uint32_t layer, const LayerProjections& projections);
@@ -73,13 +73,15 @@ class LayerStream {
   // What is on its way is there for what is recorded from here on.
   void finish_cargo(gpu::Recorder& recorder);
   std::optional<std::uint32_t> after(std::uint32_t layer, LayerOrder order) const;
-  // Has the layers read that come after this one and have no slot.
+  // Has the layers read that come after this one and have no slot then.
   void read_ahead(std::uint32_t layer);
 
   std::vector<Layer> layers_;
   std::vector<Slot> slots_;
   std::unique_ptr<DiskLayers> disk_;     // null where layers lie in host memory
-  std::vector<std::uint32_t> expected_;  // of read_ahead()
+  // Of read_ahead(): all slots, what they will hold, and layers by their numbers on the disk.
+  std::vector<const Slot*> held_;
+  std::vector<std::uint32_t> in_slots_, expected_;
   std::shared_ptr<gpu::Cargo> cargo_;    // null unless carried
   std::uint32_t on_its_way_ = none;      // the layer in it
   LayerOrder order_ = LayerOrder::round;
