@@ -91,12 +91,6 @@ std::string memory_text(const RunPlan& plan) {
   return text;
 }
 
-// Of streamed layers that lie on a disk.
-std::string scratch_text(const RunPlan& plan) {
-  return fmt::format("{} of streamed layers in {}, for as long as it runs", human_bytes(plan.memory.disk_weights),
-                     stream_folder(plan.model.stream).string());
-}
-
 void print_ram(const RunPlan& plan, Progress& progress) {
   const MemoryPlan& m = plan.memory;
   std::string text = fmt::format("RAM      {}{}: on the way to and from the GPU {}", human_bytes(m.host_total()),
@@ -157,7 +151,7 @@ void print_disk(const RunPlan& plan, const TrainOptions& options, Progress& prog
   const std::uint64_t kept = std::min<std::uint64_t>(options.keep_checkpoints, std::max<std::uint64_t>(1, saves));
   const std::uint64_t scratch = plan.memory.disk_weights;
   progress.say(fmt::format("Disk     {}: {}the adapter {}, {} checkpoints of {}", human_bytes(scratch + adapter + kept * checkpoint),
-                           scratch > 0 ? scratch_text(plan) + ", " : "", human_bytes(adapter), kept, human_bytes(checkpoint)));
+                           scratch > 0 ? scratch_text(plan.memory, plan.model) + ", " : "", human_bytes(adapter), kept, human_bytes(checkpoint)));
 }
 
 // Tokens of a step as they are on average.
@@ -179,6 +173,11 @@ void print_time(const RunPlan& plan, const TrainOptions& options, Progress& prog
 }
 
 }  // namespace
+
+std::string scratch_text(const MemoryPlan& memory, const ModelOptions& model) {
+  if (memory.disk_weights == 0) return "";
+  return fmt::format("{} of streamed layers in {}, for as long as it runs", human_bytes(memory.disk_weights), stream_folder(model.stream).string());
+}
 
 std::string budget_text(const MemoryBudget& budget) {
   if (budget.bytes == 0) return "";
@@ -213,7 +212,7 @@ void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& prog
     progress.say(fmt::format("Layers   {}", describe(plan.model.activations, c.num_layers)));
     progress.say(fmt::format("Memory   {}", memory_text(plan)));
   }
-  if (!options.dry_run && plan.memory.disk_weights > 0) progress.say("Disk     " + scratch_text(plan));
+  if (!options.dry_run && plan.memory.disk_weights > 0) progress.say("Disk     " + scratch_text(plan.memory, plan.model));
   progress.say(fmt::format("Steps    {}{}, warm-up {}, {} to {:.3g}; evaluate every {}, save every {}", grouped(plan.total_steps),
                            plan.first_step > 0 ? fmt::format(" ({} done)", grouped(plan.first_step)) : "", plan.warmup_steps,
                            nibble::name_of(options.lr_scheduler), options.learning_rate,

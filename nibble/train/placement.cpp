@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/gpu/host_tensor.h"
+#include "nibble/io/scratch_file.h"
 #include "nibble/report/progress.h"
 #include "nibble/train/plan_cost.h"
 #include "nibble/weights/nf4_room.h"
@@ -349,6 +350,12 @@ Placement place_evaluation(TrainOptions options, const gpu::Device& device, cons
   options.lora.lora_dropout = 0;
   const StepRates rates = usual_rates(device.info(), path, room.tokens);
   return Planner(options, device, config, path, room, budget, rates, false).best(rates);
+}
+
+Placement on_its_disk(Placement placement) {
+  const std::uint64_t bytes = placement.memory.disk_weights;
+  if (bytes > 0) check_scratch_folder(stream_folder(placement.model.stream), bytes, "--stream-dir");
+  return placement;
 }
 
 }  // namespace nibble

@@ -46,4 +46,7 @@ Placement place(const TrainOptions& options, const gpu::Device& device, const Mo
 Placement place_evaluation(TrainOptions options, const gpu::Device& device, const ModelConfig& config, ProductPath path, BatchRoom room,
                            MemoryBudget budget);
 
+// The same, if the disk has the room that it needs; else DataError.
+Placement on_its_disk(Placement placement);
+
 }  // namespace nibble

@@ -3,7 +3,6 @@
 #include "nibble/base/error.h"
 #include "nibble/gpu/disk_cache.h"
 #include "nibble/io/available_memory.h"
-#include "nibble/io/scratch_file.h"
 #include "nibble/train/fingerprint.h"
 #include "nibble/train/placement.h"
 #include "nibble/train/run.h"
@@ -121,13 +120,6 @@ class MemoryLimitGuard {
  private:
   gpu::Device& device_;
 };
-
-// The same, if the disk has the room that it needs.
-Placement on_its_disk(Placement placement) {
-  const std::uint64_t bytes = placement.memory.disk_weights;
-  if (bytes > 0) check_scratch_folder(stream_folder(placement.model.stream), bytes, "--stream-dir");
-  return placement;
-}
 
 std::uint64_t tenth(std::uint64_t steps) { return std::max<std::uint64_t>(1, (steps + 9) / 10); }
 
