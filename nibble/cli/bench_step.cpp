@@ -1,5 +1,6 @@
 #include "nibble/cli/bench.h"
 #include "nibble/cli/residency_flags.h"
+#include "nibble/io/available_memory.h"
 #include "nibble/report/progress.h"
 #include "nibble/train/placement.h"
 #include "nibble/train/step_bench.h"
@@ -17,7 +18,7 @@ struct StepFlags {
   ResidencyFlags residency{.name = "auto"};
   std::optional<std::uint32_t> offload_inputs;
   bool train_head = false, plan_alone = false;
-  std::string gradient_checkpointing, shared_decode = "auto", vram_limit;
+  std::string gradient_checkpointing, shared_decode = "auto", vram_limit, ram_limit;
   std::string lora_moments = "f32", lora_state = "auto";
   std::string head_moments = "f32", head_state = "device";
 };
@@ -40,6 +41,7 @@ TrainOptions train_options(const StepFlags& flags) {
   options.stream = flags.residency.stream();
   if (flags.shared_decode != "auto") options.shared_decode = flags.shared_decode == "on";
   if (!flags.vram_limit.empty()) options.vram_limit = memory_limit_of(flags.vram_limit);
+  if (!flags.ram_limit.empty()) options.ram_limit = memory_limit_of(flags.ram_limit, "--ram-limit");
   options.offload_inputs = flags.offload_inputs;
   if (!options.vram_limit.said() && !flags.offload_inputs) options.offload_inputs = 0;
   options.mlp_chunk = flags.step.mlp_chunk;
@@ -53,10 +55,19 @@ TrainOptions train_options(const StepFlags& flags) {
   return options;
 }
 
-// Plans the step under --vram-limit, which the device then holds.
+// What is not said of the two kinds of memory is not limited.
+MemoryBudget budget_of(const TrainOptions& options, const gpu::AdapterInfo& info) {
+  const MemoryBudget said = memory_budget(options, info, options.ram_limit.said() ? available_memory() : std::nullopt);
+  MemoryBudget budget = options.vram_limit.said() ? said : MemoryBudget{};
+  budget.ram = said.ram;
+  budget.ram_promised = said.ram_promised;
+  return budget;
+}
+
+// Plans the step under the limits; the device then holds that of its memory.
 Placement plan_step(gpu::Device& device, StepFlags& flags) {
   const TrainOptions options = train_options(flags);
-  const MemoryBudget budget = options.vram_limit.said() ? memory_budget(options, device.info()) : MemoryBudget{};
+  const MemoryBudget budget = budget_of(options, device.info());
   StepBenchOptions& step = flags.step;
   const Placement placement = place(options, device, step.config, step.path, {.tokens = step.tokens(), .labels = step.tokens()}, budget,
                                     usual_rates(device.info(), step.path, step.tokens()));
@@ -80,6 +91,7 @@ Json plan_json(const StepFlags& flags, const Placement& placement) {
                        {"layer_inputs", m.layer_inputs}, {"activations", m.activations}, {"scratch", m.scratch}, {"head", m.head},
                        {"trained_head", m.trained_head}, {"workspace", m.workspace}}},
           {"host_bytes", m.host_total()},
+          {"disk_bytes", m.disk_weights},
           {"layers", describe(placement.model.activations, flags.step.config.num_layers)},
           {"offloaded_inputs", placement.model.offloaded_inputs},
           {"one_decoded_room", placement.model.one_decoded_room},
@@ -136,6 +148,7 @@ void print_head(std::FILE* out, const StepFlags& flags) {
 void print_copies(std::FILE* out, const StepBenchResult& r) {
   if (r.host_bytes == 0) return;
   fmt::print(out, "{:>12} {} in host memory", "", human_bytes(r.host_bytes));
+  if (r.disk_bytes > 0) fmt::print(out, ", {} on disk, of which {} read a step", human_bytes(r.disk_bytes), human_bytes(r.read_bytes));
   if (r.copied_bytes > 0) {
     fmt::print(out, ", {} copied a step: {:.2f} ms at least, {:.1f} GB/s", human_bytes(r.copied_bytes), r.least_copy_seconds * 1e3,
                static_cast<double>(r.copied_bytes) / r.least_copy_seconds * 1e-9);
@@ -166,7 +179,7 @@ void print_choice(std::FILE* out, const StepFlags& flags, const Placement& place
              placement.model.mlp_chunk > 0 ? fmt::format("{} rows at a time", placement.model.mlp_chunk) : "all rows", placement.model.head_chunk,
              describe_tables(placement.model.stream, flags.step.config.tie_word_embeddings) +
                  (placement.moments.place == MemoryPlace::host ? ", moments on the host" : ""),
-             human_bytes(m.host_total()));
+             human_bytes(m.host_total()) + (m.disk_weights > 0 ? ", disk " + human_bytes(m.disk_weights) : ""));
 }
 
 void time_row(gpu::Device& device, const StepFlags& flags, Json& row, std::FILE* table, const Peaks& peaks) {
@@ -185,6 +198,8 @@ void time_row(gpu::Device& device, const StepFlags& flags, Json& row, std::FILE*
                   {"required_flops", r.required_flops},
                   {"memory_bytes", r.peak_bytes},
                   {"host_bytes", r.host_bytes},
+                  {"disk_bytes", r.disk_bytes},
+                  {"read_bytes", r.read_bytes},
                   {"copied_bytes", r.copied_bytes},
                   {"least_copy_seconds", r.copied_bytes > 0 ? Json(r.least_copy_seconds) : Json()},
                   {"driver_bytes", r.driver_bytes ? Json(*r.driver_bytes) : Json()},
@@ -212,7 +227,7 @@ int run(StepFlags flags) {
                 {"length", flags.step.length},
                 {"plan", plan_json(row_flags, placement)}};
     if (!flags.plan_alone) time_row(device, row_flags, row, report.table(), peaks);
-    if (flags.plan_alone || !flags.vram_limit.empty()) print_choice(report.table(), row_flags, placement);
+    if (flags.plan_alone || !flags.vram_limit.empty() || !flags.ram_limit.empty()) print_choice(report.table(), row_flags, placement);
     report.add(std::move(row));
   }
   report.finish();
@@ -240,6 +255,7 @@ void add_bench_step(CLI::App& bench, Action& action) {
                    "word follows), auto (under --vram-limit what it needs). Not given: auto under --vram-limit, else off")
       ->expected(0, 1)->default_str("on")->check(CLI::IsMember({"off", "mlp", "on", "auto"}));
   step->add_option("--vram-limit", flags->vram_limit, "GPU memory that the step may take, as 2GiB; see nibble train");
+  step->add_option("--ram-limit", flags->ram_limit, "Host memory that it may take, likewise");
   step->add_flag("--plan", flags->plan_alone, "Show the memory that the step would take, class by class, and time nothing");
   step->add_option("--shared-decode", flags->shared_decode, "Decode a layer's projections into the same memory: on, off, or auto by the limit")
       ->check(CLI::IsMember({"auto", "on", "off"}))->capture_default_str();

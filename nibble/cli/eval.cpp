@@ -6,6 +6,7 @@
 #include "nibble/cli/eval_pairs.h"
 #include "nibble/cli/residency_flags.h"
 #include "nibble/cli/row_flags.h"
+#include "nibble/io/available_memory.h"
 #include "nibble/io/json.h"
 #include "nibble/model/model.h"
 #include "nibble/cli/train_print.h"
@@ -23,7 +24,7 @@ namespace {
 struct EvalFlags {
   RowFlags data;
   TrainOptions options;  // of which model, data and the rows' options count
-  std::string adapter, loss = "sft", train_on = "assistant", overflow = "error", form = "auto", vram_limit;
+  std::string adapter, loss = "sft", train_on = "assistant", overflow = "error", form = "auto", vram_limit, ram_limit;
   bool rows = false, json = false;
   LabelFlags labels;
   DeviceFlags device;
@@ -64,6 +65,7 @@ void finish(EvalFlags& flags) {
   options.stream_layers = flags.residency.layers;
   options.stream = flags.residency.stream();
   if (!flags.vram_limit.empty()) options.vram_limit = memory_limit_of(flags.vram_limit);
+  if (!flags.ram_limit.empty()) options.ram_limit = memory_limit_of(flags.ram_limit, "--ram-limit");
   options.lora = flags.adapter.empty() ? LoraConfig{.target_modules = {}} : read_lora_config(flags.adapter);
   flags.labels.check(options);
 }
@@ -72,12 +74,13 @@ void finish(EvalFlags& flags) {
 void say_plan(const Placement& placement, const MemoryBudget& budget, const ModelConfig& config, Progress& progress) {
   const ModelOptions& model = placement.model;
   const std::uint32_t streamed = count_of(model.residency, config.num_layers, Residency::streamed);
-  if (!budget.promised && streamed == 0 && !model.stream.embedding && !model.stream.head) return;
+  if (!budget.promised && !budget.ram_promised && streamed == 0 && !model.stream.embedding && !model.stream.head) return;
   const std::uint64_t host = placement.memory.host_weights;
   progress.say(fmt::format("Memory   {} on the GPU{}: {} of {} layers streamed{}{}, logits of {} rows at a time{}", human_bytes(placement.memory.total()),
                            budget_text(budget), streamed, config.num_layers, describe_tables(model.stream, config.tie_word_embeddings),
                            model.one_decoded_room ? ", decoded into one room" : "", model.head_chunk,
                            host > 0 ? fmt::format("; weights of {} in host memory", human_bytes(host)) : ""));
+  if (const std::string disk = scratch_text(placement.memory, model); !disk.empty()) progress.say("Disk     " + disk);
 }
 
 int run(EvalFlags flags) {
@@ -97,8 +100,8 @@ int run(EvalFlags flags) {
     data = open_run_data(flags.options);
     room = room_of(data->train, evaluation_batches(data->train, flags.options.batch_size));
   }
-  const MemoryBudget budget = memory_budget(flags.options, device.info());
-  const Placement placement = place_evaluation(flags.options, device, config, path, room, budget);
+  const MemoryBudget budget = memory_budget(flags.options, device.info(), available_memory());
+  const Placement placement = on_its_disk(place_evaluation(flags.options, device, config, path, room, budget));
   say_plan(placement, budget, config, progress);
   if (budget.promised) device.limit_memory(budget.bytes);
   const ModelState state =
@@ -159,6 +162,8 @@ void add_eval(CLI::App& app, Action& action) {
   verb->add_option("--vram-limit", flags->vram_limit,
                    "GPU memory that may be taken, as 2GiB, 2048MiB, 8GB or 80% of the card's. What the options below leave open is chosen\n"
                    "to stay within it at the least cost of time. Not given: nine tenths of the card's");
+  verb->add_option("--ram-limit", flags->ram_limit, "Host memory that may be taken for weights, likewise; streamed layers lie on a disk where it is too small for them.\n"
+                                                    "Not given: nine tenths of what is available");
   verb->add_option("--head-chunk", flags->options.head_chunk, "Rows of logits at a time");
   flags->residency.add_to(*verb, ResidencyFlags::Cached::left_out);
   flags->labels.add_to(*verb);

@@ -9,7 +9,7 @@ void ResidencyFlags::add_to(CLI::App& verb, Cached cached) {
   if (planned) names.insert(names.begin(), "auto");
   verb.add_option("--residency", name,
                   std::string("Weights of the layers. resident: NF4 in GPU memory") + (offered ? "; cached: decoded once and kept there too" : "") +
-                      "; streamed: NF4 in host memory,\nsent to the GPU layer by layer, one on its way while another computes" +
+                      "; streamed: NF4 in host memory, or on a disk,\nsent to the GPU layer by layer, one on its way while another computes" +
                       (planned ? "; auto: resident, and as many layers streamed as memory needs" : ""))
       ->check(CLI::IsMember(names))
       ->capture_default_str();
@@ -18,8 +18,12 @@ void ResidencyFlags::add_to(CLI::App& verb, Cached cached) {
   verb.add_option("--stream-memory", memory,
                   "How the GPU reads streamed layers. staged: copies from the driver's host memory; mapped: copies from memory of the\n"
                   "process; carried: products move it from there while they multiply; direct: kernels read memory of the process, and\n"
-                  "nothing is copied; auto: staged, but carried where the driver would take GPU memory to stage")
-      ->check(CLI::IsMember({"auto", "staged", "mapped", "carried", "direct"}))->capture_default_str();
+                  "nothing is copied; disk: they lie in a scratch file, of which host memory has three layers at a time; auto: staged, but\n"
+                  "carried where the driver would take GPU memory to stage" +
+                      std::string(planned ? ", and disk where host memory is too small (--ram-limit)" : ""))
+      ->check(CLI::IsMember({"auto", "staged", "mapped", "carried", "direct", "disk"}))->capture_default_str();
+  verb.add_option("--stream-dir", folder,
+                  "Folder of the scratch file of layers on a disk, which is gone when the program ends. Not given: nibble's cache folder");
   const std::string moved = planned ? "; under --vram-limit it goes to the host where that is what takes the least time" : "";
   verb.add_option("--embedding-memory", embedding,
                   "Where the embedding is kept: device, or host, of which the GPU reads a batch's rows. Of a model that ties it to\n"
@@ -50,7 +54,7 @@ std::optional<Residency> ResidencyFlags::choice() const {
 
 StreamOptions ResidencyFlags::stream() const {
   return {.memory = gpu::host_memory_named(memory), .embedding = embedding == "host", .slots = slots,
-          .head = head == "host", .tables = table_form_of(head_bits), .double_quant = double_quant};
+          .head = head == "host", .tables = table_form_of(head_bits), .on_disk = memory == "disk", .folder = folder, .double_quant = double_quant};
 }
 
 }  // namespace nibble::cli

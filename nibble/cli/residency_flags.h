@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,6 +14,7 @@ namespace nibble::cli {
 // Where frozen weights are kept: the options of every verb that loads a model for the GPU.
 struct ResidencyFlags {
   std::string name = "resident", memory = "auto";
+  std::filesystem::path folder;  // of layers on a disk
   std::optional<std::uint32_t> layers;  // that are streamed
   std::string embedding = "device", head = "device";
   std::uint32_t head_bits = 16;

@@ -205,6 +205,10 @@ void TrainFlags::add_memory(CLI::App& verb) {
   group->add_option("--vram-limit", vram_limit_,
                     "GPU memory that the run may take, as 2GiB, 2048MiB, 8GB or 80% of the card's. What the options below leave open\n"
                     "is chosen to stay within it at the least cost of time. Not given: nine tenths of the card's");
+  group->add_option("--ram-limit", ram_limit_,
+                    "Host memory that the plan may take for weights, states and what is on its way to the GPU, as 8GiB or 50% of what is\n"
+                    "available; streamed layers lie on a disk where it is too small for them. The program and the rows take some beside it.\n"
+                    "Not given: nine tenths of what is available");
   group->add_option("--gradient-checkpointing", gradient_checkpointing_,
                     "What the backward pass computes again: off nothing; mlp the MLP's half of each layer; on all but each layer's\n"
                     "input; auto by layer what memory needs")
@@ -298,6 +302,7 @@ void TrainFlags::finish() {
   options.gradient_checkpointing = checkpointing_of(gradient_checkpointing_);
   if (shared_decode_ != "auto") options.shared_decode = shared_decode_ == "on";
   if (!vram_limit_.empty()) options.vram_limit = memory_limit_of(vram_limit_);
+  if (!ram_limit_.empty()) options.ram_limit = memory_limit_of(ram_limit_, "--ram-limit");
   options.lora_moments = moment_kind_of(lora_moments_);
   if (lora_state_ != "auto") options.lora_state = lora_state_ == "host" ? MemoryPlace::host : MemoryPlace::device;
   options.head_moments = moment_kind_of(head_moments_);

@@ -47,7 +47,7 @@ struct TrainFlags {
   std::vector<std::string> rank_pattern_, alpha_pattern_, layers_to_transform_;
   std::string loss_ = "sft", recipe_ = "pytorch", lr_scheduler_ = "cosine", shuffle_ = "on", train_on_ = "assistant",
               overflow_ = "error", form_ = "auto", gradient_checkpointing_ = "auto", head_moments_ = "f32", head_state_ = "auto", lora_moments_ = "f32", lora_state_ = "auto";
-  std::string shared_decode_ = "auto", vram_limit_;
+  std::string shared_decode_ = "auto", vram_limit_, ram_limit_;
   std::int64_t eval_every_ = -1, save_every_ = -1;
 };
 

@@ -91,6 +91,19 @@ std::string memory_text(const RunPlan& plan) {
   return text;
 }
 
+void print_ram(const RunPlan& plan, Progress& progress) {
+  const MemoryPlan& m = plan.memory;
+  std::string text = fmt::format("RAM      {}{}: on the way to and from the GPU {}", human_bytes(m.host_total()),
+                                 plan.budget.ram_promised ? fmt::format(" of {} that --ram-limit allows", human_bytes(plan.budget.ram)) : "",
+                                 human_bytes(m.host_staging));
+  if (m.host_weights > 0) text += ", weights " + human_bytes(m.host_weights);
+  if (m.disk_weights > 0) text += fmt::format(" (of the layers on disk {} at a time)", DiskLayers::rooms_of(count_of(plan.model.residency, plan.config.num_layers, Residency::streamed)));
+  if (m.host_head > 0) text += ", the trained head " + human_bytes(m.host_head);
+  if (m.host_moments > 0) text += ", the adapter's moments " + human_bytes(m.host_moments);
+  if (m.host_inputs > 0) text += ", inputs of layers " + human_bytes(m.host_inputs);
+  progress.say(text);
+}
+
 // The bytes of each class with what was chosen for it.
 void print_memory(const RunPlan& plan, Progress& progress) {
   const MemoryPlan& m = plan.memory;
@@ -102,7 +115,8 @@ void print_memory(const RunPlan& plan, Progress& progress) {
   const std::string unusual = describe_tables(plan.model.stream, plan.config.tie_word_embeddings);
   const std::string tables = unusual.empty() ? ", embedding and head" : unusual;
   row("frozen weights", m.frozen_weights,
-      streamed > 0 ? fmt::format("NF4 of {} layers, {} others are streamed; norms{}", plan.config.num_layers - streamed, streamed, tables)
+      streamed > 0 ? fmt::format("NF4 of {} layers, {} others are streamed{}; norms{}", plan.config.num_layers - streamed, streamed,
+                                 plan.memory.disk_weights > 0 ? " from a disk" : "", tables)
                    : "NF4, norms" + tables);
   if (plan.model.stream.double_quant) progress.say(fmt::format("  {:<16} {:>11}  scales of NF4 are kept in 8 bits, and those of a layer decoded", "", ""));
   row("decoded weights", m.decoded_weights,
@@ -119,11 +133,7 @@ void print_memory(const RunPlan& plan, Progress& progress) {
   row("head", m.head, fmt::format("logits of {} rows at a time", plan.model.head_chunk));
   row("trained head", m.trained_head, plan.head && plan.head->place == MemoryPlace::host ? "gradient and copy; the rest in host memory" : "values, gradient, moments");
   row("workspace", m.workspace, "batches, tables, statistics");
-  progress.say(fmt::format("RAM      {}: on the way to and from the GPU {}{}", human_bytes(m.host_total()), human_bytes(m.host_staging),
-                           (m.host_weights > 0 ? ", weights " + human_bytes(m.host_weights) : "") +
-                               (m.host_head > 0 ? ", the trained head " + human_bytes(m.host_head) : "") +
-                               (m.host_moments > 0 ? ", the adapter's moments " + human_bytes(m.host_moments) : "") +
-                               (m.host_inputs > 0 ? ", inputs of layers " + human_bytes(m.host_inputs) : "")));
+  print_ram(plan, progress);
 }
 
 // Of both moments in a checkpoint.
@@ -139,8 +149,9 @@ void print_disk(const RunPlan& plan, const TrainOptions& options, Progress& prog
                                    (plan.head ? moment_bytes(head, plan.head->moments) : 0);
   const std::uint64_t saves = plan.save_every > 0 ? (plan.total_steps + plan.save_every - 1) / plan.save_every : 1;
   const std::uint64_t kept = std::min<std::uint64_t>(options.keep_checkpoints, std::max<std::uint64_t>(1, saves));
-  progress.say(fmt::format("Disk     {}: the adapter {}, {} checkpoints of {}", human_bytes(adapter + kept * checkpoint),
-                           human_bytes(adapter), kept, human_bytes(checkpoint)));
+  const std::uint64_t scratch = plan.memory.disk_weights;
+  progress.say(fmt::format("Disk     {}: {}the adapter {}, {} checkpoints of {}", human_bytes(scratch + adapter + kept * checkpoint),
+                           scratch > 0 ? scratch_text(plan.memory, plan.model) + ", " : "", human_bytes(adapter), kept, human_bytes(checkpoint)));
 }
 
 // Tokens of a step as they are on average.
@@ -162,6 +173,11 @@ void print_time(const RunPlan& plan, const TrainOptions& options, Progress& prog
 }
 
 }  // namespace
+
+std::string scratch_text(const MemoryPlan& memory, const ModelOptions& model) {
+  if (memory.disk_weights == 0) return "";
+  return fmt::format("{} of streamed layers in {}, for as long as it runs", human_bytes(memory.disk_weights), stream_folder(model.stream).string());
+}
 
 std::string budget_text(const MemoryBudget& budget) {
   if (budget.bytes == 0) return "";
@@ -190,12 +206,13 @@ void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& prog
   progress.say(fmt::format("Batch    {} x {} {}; the largest has {} tokens, {} trained", options.gradient_accumulation,
                            options.batch_size, options.packing ? fmt::format("packed sequences of {}", options.max_length) : "rows",
                            grouped(plan.room.tokens), grouped(plan.room.labels)));
-  if (options.dry_run || plan.budget.promised) {
+  if (options.dry_run || plan.budget.promised || plan.budget.ram_promised) {
     print_memory(plan, progress);
   } else {
     progress.say(fmt::format("Layers   {}", describe(plan.model.activations, c.num_layers)));
     progress.say(fmt::format("Memory   {}", memory_text(plan)));
   }
+  if (!options.dry_run && plan.memory.disk_weights > 0) progress.say("Disk     " + scratch_text(plan.memory, plan.model));
   progress.say(fmt::format("Steps    {}{}, warm-up {}, {} to {:.3g}; evaluate every {}, save every {}", grouped(plan.total_steps),
                            plan.first_step > 0 ? fmt::format(" ({} done)", grouped(plan.first_step)) : "", plan.warmup_steps,
                            nibble::name_of(options.lr_scheduler), options.learning_rate,

@@ -11,6 +11,9 @@ void print_plan(const RunPlan& plan, const TrainOptions& options, Progress& prog
 // "", or ", of so much" with whose word it is.
 std::string budget_text(const MemoryBudget& budget);
 
+// Of streamed layers that lie on a disk, "2.1 GiB of streamed layers in FOLDER, ..."; "" where none do.
+std::string scratch_text(const MemoryPlan& memory, const ModelOptions& model);
+
 // What a finished run gives, and what to do with it.
 void print_result(const TrainResult& result, const TrainOptions& options, Progress& progress);
 

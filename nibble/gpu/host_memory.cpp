@@ -46,7 +46,14 @@ std::uint64_t host_buffer_bytes(const AdapterInfo& info, HostMemory memory, std:
 struct HostBufferState {
   Tensor tensor;
   HostPages pages;                 // empty of the driver's
-  std::byte* data = nullptr;   // null once it is sealed
+  std::byte* data = nullptr;   // null while it is sealed
+  std::optional<wgpu::Future> opening;
+
+  void open() {
+    opening.reset();
+    data = static_cast<std::byte*>(pages ? pages.get() : tensor.buffer()->buffer.GetMappedRange());
+    check<DeviceError>(data != nullptr, "host memory", "Host memory of {} bytes could not be mapped again.", tensor.bytes());
+  }
 };
 
 HostBuffer::HostBuffer(Device& device, HostMemory memory, std::uint64_t bytes, std::string_view label) : state_(new HostBufferState) {
@@ -96,9 +103,38 @@ void HostBuffer::write(std::span<const std::byte> bytes, std::uint64_t first_byt
   std::memcpy(state_->data + first_byte, bytes.data(), bytes.size());
 }
 
+std::span<std::byte> HostBuffer::bytes() {
+  check(state_->data != nullptr, "host memory", "Memory that is sealed was to be filled.");
+  return {state_->data, state_->tensor.bytes()};
+}
+
 void HostBuffer::seal() {
   if (!std::exchange(state_->data, nullptr) || state_->pages) return;
   state_->tensor.buffer()->buffer.Unmap();
+}
+
+// The driver's memory is mapped again only once nothing that was submitted uses it.
+void HostBuffer::reopen() {
+  check(state_->data == nullptr && !state_->opening, "host memory", "Memory that is open, or about to be, was to be opened.");
+  const BufferState& buffer = *state_->tensor.buffer();
+  if (state_->pages) {
+    state_->opening = buffer.device->queue.OnSubmittedWorkDone(wgpu::CallbackMode::WaitAnyOnly, [](wgpu::QueueWorkDoneStatus, wgpu::StringView) {});
+  } else {
+    state_->opening = buffer.buffer.MapAsync(wgpu::MapMode::Write, 0, buffer.size, wgpu::CallbackMode::WaitAnyOnly,
+                                             [](wgpu::MapAsyncStatus, wgpu::StringView) {});
+  }
+}
+
+bool HostBuffer::is_open() {
+  if (state_->opening && state_->tensor.buffer()->device->instance.WaitAny(*state_->opening, 0) == wgpu::WaitStatus::Success) state_->open();
+  return state_->data != nullptr;
+}
+
+void HostBuffer::wait_until_open(std::string_view what) {
+  if (state_->data) return;
+  check(state_->opening.has_value(), what, "Memory was waited for that nobody opens.");
+  state_->tensor.buffer()->device->wait(*state_->opening, what);
+  state_->open();
 }
 
 }  // namespace nibble::gpu

@@ -29,7 +29,7 @@ std::uint64_t host_buffer_bytes(const AdapterInfo& info, HostMemory memory, std:
 
 struct HostBufferState;
 
-// Host memory that the device reads: the CPU fills it once, seals it, and from then on nobody writes.
+// Host memory that the device reads: the CPU fills it and seals it, and from then on nobody writes until it is opened again.
 class HostBuffer {
  public:
   // UsageError where the adapter cannot do it, OutOfDeviceMemory where there is not so much.
@@ -42,7 +42,15 @@ class HostBuffer {
   const Tensor& tensor() const;
   // `first_byte` counts from the beginning.
   void write(std::span<const std::byte> bytes, std::uint64_t first_byte);
+  // All of it, to be filled by any thread; holds until seal().
+  std::span<std::byte> bytes();
   void seal();
+  // Sealed memory opens once the device is done with what was submitted so far; what it holds stays.
+  void reopen();
+  // Whether it is open by now. Does not wait.
+  bool is_open();
+  // Throws DeviceError that names `what` as Device::wait does.
+  void wait_until_open(std::string_view what);
 
  private:
   std::unique_ptr<HostBufferState> state_;

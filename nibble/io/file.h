@@ -69,6 +69,10 @@ class OutputFile {
   FileDescriptor fd_;
 };
 
+// A new file without a name in the folder, for reading and writing: it is gone with its descriptor, however the program ends. Negative,
+// with errno, where that fails. Where the file system knows no such files, one with a name that is removed at once.
+int open_unnamed(const fs::path& folder);
+
 // "PATH: No space left on device" and the like, from errno.
 [[noreturn]] void fail_with_errno(const fs::path& path, std::string_view what);
 

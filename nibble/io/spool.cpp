@@ -1,6 +1,5 @@
 #include "nibble/io/spool.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -17,16 +16,6 @@ fs::path spool_folder() {
   const char* given = std::getenv("TMPDIR");
   if (given != nullptr && *given != '\0') return given;
   return path_exists("/var/tmp") ? "/var/tmp" : "/tmp";
-}
-
-// Where the file system knows no files without a name, one with a name that is removed at once.
-int open_unnamed(const fs::path& folder) {
-  const int fd = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-  if (fd >= 0 || (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL)) return fd;
-  std::string path = (folder / "nibble-XXXXXX").string();
-  const int named = ::mkostemp(path.data(), O_CLOEXEC);
-  if (named >= 0) ::unlink(path.c_str());
-  return named;
 }
 
 }  // namespace

@@ -47,8 +47,14 @@ std::uint64_t frozen_bytes(const ModelConfig& config, const ModelOptions& option
 
 // Of what is streamed, in host memory.
 std::uint64_t host_weight_bytes(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options, const TableBytes& tables) {
-  const std::uint64_t layers = count_of(options.residency, config.num_layers, Residency::streamed);
+  const std::uint32_t streamed = count_of(options.residency, config.num_layers, Residency::streamed);
+  const std::uint64_t layers = options.stream.on_disk ? DiskLayers::rooms_of(streamed) : streamed;
   return layers * gpu::host_buffer_bytes(device.info(), memory_of(device.info(), options.stream), nf4_layer_bytes(config, options.stream.double_quant)) + tables.host;
+}
+
+std::uint64_t disk_weight_bytes(const ModelConfig& config, const ModelOptions& options) {
+  if (!options.stream.on_disk) return 0;
+  return count_of(options.residency, config.num_layers, Residency::streamed) * nf4_layer_bytes(config, options.stream.double_quant);
 }
 
 // Beside the layers: batches and tables of angles; partial sums of the gradients' norm, statistics of a step, and of pairs.
@@ -96,7 +102,8 @@ MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, con
           .host_head = trained.host,
           .host_moments = kept.host,
           .host_inputs = inputs.host,
-          .host_staging = gpu::most_staging_bytes};
+          .host_staging = gpu::most_staging_bytes,
+          .disk_weights = disk_weight_bytes(config, options)};
 }
 
 }  // namespace nibble

@@ -19,11 +19,12 @@ struct MemoryPlan {
   std::uint64_t trained_head = 0;     // of a head that is trained
   std::uint64_t workspace = 0;        // batches, tables, statistics, parameters of kernels
 
-  std::uint64_t host_weights = 0;     // of streamed layers and an embedding on the host
+  std::uint64_t host_weights = 0;     // of streamed layers, or of those on a disk the few on their way, and of tables on the host
   std::uint64_t host_head = 0;        // of a head that is trained
   std::uint64_t host_moments = 0;     // of the adapters
   std::uint64_t host_inputs = 0;      // of layers whose input is offloaded
   std::uint64_t host_staging = 0;     // what is on its way to or from the device, at most
+  std::uint64_t disk_weights = 0;     // of streamed layers that lie on a disk
 
   // Of the device.
   std::uint64_t total() const {

@@ -129,8 +129,9 @@ const std::vector<Nf4Layer>& ModelState::layers() const {
   if (!host_layers_.empty()) return host_layers_;
   host_layers_ = frozen_shapes(config_);
   for (std::uint32_t i = 0; i < config_.num_layers; ++i) {
+    const LayerProjections& stored = weights_->stored(*device_, i);
     for (const Projection p : all_projections) {
-      const Nf4Matrix& matrix = weights_->layers[i].projection(p);
+      const Nf4Matrix& matrix = stored[static_cast<std::size_t>(p)];
       host_layers_[i].at(p).packed = device_->read<std::uint8_t>(matrix.packed);
       host_layers_[i].at(p).absmax = read_absmax(*device_, matrix);
       host_layers_[i].at(p).codes = matrix.codes;

@@ -41,7 +41,7 @@ void compare_nf4(Model& model, const DeviceWeights& weights, const SafetensorsFi
       const std::string module = projection_module_name(layer, p);
       const TensorInfo* packed = golden.find("nf4.packed." + module);
       if (!packed) continue;
-      const Nf4Matrix& matrix = weights.layers[layer].projection(p);
+      const Nf4Matrix& matrix = weights.stored(model.device(), layer)[static_cast<std::size_t>(p)];
       std::vector<std::uint8_t> codes(packed->bytes), ours(matrix.packed.bytes());
       golden.read(*packed, 0, std::as_writable_bytes(std::span(codes)));
       model.device().read(matrix.packed, std::as_writable_bytes(std::span(ours)));

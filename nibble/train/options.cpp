@@ -7,7 +7,7 @@
 
 namespace nibble {
 
-MemoryLimit memory_limit_of(std::string_view text) {
+MemoryLimit memory_limit_of(std::string_view text, std::string_view option) {
   struct Unit {
     std::string_view name;
     double bytes;
@@ -25,7 +25,7 @@ MemoryLimit memory_limit_of(std::string_view text) {
       if (unit == known.name && bytes >= 1 && bytes < 0x1p62) return {.bytes = static_cast<std::uint64_t>(bytes)};
     }
   }
-  fail<UsageError>("--vram-limit", "\"{}\" is no amount of memory; give {}.", text, allowed);
+  fail<UsageError>(option, "\"{}\" is no amount of memory; give {}.", text, allowed);
 }
 
 Checkpointing checkpointing_of(std::string_view name) {

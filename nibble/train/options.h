@@ -24,7 +24,7 @@ enum class Checkpointing {
   on,         // all but each layer's input
 };
 
-// Device memory that a run may take: bytes, or a part of the device's. Both 0: not said.
+// Memory that a run may take: bytes, or a part of what there is. Both 0: not said.
 struct MemoryLimit {
   std::uint64_t bytes = 0;
   double part = 0;
@@ -32,8 +32,8 @@ struct MemoryLimit {
   bool said() const { return bytes > 0 || part > 0; }
 };
 
-// "2GiB", "2048MiB", "8GB", "500000000", "80%". UsageError says what can be read.
-MemoryLimit memory_limit_of(std::string_view text);
+// "2GiB", "2048MiB", "8GB", "500000000", "80%". UsageError says what can be read, of the option.
+MemoryLimit memory_limit_of(std::string_view text, std::string_view option = "--vram-limit");
 
 // "auto", "off", "mlp", "on"
 Checkpointing checkpointing_of(std::string_view name);
@@ -107,6 +107,7 @@ struct TrainOptions {
   std::uint32_t mlp_chunk = 0;  // rows of which the MLP's values exist at a time; 0: all, and fewer where memory needs it
   std::uint32_t head_chunk = 0;
   MemoryLimit vram_limit;
+  MemoryLimit ram_limit;  // of host memory, as a plan counts it
   bool dry_run = false;  // stop after the plan
 };
 

@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/gpu/host_tensor.h"
+#include "nibble/io/scratch_file.h"
 #include "nibble/report/progress.h"
 #include "nibble/train/plan_cost.h"
 #include "nibble/weights/nf4_room.h"
@@ -32,6 +33,7 @@ struct Setup {
   std::optional<TrainedHeadOptions> head;
   bool one_room = false;
   std::uint32_t mlp_chunk = 0, chunk = 0, streamed = 0;
+  bool on_disk = false;  // the streamed layers
   TablePlaces tables;
   MemoryPlace moments = MemoryPlace::device;  // of the adapters
 };
@@ -55,24 +57,33 @@ class Planner {
                       "{} cannot reach memory of this process.", device_.info().name);
     check_said_chunk();
     weigh_parts();
+    consider_all(options_.stream.on_disk);
+    if (ram_lacked_ && may_choose_disk()) consider_all(true);
+    if (best_) return placement(*best_, estimate);
+    check<UsageError>(!budget_.promised || least_ram_, "--vram-limit",
+                      "This run needs at least {} ({} bytes) of GPU memory with all given up that the other options allow; the limit is {} ({} bytes).",
+                      human_bytes(least_->bytes + budget_.driver), least_->bytes + budget_.driver, human_bytes(budget_.bytes + budget_.driver),
+                      budget_.bytes + budget_.driver);
+    const Candidate& nearest = least_ram_ ? *least_ram_ : *least_;
+    check<UsageError>(!budget_.ram_promised || nearest.ram <= budget_.ram, "--ram-limit",
+                      "This run needs at least {} ({} bytes) of host memory with all given up that the other options allow; the limit is {} ({} bytes).",
+                      human_bytes(nearest.ram), nearest.ram, human_bytes(budget_.ram), budget_.ram);
+    return placement(nearest, estimate);
+  }
+
+ private:
+  void consider_all(bool on_disk) {
     for (const auto& head : heads()) {
       for (const bool one_room : rooms()) {
         for (const std::uint32_t mlp_chunk : mlp_chunks()) {
           for (const TablePlaces& tables : table_choices()) {
-            for (const std::uint32_t chunk : chunks(tables)) consider_weights({head, one_room, mlp_chunk, chunk, 0, tables});
+            for (const std::uint32_t chunk : chunks(tables)) consider_weights({head, one_room, mlp_chunk, chunk, 0, on_disk, tables});
           }
         }
       }
     }
-    if (best_) return placement(*best_, estimate);
-    check<UsageError>(!budget_.promised, "--vram-limit",
-                      "This run needs at least {} ({} bytes) of GPU memory with all given up that the other options allow; the limit is {} ({} bytes).",
-                      human_bytes(least_->bytes + budget_.driver), least_->bytes + budget_.driver, human_bytes(budget_.bytes + budget_.driver),
-                      budget_.bytes + budget_.driver);
-    return placement(*least_, estimate);
   }
 
- private:
   void consider_weights(Setup setup) {
     for (setup.streamed = 0; setup.streamed <= most_streamed(); ++setup.streamed) {
       for (const MemoryPlace moments : moment_places()) {
@@ -85,7 +96,7 @@ class Planner {
   struct Candidate {
     Setup setup;
     std::uint32_t offloaded = 0, recompute_mlp = 0, recompute = 0;  // layers
-    std::uint64_t bytes = 0;
+    std::uint64_t bytes = 0, ram = 0;
     double extra_seconds = 0;
   };
 
@@ -139,6 +150,9 @@ class Planner {
     return Head::settled(device_.info(), config_, head_options(device_.info(), config_, model(setup), !options_.train_head));
   }
 
+  // Where it is not said how streamed layers are kept.
+  bool may_choose_disk() const { return !options_.stream.memory && !options_.stream.on_disk; }
+
   // What is said of the weights holds.
   std::uint32_t most_streamed() const { return options_.residency || options_.stream_layers ? 0 : config_.num_layers; }
   std::vector<TablePlaces> table_choices() const {
@@ -163,6 +177,7 @@ class Planner {
     StreamOptions stream = options_.stream;
     stream.embedding = setup.tables.embedding_on_host;
     stream.head = setup.tables.head_on_host;
+    stream.on_disk = setup.on_disk;
     return {.path = path_, .residency = choose_residency(config_.num_layers, rest, said), .stream = stream,
             .mlp_chunk = setup.mlp_chunk, .one_decoded_room = setup.one_room, .max_tokens = room_.tokens,
             .max_labels = room_.labels, .head_chunk = setup.chunk, .trainable = trains_, .lora_dropout = options_.lora.lora_dropout > 0};
@@ -179,16 +194,17 @@ class Planner {
     return result;
   }
 
-  std::uint64_t bytes_with(const Setup& setup, ActivationChoices choices) const {
+  MemoryPlan plan_with(const Setup& setup, ActivationChoices choices) const {
     ModelOptions options = model(setup);
     options.activations = std::move(choices);
-    return plan_memory(device_, config_, options, options_.lora, setup.head, moments(setup)).total();
+    return plan_memory(device_, config_, options, options_.lora, setup.head, moments(setup));
   }
+  std::uint64_t bytes_with(const Setup& setup, ActivationChoices choices) const { return plan_with(setup, std::move(choices)).total(); }
 
   // What activations and inputs take. That of no two layers need be the same (LayerArenas).
   void weigh_parts() {
     const TablePlaces tables = table_choices().front();
-    const Setup any{heads().front(), rooms().front(), 0, chunks(tables).front(), 0, tables, moment_places().front()};
+    const Setup any{heads().front(), rooms().front(), 0, chunks(tables).front(), 0, options_.stream.on_disk, tables, moment_places().front()};
     const std::uint32_t layers = config_.num_layers;
     const std::uint64_t least = bytes_with(any, choices_of(layers, 0, layers)), without_mlp = bytes_with(any, choices_of(layers, layers, 0));
     const auto inputs = [&](std::uint32_t offloaded) {
@@ -200,6 +216,7 @@ class Planner {
       offloading_saves_.push_back(inputs(0) - inputs(kept));
     }
     input_bytes_ = gpu::buffer_bytes(DType::f32, {room_.tokens, config_.hidden_size});
+    input_ram_ = gpu::host_tensor_bytes(device_.info(), DType::f32, {room_.tokens, config_.hidden_size});
   }
 
   void consider(const Setup& setup) {
@@ -207,10 +224,12 @@ class Planner {
     const std::uint32_t layers = config_.num_layers;
     const double seconds = setup_seconds(setup);
     if (best_ && seconds >= best_->extra_seconds) return;
-    const std::uint64_t least = bytes_with(setup, {said == Checkpointing::automatic ? Activations::recompute : activations_under(said)});
-    const std::uint32_t streamed = streamed_layers(setup);
+    const MemoryPlan plan = plan_with(setup, {said == Checkpointing::automatic ? Activations::recompute : activations_under(said)});
+    const std::uint64_t least = plan.total();
+    const Streamed streamed = streamed_layers(setup);
     for (std::uint32_t offloaded = least_offloaded(); offloaded <= most_offloaded(); ++offloaded) {
-      Candidate candidate{.setup = setup, .offloaded = offloaded, .bytes = least - offloading_saves_[offloaded]};
+      Candidate candidate{.setup = setup, .offloaded = offloaded, .bytes = least - offloading_saves_[offloaded],
+                          .ram = plan.host_total() + offloaded * input_ram_};
       if (said == Checkpointing::automatic || said == Checkpointing::on) candidate.recompute = layers;
       if (said == Checkpointing::mlp) candidate.recompute_mlp = layers;
       candidate.extra_seconds = seconds + cost_.offloaded_inputs(offloaded, input_bytes_);
@@ -225,7 +244,7 @@ class Planner {
   }
 
   // From all layers computing all but their input again to as much kept as fits in the least time.
-  void keep_what_fits(Candidate& candidate, std::uint32_t streamed) const {
+  void keep_what_fits(Candidate& candidate, Streamed streamed) const {
     const std::uint32_t layers = config_.num_layers;
     const double before = candidate.extra_seconds;
     const std::uint64_t least = candidate.bytes;
@@ -250,12 +269,20 @@ class Planner {
 
   void take(const Candidate& candidate) {
     if (!least_ || candidate.bytes < least_->bytes) least_ = candidate;
-    if (fits(candidate.bytes) && (!best_ || candidate.extra_seconds < best_->extra_seconds)) best_ = candidate;
+    if (!fits(candidate.bytes)) return;
+    if (budget_.ram > 0 && candidate.ram > budget_.ram) {
+      ram_lacked_ = true;
+      if (!least_ram_ || candidate.ram < least_ram_->ram) least_ram_ = candidate;
+      return;
+    }
+    if (!best_ || candidate.extra_seconds < best_->extra_seconds) best_ = candidate;
   }
 
   bool fits(std::uint64_t bytes) const { return budget_.bytes == 0 || bytes <= budget_.bytes; }
 
-  std::uint32_t streamed_layers(const Setup& setup) const { return count_of(model(setup).residency, config_.num_layers, Residency::streamed); }
+  Streamed streamed_layers(const Setup& setup) const {
+    return {.layers = count_of(model(setup).residency, config_.num_layers, Residency::streamed), .on_disk = setup.on_disk};
+  }
 
   // What saving memory costs a pass.
   double seconds_of(const Candidate& candidate) const {
@@ -284,14 +311,13 @@ class Planner {
   std::uint64_t lora_elements_;
   std::vector<std::uint64_t> attention_bytes_, mlp_bytes_;  // by how many layers keep them, beyond one set that all share
   std::vector<std::uint64_t> offloading_saves_;             // by how many inputs are
-  std::uint64_t input_bytes_ = 0;
+  std::uint64_t input_bytes_ = 0, input_ram_ = 0;
   std::optional<Candidate> best_, least_;
+  std::optional<Candidate> least_ram_;  // of those that the device holds and host memory does not
+  bool ram_lacked_ = false;
 };
 
-}  // namespace
-
-MemoryBudget memory_budget(const TrainOptions& options, const gpu::AdapterInfo& info) {
-  const MemoryLimit& limit = options.vram_limit;
+MemoryBudget device_budget(const MemoryLimit& limit, const gpu::AdapterInfo& info) {
   if (!limit.said()) return {.bytes = info.memory_bytes / 10 * 9};
   check<UsageError>(limit.bytes > 0 || info.memory_bytes > 0, "--vram-limit",
                     "{} does not say how much memory it has; give the limit in bytes, as 2GiB.", info.name);
@@ -301,6 +327,18 @@ MemoryBudget memory_budget(const TrainOptions& options, const gpu::AdapterInfo& 
   constexpr std::uint64_t driver = std::uint64_t{16} << 20, least = std::uint64_t{256} << 20;
   if (budget.bytes >= least) budget.driver = driver;
   budget.bytes -= budget.driver;
+  return budget;
+}
+
+}  // namespace
+
+MemoryBudget memory_budget(const TrainOptions& options, const gpu::AdapterInfo& info, std::optional<std::uint64_t> available_ram) {
+  MemoryBudget budget = device_budget(options.vram_limit, info);
+  const MemoryLimit& limit = options.ram_limit;
+  check<UsageError>(limit.part == 0 || available_ram, "--ram-limit", "The system does not say how much memory there is; give the limit in bytes, as 8GiB.");
+  budget.ram_promised = limit.said();
+  const double part = limit.said() ? limit.part : 0.9;
+  budget.ram = limit.bytes > 0 ? limit.bytes : static_cast<std::uint64_t>(part * static_cast<double>(available_ram.value_or(0)));
   return budget;
 }
 
@@ -319,6 +357,12 @@ Placement place_evaluation(TrainOptions options, const gpu::Device& device, cons
   options.lora.lora_dropout = 0;
   const StepRates rates = usual_rates(device.info(), path, room.tokens);
   return Planner(options, device, config, path, room, budget, rates, false).best(rates);
+}
+
+Placement on_its_disk(Placement placement) {
+  const std::uint64_t bytes = placement.memory.disk_weights;
+  if (bytes > 0) check_scratch_folder(stream_folder(placement.model.stream), bytes, "--stream-dir");
+  return placement;
 }
 
 }  // namespace nibble

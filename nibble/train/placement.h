@@ -10,16 +10,18 @@
 
 namespace nibble {
 
-// How much device memory a run may take.
+// How much memory a run may take.
 struct MemoryBudget {
   std::uint64_t bytes = 0;  // 0: not known, nothing is given up
   bool promised = false;    // by --vram-limit: a run that needs more is refused
   std::uint64_t driver = 0;  // of the limit, what is left to Dawn's own beside `bytes`
+  std::uint64_t ram = 0;     // of host memory, as MemoryPlan::host_total() counts it; 0: not known, or not asked
+  bool ram_promised = false;  // by --ram-limit
 };
 
 // That of the options, else nine tenths of the device's: the rest is left to the driver and to others. UsageError where a part
-// of a device is asked for that does not say how large it is.
-MemoryBudget memory_budget(const TrainOptions& options, const gpu::AdapterInfo& info);
+// of a device is asked for that does not say how large it is. Of host memory likewise, by `available_ram` (empty: not known).
+MemoryBudget memory_budget(const TrainOptions& options, const gpu::AdapterInfo& info, std::optional<std::uint64_t> available_ram = {});
 
 // How a run uses the memory that there is.
 struct Placement {
@@ -32,7 +34,8 @@ struct Placement {
 };
 
 // What the options leave open is chosen so that the plan stays within the budget and costs the least time: layers that compute
-// again, one room for decoded weights, smaller chunks of logits, weights, the adapters' moments and the state of a trained head in host memory. A
+// again, one room for decoded weights, smaller chunks of logits, weights, the adapters' moments and the state of a trained head in host memory, and
+// streamed layers on a disk where host memory is too small for them and how they are kept is not said. A
 // promise that cannot be kept throws UsageError with the least that would do. Seconds are by `estimate` where it is given; choices
 // never are, so that a dry run that has measured rates makes those of the run.
 Placement place(const TrainOptions& options, const gpu::Device& device, const ModelConfig& config, ProductPath path,
@@ -42,5 +45,8 @@ Placement place(const TrainOptions& options, const gpu::Device& device, const Mo
 // weights, the decoded rooms and the head's chunks count, and `lora` as the adapter that there is; without target_modules there is none.
 Placement place_evaluation(TrainOptions options, const gpu::Device& device, const ModelConfig& config, ProductPath path, BatchRoom room,
                            MemoryBudget budget);
+
+// The same, if the disk has the room that it needs; else DataError.
+Placement on_its_disk(Placement placement);
 
 }  // namespace nibble

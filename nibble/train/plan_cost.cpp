@@ -34,13 +34,19 @@ double PlanCost::copies(double seconds, double arithmetic) const {
   return carried_share * seconds + std::max(0.0, seconds - arithmetic);
 }
 
+// Of half the copies of a pass. Reading from a disk goes on beside all else.
+double PlanCost::sending(Streamed streamed, double arithmetic) const {
+  const double bytes = streamed.layers * layer_bytes, copying = copies(bytes / rates.link_bytes, arithmetic);
+  if (!streamed.on_disk) return copying;
+  return std::max(copying, bytes / rates.disk_bytes - arithmetic);
+}
+
 // The forward pass has a third of the arithmetic and half of the copies.
-double PlanCost::layers(std::uint32_t recompute_mlp, std::uint32_t recompute, std::uint32_t streamed, std::uint32_t mlp_chunk) const {
+double PlanCost::layers(std::uint32_t recompute_mlp, std::uint32_t recompute, Streamed streamed, std::uint32_t mlp_chunk) const {
   const double more = again(recompute_mlp, recompute, mlp_chunk > 0);
   const double all = room.tokens * (work.step() - work.head_passes * work.head) / rates.flops, forward = room.tokens * work.forward() / rates.flops;
-  const double sent = streamed * layer_bytes / rates.link_bytes;
-  if (!trains) return copies(sent, forward);
-  return more + copies(sent, forward) + copies(sent, all - forward + more);
+  if (!trains) return sending(streamed, forward);
+  return more + sending(streamed, forward) + sending(streamed, all - forward + more);
 }
 
 // Nothing goes on beside these copies.

@@ -9,6 +9,11 @@
 
 namespace nibble {
 
+struct Streamed {
+  std::uint32_t layers = 0;
+  bool on_disk = false;
+};
+
 // Seconds that the choices of a plan cost a pass over `room`, forward and, where it trains, backward, by rates. What is measured of them is in
 // docs/performance.md.
 struct PlanCost {
@@ -26,7 +31,7 @@ struct PlanCost {
   double pass() const;
   // Of layers that are computed again, with so many streamed. Of the very last one everything is still there, but of its MLP where that
   // goes in chunks of rows (0: it does not).
-  double layers(std::uint32_t recompute_mlp, std::uint32_t recompute, std::uint32_t streamed, std::uint32_t mlp_chunk) const;
+  double layers(std::uint32_t recompute_mlp, std::uint32_t recompute, Streamed streamed, std::uint32_t mlp_chunk) const;
   double offloaded_inputs(std::uint32_t layers, std::uint64_t input_bytes) const;
   // Projections that are decoded into one room, some of them twice.
   double one_room() const;
@@ -43,6 +48,7 @@ struct PlanCost {
  private:
   double again(std::uint32_t recompute_mlp, std::uint32_t recompute, bool in_chunks) const;
   double copies(double seconds, double arithmetic) const;
+  double sending(Streamed streamed, double arithmetic) const;
 };
 
 }  // namespace nibble

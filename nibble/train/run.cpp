@@ -75,7 +75,11 @@ TrainResult TrainingRun::run() {
   try {
     loop();
   } catch (const OutOfDeviceMemory& error) {
-    fail_out_of_memory(error);
+    constexpr std::string_view advice = "Take less memory, as by --vram-limit or a smaller --batch-size, and go on with --resume auto.";
+    fail<OutOfDeviceMemory>("train", "{} {} {}", error.what(), save_what_was_trained(), advice);
+  } catch (const DataError& error) {
+    if (state_.step == first_step_) throw;
+    fail<DataError>("train", "{} {}", error.what(), save_what_was_trained());
   }
   result_.step = state_.step;
   result_.best_eval_loss = state_.best_eval_loss;
@@ -168,20 +172,18 @@ void TrainingRun::report_step(const StepInput& input, const StepResult& result, 
   if (setup_.events.step) setup_.events.step(record);
 }
 
-void TrainingRun::fail_out_of_memory(const OutOfDeviceMemory& error) {
-  constexpr std::string_view advice = "Take less memory, as by --vram-limit or a smaller --batch-size, and go on with --resume auto.";
-  std::string saved;
+std::string TrainingRun::save_what_was_trained() {
   try {
     if (!trainer_.update_in_doubt() && state_.step > 0) {
       while (!begun_.empty()) end_step();
       save_now();
       if (!state_.best_eval_loss) save_output();
-      saved = fmt::format("What was trained up to step {} is saved in {}.", state_.step, result_.checkpoint.string());
+      return fmt::format("What was trained up to step {} is saved in {}.", state_.step, result_.checkpoint.string());
     }
   } catch (const Error&) {
-    // The device gives no more; what was saved before stays.
+    // The device or the disk gives no more; what was saved before stays.
   }
-  fail<OutOfDeviceMemory>("train", "{} {} {}", error.what(), saved.empty() ? last_checkpoint() : saved, advice);
+  return last_checkpoint();
 }
 
 void TrainingRun::fail_diverged(const StepInput& input, const StepResult& result) {

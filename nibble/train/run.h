@@ -51,8 +51,8 @@ class TrainingRun {
   // Whether something is to be done between this step and the next that needs the weights as they then are.
   bool pauses_after(std::uint64_t step) const;
   void report_step(const StepInput& input, const StepResult& result, double learning_rate);
-  // Saves what was trained until the memory ran out, where the device still gives it.
-  [[noreturn]] void fail_out_of_memory(const OutOfDeviceMemory& error);
+  // Saves what was trained until memory ran out or a file failed, where the device still gives it, and says where it is.
+  std::string save_what_was_trained();
   [[noreturn]] void fail_diverged(const StepInput& input, const StepResult& result);
   // " in the gradient of X", or nothing where all are finite.
   std::string describe_nonfinite_gradient() const;

@@ -60,6 +60,12 @@ std::uint64_t copied_bytes(const ModelState& state) {
   return stream ? stream->copied_bytes() : 0;
 }
 
+// Asked of the disk so far, where they lie there.
+std::uint64_t read_bytes(const ModelState& state) {
+  const auto& stream = state.weights().stream;
+  return stream && stream->disk() ? stream->disk()->read_bytes() : 0;
+}
+
 // Of copies of all streamed layers that nothing else goes on beside.
 double copy_seconds_a_byte(const ModelState& state) {
   const auto& stream = state.weights().stream;
@@ -156,7 +162,7 @@ StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options)
     step();
   } while (seconds_since(warm) < 0.4);
   const auto before = device.profile();
-  const std::uint64_t copied = copied_bytes(state);
+  const std::uint64_t copied = copied_bytes(state), read = read_bytes(state);
   for (std::uint32_t i = 0; i < options.steps; ++i) result.seconds.push_back(step());
   result.record_seconds = stepper.record_seconds;
   result.kernels = profile_of_one(device.profile(), before, options.steps);
@@ -168,6 +174,8 @@ StepBenchResult bench_step(gpu::Device& device, const StepBenchOptions& options)
   result.peak_bytes = device.memory().peak;
   result.host_bytes = device.memory().host;
   result.copied_bytes = (copied_bytes(state) - copied) / options.steps;
+  result.read_bytes = (read_bytes(state) - read) / options.steps;
+  if (const auto& stream = state.weights().stream; stream && stream->disk()) result.disk_bytes = stream->disk()->file_bytes();
   result.least_copy_seconds = static_cast<double>(result.copied_bytes) * copy_seconds_a_byte(state);
   result.driver_bytes = device.driver_memory();
   return result;

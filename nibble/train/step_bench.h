@@ -39,6 +39,8 @@ struct StepBenchResult {
   std::uint64_t tokens = 0;
   std::uint64_t peak_bytes = 0;
   std::uint64_t host_bytes = 0;    // of weights and states in host memory
+  std::uint64_t disk_bytes = 0;    // of layers on a disk
+  std::uint64_t read_bytes = 0;    // of them, asked of the disk in a step
   std::uint64_t copied_bytes = 0;  // of layers, to the device in a step
   double least_copy_seconds = 0;   // that such copies take with nothing beside them
   std::optional<std::uint64_t> driver_bytes;  // what Dawn has taken from the driver

@@ -14,6 +14,7 @@ struct StepRates {
   double flops = 0;         // of a training step's layers
   double memory_bytes = 0;  // read or written on the device
   double link_bytes = 0;    // between host and device
+  double disk_bytes = 1.5e9;  // read from a disk, as a usual one gives
   bool measured = false;    // flops
 };
 

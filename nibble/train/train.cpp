@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/gpu/disk_cache.h"
+#include "nibble/io/available_memory.h"
 #include "nibble/train/fingerprint.h"
 #include "nibble/train/placement.h"
 #include "nibble/train/run.h"
@@ -157,10 +158,10 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
                     "Adapters of experts have no dropout; leave it at 0, or adapt attention's projections alone.");
   set_ratios(options);
   const BatchRoom room = room_of_run(feed, *data, options);
-  const MemoryBudget budget = memory_budget(options, device.info());
+  const MemoryBudget budget = memory_budget(options, device.info(), available_memory());
   const StepRates usual = usual_rates(device.info(), path, room.tokens);
   const StepRates rates = options.dry_run ? measured_rates(device, path, config, room.tokens, gpu::default_cache_dir()) : usual;
-  const Placement placement = place(options, device, config, path, room, budget, usual, rates);
+  const Placement placement = on_its_disk(place(options, device, config, path, room, budget, usual, rates));
   const MemoryLimitGuard guard(device, budget.promised ? budget.bytes : 0);
 
   RunPlan plan{.gpu = device.info(), .path = path, .config = config, .forms = data->train.file->form_names(),

@@ -76,6 +76,11 @@ Trainer::Begun Trainer::count(std::span<const TokenStream> batches) const {
   return counts;
 }
 
+std::size_t Trainer::steps_ahead() const {
+  const auto& stream = state_.weights().stream;
+  return state_.trained_head() || (stream && stream->disk()) ? 0 : 1;
+}
+
 void Trainer::begin_step(std::span<const TokenStream> batches, double learning_rate) {
   check<UsageError>(begun_.size() <= steps_ahead(), "trainer", "{} updates have begun and not ended; there may be {}.",
                     begun_.size(), steps_ahead() + 1);

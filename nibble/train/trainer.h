@@ -72,8 +72,9 @@ class Trainer {
   std::size_t steps_begun() const { return begun_.size(); }
   // Whether begin_step threw so late that its update may have taken place all the same.
   bool update_in_doubt() const { return in_doubt_; }
-  // Updates that may be on their way beside the oldest: none with a head that is trained, which settles after each.
-  std::size_t steps_ahead() const { return state_.trained_head() ? 0 : 1; }
+  // Updates that may be on their way beside the oldest: none with a head that is trained, which settles after each, and none where
+  // layers come from a disk, as recording then keeps step with the device.
+  std::size_t steps_ahead() const;
   // The gradients that the next update would have, and no more.
   void find_gradients(std::span<const TokenStream> batches);
 

@@ -81,9 +81,23 @@ void write_nf4(Nf4Room& room, const Nf4Source& source, const Nf4Values& values, 
 
 std::shared_ptr<LayerStream> make_stream(gpu::Device& device, const ModelConfig& config, const LoadOptions& options) {
   const std::uint32_t slots = stream_slots(options.residency, config.num_layers, options.stream);
-  return slots > 0 ? std::make_shared<LayerStream>(device, config, slots, memory_of(device.info(), options.stream) == gpu::HostMemory::carried,
-                                                   options.stream.double_quant)
-                   : nullptr;
+  if (slots == 0) return nullptr;
+  const gpu::HostMemory memory = memory_of(device.info(), options.stream);
+  auto stream = std::make_shared<LayerStream>(device, config, slots, memory == gpu::HostMemory::carried, options.stream.double_quant);
+  if (options.stream.on_disk) {
+    stream->keep_on(std::make_unique<DiskLayers>(
+        device, DiskLayersOptions{.folder = stream_folder(options.stream), .memory = memory,
+                                  .layers = count_of(options.residency, config.num_layers, Residency::streamed),
+                                  .layer_bytes = nf4_layer_bytes(config, options.stream.double_quant)}));
+  }
+  return stream;
+}
+
+Nf4Room room_of_layer(gpu::Device& device, const ModelConfig& config, const LoadOptions& options, const DeviceWeights& weights, bool streamed) {
+  const bool double_quant = options.stream.double_quant;
+  if (!streamed) return {device, config, std::nullopt, double_quant};
+  if (options.stream.on_disk) return {device, config, *weights.stream->disk(), weights.stream->slot_room(), double_quant};
+  return {device, config, memory_of(device.info(), options.stream), double_quant};
 }
 
 // Fills the last layer's projections by `fill`, which gets the room and each matrix, of which it sets the largest scale and the codes.
@@ -91,12 +105,18 @@ void fill_projections(gpu::Device& device, const ModelConfig& config, const Load
                       const std::function<void(Nf4Room&, Projection, Nf4Matrix&)>& fill) {
   const auto layer = static_cast<std::uint32_t>(weights.layers.size() - 1);
   const bool streamed = residency_of(options.residency, layer) == Residency::streamed;
-  Nf4Room room(device, config, streamed ? std::optional(memory_of(device.info(), options.stream)) : std::nullopt, options.stream.double_quant);
+  Nf4Room room = room_of_layer(device, config, options, weights, streamed);
   LayerProjections& projections = weights.layers.back().projections;
   projections = room.projections();
   for (const Projection p : all_projections) fill(room, p, projections[static_cast<std::size_t>(p)]);
   const gpu::Tensor all = room.finish();
-  if (streamed && options.stream.memory != gpu::HostMemory::direct) weights.stream->add(layer, all, projections);
+  if (!streamed) return;
+  if (options.stream.on_disk) {
+    for (Nf4Matrix& matrix : projections) matrix.packed = matrix.absmax = matrix.scale_codes = matrix.scale_blocks = {};
+    weights.stream->add_on_disk(layer, projections);
+  } else if (options.stream.memory != gpu::HostMemory::direct) {
+    weights.stream->add(layer, all, projections);
+  }
 }
 
 // Every layer's, in the order of loading.

@@ -35,7 +35,8 @@ struct LayerWeights {
   gpu::Tensor q_norm, k_norm;                   // (head_dim) f32; empty in families without
   gpu::Tensor qkv_bias;                         // (q's, k's and v's outputs) f32; likewise
   gpu::Tensor router;                           // (experts, hidden) f32; likewise
-  LayerProjections projections;                 // where they are kept: of a layer that is streamed in host memory
+  // Where they are kept: of a layer that is streamed in host memory; of one that lies on a disk there are no tensors here.
+  LayerProjections projections;
   std::array<gpu::Tensor, 7> transposed;        // (in, out) f32, the same de-quantised; of experts (experts * out, in); empty unless asked for
 
   std::uint32_t experts() const { return router ? router.dim(0) : 0; }
@@ -59,6 +60,8 @@ struct DeviceWeights {
   // A layer's projections as kernels recorded from here on can read them: where it is streamed or its scales are double-quantised,
   // until another layer is asked for.
   const LayerProjections& projections(gpu::Recorder& recorder, std::uint32_t layer) const;
+  // The same to be read back by gpu::Device::read, their scales as they are kept.
+  const LayerProjections& stored(gpu::Device& device, std::uint32_t layer) const;
   // Says in which order layers will be asked for, so that the next one can be on its way (layer_stream.h).
   void go(LayerOrder order) const;
 };

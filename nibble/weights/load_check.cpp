@@ -112,10 +112,11 @@ LoadCheck check_loaded(gpu::Device& device, const Checkpoint& checkpoint, const 
   dense(embedding_tensor_name, weights.embedding);
   if (weights.head.buffer() != weights.embedding.buffer()) dense(head_tensor_name, weights.head);
   for (std::uint32_t layer = 0; layer < weights.layers.size(); ++layer) {
+    const LayerProjections& stored = weights.stored(device, layer);
     for (const Projection p : all_projections) {
       const auto names = module_names(weights.layers[layer].experts(), layer, p);
       const auto count = static_cast<std::uint32_t>(names.size());
-      const Nf4Matrix& all = weights.layers[layer].projection(p);
+      const Nf4Matrix& all = stored[static_cast<std::size_t>(p)];
       const std::vector<float> nested = all.absmax ? std::vector<float>() : read_absmax(device, all);
       for (std::uint32_t i = 0; i < count; ++i) {
         const std::size_t own = nested.size() / count;

@@ -145,11 +145,16 @@ Nf4Room::Nf4Room(gpu::Device& device, const ModelConfig& config, std::optional<g
   projections_ = place_nf4(room_, config, double_quant);
 }
 
+Nf4Room::Nf4Room(gpu::Device& device, const ModelConfig& config, DiskLayers& disk, const gpu::Tensor& slot, bool double_quant)
+    : device_(device), disk_(&disk), room_(slot), projections_(place_nf4(slot, config, double_quant)) {}
+
 void Nf4Room::write(const gpu::Tensor& part, std::span<const std::byte> bytes, std::uint64_t first_byte) {
   check(part.buffer() == room_.buffer() && first_byte + bytes.size() <= part.bytes(), "NF4",
         "{} bytes at byte {} do not fit into a part of {}.", bytes.size(), first_byte, part.bytes());
   if (host_) {
     host_->write(bytes, part.offset() + first_byte);
+  } else if (disk_) {
+    disk_->write(part.offset() - room_.offset() + first_byte, bytes);
   } else {
     device_.write(part, bytes, first_byte);
   }

@@ -3,6 +3,7 @@
 #include "nibble/gpu/host_memory.h"
 #include "nibble/quant/double_quant.h"
 #include "nibble/weights/device_weights.h"
+#include "nibble/weights/disk_layers.h"
 #include "nibble/weights/joint.h"
 
 #include <array>
@@ -38,10 +39,12 @@ bool have_one_code_book(std::span<const Nf4Matrix> members);
 // The matrix that they are together; empty where they do not lie so, or have two code books.
 std::optional<Nf4Matrix> joined_nf4(std::span<const Nf4Matrix> members);
 
-// Room for a layer's projections, on the device or in host memory, while they are written.
+// Room for a layer's projections, on the device, in host memory or on a disk, while they are written.
 class Nf4Room {
  public:
   Nf4Room(gpu::Device& device, const ModelConfig& config, std::optional<gpu::HostMemory> host, bool double_quant = false);
+  // The layer that comes next on the disk, whose bytes lie as in `slot`; nothing is written into that.
+  Nf4Room(gpu::Device& device, const ModelConfig& config, DiskLayers& disk, const gpu::Tensor& slot, bool double_quant);
 
   const LayerProjections& projections() const { return projections_; }
   // Bytes of codes or scales of one of the projections.
@@ -54,6 +57,7 @@ class Nf4Room {
  private:
   gpu::Device& device_;
   std::optional<gpu::HostBuffer> host_;
+  DiskLayers* disk_ = nullptr;
   gpu::Tensor room_;
   LayerProjections projections_;
   std::vector<std::uint8_t> scale_codes_;  // of a projection, until its last matrix has come

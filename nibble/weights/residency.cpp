@@ -1,6 +1,7 @@
 #include "nibble/weights/residency.h"
 
 #include "nibble/base/error.h"
+#include "nibble/gpu/disk_cache.h"
 
 #include <algorithm>
 
@@ -8,6 +9,10 @@ namespace nibble {
 
 gpu::HostMemory memory_of(const gpu::AdapterInfo& info, const StreamOptions& options) {
   return options.memory.value_or(gpu::usual_host_memory(info));
+}
+
+std::filesystem::path stream_folder(const StreamOptions& options) {
+  return options.folder.empty() ? gpu::default_cache_dir() : options.folder;
 }
 
 Residency residency_of(const std::vector<Residency>& residency, std::uint32_t layer) {
@@ -45,7 +50,9 @@ std::string describe_tables(const StreamOptions& options, bool tied) {
 
 std::uint32_t stream_slots(const std::vector<Residency>& residency, std::uint32_t layers, const StreamOptions& options) {
   check<UsageError>(options.slots >= 2, "residency", "Streamed layers share {} slots; give 2 or more.", options.slots);
-  if (options.memory == gpu::HostMemory::direct) return 0;
+  const bool direct = options.memory == gpu::HostMemory::direct;
+  check<UsageError>(!direct || !options.on_disk, "residency", "Kernels cannot read layers that lie on a disk; leave direct memory out.");
+  if (direct) return 0;
   return std::min(options.slots, count_of(residency, layers, Residency::streamed));
 }
 

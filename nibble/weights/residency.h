@@ -4,6 +4,7 @@
 #include "nibble/weights/table.h"
 
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
@@ -14,7 +15,7 @@ namespace nibble {
 enum class Residency : std::uint8_t {
   resident,  // NF4 on the device, decoded before each use into room that the layers share
   cached,    // NF4 on the device, decoded once and kept
-  streamed,  // NF4 in host memory, sent to the device before each use
+  streamed,  // NF4 in host memory or on a disk, sent to the device before each use
 };
 
 // How layers are streamed, and where and in which form the tables of the vocabulary are kept. Tables on the host need kernels that read
@@ -25,6 +26,8 @@ struct StreamOptions {
   std::uint32_t slots = 2;  // layers that have room on the device, at least 2: one computes while the other is on its way
   bool head = false;        // on the host
   TableForm tables = TableForm::dense;
+  bool on_disk = false;       // streamed layers lie in a scratch file, and `memory` is that of a few of them on their way (disk_layers.h)
+  std::filesystem::path folder = {};  // of that file; empty: nibble's cache folder
   bool double_quant = false;  // scales of the layers, streamed or not, are kept in 8 bits (scale_room.h)
 };
 
@@ -38,6 +41,9 @@ void check_rows_change(const StreamOptions& options);
 std::string describe_tables(const StreamOptions& options, bool tied);
 
 gpu::HostMemory memory_of(const gpu::AdapterInfo& info, const StreamOptions& options);
+
+// Where layers on a disk lie; empty where there is no cache folder.
+std::filesystem::path stream_folder(const StreamOptions& options);
 
 // Of a layer, from a list by layer; an empty list stands for all resident.
 Residency residency_of(const std::vector<Residency>& residency, std::uint32_t layer);

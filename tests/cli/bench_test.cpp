@@ -1,5 +1,6 @@
 #include "nibble/io/json.h"
 #include "tests/cli/run_program.h"
+#include "tests/support/disk.h"
 
 #include <stdlib.h>
 
@@ -191,6 +192,29 @@ TEST(BenchStep, StreamsLayers) {
   const auto refused = run_nibble({"bench", "step", "--gpu", "0", "--model", tiny_model, "--stream-layers", "5"});
   EXPECT_EQ(refused.code, 2) << refused.err;
   EXPECT_NE(refused.err.find("5 layers are to be streamed; the model has 4"), std::string::npos) << refused.err;
+}
+
+TEST(BenchStep, StreamsLayersFromADisk) {
+  const test::FolderOnDisk disk;
+  const auto row_of = [&](std::vector<std::string> more) {
+    std::vector<std::string> all{"bench", "step", "--gpu", "0", "--model", tiny_model, "--length", "9", "--residency", "streamed",
+                                 "--stream-dir", disk.path().string(), "--json", "-"};
+    all.insert(all.end(), more.begin(), more.end());
+    const auto result = run_nibble(all);
+    EXPECT_EQ(result.code, 0) << result.err;
+    return parse_json(result.out, "output")["rows"][0];
+  };
+  const Json in_ram = row_of({}), on_disk = row_of({"--stream-memory", "disk"}), planned = row_of({"--ram-limit", "129.5MiB"});
+  const std::uint64_t layer = in_ram["host_bytes"].get<std::uint64_t>() / 4;
+  EXPECT_EQ(in_ram["disk_bytes"], 0);
+  for (const Json* row : {&on_disk, &planned}) {
+    EXPECT_EQ((*row)["host_bytes"], 3 * layer);
+    EXPECT_EQ((*row)["disk_bytes"], 4 * layer);
+    EXPECT_EQ((*row)["plan"]["disk_bytes"], 4 * layer);
+    EXPECT_EQ((*row)["copied_bytes"], in_ram["copied_bytes"]);
+    EXPECT_LE((*row)["read_bytes"].get<std::uint64_t>(), 4 * layer);
+    EXPECT_EQ((*row)["loss"], in_ram["loss"]);
+  }
 }
 
 TEST(BenchStep, RefusesAnUnknownShape) {

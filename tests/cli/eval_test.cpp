@@ -1,5 +1,6 @@
 #include "nibble/io/json.h"
 #include "tests/cli/run_program.h"
+#include "tests/support/disk.h"
 
 #include <regex>
 
@@ -76,6 +77,22 @@ TEST_F(EvalLimit, PairsAndLabelsToo) {
                                R"({"input": "soup", "label": "food"})"
                                "\n";
   expect_same_output({"--data", folder_.write("labelled.jsonl", labelled), "--labels", "auto"});
+}
+
+// `--ram-limit`: streamed layers that host memory has no room for come from a disk.
+TEST_F(EvalLimit, OfHostMemoryTakesADisk) {
+  const test::FolderOnDisk disk;
+  const Arguments words{"--data", rows("data/define/valid.jsonl", 10), "--residency", "streamed", "--stream-dir", disk.path().string()};
+  Arguments small = words, smaller = words;
+  small.insert(small.end(), {"--ram-limit", "129.5MiB"});
+  smaller.insert(smaller.end(), {"--ram-limit", "1MiB"});
+  const ProgramResult whole = eval(words), read = eval(small), refused = eval(smaller);
+  EXPECT_EQ(read.code, 0) << read.err;
+  EXPECT_EQ(read.out, whole.out);
+  EXPECT_EQ(whole.err.find("Disk"), std::string::npos) << whole.err;
+  EXPECT_NE(read.err.find("of streamed layers in " + disk.path().string()), std::string::npos) << read.err;
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_NE(refused.err.find("[--ram-limit] This run needs at least"), std::string::npos) << refused.err;
 }
 
 TEST_F(EvalLimit, WhatIsNoAmountIsNamed) {

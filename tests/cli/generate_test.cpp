@@ -1,5 +1,6 @@
 #include "nibble/io/json.h"
 #include "tests/cli/run_program.h"
+#include "tests/support/disk.h"
 
 #include <algorithm>
 #include <sstream>
@@ -45,6 +46,17 @@ TEST(Generate, TheTrainedAdapterDefinesAndTheBaseRambles) {
   EXPECT_EQ(without.code, 0) << without.err;
   EXPECT_NE(without.out, with.out);
   EXPECT_NE(without.err.find("ended by max_new_tokens"), std::string::npos) << without.err;
+}
+
+TEST(Generate, LayersFromADiskSayTheSame) {
+  const test::FolderOnDisk disk;
+  const Json whole = json_of({"--adapter", trained, "--prompt", question}),
+             read = json_of({"--adapter", trained, "--prompt", question, "--residency", "streamed", "--stream-memory", "disk", "--stream-dir",
+                             disk.path().string()});
+  EXPECT_EQ(read["token_ids"], whole["token_ids"]);
+  EXPECT_TRUE(std::filesystem::is_empty(disk.path()));
+  if (!test::is_in_memory("/dev/shm")) return;
+  expect_refused(generate({"--prompt", question, "--residency", "streamed", "--stream-memory", "disk", "--stream-dir", "/dev/shm"}), 1, "--stream-dir");
 }
 
 TEST(Generate, JsonAndFilesSayTheSame) {

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <numeric>
 
 namespace nibble::gpu {
@@ -46,6 +47,44 @@ TEST(HostBuffer, IsCopiedFromAndRead) {
     EXPECT_EQ(device.memory().host, on_host);
   }
   EXPECT_FALSE(host_memory_named("pinned").has_value());
+}
+
+// Each copy gets what the memory held when it was submitted, and what it holds stays while it is opened.
+TEST(HostBuffer, IsFilledAgainOnceTheDeviceIsDoneWithIt) {
+  Device device;
+  for (const HostMemory memory : {HostMemory::staged, HostMemory::mapped, HostMemory::direct, HostMemory::carried}) {
+    if (!supports(device.info(), memory)) continue;
+    HostBuffer buffer(device, memory, 4 << 20, "host");
+    std::vector<Tensor> copies;
+    for (std::uint32_t round = 0; round < 5; ++round) {
+      if (round == 0) {
+        EXPECT_TRUE(buffer.is_open());
+      } else {
+        EXPECT_THROW(buffer.bytes(), Error);
+        buffer.reopen();
+        EXPECT_THROW(buffer.reopen(), Error);
+        buffer.wait_until_open("test");
+        EXPECT_TRUE(buffer.is_open());
+        std::uint32_t held = 0;
+        std::memcpy(&held, buffer.bytes().data() + 4, 4);
+        EXPECT_EQ(held, round - 1) << name_of(memory);
+      }
+      const std::vector<std::uint32_t> words(1 << 20, round);
+      std::memcpy(buffer.bytes().data(), words.data(), 4 << 20);
+      buffer.seal();
+      copies.push_back(device.tensor(DType::u32, {1 << 20}, "copy"));
+      Recorder recorder(device);
+      recorder.copy(buffer.tensor(), copies.back());
+      recorder.submit();
+    }
+    for (std::uint32_t round = 0; round < copies.size(); ++round) {
+      EXPECT_EQ(device.read<std::uint32_t>(copies[round]), std::vector<std::uint32_t>(1 << 20, round)) << name_of(memory);
+    }
+    EXPECT_THROW(buffer.wait_until_open("test"), Error);
+    buffer.reopen();
+    device.wait("test");
+    EXPECT_TRUE(buffer.is_open());
+  }
 }
 
 TEST(HostBuffer, RefusesWhatTheAdapterCannotHold) {

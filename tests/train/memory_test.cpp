@@ -2,6 +2,7 @@
 #include "nibble/gpu/host_tensor.h"
 #include "nibble/train/placement.h"
 #include "nibble/train/trainer.h"
+#include "tests/support/disk.h"
 #include "tests/train/golden_run.h"
 
 namespace nibble {
@@ -293,6 +294,31 @@ TEST(OutOfMemory, SavesWhatWasTrained) {
   EXPECT_TRUE(std::filesystem::exists(options.output / "adapter_model.safetensors"));
   options.resume = "auto";
   train(options, device, ProductPath::f32, {.step = [&](const StepRecord& record) { losses.push_back(record.loss); }});
+  ASSERT_EQ(losses.size(), steps);
+  for (std::size_t i = 0; i < steps; ++i) EXPECT_EQ(losses[i], without_limit().curve.steps[i].loss) << "step " << i + 1;
+}
+
+// The same where the disk fails from which layers are read.
+TEST(FailingDisk, SavesWhatWasTrained) {
+  const test::TemporaryFolder folder;
+  const test::FolderOnDisk disk;
+  TrainOptions options = test::golden_options(folder / "broken");
+  options.max_steps = steps;
+  options.save_every = 0;
+  options.residency = Residency::streamed;
+  options.stream = {.on_disk = true, .folder = disk.path()};
+  gpu::Device device;
+  std::vector<double> losses;
+  const auto run_on = [&](std::uint64_t breaks_after) {
+    train(options, device, ProductPath::f32, {.step = [&](const StepRecord& record) {
+            losses.push_back(record.loss);
+            if (record.step == breaks_after) std::filesystem::resize_file(test::scratch_of(disk.path()), 0);
+          }});
+  };
+  test::expect_error<DataError>([&] { run_on(3); }, disk.path().string(), "ends at byte", "up to step 3 is saved");
+  EXPECT_TRUE(std::filesystem::exists(options.output / "adapter_model.safetensors"));
+  options.resume = "auto";
+  run_on(0);
   ASSERT_EQ(losses.size(), steps);
   for (std::size_t i = 0; i < steps; ++i) EXPECT_EQ(losses[i], without_limit().curve.steps[i].loss) << "step " << i + 1;
 }

@@ -3,6 +3,7 @@
 #include "nibble/base/error.h"
 #include "nibble/gpu/host_tensor.h"
 #include "nibble/train/step_work.h"
+#include "nibble/weights/nf4_room.h"
 #include "nibble/weights/shapes.h"
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
@@ -192,6 +193,74 @@ TEST(Placement, ABudgetIsThatOfTheOptions) {
   EXPECT_THROW(memory_budget(options, info), UsageError);
   options.vram_limit = {.bytes = 77};
   EXPECT_EQ(memory_budget(options, info).bytes, 77u);
+  EXPECT_EQ(memory_budget(options, info).ram, 0u);
+  EXPECT_EQ(memory_budget(options, info, 1000).ram, 900u);
+  EXPECT_FALSE(memory_budget(options, info, 1000).ram_promised);
+  options.ram_limit = {.part = 0.5};
+  EXPECT_EQ(memory_budget(options, info, 1000).ram, 500u);
+  EXPECT_TRUE(memory_budget(options, info, 1000).ram_promised);
+  test::expect_error<UsageError>([&] { memory_budget(options, info); }, "--ram-limit", "in bytes");
+  options.ram_limit = {.bytes = 55};
+  EXPECT_EQ(memory_budget(options, info).ram, 55u);
+}
+
+// Layers lie on a disk where host memory is too small for them, and where it is not said how they are kept.
+TEST(Placement, PutsStreamedLayersOnADiskWhereHostMemoryNeedsIt) {
+  TrainOptions options;
+  const ModelConfig config = shape_by_name("qwen3-4b");
+  const std::uint64_t least = least_of(options);
+  const auto with_ram = [&](std::uint64_t ram, bool promised = true) {
+    return place(options, test::device(), config, ProductPath::f32, room, {.bytes = least, .promised = true, .ram = ram, .ram_promised = promised}, rates);
+  };
+  const Placement in_ram = with_ram(0);
+  EXPECT_FALSE(in_ram.model.stream.on_disk);
+  EXPECT_EQ(in_ram.memory.disk_weights, 0u);
+  const std::uint64_t ram = in_ram.memory.host_total();
+  EXPECT_FALSE(with_ram(ram).model.stream.on_disk);
+  EXPECT_EQ(with_ram(ram).extra_seconds, in_ram.extra_seconds);
+  for (const bool promised : {true, false}) {
+    const Placement small = with_ram(ram - 1, promised);
+    EXPECT_TRUE(small.model.stream.on_disk);
+    EXPECT_LE(small.memory.host_total(), ram - 1);
+    EXPECT_LE(small.memory.total(), least);
+    const std::uint32_t streamed = count_of(small.model.residency, config.num_layers, Residency::streamed);
+    EXPECT_EQ(small.memory.disk_weights, streamed * nf4_layer_bytes(config));
+    EXPECT_GT(small.extra_seconds, in_ram.extra_seconds) << "a disk is slower than the link";
+  }
+  std::uint64_t least_ram = 0;
+  try {
+    with_ram(1);
+    FAIL();
+  } catch (const UsageError& error) {
+    const std::string text = error.what();
+    EXPECT_NE(text.find("--ram-limit"), text.npos) << text;
+    least_ram = std::stoull(text.substr(text.find('(') + 1));
+  }
+  EXPECT_LT(least_ram, ram);
+  EXPECT_EQ(with_ram(least_ram).memory.host_total(), least_ram);
+  EXPECT_THROW(with_ram(least_ram - 1), UsageError);
+  EXPECT_EQ(with_ram(1, false).memory.host_total(), least_ram) << "what is measured is kept as nearly as can be";
+  // What is said of them holds.
+  options.stream.memory = gpu::HostMemory::staged;
+  EXPECT_FALSE(with_ram(ram - 1, false).model.stream.on_disk);
+  EXPECT_THROW(with_ram(least_ram), UsageError);
+  options.stream = {.on_disk = true};
+  EXPECT_TRUE(with_ram(0).model.stream.on_disk);
+}
+
+// Of a step on the GPU that takes longer than reading a disk costs nothing.
+TEST(Placement, WeighsTheReadingOfADisk) {
+  TrainOptions options;
+  options.residency = Residency::streamed;
+  options.stream.on_disk = true;
+  const double bytes = 36.0 * static_cast<double>(nf4_layer_bytes(shape_by_name("qwen3-4b")));
+  const auto extra = [&](double flops, double disk_bytes) {
+    const StepRates with{.flops = flops, .memory_bytes = 1e12, .link_bytes = 2e10, .disk_bytes = disk_bytes};
+    return place(options, test::device(), shape_by_name("qwen3-4b"), ProductPath::f32, room, {}, with);
+  };
+  const Placement fast = extra(1e18, 2e9), slow = extra(1e18, 1e9);
+  EXPECT_NEAR(slow.extra_seconds - fast.extra_seconds, 2 * bytes / 1e9 - 2 * bytes / 2e9, 0.01);
+  EXPECT_EQ(extra(1e11, 2e9).extra_seconds, extra(1e11, 1e9).extra_seconds);
 }
 
 // As in a dry run, which has measured.

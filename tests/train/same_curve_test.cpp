@@ -1,4 +1,5 @@
 #include "nibble/base/error.h"
+#include "tests/support/disk.h"
 #include "tests/train/golden_run.h"
 
 #include <algorithm>
@@ -92,6 +93,28 @@ TEST(SameCurve, WithStreamedWeights) {
   expect_same(run(options, ProductPath::f32), sixteen_rows());
   options.stream_layers = 5;
   EXPECT_THROW(run(options, ProductPath::f32), UsageError);
+}
+
+// Said, or taken by the plan where host memory is too small.
+TEST(SameCurve, WithWeightsFromADisk) {
+  const test::FolderOnDisk folder;
+  TrainOptions options = test::golden_options({});
+  options.residency = Residency::streamed;
+  options.stream.folder = folder.path();
+  const test::TrainedCurve in_ram = run(options, ProductPath::f32);
+  options.stream.on_disk = true;
+  const test::TrainedCurve said = run(options, ProductPath::f32);
+  options.stream.on_disk = false;
+  options.ram_limit.bytes = in_ram.plan.memory.host_total() - 1;
+  const test::TrainedCurve planned = run(options, ProductPath::f32);
+  EXPECT_TRUE(planned.plan.model.stream.on_disk);
+  EXPECT_EQ(planned.plan.memory.disk_weights, said.plan.memory.disk_weights);
+  EXPECT_GT(said.plan.memory.disk_weights, 0u);
+  for (std::uint64_t i = 0; i < steps; ++i) {
+    EXPECT_EQ(said.steps[i].loss, sixteen_rows().steps[i].loss) << "step " << i + 1;
+    EXPECT_EQ(planned.steps[i].loss, sixteen_rows().steps[i].loss) << "step " << i + 1;
+  }
+  EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
 }
 
 // Of the tied table rows are gathered and slices brought.

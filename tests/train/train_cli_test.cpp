@@ -1,4 +1,5 @@
 #include "nibble/io/safetensors.h"
+#include "tests/support/disk.h"
 #include "tests/train/tiny_run.h"
 
 #include <algorithm>
@@ -149,6 +150,54 @@ TEST(TrainCli, ALimitThatIsTooSmallIsRefusedBeforeAnythingIsWritten) {
   const TinyRun tiny;
   expect_complaint(tiny.run({{"vram-limit", "1MiB"}}), 2, "--vram-limit", "needs at least", "1048576 bytes");
   expect_complaint(tiny.run({{"vram-limit", "1 MiB"}}), 2, "--vram-limit", "1 MiB", "GiB");
+  EXPECT_FALSE(fs::exists(tiny.output()));
+}
+
+// Host memory that is too small for streamed layers puts them on a disk, which is said, gone afterwards, and changes nothing.
+TEST(TrainCli, ASmallRamLimitTrainsFromADisk) {
+  const TinyRun tiny;
+  const test::FolderOnDisk disk;
+  const test::Arguments streamed{{"residency", "streamed"}, {"stream-dir", disk.path().string()}};
+  const auto with = [&](test::Arguments more) {
+    more.insert(streamed.begin(), streamed.end());
+    return more;
+  };
+  EXPECT_EQ(tiny.run(with({{"output", (tiny.folder / "ram").string()}})).code, 0);
+  const auto dry = tiny.run(with({{"dry-run", ""}, {"ram-limit", "129.5MiB"}}));
+  for (const std::string& part : std::vector<std::string>{"of 129.5 MiB that --ram-limit allows", "4 others are streamed from a disk",
+                                                          "of the layers on disk 3 at a time", "of streamed layers in " + disk.path().string()}) {
+    EXPECT_NE(dry.err.find(part), dry.err.npos) << part << " is not in: " << dry.err;
+  }
+  const auto trained = tiny.run(with({{"ram-limit", "129.5MiB"}}));
+  EXPECT_EQ(trained.code, 0) << trained.err;
+  EXPECT_NE(trained.err.find("of streamed layers in " + disk.path().string()), trained.err.npos) << trained.err;
+  EXPECT_TRUE(fs::is_empty(disk.path()));
+  EXPECT_EQ(test::adapter_bytes(tiny.output()), test::adapter_bytes(tiny.folder / "ram"));
+  expect_complaint(tiny.run(with({{"ram-limit", "1MiB"}})), 2, "--ram-limit", "needs at least", "1048576 bytes");
+  expect_complaint(tiny.run(with({{"ram-limit", "much"}})), 2, "--ram-limit", "much", "GiB");
+  expect_complaint(tiny.run(with({{"ram-limit", "129.5MiB"}, {"stream-memory", "staged"}})), 2, "--ram-limit", "needs at least");
+}
+
+// Killed in the midst of a step, it leaves no scratch file.
+TEST(TrainCli, AKilledRunLeavesNothingOnTheDisk) {
+  const TinyRun tiny;
+  const test::FolderOnDisk disk;
+  test::RunningProgram program(NIBBLE_PROGRAM, tiny.command({{"residency", "streamed"}, {"stream-memory", "disk"}, {"stream-dir", disk.path().string()},
+                                                             {"epochs", "1000"}}));
+  for (int i = 0; i < 600 && !fs::exists(tiny.output() / "metrics.jsonl"); ++i) ::usleep(100'000);
+  ASSERT_TRUE(program.running());
+  EXPECT_EQ(program.wait_after(SIGKILL).signal, SIGKILL);
+  EXPECT_TRUE(fs::is_empty(disk.path()));
+}
+
+TEST(TrainCli, AFolderInMemoryIsNoDisk) {
+  if (!test::is_in_memory("/dev/shm")) GTEST_SKIP() << "There is no folder of memory at /dev/shm.";
+  const TinyRun tiny;
+  for (const test::Arguments& more : {test::Arguments{}, test::Arguments{{"dry-run", ""}}}) {
+    test::Arguments arguments{{"residency", "streamed"}, {"stream-memory", "disk"}, {"stream-dir", "/dev/shm/nibble"}};
+    arguments.insert(more.begin(), more.end());
+    expect_complaint(tiny.run(arguments), 1, "/dev/shm/nibble", "tmpfs", "--stream-dir");
+  }
   EXPECT_FALSE(fs::exists(tiny.output()));
 }
 
