@@ -8,7 +8,7 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct Nf4Params {
   std::uint32_t count;
   float factor;
 };
@@ -77,7 +77,7 @@ void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
   const Tensor packed(op.w.packed.buffer(), op.w.packed.offset(), DType::u32, {blocks, words});
   const Tensor values = out.view({blocks, nf4_block});
   for (const auto range : gpu::binding_slices(device, blocks, {4 * words, 4, nf4_block * size_of(out.dtype())})) {
-    const Params params{.count = (range.end - range.begin) * words, .factor = 1.0f / op.out.scale};
+    const Nf4Params params{.count = (range.end - range.begin) * words, .factor = 1.0f / op.out.scale};
     const Tensor slice = values.rows(range.begin, range.end);
     recorder.dispatch(kernel,
                       {gpu::read(packed.rows(range.begin, range.end)), gpu::read(op.w.absmax.rows(range.begin, range.end)),
