@@ -8,7 +8,7 @@
 #include <chrono>
 #include <thread>
 
-namespace nibble {
+namespace nibble::bench_test {
 namespace {
 
 using test::run_nibble;
@@ -364,4 +364,4 @@ TEST(BenchLoad, RefusesAnAdapterThatIsNotThereBeforeItWrites) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::bench_test

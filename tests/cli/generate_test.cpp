@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <sstream>
 
-namespace nibble {
+namespace nibble::generate_test {
 namespace {
 
 using Arguments = std::vector<std::string>;
@@ -165,4 +165,4 @@ TEST(Generate, NamesWithControlCharactersDoNotReachTheTerminal) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::generate_test

@@ -8,7 +8,7 @@
 
 #include <numeric>
 
-namespace nibble {
+namespace nibble::cargo_test {
 namespace {
 
 constexpr std::uint32_t words = 1 << 18, rows = 96, inputs = 256, outputs = 512;
@@ -111,4 +111,4 @@ TEST_F(CarriedCargo, IsSharedByArithmetic) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::cargo_test

@@ -4,7 +4,7 @@
 #include "nibble/train/trainer.h"
 #include "tests/train/golden_run.h"
 
-namespace nibble {
+namespace nibble::memory_test {
 namespace {
 
 constexpr auto keep = Activations::keep, recompute_mlp = Activations::recompute_mlp, recompute = Activations::recompute;
@@ -298,4 +298,4 @@ TEST(OutOfMemory, SavesWhatWasTrained) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::memory_test

@@ -9,7 +9,7 @@
 
 #include <algorithm>
 
-namespace nibble {
+namespace nibble::placement_test {
 namespace {
 
 constexpr BatchRoom room{.tokens = 2048, .labels = 2048};
@@ -218,4 +218,4 @@ TEST(Placement, IsNotMovedByTheRatesOfItsEstimate) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::placement_test

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-namespace nibble {
+namespace nibble::same_curve_test {
 namespace {
 
 constexpr std::uint64_t steps = 8;
@@ -156,4 +156,4 @@ TEST(SameCurve, ThroughAccumulationInF16) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::same_curve_test

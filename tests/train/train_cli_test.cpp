@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <set>
 
-namespace nibble {
+namespace nibble::train_cli_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -331,4 +331,4 @@ TEST(TrainCli, ADivergedRunNamesTheStepAndKeepsTheCheckpoint) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::train_cli_test
