@@ -3,7 +3,7 @@
 
 #include <regex>
 
-namespace nibble {
+namespace nibble::eval_test {
 namespace {
 
 using Arguments = std::vector<std::string>;
@@ -85,4 +85,4 @@ TEST_F(EvalLimit, WhatIsNoAmountIsNamed) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::eval_test
