@@ -13,32 +13,28 @@ if(NIBBLE_SANITIZE)
   target_link_options(nibble_options INTERFACE -fsanitize=${NIBBLE_SANITIZE})
 endif()
 
-# Several sources become one translation unit: nibble_cli, whose headers cost more than its code, takes a third of the time. Names in
-# their anonymous namespaces must differ then, so a library has it by asking for it: UNITY.
+# With NIBBLE_UNITY six sources become one translation unit, which takes a third of the time where headers cost more than code. Their
+# anonymous namespaces become one too (HACKING.md).
 function(nibble_unity target)
   set_target_properties(${target} PROPERTIES UNITY_BUILD ${NIBBLE_UNITY} UNITY_BUILD_BATCH_SIZE 6)
 endfunction()
 
-# nibble_library(gpu [UNITY] SOURCES device.cpp ... LINKS nibble_base ...): the library nibble_gpu of the folder it is called in.
+# nibble_library(gpu SOURCES device.cpp ... LINKS nibble_base ...): the library nibble_gpu of the folder it is called in.
 function(nibble_library name)
-  cmake_parse_arguments(ARG "UNITY" "" "SOURCES;LINKS" ${ARGN})
+  cmake_parse_arguments(ARG "" "" "SOURCES;LINKS" ${ARGN})
   add_library(nibble_${name} STATIC ${ARG_SOURCES})
-  if(ARG_UNITY)
-    nibble_unity(nibble_${name})
-  endif()
+  nibble_unity(nibble_${name})
   target_link_libraries(nibble_${name} PUBLIC nibble_options ${ARG_LINKS})
 endfunction()
 
-# nibble_test(NAME [UNITY] SOURCES ... LINKS ... LABELS ...): one GoogleTest program, run by ctest as a whole.
+# nibble_test(NAME SOURCES ... LINKS ... LABELS ...): one GoogleTest program, run by ctest as a whole.
 function(nibble_test name)
-  cmake_parse_arguments(ARG "UNITY" "TIMEOUT" "SOURCES;LINKS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LINKS;LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 600)
   endif()
   add_executable(test_${name} ${ARG_SOURCES})
-  if(ARG_UNITY)
-    nibble_unity(test_${name})
-  endif()
+  nibble_unity(test_${name})
   target_link_libraries(test_${name} PRIVATE ${ARG_LINKS} nibble_options GTest::gtest_main)
   # Compiling takes longer than running here.
   target_compile_options(test_${name} PRIVATE $<$<CONFIG:Release>:-O1>)

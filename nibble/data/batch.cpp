@@ -8,7 +8,7 @@
 namespace nibble::data {
 namespace {
 
-constexpr std::string_view where = "make_batch";
+constexpr std::string_view in_batch = "make_batch";
 
 struct TokenRange {
   std::uint32_t begin, end;  // within the example
@@ -17,7 +17,7 @@ struct TokenRange {
 void append_segment(Batch& batch, const Example& example, TokenRange range, std::uint32_t index) {
   const auto begin = static_cast<std::uint32_t>(batch.tokens.size());
   for (std::uint32_t i = range.begin; i < range.end; ++i) {
-    check<DataError>(example.tokens[i] >= 0, where, "Example {} has the token {}, which is negative.", index,
+    check<DataError>(example.tokens[i] >= 0, in_batch, "Example {} has the token {}, which is negative.", index,
                      example.tokens[i]);
     const auto token = static_cast<std::uint32_t>(example.tokens[i]);
     const std::uint32_t offset = i - range.begin;
@@ -36,19 +36,19 @@ void append_side(Batch& batch, const Example& example, TokenRange range, std::ui
   if (batch.sides.empty()) batch.sides.push_back(0);
   append_segment(batch, example, range, index);
   const auto end = static_cast<std::uint32_t>(batch.labels.size());
-  check<DataError>(end > batch.sides.back(), where, "Example {} is a preference with an answer that has no label.", index);
+  check<DataError>(end > batch.sides.back(), in_batch, "Example {} is a preference with an answer that has no label.", index);
   batch.sides.push_back(end);
 }
 
 void append(Batch& batch, const Example& example, std::uint32_t index) {
-  check<UsageError>(example.tokens.size() == example.trained.size(), where, "Example {} has {} tokens but {} marks.",
+  check<UsageError>(example.tokens.size() == example.trained.size(), in_batch, "Example {} has {} tokens but {} marks.",
                     index, example.tokens.size(), example.trained.size());
-  check<DataError>(!example.tokens.empty(), where, "Example {} has no tokens.", index);
+  check<DataError>(!example.tokens.empty(), in_batch, "Example {} has no tokens.", index);
   const std::size_t end = batch.tokens.size() + example.tokens.size();
-  check<UsageError>(end <= std::numeric_limits<std::uint32_t>::max(), where,
+  check<UsageError>(end <= std::numeric_limits<std::uint32_t>::max(), in_batch,
                     "The batch has {} tokens, at most 2^32 - 1.", end);
   const auto length = static_cast<std::uint32_t>(example.tokens.size());
-  check<UsageError>(example.rejected_begin < length, where, "The rejected side of example {} begins at {} of {} tokens.",
+  check<UsageError>(example.rejected_begin < length, in_batch, "The rejected side of example {} begins at {} of {} tokens.",
                     index, example.rejected_begin, length);
   if (!example.is_pair()) {
     append_segment(batch, example, {0, length}, index);
@@ -61,10 +61,10 @@ void append(Batch& batch, const Example& example, std::uint32_t index) {
 }  // namespace
 
 Batch make_batch(std::span<const Example> examples, std::span<const std::uint64_t> rows) {
-  check<UsageError>(rows.empty() || rows.size() == examples.size(), where, "There are {} examples but {} row numbers.",
+  check<UsageError>(rows.empty() || rows.size() == examples.size(), in_batch, "There are {} examples but {} row numbers.",
                     examples.size(), rows.size());
   const auto pairs = std::count_if(examples.begin(), examples.end(), [](const Example& e) { return e.is_pair(); });
-  check<UsageError>(pairs == 0 || static_cast<std::size_t>(pairs) == examples.size(), where,
+  check<UsageError>(pairs == 0 || static_cast<std::size_t>(pairs) == examples.size(), in_batch,
                     "{} of {} examples are preferences; a batch has these alone or none.", pairs, examples.size());
   Batch batch;
   for (std::size_t i = 0; i < examples.size(); ++i) append(batch, examples[i], static_cast<std::uint32_t>(i));

@@ -10,7 +10,7 @@ namespace {
 
 using text::ByteSpan;
 
-constexpr std::string_view where = "chat_mask";
+constexpr std::string_view in_chat_mask = "chat_mask";
 constexpr std::pair<TrainOn, std::string_view> train_on_names[] = {
     {TrainOn::assistant, "assistant"}, {TrainOn::last, "last"}, {TrainOn::all, "all"}};
 
@@ -79,7 +79,7 @@ class Thoughts {
     std::size_t at = 0;
     for (const auto& edit : edits_) {
       if (!edit) continue;
-      check<DataError>(edit->place.begin >= at, where, "The template does not print the turns in their order.");
+      check<DataError>(edit->place.begin >= at, in_chat_mask, "The template does not print the turns in their order.");
       result.append(text.substr(at, edit->place.begin - at)).append(edit->block);
       at = edit->place.end;
     }
@@ -139,7 +139,7 @@ std::vector<ByteSpan> spans_of(const std::vector<std::size_t>& messages, const s
     if (!span) continue;
     const std::size_t before = spans.size();
     thoughts.append_span(spans, message, *span);
-    check<DataError>(before == 0 || spans[before - 1].end <= spans[before].begin, where,
+    check<DataError>(before == 0 || spans[before - 1].end <= spans[before].begin, in_chat_mask,
                      "The template prints message {} in a place that cannot be told from the one before.", message);
   }
   return spans;
@@ -186,7 +186,7 @@ MaskedChat ChatMask::apply(const Chat& given, TrainOn train_on) const {
     return result;
   }
   const auto messages = trained_messages(chat, train_on);
-  check<DataError>(!messages.empty(), where, "The chat has no assistant turn to train on{}.",
+  check<DataError>(!messages.empty(), in_chat_mask, "The chat has no assistant turn to train on{}.",
                    silenced_messages(chat).empty() ? "" : " that its messages' \"train\" or \"weight\" leave");
   result.trained = spans_of(messages, marked, turns, thoughts);
   return result;
@@ -198,7 +198,7 @@ std::string ChatMask::prompt(const Chat& given) const {
   const ChatProbe probe(template_, split.chat, variables_);
   const std::string text = probe.render(split.chat.messages.size());
   const std::string with_prompt = probe.render(split.chat.messages.size(), true);
-  check<DataError>(with_prompt.starts_with(text), where,
+  check<DataError>(with_prompt.starts_with(text), in_chat_mask,
                    "The template prints the chat otherwise before an answer than without; leave --think at stock.");
   const ChatTurns turns(probe, split.chat, tokenizer_, text);
   std::string result = Thoughts(split, format_, think_, turns, text).put_into(text) + with_prompt.substr(text.size());

@@ -9,7 +9,7 @@ namespace {
 
 using text::ByteSpan;
 
-constexpr std::string_view where = "chat_mask";
+constexpr std::string_view in_chat_turns = "chat_mask";
 constexpr std::string_view blanks = " \t\r\n";
 
 std::size_t skip_blanks(std::string_view text, std::size_t at) {
@@ -62,7 +62,7 @@ std::size_t ChatTurns::begin_after_prompt(std::size_t message, const Turn& turn)
   const std::size_t until = begin_of_next(message);
   std::optional<std::size_t> begin;
   if (from <= turn.begin && turn.end <= until) begin = probe_.prompt_end(full_, message, from, turn.begin);
-  check<DataError>(begin.has_value(), where,
+  check<DataError>(begin.has_value(), in_chat_turns,
                    "Where message {} begins in what the chat template prints cannot be told; mark the assistant's "
                    "part of the template with {{% generation %}}, or train on all.",
                    message);
@@ -124,12 +124,12 @@ std::size_t ChatTurns::end_of(const Turn& turn, std::size_t message) const {
   if (turn.calls) {
     const std::size_t until = begin_of_next(message);
     const std::size_t found = full_.substr(0, until).find(*end_mark_, turn.end);
-    check<DataError>(found != full_.npos, where, "The end of the calls of message {} cannot be found.", message);
+    check<DataError>(found != full_.npos, in_chat_turns, "The end of the calls of message {} cannot be found.", message);
     return found + end_mark_->size();
   }
   const std::size_t begin = skip_blanks(full_, turn.end);
   if (full_.substr(begin).starts_with(*end_mark_)) return begin + end_mark_->size();
-  check<DataError>(turn.exact, where,
+  check<DataError>(turn.exact, in_chat_turns,
                    "Where message {} ends in what the chat template prints cannot be told; mark the assistant's "
                    "part of the template with {{% generation %}}, or train on all.",
                    message);

@@ -10,9 +10,9 @@
 namespace nibble::data {
 namespace {
 
-constexpr std::string_view where = "--map";
+constexpr std::string_view in_column_map = "--map";
 
-constexpr std::string_view names[] = {"user",       "assistant", "system", "prompt",        "completion", "text",
+constexpr std::string_view column_meanings[] = {"user",       "assistant", "system", "prompt",        "completion", "text",
                                       "chosen",     "rejected",  "label",  "input",         "instruction", "output",
                                       "response",   "messages",  "conversations", "tools"};
 
@@ -35,12 +35,12 @@ ColumnMap ColumnMap::parse(std::span<const std::string> given) {
   ColumnMap map;
   for (const std::string& entry : given) {
     const std::size_t equals = entry.rfind('=');
-    check<UsageError>(equals != entry.npos && equals > 0, where, "\"{}\" is not of the form COLUMN=NAME, as question=user.", entry);
+    check<UsageError>(equals != entry.npos && equals > 0, in_column_map, "\"{}\" is not of the form COLUMN=NAME, as question=user.", entry);
     const std::string name = entry.substr(equals + 1);
-    check<UsageError>(std::find(std::begin(names), std::end(names), name) != std::end(names), where,
-                      "A column cannot stand for \"{}\"; names are {}.", name, fmt::join(names, ", "));
+    check<UsageError>(std::find(std::begin(column_meanings), std::end(column_meanings), name) != std::end(column_meanings), in_column_map,
+                      "A column cannot stand for \"{}\"; names are {}.", name, fmt::join(column_meanings, ", "));
     const bool twice = std::any_of(map.entries_.begin(), map.entries_.end(), [&](const Entry& e) { return e.name == name; });
-    check<UsageError>(!twice, where, "Two columns stand for {}; one may.", name);
+    check<UsageError>(!twice, in_column_map, "Two columns stand for {}; one may.", name);
     map.entries_.push_back({.column = entry.substr(0, equals), .name = name});
   }
   const auto has = [&](std::string_view name) {
@@ -48,10 +48,10 @@ ColumnMap ColumnMap::parse(std::span<const std::string> given) {
   };
   map.chat_ = has("user") || has("assistant");
   if (!map.chat_) return map;
-  check<UsageError>(has("user") && has("assistant"), where, "A chat needs a column for user and one for assistant; one is missing.");
+  check<UsageError>(has("user") && has("assistant"), in_column_map, "A chat needs a column for user and one for assistant; one is missing.");
   for (const Entry& entry : map.entries_) {
     const bool fits = entry.name == "user" || entry.name == "assistant" || entry.name == "system" || entry.name == "tools";
-    check<UsageError>(fits, where, "{} does not go with user and assistant, which make a chat.", entry.name);
+    check<UsageError>(fits, in_column_map, "{} does not go with user and assistant, which make a chat.", entry.name);
   }
   return map;
 }

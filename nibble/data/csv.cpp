@@ -15,7 +15,7 @@ namespace nibble::data {
 namespace {
 
 constexpr std::size_t max_columns = 4096;
-constexpr std::size_t block_bytes = std::size_t{256} << 10;
+constexpr std::size_t csv_block_bytes = std::size_t{256} << 10;
 constexpr std::string_view byte_order_mark = "\xef\xbb\xbf";
 
 bool is_utf8(std::string_view text) { return text::valid_utf8_prefix(text) == text.size(); }
@@ -57,7 +57,7 @@ class CsvReader {
 
   int peek() {
     if (at_ == end_) {
-      block_.resize(block_bytes);
+      block_.resize(csv_block_bytes);
       at_ = 0;
       end_ = in_(block_);
     }

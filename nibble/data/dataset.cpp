@@ -16,7 +16,7 @@
 namespace nibble::data {
 namespace {
 
-constexpr std::string_view where = "data";
+constexpr std::string_view in_dataset = "data";
 
 constexpr std::pair<Overflow, std::string_view> overflow_names[] = {{Overflow::error, "error"},
                                                                     {Overflow::drop, "drop"},
@@ -98,16 +98,16 @@ Overflow overflow_of(std::string_view name) {
   for (const auto& [value, known] : overflow_names) {
     if (known == name) return value;
   }
-  fail<UsageError>(where, "Over-long rows cannot be treated by \"{}\"; choose error, drop, cut or split.", name);
+  fail<UsageError>(in_dataset, "Over-long rows cannot be treated by \"{}\"; choose error, drop, cut or split.", name);
 }
 
 Dataset::Dataset(const DataFiles& files, const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template,
                  DatasetOptions options)
     : encoder_(tokenizer, chat_template, options.train_on, options.template_variables, options.think, options.system),
       options_(std::move(options)) {
-  check<UsageError>(options_.max_length >= 2, where, "The longest row may have {} tokens, but at least 2 are needed.",
+  check<UsageError>(options_.max_length >= 2, in_dataset, "The longest row may have {} tokens, but at least 2 are needed.",
                     options_.max_length);
-  check<UsageError>(!files.empty(), where, "There is no file to read.");
+  check<UsageError>(!files.empty(), in_dataset, "There is no file to read.");
   for (const DataFile& file : files.files()) {
     RowText text = open_rows(file.path);
     Source source{.file = std::move(text.file)};
@@ -117,7 +117,7 @@ Dataset::Dataset(const DataFiles& files, const text::Tokenizer& tokenizer, const
     const DatasetCounts before = counts_;
     index(source);
     const bool too_long = options_.overflow == Overflow::error && counts_.over_long_rows > before.over_long_rows;
-    check<DataError>(source.examples.end > source.examples.begin || too_long, where,
+    check<DataError>(source.examples.end > source.examples.begin || too_long, in_dataset,
                      "{}: No row is left to train on ({} rows, {} bad, {} over-long).", source.examples.name,
                      source.examples.rows, counts_.bad_rows - before.bad_rows, counts_.over_long_rows - before.over_long_rows);
     log_info(fmt::format("{}: {} row{} of the form {}", source.examples.name, source.examples.rows, source.examples.rows == 1 ? "" : "s",
@@ -137,7 +137,7 @@ void Dataset::check_forms() const {
   const auto other = std::find_if(files_.begin(), files_.end(),
                                   [&](const Source& source) { return takes_pairs(source) != takes_pairs(files_.front()); });
   if (other == files_.end()) return;
-  fail<UsageError>(where, "{} holds rows of the form {} and {} of the form {}; preferences and other rows do not mix.",
+  fail<UsageError>(in_dataset, "{} holds rows of the form {} and {} of the form {}; preferences and other rows do not mix.",
                    files_.front().examples.name, name_of(files_.front().examples.form), other->examples.name,
                    name_of(other->examples.form));
 }
@@ -174,7 +174,7 @@ void Dataset::index_block(Source& source, const std::vector<Line>& lines) {
   for (std::size_t i = 0; i < lines.size(); ++i) {
     if (const auto* fault = std::get_if<std::string>(&encoded[i])) {
       ++counts_.bad_rows;
-      check<DataError>(options_.skip_bad_rows, where, "{}, line {}: {}", source.examples.name, lines[i].number, *fault);
+      check<DataError>(options_.skip_bad_rows, in_dataset, "{}, line {}: {}", source.examples.name, lines[i].number, *fault);
       continue;
     }
     const bool none_before = counts_.over_long_rows == 0;
@@ -195,7 +195,7 @@ void Dataset::detect_form(Source& source, const std::vector<Line>& lines) const 
       source.form_known = true;
       return;
     } catch (const DataError& error) {
-      check<DataError>(options_.skip_bad_rows, where, "{}, line {}: {}", source.examples.name, line.number,
+      check<DataError>(options_.skip_bad_rows, in_dataset, "{}, line {}: {}", source.examples.name, line.number,
                        sentence_of(error));
     }
   }
@@ -203,7 +203,7 @@ void Dataset::detect_form(Source& source, const std::vector<Line>& lines) const 
 
 std::variant<Example, std::string> Dataset::encode(const Source& source, const Line& line) const {
   try {
-    check<DataError>(line.number <= std::numeric_limits<std::uint32_t>::max(), where, "The file has over 2^32 lines.");
+    check<DataError>(line.number <= std::numeric_limits<std::uint32_t>::max(), in_dataset, "The file has over 2^32 lines.");
     return encoder_.encode(read_row(options_.map.apply(parse_row(line.text)), source.examples.form));
   } catch (const DataError& error) {
     return std::string(sentence_of(error));
@@ -258,7 +258,7 @@ Example Dataset::piece_of(const Example& row, const Record& record) const {
 
 void Dataset::check_overflow() const {
   if (options_.overflow != Overflow::error || counts_.over_long_rows == 0) return;
-  fail<DataError>(where,
+  fail<DataError>(in_dataset,
                   "{} of {} rows have more than {} tokens (the longest {}; the first in {}). Raise "
                   "--max-length, or choose --overflow drop, cut or split.",
                   counts_.over_long_rows, counts_.rows, options_.max_length, counts_.longest_row, first_over_long_);
@@ -303,12 +303,12 @@ std::vector<std::uint32_t> Dataset::lengths() const {
 }
 
 Example Dataset::example(std::size_t index) const {
-  check<UsageError>(index < records_.size(), where, "There is no example {}; there are {}.", index, records_.size());
+  check<UsageError>(index < records_.size(), in_dataset, "There is no example {}; there are {}.", index, records_.size());
   if (index < cache_.size()) return cache_[index];
   const Record& record = records_[index];
   const Source& source = source_of(index);
   const std::string line = LineReader::read_at(source.file, record.offset);
-  check<DataError>(checksum_of(line) == record.checksum, where,
+  check<DataError>(checksum_of(line) == record.checksum, in_dataset,
                    "{}, line {}: The file has changed while it was in use.", source.examples.name, record.line);
   return piece_of(encoder_.encode(read_row(options_.map.apply(parse_row(line)), source.examples.form)), record);
 }

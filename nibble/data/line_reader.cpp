@@ -7,8 +7,8 @@
 namespace nibble::data {
 namespace {
 
-constexpr std::string_view where = "data";
-constexpr std::size_t block_bytes = std::size_t{1} << 20;
+constexpr std::string_view in_line_reader = "data";
+constexpr std::size_t line_block_bytes = std::size_t{1} << 20;
 constexpr std::string_view byte_order_mark = "\xef\xbb\xbf";
 
 std::string read_block(const File& file, std::uint64_t offset, std::size_t bytes) {
@@ -25,7 +25,7 @@ void drop_carriage_return(std::string& text) {
 
 bool LineReader::fill() {
   if (buffer_end_ >= file_.size()) return false;
-  buffer_ = read_block(file_, buffer_end_, block_bytes);
+  buffer_ = read_block(file_, buffer_end_, line_block_bytes);
   hash_.add(buffer_);
   buffer_end_ += buffer_.size();
   at_ = 0;
@@ -40,7 +40,7 @@ bool LineReader::next(Line& line) {
   while (true) {
     const std::size_t end = std::min(buffer_.find('\n', at_), buffer_.size());
     line.text.append(buffer_, at_, end - at_);
-    check<DataError>(line.text.size() <= max_line_bytes, where, "{}, line {}: The line is longer than {} bytes.", name_, line.number,
+    check<DataError>(line.text.size() <= max_line_bytes, in_line_reader, "{}, line {}: The line is longer than {} bytes.", name_, line.number,
                      max_line_bytes);
     at_ = std::min(end + 1, buffer_.size());
     if (end < buffer_.size() || !fill()) break;
@@ -55,7 +55,7 @@ bool LineReader::next(Line& line) {
 
 std::string LineReader::read_at(const File& file, std::uint64_t offset) {
   std::string text;
-  for (std::size_t bytes = std::size_t{16} << 10; offset < file.size(); bytes = block_bytes) {
+  for (std::size_t bytes = std::size_t{16} << 10; offset < file.size(); bytes = line_block_bytes) {
     const std::string block = read_block(file, offset, bytes);
     const std::size_t end = block.find('\n');
     text.append(block, 0, end);

@@ -15,7 +15,7 @@
 namespace nibble::data {
 namespace {
 
-constexpr std::size_t block_bytes = std::size_t{256} << 10;
+constexpr std::size_t row_block_bytes = std::size_t{256} << 10;
 constexpr std::string_view standard_input = "standard input";
 
 // The first bytes of a stream, up to `count`, and the stream with them put back.
@@ -106,14 +106,14 @@ RowText spooled(const ByteReader& text, std::optional<char> separator, const fs:
     check<DataError>(total <= max_unpacked_bytes, name.string(),
                      "It holds more than {} bytes, the most that is taken into a temporary file.", max_unpacked_bytes);
     waiting += bytes;
-    if (waiting.size() < block_bytes) return;
+    if (waiting.size() < row_block_bytes) return;
     file.write(waiting);
     waiting.clear();
   };
   if (separator) {
     csv_to_rows(text, *separator, name, put);
   } else {
-    std::string block(block_bytes, '\0');
+    std::string block(row_block_bytes, '\0');
     while (const std::size_t got = text(block)) put(std::string_view(block).substr(0, got));
   }
   file.write(waiting);

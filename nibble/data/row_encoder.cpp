@@ -10,7 +10,7 @@ namespace {
 
 using text::ByteSpan;
 
-constexpr std::string_view where = "row";
+constexpr std::string_view in_row_encoder = "row";
 
 bool is_blank(std::string_view text) { return text.find_first_not_of(" \t\r\n") == text.npos; }
 
@@ -73,7 +73,7 @@ Example RowEncoder::encode(const RowContent& row) const {
   Example example = chat       ? encode_segment(*chat)
                     : labelled ? encode_labelled(*labelled)
                                : encode_segment(std::get<PlainText>(row));
-  check<DataError>(has_trained(example), where,
+  check<DataError>(has_trained(example), in_row_encoder,
                    "The row has no trained token: what the loss would count is empty or is not printed.");
   return example;
 }
@@ -84,10 +84,10 @@ Example RowEncoder::encode_pair(const PreferencePair& pair) const {
   const auto encode_side = [&](const auto& side) { return std::visit([&](const auto& row) { return encode_segment(row); }, side); };
   Example example = encode_side(pair.chosen);
   const Example rejected = encode_side(pair.rejected);
-  check<DataError>(has_trained(example) && has_trained(rejected), where,
+  check<DataError>(has_trained(example) && has_trained(rejected), in_row_encoder,
                    "The {} answer has no trained token: it is empty or is not printed.",
                    has_trained(example) ? "rejected" : "chosen");
-  check<DataError>(example.tokens != rejected.tokens, where,
+  check<DataError>(example.tokens != rejected.tokens, in_row_encoder,
                    "The chosen and the rejected answer are the same tokens: there is nothing to prefer.");
   example.rejected_begin = static_cast<std::uint32_t>(example.tokens.size());
   example.tokens.insert(example.tokens.end(), rejected.tokens.begin(), rejected.tokens.end());
@@ -109,7 +109,7 @@ Example RowEncoder::encode_labelled(const LabelledInput& row) const {
 }
 
 Example RowEncoder::encode_segment(const Chat& chat) const {
-  check<DataError>(mask_.has_value(), where,
+  check<DataError>(mask_.has_value(), in_row_encoder,
                    "The row holds messages, but the model has no chat template; give one, or rows of \"text\" or of "
                    "\"prompt\" and \"completion\".");
   const bool begun = system_.empty() || has_system(chat);

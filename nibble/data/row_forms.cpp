@@ -8,11 +8,11 @@
 namespace nibble::data {
 namespace {
 
-constexpr std::string_view where = "row";
+constexpr std::string_view in_row_forms = "row";
 
 std::string text_member(const OrderedJson& row, const char* key) {
   const OrderedJson& value = member(row, key);
-  check<DataError>(value.is_string(), where, "\"{}\" is {}, not a string.", key, value.type_name());
+  check<DataError>(value.is_string(), in_row_forms, "\"{}\" is {}, not a string.", key, value.type_name());
   return value.get<std::string>();
 }
 
@@ -24,28 +24,28 @@ bool has_text(const OrderedJson& row, const char* key) {
 void check_content(const OrderedJson& turn, std::size_t index, bool may_be_absent) {
   const auto found = turn.find("content");
   if (found == turn.end() || found->is_null()) {
-    check<DataError>(may_be_absent, where, "Message {} has no \"content\".", index);
+    check<DataError>(may_be_absent, in_row_forms, "Message {} has no \"content\".", index);
     return;
   }
   if (found->is_string()) return;
-  check<DataError>(found->is_array(), where, "The content of message {} is {}, neither a string nor a list of parts.",
+  check<DataError>(found->is_array(), in_row_forms, "The content of message {} is {}, neither a string nor a list of parts.",
                    index, found->type_name());
   for (const OrderedJson& part : *found) {
     const bool is_text = part.is_object() && part.contains("type") && part["type"] == "text" &&
                          part.contains("text") && part["text"].is_string();
-    check<DataError>(is_text, where, "The content of message {} has a part that is not text.", index);
+    check<DataError>(is_text, in_row_forms, "The content of message {} has a part that is not text.", index);
   }
 }
 
 // Templates expect a call's arguments as an object; the form with a string of JSON is read into one.
 void read_calls(OrderedJson& turn, std::size_t index) {
   OrderedJson& calls = turn["tool_calls"];
-  check<DataError>(calls.is_array(), where, "\"tool_calls\" of message {} is {}, not a list.", index,
+  check<DataError>(calls.is_array(), in_row_forms, "\"tool_calls\" of message {} is {}, not a list.", index,
                    calls.type_name());
   for (OrderedJson& call : calls) {
-    check<DataError>(call.is_object(), where, "A tool call of message {} is not an object.", index);
+    check<DataError>(call.is_object(), in_row_forms, "A tool call of message {} is not an object.", index);
     OrderedJson& function = call.contains("function") ? call["function"] : call;
-    check<DataError>(function.is_object() && function.contains("name") && function["name"].is_string(), where,
+    check<DataError>(function.is_object() && function.contains("name") && function["name"].is_string(), in_row_forms,
                      "A tool call of message {} has no function name.", index);
     if (!function.contains("arguments") || !function["arguments"].is_string()) continue;
     OrderedJson parsed = parse_inner(function["arguments"].get<std::string>());
@@ -62,13 +62,13 @@ void read_flags(OrderedJson& turn, std::size_t index) {
   };
   OrderedJson train = take("train");
   const OrderedJson weight = take("weight");
-  check<DataError>(train.is_null() || train.is_boolean(), where, "\"train\" of message {} is {}; true or false is allowed.", index,
+  check<DataError>(train.is_null() || train.is_boolean(), in_row_forms, "\"train\" of message {} is {}; true or false is allowed.", index,
                    train.dump());
   if (!weight.is_null()) {
-    check<DataError>(weight.is_number() && (weight == 0 || weight == 1), where,
+    check<DataError>(weight.is_number() && (weight == 0 || weight == 1), in_row_forms,
                      "\"weight\" of message {} is {}; 1 or 0 is allowed, for a token counts whole or not at all.", index, weight.dump());
     const OrderedJson counted = weight == 1;
-    check<DataError>(train.is_null() || train == counted, where, "\"train\" and \"weight\" of message {} contradict each other.",
+    check<DataError>(train.is_null() || train == counted, in_row_forms, "\"train\" and \"weight\" of message {} contradict each other.",
                      index);
     train = counted;
   }
@@ -79,7 +79,7 @@ void read_flags(OrderedJson& turn, std::size_t index) {
 
 const OrderedJson& member(const OrderedJson& row, const char* key) {
   const auto found = row.find(key);
-  check<DataError>(found != row.end() && !found->is_null(), where, "The row has no \"{}\".", key);
+  check<DataError>(found != row.end() && !found->is_null(), in_row_forms, "The row has no \"{}\".", key);
   return *found;
 }
 
@@ -95,9 +95,9 @@ OrderedJson tools_of(const OrderedJson& row) {
     const std::string text = tools.get<std::string>();
     if (text.empty()) return nullptr;
     tools = parse_inner(text);
-    check<DataError>(!tools.is_discarded(), where, "\"tools\" is a string that is not JSON.");
+    check<DataError>(!tools.is_discarded(), in_row_forms, "\"tools\" is a string that is not JSON.");
   }
-  check<DataError>(tools.is_array(), where, "\"tools\" is {}, not a list.", tools.type_name());
+  check<DataError>(tools.is_array(), in_row_forms, "\"tools\" is {}, not a list.", tools.type_name());
   return tools;
 }
 
@@ -108,16 +108,16 @@ bool has_calls(const OrderedJson& turn) {
 
 OrderedJson checked_messages(const OrderedJson& value, const char* key) {
   static constexpr std::string_view roles[] = {"system", "developer", "user", "assistant", "tool", "ipython"};
-  check<DataError>(value.is_array(), where, "\"{}\" is {}, not a list of messages.", key, value.type_name());
-  check<DataError>(!value.empty(), where, "\"{}\" is an empty list.", key);
+  check<DataError>(value.is_array(), in_row_forms, "\"{}\" is {}, not a list of messages.", key, value.type_name());
+  check<DataError>(!value.empty(), in_row_forms, "\"{}\" is an empty list.", key);
   OrderedJson messages = value;
   for (std::size_t i = 0; i < messages.size(); ++i) {
     OrderedJson& turn = messages[i];
-    check<DataError>(turn.is_object(), where, "Message {} is {}, not an object.", i, turn.type_name());
+    check<DataError>(turn.is_object(), in_row_forms, "Message {} is {}, not an object.", i, turn.type_name());
     const auto role = turn.find("role");
-    check<DataError>(role != turn.end() && role->is_string(), where, "Message {} has no \"role\".", i);
+    check<DataError>(role != turn.end() && role->is_string(), in_row_forms, "Message {} has no \"role\".", i);
     const std::string name = role->get<std::string>();
-    check<DataError>(std::find(std::begin(roles), std::end(roles), name) != std::end(roles), where,
+    check<DataError>(std::find(std::begin(roles), std::end(roles), name) != std::end(roles), in_row_forms,
                      "Message {} has the role \"{}\"; allowed: system, developer, user, assistant, tool, ipython.", i,
                      name);
     if (has_calls(turn)) {
@@ -154,7 +154,7 @@ std::string role_of_share(const std::string& from, std::size_t index) {
   for (const auto& [name, role] : roles) {
     if (name == from) return std::string(role);
   }
-  fail<DataError>(where,
+  fail<DataError>(in_row_forms,
                   "Message {} is from \"{}\"; allowed are human, gpt, system, tool, observation, function_call and "
                   "their usual other names.",
                   index, from);
@@ -162,7 +162,7 @@ std::string role_of_share(const std::string& from, std::size_t index) {
 
 OrderedJson called_function(const std::string& text, std::size_t index) {
   OrderedJson call = parse_inner(text);
-  check<DataError>(call.is_object() && call.contains("name"), where,
+  check<DataError>(call.is_object() && call.contains("name"), in_row_forms,
                    "Message {} is a function_call whose value is not JSON with a \"name\".", index);
   return {{"role", "assistant"},
           {"content", ""},
@@ -171,14 +171,14 @@ OrderedJson called_function(const std::string& text, std::size_t index) {
 
 RowContent read_conversations(const OrderedJson& row) {
   const OrderedJson& turns = member(row, "conversations");
-  check<DataError>(turns.is_array(), where, "\"conversations\" is {}, not a list.", turns.type_name());
+  check<DataError>(turns.is_array(), in_row_forms, "\"conversations\" is {}, not a list.", turns.type_name());
   OrderedJson messages = OrderedJson::array();
   if (has_text(row, "system")) messages.push_back(message("system", row["system"]));
   for (std::size_t i = 0; i < turns.size(); ++i) {
     const OrderedJson& turn = turns[i];
     const bool whole = turn.is_object() && turn.contains("from") && turn["from"].is_string() &&
                        turn.contains("value") && turn["value"].is_string();
-    check<DataError>(whole, where, "Message {} needs \"from\" and \"value\", two strings.", i);
+    check<DataError>(whole, in_row_forms, "Message {} needs \"from\" and \"value\", two strings.", i);
     const std::string from = turn["from"].get<std::string>();
     const std::string role = role_of_share(from, i);
     messages.push_back(from == "function_call" ? called_function(turn["value"].get<std::string>(), i)
@@ -197,7 +197,7 @@ RowContent read_prompt_completion(const OrderedJson& row) {
     const std::string text = prompt.get<std::string>();
     return PlainText{.text = text + completion.get<std::string>(), .trained_from = text.size()};
   }
-  check<DataError>(prompt.is_array() && completion.is_array(), where,
+  check<DataError>(prompt.is_array() && completion.is_array(), in_row_forms,
                    "\"prompt\" is {} and \"completion\" is {}; wanted are two strings or two lists of messages.",
                    prompt.type_name(), completion.type_name());
   OrderedJson messages = checked_messages(prompt, "prompt");
@@ -221,7 +221,7 @@ std::string label_of(const OrderedJson& row) {
   const OrderedJson& value = member(row, "label");
   if (value.is_number_integer() || value.is_boolean()) return value.dump();
   std::string label = text_member(row, "label");
-  check<DataError>(!label.empty(), where, "\"label\" is empty.");
+  check<DataError>(!label.empty(), in_row_forms, "\"label\" is empty.");
   return label;
 }
 
@@ -245,7 +245,7 @@ RowContent read_row(const OrderedJson& row, RowForm form) {
     case RowForm::classification: return read_classification(row);
     case RowForm::text: return PlainText{.text = text_member(row, "text")};
   }
-  fail<UsageError>(where, "The form of the row is unknown.");
+  fail<UsageError>(in_row_forms, "The form of the row is unknown.");
 }
 
 }  // namespace nibble::data

@@ -6,13 +6,13 @@
 namespace nibble::data {
 namespace {
 
-constexpr std::string_view where = "row";
+constexpr std::string_view in_row_preference = "row";
 
 // Where the answers begin in two texts with a common beginning: at the last blank of it, for the word after that differs.
 std::size_t common_prompt(const std::string& chosen, const std::string& rejected) {
   const auto differ = std::mismatch(chosen.begin(), chosen.end(), rejected.begin(), rejected.end()).first;
   const auto blank = std::string_view(chosen.begin(), differ).find_last_of(" \t\r\n");
-  check<DataError>(blank != std::string_view::npos, where,
+  check<DataError>(blank != std::string_view::npos, in_row_preference,
                    "The row has no \"prompt\", and \"chosen\" and \"rejected\" have no common beginning.");
   return blank;
 }
@@ -38,7 +38,7 @@ Chat chat_of(const OrderedJson& prompt, const OrderedJson& answer, std::size_t f
   for (const OrderedJson& turn : answer) messages.push_back(turn);
   Chat chat = make_chat(std::move(messages), tools, first_completion);
   for (std::size_t i = 0; i < first_completion; ++i) {
-    check<DataError>(chat.counts(i) != true, where, "Message {} is of the prompt, which a preference cannot train.", i);
+    check<DataError>(chat.counts(i) != true, in_row_preference, "Message {} is of the prompt, which a preference cannot train.", i);
   }
   return chat;
 }
@@ -53,7 +53,7 @@ PreferencePair chat_pair(const OrderedJson& row, const OrderedJson& chosen, cons
     // Whole chats in each, whatever text a column beside them repeats; or answers to a text.
     common = common_messages(chosen, rejected);
     if (common == 0 && found != row.end() && found->is_string()) prompt.push_back(message("user", *found));
-    check<DataError>(common > 0 || !prompt.empty(), where,
+    check<DataError>(common > 0 || !prompt.empty(), in_row_preference,
                      "The row has no \"prompt\", and \"chosen\" and \"rejected\" have no common first message.");
   }
   const OrderedJson tools = tools_of(row);
@@ -73,7 +73,7 @@ bool has_answer(const Chat& chat) {
 void check_answer(const std::variant<Chat, PlainText>& side, const char* key) {
   const auto* text = std::get_if<PlainText>(&side);
   const bool there = text ? text->trained_from < text->text.size() : has_answer(std::get<Chat>(side));
-  check<DataError>(there, where, "\"{}\" is empty: it holds no answer to the prompt.", key);
+  check<DataError>(there, in_row_preference, "\"{}\" is empty: it holds no answer to the prompt.", key);
 }
 
 }  // namespace
@@ -82,13 +82,13 @@ PreferencePair read_preference(const OrderedJson& row) {
   const OrderedJson& chosen = member(row, "chosen");
   const OrderedJson& rejected = member(row, "rejected");
   const bool texts = chosen.is_string() && rejected.is_string();
-  check<DataError>(texts || (chosen.is_array() && rejected.is_array()), where,
+  check<DataError>(texts || (chosen.is_array() && rejected.is_array()), in_row_preference,
                    "\"chosen\" is {} and \"rejected\" is {}; wanted are two strings or two lists of messages.",
                    chosen.type_name(), rejected.type_name());
   const auto prompt = row.find("prompt");
   const bool fits = prompt == row.end() || prompt->is_null() || prompt->is_string() || prompt->is_array();
-  check<DataError>(fits, where, "\"prompt\" is {}, neither a string nor a list of messages.", fits ? "" : prompt->type_name());
-  check<DataError>(chosen != rejected, where, "\"chosen\" and \"rejected\" are the same: there is nothing to prefer.");
+  check<DataError>(fits, in_row_preference, "\"prompt\" is {}, neither a string nor a list of messages.", fits ? "" : prompt->type_name());
+  check<DataError>(chosen != rejected, in_row_preference, "\"chosen\" and \"rejected\" are the same: there is nothing to prefer.");
   const auto answers_of = [](const OrderedJson& answer, const char* key) {
     return answer.is_string() ? OrderedJson::array({message("assistant", answer)}) : checked_messages(answer, key);
   };

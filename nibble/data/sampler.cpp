@@ -10,7 +10,7 @@
 namespace nibble::data {
 namespace {
 
-constexpr std::string_view where = "sampler";
+constexpr std::string_view in_sampler = "sampler";
 // Keeps the streams of the shuffles apart from any other use of the seed.
 constexpr std::uint64_t shuffle_stream = std::uint64_t{0x5a} << 56;
 constexpr std::uint64_t share_stream = std::uint64_t{0x5b} << 56;
@@ -29,7 +29,7 @@ nlohmann::json to_json(const Cursor& cursor) { return {{"epoch", cursor.epoch}, 
 Cursor cursor_from_json(const nlohmann::json& json) {
   const auto number = [&](const char* key) {
     const bool whole = json.is_object() && json.contains(key) && json[key].is_number_unsigned();
-    check<DataError>(whole, where, "The cursor needs \"{}\", an integer of at least 0.", key);
+    check<DataError>(whole, in_sampler, "The cursor needs \"{}\", an integer of at least 0.", key);
     return json[key].get<std::uint64_t>();
   };
   return {.epoch = number("epoch"), .batch = number("batch")};
@@ -62,23 +62,23 @@ std::vector<std::uint32_t> drawn_of(std::span<const Share> shares, std::uint32_t
 
 Sampler::Sampler(std::vector<std::uint32_t> lengths, const SamplerOptions& options)
     : lengths_(std::move(lengths)), options_(options) {
-  check<UsageError>(!lengths_.empty(), where, "There is no example to choose from.");
-  check<UsageError>(lengths_.size() <= std::numeric_limits<std::uint32_t>::max(), where,
+  check<UsageError>(!lengths_.empty(), in_sampler, "There is no example to choose from.");
+  check<UsageError>(lengths_.size() <= std::numeric_limits<std::uint32_t>::max(), in_sampler,
                     "There are {} examples, at most 2^32 - 1 are possible.", lengths_.size());
-  check<UsageError>(options_.batch_size > 0 && options_.max_length > 0, where,
+  check<UsageError>(options_.batch_size > 0 && options_.max_length > 0, in_sampler,
                     "The batch size ({}) and the length ({}) are at least 1.", options_.batch_size,
                     options_.max_length);
   const std::uint32_t longest = *std::max_element(lengths_.begin(), lengths_.end());
-  check<UsageError>(longest <= options_.max_length, where, "An example has {} tokens, at most {} are allowed.", longest,
+  check<UsageError>(longest <= options_.max_length, in_sampler, "An example has {} tokens, at most {} are allowed.", longest,
                     options_.max_length);
   if (!options_.shares.empty()) {
     std::uint64_t sum = 0;
     for (const Share& share : options_.shares) {
-      check<UsageError>(share.examples > 0 && share.weight > 0, where, "A share of {} examples and the weight {} cannot be drawn from.",
+      check<UsageError>(share.examples > 0 && share.weight > 0, in_sampler, "A share of {} examples and the weight {} cannot be drawn from.",
                         share.examples, share.weight);
       sum += share.examples;
     }
-    check<UsageError>(sum == lengths_.size(), where, "The shares have {} examples, but there are {}.", sum, lengths_.size());
+    check<UsageError>(sum == lengths_.size(), in_sampler, "The shares have {} examples, but there are {}.", sum, lengths_.size());
     drawn_ = drawn_of(options_.shares, static_cast<std::uint32_t>(lengths_.size()));
   }
   plan_ = plan(0);
@@ -96,7 +96,7 @@ std::span<const std::uint32_t> Sampler::next() {
 
 void Sampler::seek(const Cursor& cursor) {
   Plan wanted = plan(cursor.epoch);
-  check<DataError>(cursor.batch < wanted.begin.size(), where, "Epoch {} has {} batches, the cursor stands at {}.",
+  check<DataError>(cursor.batch < wanted.begin.size(), in_sampler, "Epoch {} has {} batches, the cursor stands at {}.",
                    cursor.epoch, wanted.begin.size() - 1, cursor.batch);
   plan_ = std::move(wanted);
   cursor_ = cursor;

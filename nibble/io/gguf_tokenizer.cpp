@@ -14,9 +14,6 @@ constexpr const char* template_key = "tokenizer.chat_template";
 constexpr std::uint64_t max_template_bytes = std::uint64_t{4} << 20;
 constexpr std::int64_t max_id = (1 << 24) - 1;
 
-// What a token is for (gguf-py, TokenType).
-enum TokenType : std::int64_t { normal = 1, unknown, control, user_defined, unused, byte };
-
 // Names of config, and keys of ids.
 constexpr std::array<std::pair<const char*, const char*>, 4> named_tokens{
     {{"bos_token", "tokenizer.ggml.bos_token_id"},
@@ -49,7 +46,7 @@ const GgufPre& pre_of(const JsonObject& metadata) {
 
 std::vector<std::int64_t> token_types(const JsonObject& metadata, std::size_t count) {
   constexpr const char* key = "tokenizer.ggml.token_type";
-  if (!metadata.has(key)) return std::vector<std::int64_t>(count, normal);
+  if (!metadata.has(key)) return std::vector<std::int64_t>(count, gguf_token::normal);
   auto types = metadata.integers(key, {0, 6});
   check<DataError>(types.size() == count, metadata.origin(), "The key \"{}\" has {} values for {} tokens.", key,
                    types.size(), count);
@@ -69,15 +66,15 @@ Vocabulary vocabulary_of(const JsonObject& metadata) {
   for (std::size_t id = 0; id < tokens.size(); ++id) {
     if (!tokens[id].is_string()) metadata.fail_key(tokens_key, "a list of strings only");
     const auto& token = tokens[id].get_ref<const std::string&>();
-    if (types[id] == unused) continue;
-    if (types[id] == control || types[id] == user_defined) {
+    if (types[id] == gguf_token::unused) continue;
+    if (types[id] == gguf_token::control || types[id] == gguf_token::user_defined) {
       result.added.push_back({{"id", id},
                               {"content", token},
                               {"single_word", false},
                               {"lstrip", false},
                               {"rstrip", false},
                               {"normalized", false},
-                              {"special", types[id] == control}});
+                              {"special", types[id] == gguf_token::control}});
       continue;
     }
     check<DataError>(!result.words.contains(token), metadata.origin(), "The token \"{}\" comes twice in \"{}\".", token,

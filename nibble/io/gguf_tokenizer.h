@@ -7,6 +7,11 @@
 // patterns.
 namespace nibble {
 
+// What a token is for, as "tokenizer.ggml.token_type" says it (gguf-py, TokenType).
+namespace gguf_token {
+enum Type : std::int32_t { normal = 1, unknown, control, user_defined, unused, byte };
+}
+
 // What tokenizer.json and tokenizer_config.json (with its chat template) would say. DataError names file and key where
 // it is of another model than byte-level BPE, cuts words in a way that is not known, or does not fit together.
 struct HfTokenizer {

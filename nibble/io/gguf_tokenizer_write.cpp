@@ -8,8 +8,6 @@
 namespace nibble {
 namespace {
 
-constexpr std::int32_t normal = 1, control = 3, user_defined = 4, unused = 5;
-
 // Tokens by id, and what each is for.
 struct Tokens {
   std::vector<std::string> texts;
@@ -30,17 +28,17 @@ bool looks_special(std::string_view text) { return text.starts_with("<|") && tex
 void add_token(const JsonObject& added, const Json& id, Tokens& tokens) {
   const std::string text = added.string("content");
   const bool special = added.boolean("special", false) || looks_special(text);
-  tokens.set(added, text, id, special ? control : user_defined);
+  tokens.set(added, text, id, special ? gguf_token::control : gguf_token::user_defined);
 }
 
 // Those of tokenizer.json, and what tokenizer_config.json adds.
 Tokens tokens_of(const JsonObject& json, const JsonObject& model, const JsonObject& config, std::int64_t rows) {
   Tokens tokens{std::vector<std::string>(static_cast<std::size_t>(rows)),
-                std::vector<std::int32_t>(static_cast<std::size_t>(rows), unused)};
+                std::vector<std::int32_t>(static_cast<std::size_t>(rows), gguf_token::unused)};
   for (std::size_t i = 0; i < tokens.texts.size(); ++i) tokens.texts[i] = fmt::format("[PAD{}]", i);
   const auto vocabulary = model.object("vocab");
   if (!vocabulary) model.fail_key("vocab", "an object of tokens and ids");
-  for (const auto& [text, id] : vocabulary->json().items()) tokens.set(model, text, id, normal);
+  for (const auto& [text, id] : vocabulary->json().items()) tokens.set(model, text, id, gguf_token::normal);
   if (json.has("added_tokens")) {
     for (const Json& each : json.json()["added_tokens"]) {
       add_token(JsonObject(each, json.origin() + ": added_tokens"), each.value("id", Json()), tokens);

@@ -6,7 +6,7 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct AddBiasParams {
   std::uint32_t rows, columns, first;
 };
 
@@ -26,7 +26,7 @@ void record(gpu::Recorder& recorder, const AddBias& op) {
     const std::uint32_t count = slice.end - slice.begin;
     std::vector<gpu::Binding> bindings{gpu::read_write(y.data), gpu::read(op.bias)};
     if (scaled) bindings.push_back(gpu::read_write(y.scale));
-    const Params params{count, columns, op.first};
+    const AddBiasParams params{count, columns, op.first};
     recorder.dispatch_bytes(entry, bindings, std::as_bytes(std::span(&params, 1)), gpu::linear_grid(device, count),
                             {.bytes = 2.0 * count * static_cast<double>(data_row_bytes(op.y)), .flops = double(count) * columns});
   }

@@ -11,10 +11,8 @@
 namespace nibble {
 namespace {
 
-constexpr std::string_view where = "attention";
+constexpr std::string_view in_attention = "attention";
 constexpr std::uint32_t most_decode_queries = 8;
-
-using Params = AttentionParams;
 
 struct Shape {
   std::uint32_t heads, key_heads, tokens, capacity, head_dim;
@@ -31,27 +29,27 @@ struct Shape {
 };
 
 Shape shape_of(const Tensor& q, const Tensor& k, const Tensor& v, std::uint64_t pairs) {
-  check(q.rank() == 3 && k.rank() == 3 && q.dim(2) == k.dim(2) && k.shape_text() == v.shape_text(), where,
+  check(q.rank() == 3 && k.rank() == 3 && q.dim(2) == k.dim(2) && k.shape_text() == v.shape_text(), in_attention,
         "Queries of shape {}, keys of {} and values of {} do not match.", q.shape_text(), k.shape_text(),
         v.shape_text());
-  check(k.dim(0) > 0 && q.dim(0) % k.dim(0) == 0, where, "{} query heads cannot share {} key heads evenly.", q.dim(0),
+  check(k.dim(0) > 0 && q.dim(0) % k.dim(0) == 0, in_attention, "{} query heads cannot share {} key heads evenly.", q.dim(0),
         k.dim(0));
-  check(q.dim(2) % 16 == 0 && q.dim(2) >= 16 && q.dim(2) <= 256, where,
+  check(q.dim(2) % 16 == 0 && q.dim(2) >= 16 && q.dim(2) <= 256, in_attention,
         "A head of {} values was given; multiples of 16 up to 256 are supported.", q.dim(2));
   const double all = 0.5 * q.dim(1) * (q.dim(1) + 1.0);
   return {q.dim(0), k.dim(0), q.dim(1), k.dim(1), q.dim(2), pairs ? static_cast<double>(pairs) : all};
 }
 
 void check_rows(const Shape& shape, const char* name, const Tensor& tensor, std::uint64_t elements) {
-  check(static_cast<bool>(tensor) && tensor.size() >= elements, where,
+  check(static_cast<bool>(tensor) && tensor.size() >= elements, in_attention,
         "{} holds {} elements; {} tokens and {} heads need {}.", name, tensor.size(), shape.tokens, shape.heads,
         elements);
 }
 
 // What one dispatch covers: key heads with the query heads that share them, and tokens of o and d_o.
-struct Slice {
+struct AttentionSlice {
   gpu::RowRange heads, key_heads, tokens;
-  Params params;
+  AttentionParams params;
 };
 
 // `dispatch(slice)` in an order in which tokens rise for each head.
@@ -63,7 +61,7 @@ void for_slices(const gpu::Device& device, const Shape& shape, const Dispatch& d
   for (const auto key_heads : all_heads) {
     for (const auto tokens : gpu::binding_slices(device, shape.tokens, {shape.token_bytes()})) {
       const gpu::RowRange heads{key_heads.begin * shape.group(), key_heads.end * shape.group()};
-      dispatch(Slice{.heads = heads,
+      dispatch(AttentionSlice{.heads = heads,
                      .key_heads = key_heads,
                      .tokens = tokens,
                      .params = {.tokens = shape.tokens,
@@ -125,7 +123,7 @@ Plan plan_of(const gpu::Device& device, std::uint32_t head_dim, AttentionVariant
     case AttentionVariant::small_tiles: return tiles_plan(head_dim, 32);
     case AttentionVariant::decode: break;
   }
-  fail(where, "A variant was asked for that has no backward.");
+  fail(in_attention, "A variant was asked for that has no backward.");
 }
 
 void record_delta(gpu::Recorder& recorder, const Shape& shape, const AttentionBackward& op) {
@@ -134,7 +132,7 @@ void record_delta(gpu::Recorder& recorder, const Shape& shape, const AttentionBa
   prelude.constant("HEAD_DIM", shape.head_dim).constant("WORKGROUP", workgroup);
   const auto entry = kernel(recorder.device(), "attention_delta", prelude, {"attention", "grid"});
   for (const auto tokens : gpu::binding_slices(recorder.device(), shape.tokens, {shape.token_bytes()})) {
-    const Params params{
+    const AttentionParams params{
         .tokens = shape.tokens, .heads = shape.heads, .first_token = tokens.begin, .last_token = tokens.end};
     const std::uint64_t rows = std::uint64_t{tokens.end - tokens.begin} * shape.heads;
     recorder.dispatch(entry, {gpu::read(part(op.o, tokens)), gpu::read(part(op.d_o, tokens)), gpu::write(op.delta)},
@@ -145,7 +143,7 @@ void record_delta(gpu::Recorder& recorder, const Shape& shape, const AttentionBa
 
 void check_backward(const Shape& shape, const AttentionBackward& op) {
   const std::uint64_t rows = std::uint64_t{shape.tokens} * shape.heads;
-  check(shape.tokens <= shape.capacity, where, "{} tokens do not fit into keys of shape {}.", shape.tokens,
+  check(shape.tokens <= shape.capacity, in_attention, "{} tokens do not fit into keys of shape {}.", shape.tokens,
         op.k.shape_text());
   check_rows(shape, "o", op.o, rows * shape.head_dim);
   check_rows(shape, "d_o", op.d_o, rows * shape.head_dim);
@@ -156,7 +154,7 @@ void check_backward(const Shape& shape, const AttentionBackward& op) {
   check_rows(shape, "query_end", op.query_end, shape.tokens);
   check(op.dq && op.dk && op.dv && op.dq.shape_text() == op.q.shape_text() && op.dk.shape_text() == op.k.shape_text() &&
             op.dv.shape_text() == op.v.shape_text(),
-        where, "dq, dk and dv must have the shapes of q, k and v.");
+        in_attention, "dq, dk and dv must have the shapes of q, k and v.");
 }
 
 void record_decode(gpu::Recorder& recorder, const Shape& shape, const Attention& op) {
@@ -168,7 +166,7 @@ void record_decode(gpu::Recorder& recorder, const Shape& shape, const Attention&
   gpu::Prelude prelude;
   prelude.constant("HEAD_DIM", shape.head_dim).constant("HEADS", heads).constant("SPLIT", split);
   const auto entry = kernel(recorder.device(), "attention_decode", prelude, {"attention", "attention_decode"}, "forward");
-  for_slices(recorder.device(), shape, [&](Slice slice) {
+  for_slices(recorder.device(), shape, [&](AttentionSlice slice) {
     slice.params.parts = cut.parts, slice.params.part_keys = cut.keys;
     recorder.dispatch(entry,
                       {gpu::read(part(op.q, slice.heads)), gpu::read(part(op.k, slice.key_heads)),
@@ -198,7 +196,7 @@ void record(gpu::Recorder& recorder, const Attention& op) {
   if (variant == AttentionVariant::decode) return record_decode(recorder, shape, op);
   const Plan plan = plan_of(device, shape.head_dim, variant);
   const auto entry = plan.entry(device, "forward");
-  for_slices(device, shape, [&](const Slice& slice) {
+  for_slices(device, shape, [&](const AttentionSlice& slice) {
     const std::uint32_t workgroups = groups_for(slice.tokens.end - slice.tokens.begin, plan.rows);
     recorder.dispatch(entry,
                       {gpu::read(part(op.q, slice.heads)), gpu::read(part(op.k, slice.key_heads)),
@@ -216,7 +214,7 @@ void record(gpu::Recorder& recorder, const AttentionBackward& op) {
   const Plan plan = plan_of(device, shape.head_dim, op.variant.value_or(usual_variant(device)));
   const auto queries = plan.entry(device, "query_gradients");
   const auto keys = plan.entry(device, "key_gradients");
-  for_slices(device, shape, [&](const Slice& slice) {
+  for_slices(device, shape, [&](const AttentionSlice& slice) {
     const std::uint32_t workgroups = groups_for(slice.tokens.end - slice.tokens.begin, plan.rows);
     const Tensor q = part(op.q, slice.heads), d_o = part(op.d_o, slice.tokens);
     const Tensor k = part(op.k, slice.key_heads), v = part(op.v, slice.key_heads);

@@ -9,23 +9,23 @@
 namespace nibble {
 namespace {
 
-constexpr std::string_view where = "attention_step";
+constexpr std::string_view in_attention_step = "attention_step";
 
 void check_shapes(const AttentionStep& op) {
-  check(op.k && op.k.rank() == 3 && op.k.shape_text() == op.v.shape_text(), where, "Keys and values do not match.");
+  check(op.k && op.k.rank() == 3 && op.k.shape_text() == op.v.shape_text(), in_attention_step, "Keys and values do not match.");
   const std::uint32_t key_heads = op.k.dim(0), capacity = op.k.dim(1), dim = op.k.dim(2);
-  check(dim % 16 == 0 && dim >= 16 && dim <= 256 && key_heads > 0 && op.heads > 0 && op.heads % key_heads == 0, where,
+  check(dim % 16 == 0 && dim >= 16 && dim <= 256 && key_heads > 0 && op.heads > 0 && op.heads % key_heads == 0, in_attention_step,
         "{} heads on {} of {} values came.", op.heads, key_heads, dim);
-  check(op.first_key < capacity, where, "Row {} came of caches of {}.", op.first_key, capacity);
-  expect_shape(op.qkv, DType::f32, {1, (op.heads + 2 * key_heads) * dim}, where, "qkv");
-  expect_shape(op.position, DType::u32, {1}, where, "position");
-  expect_shape(op.key_begin, DType::u32, {1}, where, "key_begin");
-  expect_shape(op.table, DType::f32, {op.table.dim(0), dim / 2, 2}, where, "table");
-  expect_shape(op.o, DType::f32, {1, op.heads * dim}, where, "o");
-  expect_shape(op.lse, DType::f32, {op.heads, 1}, where, "lse");
-  check(static_cast<bool>(op.q_norm) == static_cast<bool>(op.k_norm), where, "Norms of queries and keys must be given together.");
+  check(op.first_key < capacity, in_attention_step, "Row {} came of caches of {}.", op.first_key, capacity);
+  expect_shape(op.qkv, DType::f32, {1, (op.heads + 2 * key_heads) * dim}, in_attention_step, "qkv");
+  expect_shape(op.position, DType::u32, {1}, in_attention_step, "position");
+  expect_shape(op.key_begin, DType::u32, {1}, in_attention_step, "key_begin");
+  expect_shape(op.table, DType::f32, {op.table.dim(0), dim / 2, 2}, in_attention_step, "table");
+  expect_shape(op.o, DType::f32, {1, op.heads * dim}, in_attention_step, "o");
+  expect_shape(op.lse, DType::f32, {op.heads, 1}, in_attention_step, "lse");
+  check(static_cast<bool>(op.q_norm) == static_cast<bool>(op.k_norm), in_attention_step, "Norms of queries and keys must be given together.");
   if (!op.q_norm) return;
-  for (const Tensor* weight : {&op.q_norm, &op.k_norm}) expect_shape(*weight, DType::f32, {dim}, where, "a norm's weight");
+  for (const Tensor* weight : {&op.q_norm, &op.k_norm}) expect_shape(*weight, DType::f32, {dim}, in_attention_step, "a norm's weight");
 }
 
 }  // namespace

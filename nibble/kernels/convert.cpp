@@ -6,7 +6,7 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct ConvertParams {
   std::uint32_t count;
   float factor;
 };
@@ -35,7 +35,7 @@ void record(gpu::Recorder& recorder, const Convert& op) {
   for (const auto slice : gpu::binding_slices(device, x.dim(0), {size_of(x.dtype()), size_of(y.dtype())})) {
     const std::uint32_t count = slice.end - slice.begin;
     recorder.dispatch(entry, {gpu::read(x.rows(slice.begin, slice.end)), gpu::write(y.rows(slice.begin, slice.end))},
-                      Params{count, op.factor}, flat_grid(device, count),
+                      ConvertParams{count, op.factor}, flat_grid(device, count),
                       {.bytes = double(count) * double(size_of(x.dtype()) + size_of(y.dtype()))});
   }
 }

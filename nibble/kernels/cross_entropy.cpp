@@ -6,7 +6,7 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct CrossEntropyParams {
   std::uint32_t rows, columns;
   float factor;
   std::uint32_t weighted;
@@ -46,7 +46,7 @@ void record(gpu::Recorder& recorder, const CrossEntropy& op) {
     const auto logits = gpu::read_write(part(op.logits));
     const auto labels = gpu::read(part(op.labels));
     const auto loss = gpu::write(part(op.loss)), correct = gpu::write(part(op.correct));
-    const Params params{count, columns, op.factor, op.weights ? 1u : 0u, op.focal_gamma};
+    const CrossEntropyParams params{count, columns, op.factor, op.weights ? 1u : 0u, op.focal_gamma};
     const auto grid = gpu::linear_grid(device, count);
     const gpu::Work work{.bytes = double(count) * double(row_bytes + (has_gradient ? data_row_bytes(op.d_logits) : 0)),
                          .flops = (has_gradient ? 7.0 : 4.0) * count * columns};

@@ -8,16 +8,16 @@
 namespace nibble {
 namespace {
 
-constexpr std::uint32_t rows_of_workgroup = 4, lanes = 64;
+constexpr std::uint32_t rows_of_workgroup = 4, dora_lanes = 64;
 
-struct Params {
+struct DoraParams {
   std::uint32_t rows, columns, rank;
   float scaling;
 };
 
 gpu::Kernel norm_kernel(gpu::Device& device, CodeBook codes, std::string_view entry) {
   gpu::Prelude prelude;
-  prelude.constant("ROWS", rows_of_workgroup).constant("WORKGROUP", lanes).text(nf4_codes_text(codes));
+  prelude.constant("ROWS", rows_of_workgroup).constant("WORKGROUP", dora_lanes).text(nf4_codes_text(codes));
   return kernel(device, "dora", prelude, {"grid", "row_reduce", "nf4"}, entry);
 }
 
@@ -46,7 +46,7 @@ struct Rows {
   void dispatch(gpu::Recorder& recorder, const gpu::Kernel& entry, const std::vector<gpu::Binding>& bindings, gpu::RowRange range,
                 float scaling) const {
     const std::uint32_t count = range.end - range.begin;
-    const Params params{count, columns, rank, scaling};
+    const DoraParams params{count, columns, rank, scaling};
     recorder.dispatch_bytes(entry, bindings, std::as_bytes(std::span(&params, 1)),
                             gpu::linear_grid(recorder.device(), (count + rows_of_workgroup - 1) / rows_of_workgroup),
                             {.bytes = count * (columns * 0.5625 + 4.0 * rank), .flops = 2.0 * count * columns * (rank + 1)});

@@ -7,7 +7,7 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct EmbeddingParams {
   std::uint32_t rows, columns, first_row, table_rows, vocabulary;
   float scale;
 };
@@ -36,7 +36,7 @@ void record(gpu::Recorder& recorder, const Embedding& op) {
       recorder.dispatch(entry,
                         {gpu::read(op.tokens.rows(slice.begin, slice.end)), gpu::read(table.rows(part.begin, part.end)),
                          gpu::read_write(op.x.rows(slice.begin, slice.end))},
-                        Params{count, columns, part.begin, part.end - part.begin, vocabulary, op.table.scale},
+                        EmbeddingParams{count, columns, part.begin, part.end - part.begin, vocabulary, op.table.scale},
                         gpu::linear_grid(device, count), {.bytes = double(count) * double(table_bytes + x_bytes)});
     }
   }

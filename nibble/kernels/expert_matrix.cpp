@@ -12,7 +12,7 @@ using detail::MatrixOutput;
 using detail::MatrixText;
 
 // The uniform of the text, of which experts leave much at zero.
-struct Params {
+struct ExpertMatrixParams {
   std::uint32_t rows, columns, inner, x_stride, x_first = 0, y_stride, y_first = 0;
   std::uint32_t one = 1;
   std::uint32_t tail_inner = 0, left_stride = 0, first_end = 0, second_end = 0;
@@ -58,7 +58,7 @@ void record_product(gpu::Recorder& recorder, const ExpertMatrixProduct& op, Matr
     recorder.dispatch(kernel_of(device, *tile, text),
                       {gpu::read(op.x.data), of(op.w.packed), gpu::read_write(op.y), gpu::read(op.x.scale), of(op.w.absmax), gpu::read(rows.tiles),
                        gpu::read(rows.slot_of_row)},
-                      Params{.rows = x_rows, .columns = columns, .inner = inner, .x_stride = inner, .y_stride = columns, .scale = 1.0f / factor,
+                      ExpertMatrixParams{.rows = x_rows, .columns = columns, .inner = inner, .x_stride = inner, .y_stride = columns, .scale = 1.0f / factor,
                              .tiles = tiles, .first_expert = part.begin, .bound_experts = experts, .factor = factor},
                       gpu::linear_grid(device, std::uint64_t{tiles} * across),
                       {.bytes = share * static_cast<double>(op.x.data.bytes() + op.y.bytes() + op.w.packed.bytes()),

@@ -6,7 +6,7 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct ExpertRouteParams {
   std::uint32_t rows;
 };
 
@@ -31,7 +31,7 @@ void record(gpu::Recorder& recorder, const ExpertRoute& op) {
   for (const auto slice : gpu::binding_slices(device, rows, {4ull * experts, 4ull * chosen})) {
     const auto part = [&](const Tensor& tensor) { return tensor.rows(slice.begin, slice.end); };
     const std::uint32_t count = slice.end - slice.begin;
-    recorder.dispatch(kernel, {gpu::read(part(op.logits)), gpu::write(part(op.expert)), gpu::read_write(part(op.weight))}, Params{count},
+    recorder.dispatch(kernel, {gpu::read(part(op.logits)), gpu::write(part(op.expert)), gpu::read_write(part(op.weight))}, ExpertRouteParams{count},
                       gpu::linear_grid(device, count), {.bytes = 4.0 * count * (experts + 2 * chosen), .flops = 4.0 * count * experts});
   }
 }
@@ -51,7 +51,7 @@ void record(gpu::Recorder& recorder, const ExpertRouteBackward& op) {
     recorder.dispatch(kernel,
                       {gpu::read(part(op.logits)), gpu::read(part(op.expert)), gpu::read(part(op.weight)), gpu::read(part(op.d_weight)),
                        gpu::write(part(op.d_logits))},
-                      Params{count}, gpu::linear_grid(device, count),
+                      ExpertRouteParams{count}, gpu::linear_grid(device, count),
                       {.bytes = 4.0 * count * (2 * experts + 3 * chosen), .flops = 6.0 * count * experts});
   }
 }

@@ -12,7 +12,7 @@ struct SortParams {
   std::uint32_t slots, experts, most_tiles;
 };
 
-struct SumParams {
+struct ExpertSumParams {
   std::uint32_t rows, columns;
 };
 
@@ -73,7 +73,7 @@ void record(gpu::Recorder& recorder, const ExpertSum& op) {
   gpu::Prelude prelude = row_kernel.prelude(DType::f32);
   prelude.constant("PER_TOKEN", op.rows.per_token);
   const auto entry = row_kernel.kernel(device, "expert_sum", op.plus ? "on_top" : "alone", prelude);
-  const SumParams params{tokens, columns};
+  const ExpertSumParams params{tokens, columns};
   const auto x = gpu::read(op.x), rows = gpu::read(op.rows.row_of_slot), y = gpu::write(op.y);
   const gpu::Work work{.bytes = static_cast<double>(op.x.bytes() + op.y.bytes() + (op.plus ? op.plus.bytes() : 0)),
                        .flops = static_cast<double>(op.x.size())};

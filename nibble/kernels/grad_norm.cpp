@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::uint32_t partials_of_slice = 1024;
 
-struct Params {
+struct GradNormParams {
   std::uint32_t count, first_partial;
   float max_norm;
 };
@@ -47,14 +47,14 @@ void record(gpu::Recorder& recorder, const GradNorm& op) {
     for (const auto slice : gpu::binding_slices(device, x.dim(0), {sizeof(float)})) {
       const std::uint32_t count = slice.end - slice.begin;
       recorder.dispatch(squares, {gpu::read(x.rows(slice.begin, slice.end)), gpu::write(op.partials)},
-                        Params{count, first, 0.0f}, {.x = partials_of_slice}, {.bytes = 4.0 * count, .flops = 2.0 * count});
+                        GradNormParams{count, first, 0.0f}, {.x = partials_of_slice}, {.bytes = 4.0 * count, .flops = 2.0 * count});
       first += partials_of_slice;
     }
   }
   const double max_norm = std::isinf(op.max_norm) ? 0.0 : op.max_norm;
   recorder.dispatch(norm_kernel(device, "finish", false, op.keep_nonfinite),
                     {gpu::read(op.partials), gpu::read_write(op.norm_and_factor)},
-                    Params{partials, 0, static_cast<float>(max_norm)}, {});
+                    GradNormParams{partials, 0, static_cast<float>(max_norm)}, {});
 }
 
 }  // namespace nibble

@@ -7,7 +7,7 @@ namespace {
 
 constexpr std::uint32_t block = 64, block_words = block / 4;
 
-struct Params {
+struct Int8Params {
   std::uint32_t count;
   float factor;
 };
@@ -28,7 +28,7 @@ void record(gpu::Recorder& recorder, const DequantizeInt8& op) {
   const Tensor codes(op.w.codes.buffer(), op.w.codes.offset(), DType::u32, {blocks, block_words});
   const Tensor values = out.view({blocks, block});
   for (const auto range : gpu::binding_slices(device, blocks, {block, 4, block * size_of(out.dtype())})) {
-    const Params params{.count = (range.end - range.begin) * block_words, .factor = 1.0f / op.out.scale};
+    const Int8Params params{.count = (range.end - range.begin) * block_words, .factor = 1.0f / op.out.scale};
     const Tensor slice = values.rows(range.begin, range.end);
     recorder.dispatch(entry,
                       {gpu::read(codes.rows(range.begin, range.end)), gpu::read(op.w.scales.rows(range.begin, range.end)), gpu::write(slice)},

@@ -6,7 +6,7 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct LargestParams {
   std::uint32_t count;
 };
 
@@ -21,7 +21,7 @@ void record(gpu::Recorder& recorder, const Largest& op) {
   const auto entry = flat_kernel(device, "largest", "main");
   for (const auto slice : gpu::binding_slices(device, x.dim(0), {sizeof(float)})) {
     const std::uint32_t count = slice.end - slice.begin;
-    recorder.dispatch(entry, {gpu::read_write(op.largest), gpu::read(x.rows(slice.begin, slice.end))}, Params{count},
+    recorder.dispatch(entry, {gpu::read_write(op.largest), gpu::read(x.rows(slice.begin, slice.end))}, LargestParams{count},
                       flat_grid(device, count), {.bytes = 4.0 * count});
   }
 }

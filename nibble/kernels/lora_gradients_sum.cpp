@@ -16,7 +16,7 @@ struct Kind {
   std::uint32_t first, count, parts, powers, narrow, block, width, n_stride, c_stride;
 };
 
-struct Params {
+struct LoraGradientsSumParams {
   std::array<Kind, 2> kinds{};
   std::uint32_t rank, padded_rank;
   std::array<std::uint32_t, 2> padding{};
@@ -54,7 +54,7 @@ std::optional<Tensor> cover(const gpu::Device& device, std::span<const LoraSum> 
   return Tensor(some->buffer(), begin, DType::f32, {static_cast<std::uint32_t>((end - begin) / 4)});
 }
 
-void dispatch(gpu::Recorder& recorder, const Tensor& scratch, const Tensor& y, const Params& params) {
+void dispatch(gpu::Recorder& recorder, const Tensor& scratch, const Tensor& y, const LoraGradientsSumParams& params) {
   const double count = params.kinds[0].count + double{1} * params.kinds[1].count;
   double bytes = 8.0 * count;
   for (const Kind& kind : params.kinds) bytes += 4.0 * kind.count * kind.parts;
@@ -67,7 +67,7 @@ void dispatch(gpu::Recorder& recorder, const Tensor& scratch, const Tensor& y, c
 
 void record_sums(gpu::Recorder& recorder, const LoraGroupShape& shape, const Tensor& scratch,
                  std::span<const LoraSum> sums) {
-  Params params{.rank = shape.rank, .padded_rank = shape.padded_rank()};
+  LoraGradientsSumParams params{.rank = shape.rank, .padded_rank = shape.padded_rank()};
   if (const auto all = cover(recorder.device(), sums)) {
     for (std::size_t k = 0; k < sums.size(); ++k) {
       params.kinds[k] = kind_of(sums[k]);

@@ -7,7 +7,7 @@
 namespace nibble {
 namespace {
 
-constexpr std::uint32_t lanes = 256;
+constexpr std::uint32_t pack_lanes = 256;
 constexpr std::uint64_t binding_alignment = 256;  // bytes
 constexpr float unit = 0x1p6f;                    // of the packed matrices
 constexpr float hidden_unit = 0x1p6f;             // of hidden gradients, in units of rows
@@ -18,7 +18,7 @@ struct Matrix {
   float factor;
 };
 
-struct Params {
+struct LoraPackParams {
   std::uint32_t first;
 };
 
@@ -129,7 +129,7 @@ LoraPack::Run run_from(const std::vector<Item>& items, std::size_t begin, std::u
                      .columns = item.from.dim(1),
                      .row_vectors = row_vectors,
                      .factor = item.factor});
-    run.blocks = std::max(run.blocks, (item.from.dim(0) * row_vectors + lanes - 1) / lanes);
+    run.blocks = std::max(run.blocks, (item.from.dim(0) * row_vectors + pack_lanes - 1) / pack_lanes);
   }
   return run;
 }
@@ -175,9 +175,9 @@ LoraPack make_lora_pack(gpu::Device& device, std::span<const LoraGroupMasters> m
 }
 
 void record(gpu::Recorder& recorder, const LoraPack& pack) {
-  const auto entry = kernel(recorder.device(), "lora_pack", gpu::Prelude().enable("f16").constant("LANES", lanes));
+  const auto entry = kernel(recorder.device(), "lora_pack", gpu::Prelude().enable("f16").constant("LANES", pack_lanes));
   for (const auto& run : pack.runs) {
-    recorder.dispatch(entry, {gpu::read(pack.table), gpu::read(run.from), gpu::read_write(run.to)}, Params{run.first},
+    recorder.dispatch(entry, {gpu::read(pack.table), gpu::read(run.from), gpu::read_write(run.to)}, LoraPackParams{run.first},
                       {run.blocks, run.count, 1}, {.bytes = static_cast<double>(run.from.bytes() + run.to.bytes())});
   }
 }
@@ -190,7 +190,7 @@ void record(gpu::Recorder& recorder, const LoraUnpack& op) {
             op.values.dim(0) == op.dh.dim(0) && op.scale.dim(0) == op.dh.dim(0),
         "lora", "Shapes do not fit: dh {}, scales {}, values {} for rank {}.", op.dh.shape_text(),
         op.scale.shape_text(), op.values.shape_text(), shape.rank);
-  const auto entry = kernel(device, "lora_unpack", gpu::Prelude().enable("f16").constant("LANES", lanes), {"grid"});
+  const auto entry = kernel(device, "lora_unpack", gpu::Prelude().enable("f16").constant("LANES", pack_lanes), {"grid"});
   const std::uint32_t rank = shape.rank, width = shape.width();
   for (const auto range :
        gpu::binding_slices(device, op.dh.dim(0), {std::uint64_t{width} * 2, std::uint64_t{rank} * 4, 4})) {
@@ -198,7 +198,7 @@ void record(gpu::Recorder& recorder, const LoraUnpack& op) {
     const std::uint32_t count = (range.end - range.begin) * rank;
     recorder.dispatch(entry, {gpu::read(cut(op.dh)), gpu::read(cut(op.scale)), gpu::write(cut(op.values))},
                       UnpackParams{count, rank, op.projection * shape.padded_rank(), width, hidden_unit * op.group.weight_scale},
-                      gpu::linear_grid(device, (std::uint64_t{count} + lanes - 1) / lanes), {.bytes = 6.0 * count});
+                      gpu::linear_grid(device, (std::uint64_t{count} + pack_lanes - 1) / pack_lanes), {.bytes = 6.0 * count});
   }
 }
 

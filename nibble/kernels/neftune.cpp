@@ -5,7 +5,7 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct NeftuneParams {
   std::uint32_t rows, columns, first_row, seed;
   float alpha;
 };
@@ -25,7 +25,7 @@ void record(gpu::Recorder& recorder, const Neftune& op) {
     const auto part = [&](const Tensor& tensor) { return tensor.rows(slice.begin, slice.end); };
     const std::uint32_t count = slice.end - slice.begin;
     recorder.dispatch(entry, {gpu::read(part(op.segment_begin)), gpu::read(part(op.segment_end)), gpu::read_write(part(op.x))},
-                      Params{count, columns, slice.begin, op.seed, op.alpha}, gpu::linear_grid(device, count),
+                      NeftuneParams{count, columns, slice.begin, op.seed, op.alpha}, gpu::linear_grid(device, count),
                       {.bytes = 2.0 * double(count) * double(x_bytes)});
   }
 }

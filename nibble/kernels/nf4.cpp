@@ -9,7 +9,7 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct Nf4Params {
   std::uint32_t count;
   float factor;
   std::uint32_t carriers = 0, cargo_first = 0, cargo_rounds = 0;
@@ -21,7 +21,7 @@ struct TileParams {
   std::uint32_t carriers = 0, cargo_first = 0, cargo_rounds = 0;
 };
 
-constexpr std::uint32_t workgroup = 256;  // of kernels for GPUs
+constexpr std::uint32_t decoders = 256;  // invocations of a workgroup of kernels for GPUs
 
 constexpr std::uint32_t table_words = 8;  // that an invocation of nf4_dequantize_table.wgsl decodes
 
@@ -32,10 +32,10 @@ void record_carrying(gpu::Recorder& recorder, std::string_view file, gpu::Prelud
   auto& device = recorder.device();
   const gpu::Work work{.bytes = static_cast<double>(out.bytes() + w.packed.bytes() + w.absmax.bytes())};
   std::vector<gpu::Binding> bindings{gpu::read(w.packed), gpu::read(w.absmax), gpu::write(out)};
-  const Carry carry = take_cargo(device, flops_as_long_as_a_byte * work.bytes, bindings.size(), workgroup);
+  const Carry carry = take_cargo(device, flops_as_long_as_a_byte * work.bytes, bindings.size(), decoders);
   if (carry) bindings.insert(bindings.end(), {gpu::read(carry.from), gpu::write(carry.to)});
   params.carriers = carry.carriers, params.cargo_first = carry.first_vector, params.cargo_rounds = carry.rounds;
-  prelude.constant("WORKGROUP", workgroup).constant("CARRIED_VECTORS", carried_vectors);
+  prelude.constant("WORKGROUP", decoders).constant("CARRIED_VECTORS", carried_vectors);
   const auto kernel = nibble::kernel(device, file, prelude, {"grid", "nf4_codes", carry ? "carry" : "carry_none"}, entry);
   recorder.dispatch_bytes(kernel, bindings, std::as_bytes(std::span(&params, 1)), gpu::linear_grid(device, workgroups + carry.carriers), work);
 }
@@ -54,7 +54,7 @@ void record_tiles(gpu::Recorder& recorder, const DequantizeNf4& op) {
                                                   : std::uint64_t{rows} * (tile / 8) * ((params.row_words + 7) / 8);
   const Tensor packed(op.w.packed.buffer(), op.w.packed.offset(), DType::u32, {rows, columns / 8});
   record_carrying(recorder, "nf4_dequantize_tiles", prelude, op.out.turned ? "turned" : "straight", {.packed = packed, .absmax = op.w.absmax}, out,
-                  params, (invocations + workgroup - 1) / workgroup);
+                  params, (invocations + decoders - 1) / decoders);
 }
 
 }  // namespace
@@ -81,7 +81,7 @@ void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
   if (op.out.tile > 0) return record_tiles(recorder, op);
   const auto type = op.tiles_for.value_or(device.info().type);
   const bool by_table = out.dtype() == DType::f16 && type != gpu::AdapterType::software;
-  const std::uint32_t group_words = by_table ? workgroup * table_words : 64;
+  const std::uint32_t group_words = by_table ? decoders * table_words : 64;
   gpu::Prelude prelude;
   if (out.dtype() == DType::f16) prelude.enable("f16");
   prelude.alias("Element", name_of(out.dtype())).constant("WORDS", table_words).text(nf4_codes_text(op.w.codes));
@@ -92,7 +92,7 @@ void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
   const Tensor packed(op.w.packed.buffer(), op.w.packed.offset(), DType::u32, {blocks, words});
   const Tensor values = out.view({blocks, nf4_block});
   for (const auto range : gpu::binding_slices(device, blocks, {4 * words, 4, nf4_block * size_of(out.dtype())})) {
-    const Params params{.count = (range.end - range.begin) * words, .factor = 1.0f / op.out.scale};
+    const Nf4Params params{.count = (range.end - range.begin) * words, .factor = 1.0f / op.out.scale};
     const Tensor slice = values.rows(range.begin, range.end);
     const Nf4 w{.packed = packed.rows(range.begin, range.end), .absmax = op.w.absmax.rows(range.begin, range.end)};
     const std::uint32_t workgroups = (params.count + group_words - 1) / group_words;

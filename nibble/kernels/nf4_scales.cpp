@@ -6,9 +6,9 @@
 namespace nibble {
 namespace {
 
-constexpr std::uint32_t block = 256, lanes = 64;
+constexpr std::uint32_t scale_block = 256, scale_lanes = 64;
 
-struct Params {
+struct Nf4ScalesParams {
   std::array<Nf4ScalePart, DecodeNf4Scales::most_parts> parts;
   std::uint32_t first_word, words;
   std::uint32_t nothing = 0, unused = 0;
@@ -25,7 +25,7 @@ void check_parts(const DecodeNf4Scales& op) {
           part.count, part.of_matrix);
     check(part.first % 4 == 0 && part.first >= end, "nf4_scales", "A part begins at scale {}; a multiple of 4 from {} on is needed.", part.first, end);
     end = std::uint64_t{part.first} + part.count;
-    const std::uint64_t of_matrix = (std::uint64_t{part.of_matrix} + block - 1) / block;
+    const std::uint64_t of_matrix = (std::uint64_t{part.of_matrix} + scale_block - 1) / scale_block;
     const std::uint64_t blocks = part.first_block + part.count / part.of_matrix * of_matrix;
     check(end <= op.absmax.size() && blocks <= op.blocks.dim(0), "nf4_scales", "A part ends at scale {} and block {}; there are {} and {}.", end, blocks,
           op.absmax.size(), op.blocks.dim(0));
@@ -44,10 +44,10 @@ void record(gpu::Recorder& recorder, const DecodeNf4Scales& op) {
   expect_shape(op.map, DType::f32, {256}, "nf4_scales", "map");
   expect_shape(op.absmax, DType::f32, {4 * words}, "nf4_scales", "absmax");
   check_parts(op);
-  Params params{.parts = {}, .first_word = 0, .words = 0};
+  Nf4ScalesParams params{.parts = {}, .first_word = 0, .words = 0};
   std::copy(op.parts.begin(), op.parts.end(), params.parts.begin());
   gpu::Prelude prelude;
-  prelude.constant("PARTS", static_cast<std::uint32_t>(DecodeNf4Scales::most_parts)).constant("BLOCK", block);
+  prelude.constant("PARTS", static_cast<std::uint32_t>(DecodeNf4Scales::most_parts)).constant("BLOCK", scale_block);
   const auto entry = kernel(device, "nf4_scales", prelude, {"grid"});
   const Tensor absmax = op.absmax.view({words, 4});
   for (const auto range : gpu::binding_slices(device, words, {4, 16})) {
@@ -56,7 +56,7 @@ void record(gpu::Recorder& recorder, const DecodeNf4Scales& op) {
     recorder.dispatch(entry,
                       {gpu::read(op.codes.rows(range.begin, range.end)), gpu::read(op.blocks), gpu::read(op.map),
                        gpu::write(absmax.rows(range.begin, range.end))},
-                      params, gpu::linear_grid(device, (params.words + lanes - 1) / lanes), {.bytes = 20.0 * params.words});
+                      params, gpu::linear_grid(device, (params.words + scale_lanes - 1) / scale_lanes), {.bytes = 20.0 * params.words});
   }
 }
 

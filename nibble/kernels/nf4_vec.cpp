@@ -11,9 +11,9 @@
 namespace nibble {
 namespace {
 
-constexpr std::string_view where = "nf4_vec";
+constexpr std::string_view in_nf4_vec = "nf4_vec";
 
-struct Params {
+struct Nf4VecParams {
   std::uint32_t rows, outputs, inputs, rank = 0, first_end = 0, second_end = 0, adapted = 0;
   float eps = 0;
   std::array<float, 3> scaling{};
@@ -110,14 +110,14 @@ gpu::Kernel row_kernel(gpu::Device& device, const RowSpread& spread, const Varia
 
 void check_input(const VecInput& input) {
   const std::uint32_t rows = input.x.dim(0), inputs = input.x.dim(1);
-  check(rows >= 1 && rows <= vec_rows && inputs > 0 && inputs % nf4_block == 0, where,
+  check(rows >= 1 && rows <= vec_rows && inputs > 0 && inputs % nf4_block == 0, in_nf4_vec,
         "{} rows of {} values came; 1 to {} rows of a multiple of {} are possible.", rows, inputs, vec_rows, nf4_block);
-  expect_shape(input.x, DType::f32, {rows, inputs}, where, "x");
-  if (input.weight) expect_shape(input.weight, DType::f32, {inputs}, where, "the norm's weight");
+  expect_shape(input.x, DType::f32, {rows, inputs}, in_nf4_vec, "x");
+  if (input.weight) expect_shape(input.weight, DType::f32, {inputs}, in_nf4_vec, "the norm's weight");
 }
 
 void check_weight(const Nf4& w, std::uint64_t elements) {
-  check(w.packed.bytes() * 2 == elements && w.absmax.size() * nf4_block == elements, where,
+  check(w.packed.bytes() * 2 == elements && w.absmax.size() * nf4_block == elements, in_nf4_vec,
         "{} packed bytes and {} block maxima do not make a weight of {} elements.", w.packed.bytes(), w.absmax.size(), elements);
 }
 
@@ -126,28 +126,28 @@ std::uint32_t projections_of(const VecLora& lora, std::uint32_t outputs) {
 }
 
 // Adds to `params` what the adapters are; the matrices that take the bindings' places, where they are missing any of the others.
-std::array<Tensor, 3> set_lora(Params& params, const VecLora& lora, std::uint32_t outputs) {
+std::array<Tensor, 3> set_lora(Nf4VecParams& params, const VecLora& lora, std::uint32_t outputs) {
   params.rank = lora.rank, params.scaling = lora.scaling, params.first_end = lora.ends[0], params.second_end = lora.ends[1];
   std::array<Tensor, 3> b = lora.b;
   Tensor some;
   std::uint32_t begin = 0;
   for (std::size_t i = 0; i < 3; ++i) {
     const std::uint32_t end = lora.ends[i];
-    check(begin <= end && end <= outputs, where, "Projections end at {}, {} and {} of {} outputs.", lora.ends[0], lora.ends[1],
+    check(begin <= end && end <= outputs, in_nf4_vec, "Projections end at {}, {} and {} of {} outputs.", lora.ends[0], lora.ends[1],
           lora.ends[2], outputs);
     if (b[i]) {
-      expect_shape(b[i], DType::f32, {end - begin, lora.rank}, where, "b");
+      expect_shape(b[i], DType::f32, {end - begin, lora.rank}, in_nf4_vec, "b");
       params.adapted |= 1u << i;
       some = b[i];
     }
     begin = end;
   }
-  check(static_cast<bool>(some), where, "Hidden values came without an adapter.");
+  check(static_cast<bool>(some), in_nf4_vec, "Hidden values came without an adapter.");
   for (Tensor& matrix : b) {
     if (!matrix) matrix = some;
   }
   params.hidden = projections_of(lora, outputs) * lora.rank;
-  expect_shape(lora.h, DType::f32, {params.rows, params.hidden}, where, "h");
+  expect_shape(lora.h, DType::f32, {params.rows, params.hidden}, in_nf4_vec, "h");
   return b;
 }
 
@@ -168,9 +168,9 @@ void record_job(gpu::Recorder& recorder, const Job& job) {
   check_input(job.input);
   const std::uint32_t rows = job.input.x.dim(0), inputs = job.input.x.dim(1);
   check_weight(job.w, std::uint64_t{job.rows} * inputs);
-  expect_shape(job.y, DType::f32, {rows, job.outputs}, where, "y");
-  if (job.plus) expect_shape(job.plus, DType::f32, {rows, job.outputs}, where, "plus");
-  Params params{.rows = rows, .outputs = job.outputs, .inputs = inputs, .eps = job.input.eps};
+  expect_shape(job.y, DType::f32, {rows, job.outputs}, in_nf4_vec, "y");
+  if (job.plus) expect_shape(job.plus, DType::f32, {rows, job.outputs}, in_nf4_vec, "plus");
+  Nf4VecParams params{.rows = rows, .outputs = job.outputs, .inputs = inputs, .eps = job.input.eps};
   const Variant variant{.norm = static_cast<bool>(job.input.weight), .plus = static_cast<bool>(job.plus), .swiglu = job.swiglu,
                         .lora = static_cast<bool>(job.lora.h), .codes = job.w.codes};
   const Tensor& x = job.input.x;
@@ -183,7 +183,7 @@ void record_job(gpu::Recorder& recorder, const Job& job) {
     for (const Tensor& b : set_lora(params, job.lora, job.rows)) bindings.push_back(gpu::read(b));
   }
   const auto dispatch = [&](const gpu::Kernel& kernel, gpu::Grid grid) {
-    recorder.dispatch_bytes(kernel, bindings, std::as_bytes(std::span<const Params, 1>(&params, 1)), grid,
+    recorder.dispatch_bytes(kernel, bindings, std::as_bytes(std::span<const Nf4VecParams, 1>(&params, 1)), grid,
                             {.bytes = static_cast<double>(packed.bytes() + job.w.absmax.bytes()), .flops = 2.0 * rows * job.rows * inputs});
   };
   const auto type = job.kernel_for.value_or(device.info().type);
@@ -214,15 +214,15 @@ void record(gpu::Recorder& recorder, const LoraVec& op) {
   check_input(op.input);
   const std::uint32_t rows = op.input.x.dim(0), inputs = op.input.x.dim(1);
   const auto some = std::find_if(op.a.begin(), op.a.end(), [](const Tensor& a) { return static_cast<bool>(a); });
-  check(some != op.a.end(), where, "There is no adapter to compute hidden values of.");
+  check(some != op.a.end(), in_nf4_vec, "There is no adapter to compute hidden values of.");
   std::array<Tensor, 3> a = op.a;
   for (Tensor& matrix : a) {
     if (!matrix) matrix = *some;
-    expect_shape(matrix, DType::f32, {op.rank, inputs}, where, "a");
+    expect_shape(matrix, DType::f32, {op.rank, inputs}, in_nf4_vec, "a");
   }
   const std::uint32_t columns = op.projections * op.rank;
-  check(op.projections >= 1 && op.projections <= 3, where, "{} projections came; 1 to 3 are possible.", op.projections);
-  expect_shape(op.h, DType::f32, {rows, columns}, where, "h");
+  check(op.projections >= 1 && op.projections <= 3, in_nf4_vec, "{} projections came; 1 to 3 are possible.", op.projections);
+  expect_shape(op.h, DType::f32, {rows, columns}, in_nf4_vec, "h");
   const bool norm = static_cast<bool>(op.input.weight);
   const LoraSpread spread(op.kernel_for.value_or(device.info().type));
   gpu::Prelude prelude;

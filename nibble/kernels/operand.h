@@ -39,6 +39,9 @@ Operand make_operand(gpu::Device& device, ProductPath path, std::uint32_t rows, 
 // What make_operand takes of the device's memory.
 std::uint64_t operand_bytes(ProductPath path, std::uint32_t rows, std::uint32_t columns);
 
+// Bytes of a row of a matrix; 0 where there is none.
+inline std::uint64_t row_bytes(const Tensor& matrix) { return matrix ? std::uint64_t{matrix.dim(1)} * size_of(matrix.dtype()) : 0; }
+
 // The first `rows` rows.
 Operand first_rows(const Operand& operand, std::uint32_t rows);
 

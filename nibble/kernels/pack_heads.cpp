@@ -8,9 +8,9 @@
 namespace nibble {
 namespace {
 
-constexpr std::string_view where = "pack_heads";
+constexpr std::string_view in_pack_heads = "pack_heads";
 
-struct Params {
+struct PackHeadsParams {
   std::uint32_t tokens;
   float eps;
   std::uint32_t first = 0, end;  // tokens of this dispatch
@@ -27,17 +27,17 @@ struct Heads {
 };
 
 void check_heads(const Heads& op) {
-  check(is_scaled(op.qkv) && op.qkv.data.rank() == 2, where, "The projection is not an f16 operand.");
-  check(op.heads > 0 && op.key_heads > 0 && op.heads % op.key_heads == 0, where,
+  check(is_scaled(op.qkv) && op.qkv.data.rank() == 2, in_pack_heads, "The projection is not an f16 operand.");
+  check(op.heads > 0 && op.key_heads > 0 && op.heads % op.key_heads == 0, in_pack_heads,
         "{} query heads cannot share {} key heads evenly.", op.heads, op.key_heads);
   const std::uint32_t dim = op.head_dim();
-  check((dim == 64 || dim == 128) && op.qkv.data.dim(1) == (op.heads + 2 * op.key_heads) * dim, where,
+  check((dim == 64 || dim == 128) && op.qkv.data.dim(1) == (op.heads + 2 * op.key_heads) * dim, in_pack_heads,
         "A projection of shape {} does not hold {} + 2 x {} heads of 64 or 128.", op.qkv.data.shape_text(), op.heads,
         op.key_heads);
-  check(static_cast<bool>(op.q_norm) == static_cast<bool>(op.k_norm), where, "Queries and keys have norms, or neither.");
-  check(!op.q_norm || (op.q_norm.size() == dim && op.k_norm.size() == dim), where,
+  check(static_cast<bool>(op.q_norm) == static_cast<bool>(op.k_norm), in_pack_heads, "Queries and keys have norms, or neither.");
+  check(!op.q_norm || (op.q_norm.size() == dim && op.k_norm.size() == dim), in_pack_heads,
         "Norm weights of {} and {} were given for heads of {}.", op.q_norm.size(), op.k_norm.size(), dim);
-  check(op.position && op.position.size() >= op.tokens() && op.table.rank() == 3 && op.table.dim(1) == dim / 2, where,
+  check(op.position && op.position.size() >= op.tokens() && op.table.rank() == 3 && op.table.dim(1) == dim / 2, in_pack_heads,
         "Positions and a table of shape {} do not match {} tokens and heads of {}.", op.table.shape_text(), op.tokens(), dim);
 }
 
@@ -62,16 +62,16 @@ void record(gpu::Recorder& recorder, const PackHeads& op) {
   const Heads heads{op.qkv, op.heads, op.key_heads, op.q_norm, op.k_norm, op.position, op.table};
   check_heads(heads);
   const std::uint32_t tokens = heads.tokens(), dim = heads.head_dim();
-  expect_shape(op.qk, tokens, (op.heads + op.key_heads) * dim, where, "qk");
-  check(is_scaled(op.qk), where, "The result is not an f16 operand.");
-  expect_shape(op.v_most, DType::f32, {tokens}, where, "v_most");
+  expect_shape(op.qk, tokens, (op.heads + op.key_heads) * dim, in_pack_heads, "qk");
+  check(is_scaled(op.qk), in_pack_heads, "The result is not an f16 operand.");
+  expect_shape(op.v_most, DType::f32, {tokens}, in_pack_heads, "v_most");
   auto& device = recorder.device();
   using gpu::read, gpu::write;
   recorder.dispatch(kernel_of(device, heads, "forward", 1),
                     {read(op.qkv.data), read(op.qkv.scale), read(op.position), read(op.table),
                      read(or_table(op.q_norm, op.table)), read(or_table(op.k_norm, op.table)), write(op.qk.data),
                      write(op.qk.scale), write(op.v_most)},
-                    Params{.tokens = tokens, .eps = op.eps, .end = tokens}, gpu::linear_grid(device, tokens),
+                    PackHeadsParams{.tokens = tokens, .eps = op.eps, .end = tokens}, gpu::linear_grid(device, tokens),
                     {.bytes = static_cast<double>(op.qkv.data.bytes() + op.qk.data.bytes())});
 }
 
@@ -79,11 +79,11 @@ void record(gpu::Recorder& recorder, const PackHeadsBackward& op) {
   const Heads heads{op.qkv, op.heads, op.key_heads, op.q_norm, op.k_norm, op.position, op.table};
   check_heads(heads);
   const std::uint32_t tokens = heads.tokens(), dim = heads.head_dim();
-  expect_shape(op.dq, DType::f32, {tokens, op.heads * dim}, where, "dq");
-  check(op.dkv.rank() == 3, where, "dkv has shape {}.", op.dkv.shape_text());
-  expect_shape(op.dkv, DType::f32, {op.dkv.dim(0), tokens, 2 * op.key_heads * dim}, where, "dkv");
-  expect_shape(op.d_qkv, tokens, op.qkv.data.dim(1), where, "d_qkv");
-  check(is_scaled(op.d_qkv), where, "The result is not an f16 operand.");
+  expect_shape(op.dq, DType::f32, {tokens, op.heads * dim}, in_pack_heads, "dq");
+  check(op.dkv.rank() == 3, in_pack_heads, "dkv has shape {}.", op.dkv.shape_text());
+  expect_shape(op.dkv, DType::f32, {op.dkv.dim(0), tokens, 2 * op.key_heads * dim}, in_pack_heads, "dkv");
+  expect_shape(op.d_qkv, tokens, op.qkv.data.dim(1), in_pack_heads, "d_qkv");
+  check(is_scaled(op.d_qkv), in_pack_heads, "The result is not an f16 operand.");
   auto& device = recorder.device();
   using gpu::read, gpu::write;
   const double bytes = static_cast<double>(2 * op.qkv.data.bytes() + op.dq.bytes() + op.dkv.bytes());
@@ -92,7 +92,7 @@ void record(gpu::Recorder& recorder, const PackHeadsBackward& op) {
                       {read(op.qkv.data), read(op.qkv.scale), read(op.position), read(op.table),
                        read(or_table(op.q_norm, op.table)), read(or_table(op.k_norm, op.table)), gpu::read_write(op.d_qkv.data),
                        gpu::read_write(op.d_qkv.scale), read(op.dq.rows(begin, end)), read(op.dkv)},
-                      Params{tokens, op.eps, begin, end}, gpu::linear_grid(device, end - begin), {.bytes = bytes * (end - begin) / tokens});
+                      PackHeadsParams{tokens, op.eps, begin, end}, gpu::linear_grid(device, end - begin), {.bytes = bytes * (end - begin) / tokens});
   }
 }
 

@@ -6,7 +6,7 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct PackRowsParams {
   std::uint32_t rows, columns;
 };
 
@@ -26,7 +26,7 @@ void record(gpu::Recorder& recorder, const PackRows& op) {
     const std::uint32_t count = slice.end - slice.begin;
     const Operand y = operand_rows(op.y, slice);
     recorder.dispatch(entry, {gpu::read(op.x.rows(slice.begin, slice.end)), gpu::write(y.data), gpu::write(y.scale)},
-                      Params{count, columns}, gpu::linear_grid(device, count),
+                      PackRowsParams{count, columns}, gpu::linear_grid(device, count),
                       {.bytes = double(count) * double(x_bytes + data_row_bytes(op.y)), .flops = double(count) * columns});
   }
 }

@@ -14,11 +14,11 @@ namespace {
 using detail::AttentionPass;
 using detail::AttentionTile;
 
-constexpr std::string_view where = "packed_attention";
+constexpr std::string_view in_packed_attention = "packed_attention";
 // Of a workgroup in key gradients.
 std::uint32_t key_rows(std::uint32_t head_dim) { return head_dim == 128 ? 128 : 64; }
 
-struct Params {
+struct PackedAttentionParams {
   std::uint32_t tokens, heads, key_heads, parts;
   float scale;
   std::uint32_t first_row = 0;  // of dq as it is bound
@@ -61,7 +61,7 @@ gpu::Kernel kernel_of(gpu::Device& device, const AttentionTile& tile, AttentionP
 
 PackedAttentionShape shape_of(const PackedHeads& of) { return {of.tokens(), of.heads, of.key_heads, of.head_dim()}; }
 
-Params params_of(const PackedHeads& of, std::uint32_t parts = 1) {
+PackedAttentionParams params_of(const PackedHeads& of, std::uint32_t parts = 1) {
   return {.tokens = of.tokens(), .heads = of.heads, .key_heads = of.key_heads, .parts = parts,
           .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(of.head_dim())))};
 }
@@ -76,24 +76,24 @@ gpu::Work work_of(const PackedHeads& of, double products, double tensors) {
 }
 
 void check_f16(const Operand& operand, std::uint32_t rows, std::uint32_t columns, std::string_view name) {
-  check(is_scaled(operand), where, "{} is not an f16 operand.", name);
-  expect_shape(operand, rows, columns, where, name);
+  check(is_scaled(operand), in_packed_attention, "{} is not an f16 operand.", name);
+  expect_shape(operand, rows, columns, in_packed_attention, name);
 }
 
 void check_u32(const Tensor& tensor, std::uint32_t tokens, std::string_view name) {
-  check(tensor && tensor.dtype() == DType::u32 && tensor.size() >= tokens, where, "{} must have an element a token.", name);
+  check(tensor && tensor.dtype() == DType::u32 && tensor.size() >= tokens, in_packed_attention, "{} must have an element a token.", name);
 }
 
 void check_heads(const gpu::Device& device, const PackedHeads& of) {
-  check(of.key_heads > 0 && of.heads % of.key_heads == 0 && is_scaled(of.qk) && of.qk.data.rank() == 2, where,
+  check(of.key_heads > 0 && of.heads % of.key_heads == 0 && is_scaled(of.qk) && of.qk.data.rank() == 2, in_packed_attention,
         "Rows of {} query heads and {} key heads were given.", of.heads, of.key_heads);
   const std::uint32_t tokens = of.tokens(), dim = of.head_dim();
   check_f16(of.qk, tokens, (of.heads + of.key_heads) * dim, "qk");
   check_f16(of.qkv, tokens, (of.heads + 2 * of.key_heads) * dim, "qkv");
-  expect_shape(of.v_most, DType::f32, {tokens}, where, "v_most");
+  expect_shape(of.v_most, DType::f32, {tokens}, in_packed_attention, "v_most");
   check_u32(of.key_begin, tokens, "key_begin");
   check_u32(of.key_end, tokens, "key_end");
-  check(packed_attention_fits(device, shape_of(of)), where,
+  check(packed_attention_fits(device, shape_of(of)), in_packed_attention,
         "The adapter has no matrices for {} tokens with heads of {}, or too small bindings.", tokens, dim);
 }
 
@@ -104,7 +104,7 @@ void query_gradients(gpu::Recorder& recorder, const PackedAttentionBackward& op)
   const std::uint32_t tokens = op.of.tokens(), dim = op.of.head_dim();
   const AttentionTile tile = tile_of(device.info(), AttentionPass::query_gradients, op.of);
   const gpu::Work work = work_of(op.of, 3, 6);
-  Params params = params_of(op.of);
+  PackedAttentionParams params = params_of(op.of);
   for (const auto [begin, end] : gpu::binding_slices(device, tokens, {dq_row_bytes(op.of.heads, dim)}, tile.rows)) {
     params.first_row = begin;
     const double share = static_cast<double>(end - begin) / tokens;
@@ -159,7 +159,7 @@ void record(gpu::Recorder& recorder, const PackedAttention& op) {
   check_heads(device, op.of);
   const std::uint32_t tokens = op.of.tokens(), dim = op.of.head_dim();
   check_f16(op.o, tokens, op.of.heads * dim, "o");
-  expect_shape(op.lse, DType::f32, {op.of.heads, tokens}, where, "lse");
+  expect_shape(op.lse, DType::f32, {op.of.heads, tokens}, in_packed_attention, "lse");
   using gpu::read, gpu::write;
   const AttentionTile tile = tile_of(device.info(), AttentionPass::forward, op.of);
   recorder.dispatch(kernel_of(device, tile, AttentionPass::forward, dim),
@@ -175,10 +175,10 @@ void record(gpu::Recorder& recorder, const PackedAttentionBackward& op) {
   check_u32(op.query_end, tokens, "query_end");
   check_f16(op.o, tokens, op.of.heads * dim, "o");
   check_f16(op.d_o, tokens, op.of.heads * dim, "d_o");
-  expect_shape(op.lse, DType::f32, {op.of.heads, tokens}, where, "lse");
-  expect_shape(op.numbers, DType::f32, {2, op.of.heads, tokens}, where, "numbers");
-  expect_shape(op.dq, DType::f32, {tokens, op.of.heads * dim}, where, "dq");
-  expect_shape(op.dkv, DType::f32, {parts, tokens, 2 * op.of.key_heads * dim}, where, "dkv");
+  expect_shape(op.lse, DType::f32, {op.of.heads, tokens}, in_packed_attention, "lse");
+  expect_shape(op.numbers, DType::f32, {2, op.of.heads, tokens}, in_packed_attention, "numbers");
+  expect_shape(op.dq, DType::f32, {tokens, op.of.heads * dim}, in_packed_attention, "dq");
+  expect_shape(op.dkv, DType::f32, {parts, tokens, 2 * op.of.key_heads * dim}, in_packed_attention, "dkv");
   query_gradients(recorder, op);
   key_gradients(recorder, op, parts);
 }

@@ -9,7 +9,7 @@ namespace {
 // Lanes that sum an answer's labels.
 constexpr std::uint32_t labels_of_an_answer = 256;
 
-struct Params {
+struct PreferenceParams {
   std::uint32_t pairs;
   float beta, pair_factor, token_factor;
   std::uint32_t has_reference;
@@ -40,7 +40,7 @@ void record(gpu::Recorder& recorder, const Preference& op) {
   prelude.constant("ORPO", op.kind == PreferenceLoss::orpo);
   const auto entry = kernel(device, "preference", prelude, {"grid", "row_reduce", "block_sum"},
                             op.weights ? "statistics_and_weights" : "statistics_only");
-  const Params params{pairs, op.beta, op.pair_factor, op.token_factor, op.reference ? 1u : 0u};
+  const PreferenceParams params{pairs, op.beta, op.pair_factor, op.token_factor, op.reference ? 1u : 0u};
   const auto loss = gpu::read(op.loss), sides = gpu::read(op.sides);
   // Without a reference something has to be bound that nothing reads.
   const auto reference = gpu::read(op.reference ? op.reference : op.sides);

@@ -14,7 +14,7 @@ using detail::MatrixOutput;
 using detail::MatrixText;
 
 // The uniform of the text.
-struct Params {
+struct ProductMatrixParams {
   std::uint32_t rows, columns, inner, x_stride, x_first, y_stride, y_first;
   std::uint32_t one = 1;
   std::uint32_t tail_inner = 0, left_stride = 0, first_end = 0, second_end = 0;
@@ -50,7 +50,7 @@ struct Slice {
 
 std::uint32_t quotient_up(std::uint32_t count, std::uint32_t size) { return (count + size - 1) / size; }
 
-void record_blocks(gpu::Recorder& recorder, const MatrixTile& tile, MatrixLayout layout, const Slice& s, Params params,
+void record_blocks(gpu::Recorder& recorder, const MatrixTile& tile, MatrixLayout layout, const Slice& s, ProductMatrixParams params,
                    std::uint32_t workgroups) {
   std::vector<gpu::Binding> bindings{gpu::read(s.x.data), gpu::read(s.w), gpu::read_write(s.y), gpu::read(s.x.scale)};
   if (s.output == MatrixOutput::plus) bindings.push_back(gpu::read(s.plus));
@@ -78,7 +78,7 @@ void record_blocks(gpu::Recorder& recorder, const MatrixTile& tile, MatrixLayout
 }
 
 // The second pass of blocks that were split.
-void record_sums(gpu::Recorder& recorder, const MatrixTile& tile, const Slice& s, const Params& p, const MatrixBlocks& blocks) {
+void record_sums(gpu::Recorder& recorder, const MatrixTile& tile, const Slice& s, const ProductMatrixParams& p, const MatrixBlocks& blocks) {
   constexpr std::array entries{"write", "accumulate", "plus", "rows_in_f16"};
   const SplitParams params{.rows = p.rows, .vectors = p.columns / 4, .whole = p.whole, .splits = p.splits,
                            .blocks_down = blocks.down, .blocks_across = blocks.across, .band = p.band,
@@ -95,7 +95,7 @@ void record_sums(gpu::Recorder& recorder, const MatrixTile& tile, const Slice& s
 }
 
 // One dispatch, or two where blocks are split and there is room for their partial sums.
-void record_slice(gpu::Recorder& recorder, const MatrixPlan& plan, MatrixLayout layout, Slice s, Params params, const Tensor& scratch) {
+void record_slice(gpu::Recorder& recorder, const MatrixPlan& plan, MatrixLayout layout, Slice s, ProductMatrixParams params, const Tensor& scratch) {
   const MatrixTile& tile = plan.tile;
   const MatrixBlocks blocks = blocks_of(plan, params.rows, params.columns);
   params.band = tile.band;
@@ -122,8 +122,6 @@ MatrixOutput output_of(const MatrixProduct& op) {
   if (op.plus) return MatrixOutput::plus;
   return op.accumulate ? MatrixOutput::accumulate : MatrixOutput::write;
 }
-
-std::uint64_t row_bytes(const Tensor& tensor) { return tensor ? std::uint64_t{tensor.dim(1)} * size_of(tensor.dtype()) : 0; }
 
 Tensor rows_of(const Tensor& tensor, gpu::RowRange range) { return tensor ? tensor.rows(range.begin, range.end) : Tensor{}; }
 

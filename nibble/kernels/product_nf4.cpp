@@ -9,15 +9,13 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct ProductNf4Params {
   std::uint32_t rows, outputs, inputs, rank;
   float scaling;
   std::uint32_t wall;
 };
 
-constexpr std::uint32_t lanes = 8, tile_n = 8, most_tile_m = 16, tile_columns = lanes * tile_n;
-
-std::uint64_t row_bytes(const Tensor& tensor) { return std::uint64_t{tensor.dim(1)} * sizeof(float); }
+constexpr std::uint32_t subgroup_lanes = 8, tile_n = 8, most_tile_m = 16, tile_columns = subgroup_lanes * tile_n;
 
 void check_shapes(std::string_view where, const gpu::Device& device, const Nf4Product& op, std::uint32_t outputs,
                   std::uint32_t inputs) {
@@ -50,7 +48,7 @@ void record_product(gpu::Recorder& recorder, const Nf4Product& op, bool turned) 
   const auto kernel = nibble::kernel(device, "product_nf4", prelude);
   for (const auto range : gpu::binding_slices(device, rows, {row_bytes(op.x), row_bytes(op.y), rank * sizeof(float)})) {
     const Tensor x = op.x.rows(range.begin, range.end), y = op.y.rows(range.begin, range.end);
-    const Params params{.rows = range.end - range.begin, .outputs = turned ? inner : width, .inputs = turned ? width : inner,
+    const ProductNf4Params params{.rows = range.end - range.begin, .outputs = turned ? inner : width, .inputs = turned ? width : inner,
                         .rank = rank, .scaling = op.scaling, .wall = 0};
     // Without a term something has to be bound.
     const Tensor left = op.left ? op.left.rows(range.begin, range.end) : op.w.absmax, right = op.left ? op.right : op.w.absmax;
@@ -71,8 +69,8 @@ void record_nn(gpu::Recorder& recorder, const Nf4Product& op) { record_product(r
 
 bool nf4_product_fits(const gpu::Device& device, std::uint32_t outputs, std::uint32_t inputs) {
   const gpu::AdapterInfo& info = device.info();
-  return info.type == gpu::AdapterType::software && info.subgroups && info.subgroup_min_size == lanes &&
-         info.subgroup_max_size == lanes && outputs % 8 == 0 && inputs % nf4_block == 0 &&
+  return info.type == gpu::AdapterType::software && info.subgroups && info.subgroup_min_size == subgroup_lanes &&
+         info.subgroup_max_size == subgroup_lanes && outputs % 8 == 0 && inputs % nf4_block == 0 &&
          std::uint64_t{outputs} * inputs / 2 <= info.limits.max_binding;
 }
 

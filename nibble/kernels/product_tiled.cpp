@@ -10,7 +10,7 @@ namespace nibble {
 namespace {
 
 // The uniform of lib/product.wgsl.
-struct Params {
+struct ProductTiledParams {
   std::uint32_t rows, outputs, inputs, stride, first, share;
   float scale;
   std::uint32_t seed, stream, first_row, threshold;
@@ -144,7 +144,7 @@ gpu::Kernel tiled_kernel(gpu::Device& device, std::string_view file, const Tiled
                  op.w.scale ? "w_scale" : "w_scale_one", "random", !drops ? "keep_all" : width == 4 ? "dropout4" : "dropout1"});
 }
 
-Params make_params(const TiledProduct& op) {
+ProductTiledParams make_params(const TiledProduct& op) {
   const double p = op.dropout.probability;
   check(p >= 0 && p < 1, "dropout", "The probability ({}) is not in [0, 1).", p);
   return {.scale = op.scale,
@@ -169,9 +169,6 @@ void check_shapes(std::string_view where, const TiledProduct& op, bool fits) {
   }
 }
 
-// Bytes of one row.
-std::uint64_t row_bytes(const Tensor& tensor) { return std::uint64_t{tensor.dim(1)} * size_of(tensor.dtype()); }
-
 gpu::Work work_of(const Tensor& x, const Tensor& w, const Tensor& y, double inner) {
   return {.bytes = static_cast<double>(x.bytes() + w.bytes() + y.bytes()),
           .flops = 2.0 * inner * static_cast<double>(y.size())};
@@ -183,11 +180,11 @@ Operand rows_of(const Operand& operand, gpu::RowRange range) {
 }
 
 void dispatch(gpu::Recorder& recorder, const gpu::Kernel& kernel, const Operand& x, const Operand& w, const Tensor& y,
-              const Params& params, gpu::Grid grid, gpu::Work work) {
+              const ProductTiledParams& params, gpu::Grid grid, gpu::Work work) {
   std::vector<gpu::Binding> bindings = {gpu::read(x.data), gpu::read(w.data), gpu::read_write(y)};
   if (x.scale) bindings.push_back(gpu::read(x.scale));
   if (w.scale) bindings.push_back(gpu::read(w.scale));
-  recorder.dispatch_bytes(kernel, bindings, std::as_bytes(std::span<const Params, 1>(&params, 1)), grid, work);
+  recorder.dispatch_bytes(kernel, bindings, std::as_bytes(std::span<const ProductTiledParams, 1>(&params, 1)), grid, work);
 }
 
 }  // namespace
@@ -198,7 +195,7 @@ void record_nt(gpu::Recorder& recorder, const TiledProduct& op) {
   check_shapes("product_nt", op, op.w.data.dim(1) == inputs && op.y.dim(0) == rows && op.y.dim(1) == outputs && inputs > 0);
   const Tile tile = choose_tile(adapter_of(device, op), {rows, outputs, inputs, false}, op);
   const auto kernel = tiled_kernel(device, file_of("product_nt", tile), op, tile, width_of(inputs), op.accumulate);
-  Params params = make_params(op);
+  ProductTiledParams params = make_params(op);
   params.inputs = inputs;
   params.stride = outputs;
   for (const auto range : gpu::binding_slices(device, rows, {row_bytes(op.x.data), row_bytes(op.y), 4})) {
@@ -224,7 +221,7 @@ void record_nn(gpu::Recorder& recorder, const TiledProduct& op) {
   Tile tile = choose_tile(adapter_of(device, op), {rows, inputs, outputs, true}, op);
   if (outputs % tile.step != 0) tile.step = 1;
   const std::string file = file_of("product_nn", tile);
-  Params params = make_params(op);
+  ProductTiledParams params = make_params(op);
   params.inputs = inputs;
   params.stride = outputs;
   for (const auto range : gpu::binding_slices(device, rows, {row_bytes(op.x.data), row_bytes(op.y), 4})) {
@@ -320,7 +317,7 @@ void record_tn(gpu::Recorder& recorder, const TiledProduct& op) {
   check(scratch == 0 || (op.scratch && op.scratch.size() >= scratch), "product_tn",
         "The scratch of {} elements is smaller than the {} needed.", op.scratch ? op.scratch.size() : 0, scratch);
   const auto kernel = tiled_kernel(device, file_of("product_tn", tile), op, tile, tile.width, parts == 1, plan.wide_x);
-  Params params = make_params(op);
+  ProductTiledParams params = make_params(op);
   params.inputs = inputs;
   params.stride = outputs;
   for (const auto range : gpu::binding_slices(device, rows, {row_bytes(op.x.data), row_bytes(op.w.data), 4})) {

@@ -7,7 +7,7 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct ProductVecParams {
   std::uint32_t rows, outputs, inputs, stride, first;
   float scale;
 };
@@ -32,7 +32,7 @@ void check_shapes(const Tensor& x, const Tensor& y, std::uint32_t inputs) {
         y.shape_text(), inputs, vec_rows);
 }
 
-gpu::Grid grid_of(const gpu::Device& device, const Params& params) {
+gpu::Grid grid_of(const gpu::Device& device, const ProductVecParams& params) {
   return gpu::linear_grid(device, (params.outputs + rows_n - 1) / rows_n);
 }
 
@@ -49,12 +49,12 @@ void record(gpu::Recorder& recorder, const DenseVec& op) {
   const auto kernel = nibble::kernel(device, "product_vec", prelude,
                                      {"grid", "eight_plain", op.x.scale ? "x_scale" : "x_scale_one"});
   for (const auto slice : gpu::binding_slices(device, outputs, {std::uint64_t{inputs} * size_of(w.dtype())})) {
-    const Params params{.rows = x.dim(0), .outputs = slice.end - slice.begin, .inputs = inputs, .stride = outputs,
+    const ProductVecParams params{.rows = x.dim(0), .outputs = slice.end - slice.begin, .inputs = inputs, .stride = outputs,
                         .first = slice.begin, .scale = op.w.scale};
     const Tensor part = w.rows(slice.begin, slice.end);
     std::vector<gpu::Binding> bindings = {gpu::read(x), gpu::read_write(op.y), gpu::read(part)};
     if (op.x.scale) bindings.push_back(gpu::read(op.x.scale));
-    recorder.dispatch_bytes(kernel, bindings, std::as_bytes(std::span<const Params, 1>(&params, 1)), grid_of(device, params),
+    recorder.dispatch_bytes(kernel, bindings, std::as_bytes(std::span<const ProductVecParams, 1>(&params, 1)), grid_of(device, params),
                             {.bytes = static_cast<double>(part.bytes()), .flops = 2.0 * x.dim(0) * static_cast<double>(part.size())});
   }
 }

@@ -10,9 +10,9 @@
 namespace nibble {
 namespace {
 
-constexpr std::string_view where = "qk_norm_rope";
+constexpr std::string_view in_qk_norm_rope = "qk_norm_rope";
 
-struct Params {
+struct QkNormRopeParams {
   std::uint32_t tokens, first_token, heads, first_head, all_heads, row_length, first_vector, capacity, row_offset;
   float eps;
 };
@@ -33,22 +33,22 @@ struct Layouts {
 };
 
 void check_shapes(const Layouts& op) {
-  check(op.head_major.rank() == 3 && op.head_dim() % 8 == 0 && op.head_dim() > 0, where,
+  check(op.head_major.rank() == 3 && op.head_dim() % 8 == 0 && op.head_dim() > 0, in_qk_norm_rope,
         "Head-major rows of shape {} were given; (heads, capacity, a multiple of 8) is needed.",
         op.head_major.shape_text());
   check(op.token_major.rank() == 2 && op.token_major.dim(1) % 4 == 0 && op.first_column % 4 == 0 &&
             op.token_major.dim(1) >= op.first_column + std::uint64_t{op.heads()} * op.head_dim(),
-        where, "Token-major rows of shape {}, read from column {} on, do not match head-major ones of shape {}.",
+        in_qk_norm_rope, "Token-major rows of shape {}, read from column {} on, do not match head-major ones of shape {}.",
         op.token_major.shape_text(), op.first_column, op.head_major.shape_text());
-  check(op.tokens() <= op.capacity() && op.row_offset <= op.capacity() - op.tokens(), where,
+  check(op.tokens() <= op.capacity() && op.row_offset <= op.capacity() - op.tokens(), in_qk_norm_rope,
         "{} rows from row {} on do not fit into a capacity of {}.", op.tokens(), op.row_offset, op.capacity());
-  check(!op.weight || op.weight.size() == op.head_dim(), where, "A norm weight of length {} was given for heads of {}.",
+  check(!op.weight || op.weight.size() == op.head_dim(), in_qk_norm_rope, "A norm weight of length {} was given for heads of {}.",
         op.weight.size(), op.head_dim());
-  check(static_cast<bool>(op.position) == static_cast<bool>(op.table), where,
+  check(static_cast<bool>(op.position) == static_cast<bool>(op.table), in_qk_norm_rope,
         "Positions and table must be given together.");
-  check(!op.weight || op.table, where, "A norm without rotation was asked for.");
+  check(!op.weight || op.table, in_qk_norm_rope, "A norm without rotation was asked for.");
   const bool table_fits = op.table.rank() == 3 && op.table.dim(1) == op.head_dim() / 2;
-  check(!op.table || (op.position.size() >= op.tokens() && table_fits), where,
+  check(!op.table || (op.position.size() >= op.tokens() && table_fits), in_qk_norm_rope,
         "{} positions and a table of shape {} do not match {} tokens and heads of {}.", op.position.size(),
         op.table.shape_text(), op.tokens(), op.head_dim());
 }
@@ -80,7 +80,7 @@ void for_slices(gpu::Device& device, const Layouts& op, std::string_view directi
   for (const auto heads : gpu::binding_slices(device, op.heads(), {head_bytes})) {
     const std::uint64_t row_bytes = std::uint64_t{op.token_major.dim(1)} * 4;
     for (const auto tokens : gpu::binding_slices(device, op.tokens(), {row_bytes, sizeof(float)})) {
-      const Params params{.tokens = tokens.end - tokens.begin,
+      const QkNormRopeParams params{.tokens = tokens.end - tokens.begin,
                           .first_token = tokens.begin,
                           .heads = heads.end - heads.begin,
                           .first_head = heads.begin,
@@ -104,19 +104,19 @@ void for_slices(gpu::Device& device, const Layouts& op, std::string_view directi
 namespace {
 
 // Its scales for the tokens, or a tensor that stands in.
-Tensor scales_of(const Operand& x, const Params& params, const Tensor& other) {
+Tensor scales_of(const Operand& x, const QkNormRopeParams& params, const Tensor& other) {
   return is_scaled(x) ? x.scale.rows(params.first_token, params.first_token + params.tokens) : other;
 }
 
 }  // namespace
 
 void record(gpu::Recorder& recorder, const QkNormRope& op) {
-  check(!op.weight || (op.inv_rms && op.inv_rms.size() >= std::uint64_t{op.x.data.dim(0)} * op.y.dim(0)), where,
+  check(!op.weight || (op.inv_rms && op.inv_rms.size() >= std::uint64_t{op.x.data.dim(0)} * op.y.dim(0)), in_qk_norm_rope,
         "inv_rms must have an element for each token and head.");
   const Layouts layouts{op.x.data,     op.y,            op.weight,       op.position, op.table,
                         op.row_offset, op.first_column, is_scaled(op.x), op.eps};
   for_slices(recorder.device(), layouts, "forward", [&](const gpu::Kernel& entry, const Tensor& x, const Tensor& y,
-                                                        const Params& params, gpu::Grid grid, gpu::Work work) {
+                                                        const QkNormRopeParams& params, gpu::Grid grid, gpu::Work work) {
     using gpu::read, gpu::write;
     const Tensor scale = scales_of(op.x, params, x);
     if (op.weight) {
@@ -135,10 +135,10 @@ void record(gpu::Recorder& recorder, const QkNormRope& op) {
 void record(gpu::Recorder& recorder, const QkNormRopeBackward& op) {
   check(!op.weight || (op.inv_rms && op.x.data && op.x.data.size() == op.dx.size() &&
                        op.inv_rms.size() >= std::uint64_t{op.dx.dim(0)} * op.dy.dim(0)),
-        where, "The backward of a norm needs x and an inv_rms for each token and head.");
+        in_qk_norm_rope, "The backward of a norm needs x and an inv_rms for each token and head.");
   const Layouts layouts{op.dx, op.dy, op.weight, op.position, op.table, op.row_offset, op.first_column, is_scaled(op.x)};
   for_slices(recorder.device(), layouts, "backward", [&](const gpu::Kernel& entry, const Tensor& dx, const Tensor& dy,
-                                                         const Params& params, gpu::Grid grid, gpu::Work work) {
+                                                         const QkNormRopeParams& params, gpu::Grid grid, gpu::Work work) {
     using gpu::read, gpu::read_write;
     const Tensor scale = scales_of(op.x, params, dy);
     // Other columns of dx stay.

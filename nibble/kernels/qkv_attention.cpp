@@ -16,7 +16,7 @@
 namespace nibble {
 namespace {
 
-constexpr std::string_view where = "qkv_attention";
+constexpr std::string_view in_qkv_attention = "qkv_attention";
 
 struct Sizes {
   std::uint32_t tokens, heads, key_heads, dim;
@@ -32,17 +32,17 @@ struct Sizes {
 };
 
 void check_sizes(const QkvAttention& op) {
-  check(op.qkv.data && op.qkv.data.rank() == 2 && op.heads > 0 && op.key_heads > 0, where, "A projection is missing.");
+  check(op.qkv.data && op.qkv.data.rank() == 2 && op.heads > 0 && op.key_heads > 0, in_qkv_attention, "A projection is missing.");
   const Sizes s(op);
-  check(op.qkv.data.dim(1) == s.row() && s.dim > 0, where, "A projection of shape {} does not hold {} + 2 x {} heads.",
+  check(op.qkv.data.dim(1) == s.row() && s.dim > 0, in_qkv_attention, "A projection of shape {} does not hold {} + 2 x {} heads.",
         op.qkv.data.shape_text(), op.heads, op.key_heads);
   const QkvAttentionShape& room = op.room.shape;
   check(s.tokens <= room.tokens && s.heads == room.heads && s.key_heads == room.key_heads && s.dim == room.head_dim &&
             is_scaled(op.qkv) == (room.path != ProductPath::f32),
-        where, "The room is for {} tokens, {} heads on {} of {}, not for {}, {} on {} of {}, or for another path.", room.tokens,
+        in_qkv_attention, "The room is for {} tokens, {} heads on {} of {}, not for {}, {} on {} of {}, or for another path.", room.tokens,
         room.heads, room.key_heads, room.head_dim, s.tokens, s.heads, s.key_heads, s.dim);
-  expect_shape(op.o, s.tokens, s.queries(), where, "o");
-  expect_shape(op.lse, DType::f32, {s.heads, s.tokens}, where, "lse");
+  expect_shape(op.o, s.tokens, s.queries(), in_qkv_attention, "o");
+  expect_shape(op.lse, DType::f32, {s.heads, s.tokens}, in_qkv_attention, "lse");
 }
 
 // The first tokens' share of a room's tensor.
@@ -155,7 +155,7 @@ class ByHeads {
                          .eps = op_.eps, .q = q_, .k = k_, .v = v_, .key_end = op_.key_end};
       if (qkv_heads_fits(rec_.device(), all)) return record(rec_, all);
     }
-    check(!op_.apart, where, "Tokens of several texts came for caches beyond a binding.");
+    check(!op_.apart, in_qkv_attention, "Tokens of several texts came for caches beyond a binding.");
     record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.q_norm, .position = op_.position, .table = op_.table, .y = q_,
                             .inv_rms = q_inv_rms_, .eps = op_.eps});
     put_keys();
@@ -180,7 +180,7 @@ class ByHeads {
 bool is_packed(const gpu::Device& device, const QkvAttentionShape& shape) {
   const bool fits = shape.path == ProductPath::matrix &&
                     packed_attention_fits(device, {shape.tokens, shape.heads, shape.key_heads, shape.head_dim});
-  check(fits || !shape.packed.value_or(false), where, "Matrix units were asked for where they do not suit.");
+  check(fits || !shape.packed.value_or(false), in_qkv_attention, "Matrix units were asked for where they do not suit.");
   return shape.packed.value_or(fits && device.info().type != gpu::AdapterType::software);
 }
 
@@ -261,9 +261,9 @@ std::uint64_t qkv_attention_room_bytes(const gpu::Device& device, const QkvAtten
 
 void record(gpu::Recorder& recorder, const QkvAttention& op) {
   check_sizes(op);
-  check(static_cast<bool>(op.k_cache) == static_cast<bool>(op.v_cache) && (op.k_cache || op.first_key == 0), where,
+  check(static_cast<bool>(op.k_cache) == static_cast<bool>(op.v_cache) && (op.k_cache || op.first_key == 0), in_qkv_attention,
         "Caches of keys and values must be given together.");
-  check(!op.k_cache || op.room.q, where, "The room has no place for a pass with a cache.");
+  check(!op.k_cache || op.room.q, in_qkv_attention, "The room has no place for a pass with a cache.");
   if (!op.room.packed || (op.k_cache && !op.own_end)) return ByHeads(recorder, op).forward();
   QkvAttention own = op;
   if (op.k_cache) own.key_begin = op.own_begin, own.key_end = op.own_end;
@@ -275,9 +275,9 @@ void record(gpu::Recorder& recorder, const QkvAttentionBackward& op) {
   const QkvAttention& forward = op.forward;
   check_sizes(forward);
   const Sizes s(forward);
-  check(forward.room.shape.backward && !forward.k_cache, where, "The backward needs a room for it, and no cache.");
-  expect_shape(op.d_o, s.tokens, s.queries(), where, "d_o");
-  expect_shape(op.d_qkv, s.tokens, s.row(), where, "d_qkv");
+  check(forward.room.shape.backward && !forward.k_cache, in_qkv_attention, "The backward needs a room for it, and no cache.");
+  expect_shape(op.d_o, s.tokens, s.queries(), in_qkv_attention, "d_o");
+  expect_shape(op.d_qkv, s.tokens, s.row(), in_qkv_attention, "d_qkv");
   if (forward.room.packed) return Packed(recorder, forward).backward(op);
   ByHeads(recorder, forward).backward(op);
 }

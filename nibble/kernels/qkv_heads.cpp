@@ -9,9 +9,9 @@
 namespace nibble {
 namespace {
 
-constexpr std::string_view where = "qkv_heads";
+constexpr std::string_view in_qkv_heads = "qkv_heads";
 
-struct Params {
+struct QkvHeadsParams {
   std::uint32_t tokens, heads, key_heads, capacity;
   float eps;
 };
@@ -19,15 +19,15 @@ struct Params {
 void check_shapes(const QkvHeads& op) {
   const std::uint32_t heads = op.q.dim(0), tokens = op.q.dim(1), dim = op.q.dim(2);
   const std::uint32_t key_heads = op.k.dim(0), capacity = op.k.dim(1);
-  check(dim % 8 == 0 && tokens <= capacity, where, "{} rows of {} values do not fit into {}.", tokens, dim, op.k.shape_text());
-  expect_shape(op.qkv, DType::f32, {tokens, (heads + 2 * key_heads) * dim}, where, "qkv");
-  for (const Tensor* cache : {&op.k, &op.v}) expect_shape(*cache, DType::f32, {key_heads, capacity, dim}, where, "k or v");
-  expect_shape(op.position, DType::u32, {tokens}, where, "position");
-  expect_shape(op.key_end, DType::u32, {tokens}, where, "key_end");
-  expect_shape(op.table, DType::f32, {op.table.dim(0), dim / 2, 2}, where, "table");
-  check(static_cast<bool>(op.q_norm) == static_cast<bool>(op.k_norm), where, "Norms of queries and keys must be given together.");
+  check(dim % 8 == 0 && tokens <= capacity, in_qkv_heads, "{} rows of {} values do not fit into {}.", tokens, dim, op.k.shape_text());
+  expect_shape(op.qkv, DType::f32, {tokens, (heads + 2 * key_heads) * dim}, in_qkv_heads, "qkv");
+  for (const Tensor* cache : {&op.k, &op.v}) expect_shape(*cache, DType::f32, {key_heads, capacity, dim}, in_qkv_heads, "k or v");
+  expect_shape(op.position, DType::u32, {tokens}, in_qkv_heads, "position");
+  expect_shape(op.key_end, DType::u32, {tokens}, in_qkv_heads, "key_end");
+  expect_shape(op.table, DType::f32, {op.table.dim(0), dim / 2, 2}, in_qkv_heads, "table");
+  check(static_cast<bool>(op.q_norm) == static_cast<bool>(op.k_norm), in_qkv_heads, "Norms of queries and keys must be given together.");
   if (!op.q_norm) return;
-  for (const Tensor* weight : {&op.q_norm, &op.k_norm}) expect_shape(*weight, DType::f32, {dim}, where, "a norm's weight");
+  for (const Tensor* weight : {&op.q_norm, &op.k_norm}) expect_shape(*weight, DType::f32, {dim}, in_qkv_heads, "a norm's weight");
 }
 
 }  // namespace
@@ -54,7 +54,7 @@ void record(gpu::Recorder& recorder, const QkvHeads& op) {
                     {gpu::read(op.qkv), gpu::write(op.q), gpu::write(op.k), gpu::write(op.v), gpu::read(op.position),
                      gpu::read(op.table), gpu::read(norm ? op.q_norm : op.table), gpu::read(norm ? op.k_norm : op.table),
                      gpu::read(op.key_end)},
-                    Params{tokens, heads, key_heads, capacity, op.eps},
+                    QkvHeadsParams{tokens, heads, key_heads, capacity, op.eps},
                     gpu::linear_grid(device, (rows * lanes + workgroup - 1) / workgroup),
                     {.bytes = 8.0 * rows * dim, .flops = 8.0 * rows * dim});
 }

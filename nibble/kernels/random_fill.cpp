@@ -6,7 +6,7 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct RandomFillParams {
   std::uint32_t count, first, seed;
   float deviation;
 };
@@ -25,7 +25,7 @@ void record(gpu::Recorder& recorder, const RandomFill& op) {
   const auto entry = flat_kernel(device, "random_fill", dtype == DType::u32 ? "words" : "normal", prelude, {"grid", "random"});
   for (const auto slice : gpu::binding_slices(device, x.dim(0), {size_of(dtype)})) {
     const std::uint32_t count = slice.end - slice.begin;
-    recorder.dispatch(entry, {gpu::write(x.rows(slice.begin, slice.end))}, Params{count, slice.begin, op.seed, op.deviation},
+    recorder.dispatch(entry, {gpu::write(x.rows(slice.begin, slice.end))}, RandomFillParams{count, slice.begin, op.seed, op.deviation},
                       flat_grid(device, count), {.bytes = double(count) * double(size_of(dtype))});
   }
 }

@@ -11,7 +11,7 @@ namespace {
 
 using gpu::RowRange;
 
-struct Params {
+struct RmsNormParams {
   std::uint32_t rows, columns, first_source, end_source;
   float epsilon;
 };
@@ -55,7 +55,7 @@ void record(gpu::Recorder& recorder, const RmsNorm& op) {
     const Operand y = operand_rows(op.y, slice);
     const gpu::Work work{.bytes = double(count) * double(x_bytes + data_row_bytes(op.y)), .flops = 4.0 * count * columns};
     for (const auto source : source_slices(device, op.x, op.rows, slice)) {
-      const Params params{count, columns, source.begin, source.end, op.eps};
+      const RmsNormParams params{count, columns, source.begin, source.end, op.eps};
       const auto x = gpu::read(op.x.rows(source.begin, source.end));
       const auto weight = gpu::read(op.weight), gathered = rows_binding(op.rows, slice, op.weight);
       // With several sources a dispatch writes only some rows.
@@ -105,7 +105,7 @@ void record(gpu::Recorder& recorder, const RmsNormBackward& op) {
         const Operand part = operand_rows(stored, slice);
         bindings.insert(bindings.end(), {gpu::write(part.data), gpu::write(part.scale)});
       }
-      const Params params{count, columns, source.begin, source.end, 0.0f};
+      const RmsNormParams params{count, columns, source.begin, source.end, 0.0f};
       recorder.dispatch_bytes(entry, bindings, std::as_bytes(std::span(&params, 1)), gpu::linear_grid(device, count),
                               {.bytes = count * (4.0 * double(row_bytes) + stored_bytes), .flops = 8.0 * count * columns});
     }

@@ -6,7 +6,7 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct ScaleAddParams {
   std::uint32_t count;
   float a, b;
 };
@@ -22,7 +22,7 @@ void record(gpu::Recorder& recorder, const ScaleAdd& op) {
   for (const auto slice : gpu::binding_slices(device, x.dim(0), {sizeof(float)})) {
     const std::uint32_t count = slice.end - slice.begin;
     recorder.dispatch(entry, {gpu::read(x.rows(slice.begin, slice.end)), gpu::read_write(y.rows(slice.begin, slice.end))},
-                      Params{count, op.a, op.b}, flat_grid(device, count), {.bytes = 12.0 * count, .flops = 3.0 * count});
+                      ScaleAddParams{count, op.a, op.b}, flat_grid(device, count), {.bytes = 12.0 * count, .flops = 3.0 * count});
   }
 }
 

@@ -22,7 +22,7 @@ using Clock = std::chrono::steady_clock;
 using Floats = std::vector<float>;
 
 // Odd rows; multiples of 8 in the others, without which the matrix path would hand over to f16 vectors.
-constexpr std::uint32_t rows = 67, outputs = 136, inputs = 200, lora_rank = 5;
+constexpr std::uint32_t test_rows = 67, test_outputs = 136, test_inputs = 200, lora_rank = 5;
 constexpr double f32_unit = 0x1p-24, f16_unit = 0x1p-11;  // largest relative error of rounding to nearest
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
@@ -154,64 +154,64 @@ class PathTester {
   }
 
   void test_products() {
-    const Floats a = f16_values(std::size_t{rows} * inputs, 2), w = f16_values(std::size_t{outputs} * inputs, 3),
-                 d = f16_values(std::size_t{rows} * outputs, 4);
-    const Weight weight{upload(device_, w, outputs, inputs, dtype()), dtype() == DType::f16 ? 0.25f : 1.0f};
+    const Floats a = f16_values(std::size_t{test_rows} * test_inputs, 2), w = f16_values(std::size_t{test_outputs} * test_inputs, 3),
+                 d = f16_values(std::size_t{test_rows} * test_outputs, 4);
+    const Weight weight{upload(device_, w, test_outputs, test_inputs, dtype()), dtype() == DType::f16 ? 0.25f : 1.0f};
     const double factor = dtype() == DType::f16 ? 0.125 : 1.0;
-    const Tensor y = device_.tensor(DType::f32, {rows, outputs}, "self-test y");
-    const Tensor dx = device_.tensor(DType::f32, {rows, inputs}, "self-test dx");
-    compute(ProductNT{.path = result_.path, .x = operand(a, rows, inputs), .w = weight, .y = y},
-            ProductNN{.path = result_.path, .x = operand(d, rows, outputs), .w = weight, .y = dx});
+    const Tensor y = device_.tensor(DType::f32, {test_rows, test_outputs}, "self-test y");
+    const Tensor dx = device_.tensor(DType::f32, {test_rows, test_inputs}, "self-test dx");
+    compute(ProductNT{.path = result_.path, .x = operand(a, test_rows, test_inputs), .w = weight, .y = y},
+            ProductNN{.path = result_.path, .x = operand(d, test_rows, test_outputs), .w = weight, .y = dx});
     // n sums in f32 lose at most n * 2^-24 of the magnitudes; matrix units may cut off instead of rounding: twice that.
     const double forward = worst_error(
-        device_.read<float>(y), outputs, inputs, [&](auto i, auto l) { return factor * a[i * inputs + l]; },
-        [&](auto l, auto j) { return w[j * inputs + l]; });
-    add("product x W^T, error", forward, 2 * (inputs + 4) * f32_unit);
+        device_.read<float>(y), test_outputs, test_inputs, [&](auto i, auto l) { return factor * a[i * test_inputs + l]; },
+        [&](auto l, auto j) { return w[j * test_inputs + l]; });
+    add("product x W^T, error", forward, 2 * (test_inputs + 4) * f32_unit);
     const double backward = worst_error(
-        device_.read<float>(dx), inputs, outputs, [&](auto i, auto l) { return factor * d[i * outputs + l]; },
-        [&](auto l, auto j) { return w[l * inputs + j]; });
-    add("product dy W, error", backward, 2 * (outputs + 4) * f32_unit);
+        device_.read<float>(dx), test_inputs, test_outputs, [&](auto i, auto l) { return factor * d[i * test_outputs + l]; },
+        [&](auto l, auto j) { return w[l * test_inputs + j]; });
+    add("product dy W, error", backward, 2 * (test_outputs + 4) * f32_unit);
   }
 
   // y = n W^T + scaling (n A^T) B^T with n the normalised rows.
   void test_chain() {
-    const Floats x = random_values(std::size_t{rows} * inputs, 5), w = f16_values(std::size_t{outputs} * inputs, 6),
-                 norm = random_values(inputs, 7), a = random_values(std::size_t{lora_rank} * inputs, 8),
-                 b = random_values(std::size_t{outputs} * lora_rank, 9);
+    const Floats x = random_values(std::size_t{test_rows} * test_inputs, 5), w = f16_values(std::size_t{test_outputs} * test_inputs, 6),
+                 norm = random_values(test_inputs, 7), a = random_values(std::size_t{lora_rank} * test_inputs, 8),
+                 b = random_values(std::size_t{test_outputs} * lora_rank, 9);
     constexpr float eps = 1e-6f, scaling = 2.0f;
-    const Operand n = make_operand(device_, result_.path, rows, inputs, "self-test n");
-    const Tensor h = device_.tensor(DType::f32, {rows, lora_rank}, "self-test h");
-    const Tensor y = device_.tensor(DType::f32, {rows, outputs}, "self-test y");
-    compute(RmsNorm{.x = upload(device_, x, rows, inputs),
-                    .weight = device_.tensor<float>(DType::f32, {inputs}, norm, "self-test norm"),
-                    .y = n, .inv_rms = device_.tensor(DType::f32, {rows}, "self-test inv_rms"), .eps = eps},
-            ProductNT{.path = result_.path, .x = n, .w = {upload(device_, w, outputs, inputs, dtype())}, .y = y},
-            LoraDown{.x = n, .a = upload(device_, a, lora_rank, inputs), .h = h},
-            LoraUp{.h = h, .b = upload(device_, b, outputs, lora_rank), .y = y, .scaling = scaling});
+    const Operand n = make_operand(device_, result_.path, test_rows, test_inputs, "self-test n");
+    const Tensor h = device_.tensor(DType::f32, {test_rows, lora_rank}, "self-test h");
+    const Tensor y = device_.tensor(DType::f32, {test_rows, test_outputs}, "self-test y");
+    compute(RmsNorm{.x = upload(device_, x, test_rows, test_inputs),
+                    .weight = device_.tensor<float>(DType::f32, {test_inputs}, norm, "self-test norm"),
+                    .y = n, .inv_rms = device_.tensor(DType::f32, {test_rows}, "self-test inv_rms"), .eps = eps},
+            ProductNT{.path = result_.path, .x = n, .w = {upload(device_, w, test_outputs, test_inputs, dtype())}, .y = y},
+            LoraDown{.x = n, .a = upload(device_, a, lora_rank, test_inputs), .h = h},
+            LoraUp{.h = h, .b = upload(device_, b, test_outputs, lora_rank), .y = y, .scaling = scaling});
     // W + scaling B A on the host.
     std::vector<double> merged(w.begin(), w.end());
     for (std::size_t e = 0; e < merged.size(); ++e) {
       for (std::size_t r = 0; r < lora_rank; ++r) {
-        merged[e] += double(scaling) * b[e / inputs * lora_rank + r] * a[r * inputs + e % inputs];
+        merged[e] += double(scaling) * b[e / test_inputs * lora_rank + r] * a[r * test_inputs + e % test_inputs];
       }
     }
     const auto got = device_.read<float>(y);
     double error = 0, magnitude = 0;
-    std::vector<double> normed(inputs);
-    for (std::size_t i = 0; i < rows; ++i) {
+    std::vector<double> normed(test_inputs);
+    for (std::size_t i = 0; i < test_rows; ++i) {
       double squares = 0;
-      for (std::size_t l = 0; l < inputs; ++l) squares += double(x[i * inputs + l]) * x[i * inputs + l];
-      for (std::size_t l = 0; l < inputs; ++l) normed[l] = x[i * inputs + l] * norm[l] / std::sqrt(squares / inputs + eps);
-      for (std::size_t j = 0; j < outputs; ++j) {
+      for (std::size_t l = 0; l < test_inputs; ++l) squares += double(x[i * test_inputs + l]) * x[i * test_inputs + l];
+      for (std::size_t l = 0; l < test_inputs; ++l) normed[l] = x[i * test_inputs + l] * norm[l] / std::sqrt(squares / test_inputs + eps);
+      for (std::size_t j = 0; j < test_outputs; ++j) {
         double sum = 0;
-        for (std::size_t l = 0; l < inputs; ++l) sum += normed[l] * merged[j * inputs + l];
-        error += (got[i * outputs + j] - sum) * (got[i * outputs + j] - sum);
+        for (std::size_t l = 0; l < test_inputs; ++l) sum += normed[l] * merged[j * test_inputs + l];
+        error += (got[i * test_outputs + j] - sum) * (got[i * test_outputs + j] - sum);
         magnitude += sum * sum;
       }
     }
     // Independent errors of n's elements: of rounding to f16, twice over for a device that cuts off; f32's sums stay below.
     add("norm, product and LoRA, relative error", std::sqrt(error / magnitude),
-        dtype() == DType::f16 ? 2 * f16_unit : inputs * f32_unit);
+        dtype() == DType::f16 ? 2 * f16_unit : test_inputs * f32_unit);
   }
 
   void measure() {

@@ -7,7 +7,7 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct SumParams {
   std::uint32_t count, slot, accumulate;
 };
 
@@ -23,7 +23,7 @@ void record(gpu::Recorder& recorder, const Sum& op) {
   const RowKernel row_kernel(device, x.dim(0));
   const auto entry = kernel(device, "sum", row_kernel.prelude(DType::f32), {"row_reduce", "block_sum"},
                             x.dtype() == DType::f32 ? "sum" : "count");
-  recorder.dispatch(entry, {gpu::read(x), gpu::read_write(op.total)}, Params{x.dim(0), op.slot, op.accumulate ? 1u : 0u}, {},
+  recorder.dispatch(entry, {gpu::read(x), gpu::read_write(op.total)}, SumParams{x.dim(0), op.slot, op.accumulate ? 1u : 0u}, {},
                     {.bytes = 4.0 * x.dim(0)});
 }
 

@@ -6,7 +6,7 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct SwigluParams {
   std::uint32_t rows, columns;
 };
 
@@ -29,7 +29,7 @@ void record(gpu::Recorder& recorder, const SwiGlu& op) {
     const auto gate = gpu::read(op.gate.rows(slice.begin, slice.end));
     const auto up = gpu::read(op.up.rows(slice.begin, slice.end));
     const Operand h = operand_rows(op.h, slice);
-    const Params params{count, columns};
+    const SwigluParams params{count, columns};
     const auto grid = gpu::linear_grid(device, count);
     const gpu::Work work{.bytes = double(count) * double(2 * in_bytes + data_row_bytes(op.h)),
                          .flops = 5.0 * count * columns};
@@ -63,7 +63,7 @@ void record(gpu::Recorder& recorder, const SwiGluBackward& op) {
     const auto up = gpu::read(op.up.rows(slice.begin, slice.end));
     const auto dh = gpu::read(op.dh.rows(slice.begin, slice.end));
     const Operand d_gate = operand_rows(op.d_gate, slice), d_up = operand_rows(op.d_up, slice);
-    const Params params{count, columns};
+    const SwigluParams params{count, columns};
     const auto grid = gpu::linear_grid(device, count);
     const gpu::Work work{.bytes = double(count) * double(3 * in_bytes + 2 * data_row_bytes(op.d_gate)),
                          .flops = 10.0 * count * columns};

@@ -8,7 +8,7 @@ namespace {
 
 constexpr std::uint32_t width = 8;  // values of an invocation
 
-struct Params {
+struct SwigluPairParams {
   std::uint32_t rows, row_vectors;  // of h
 };
 
@@ -38,7 +38,7 @@ void record(gpu::Recorder& recorder, const SwiGluPair& op) {
   for (const auto slice : gpu::binding_slices(device, op.h.data.dim(0), {data_row_bytes(op.gate_up), sizeof(float)})) {
     const Operand gate_up = operand_rows(op.gate_up, slice), h = operand_rows(op.h, slice);
     const std::uint32_t rows = slice.end - slice.begin;
-    const Params params{.rows = rows, .row_vectors = columns / width};
+    const SwigluPairParams params{.rows = rows, .row_vectors = columns / width};
     recorder.dispatch(forward, {gpu::read(gate_up.data), gpu::read(gate_up.scale), gpu::write(h.data), gpu::write(h.scale)},
                       params, gpu::linear_grid(device, rows), {.bytes = 6.0 * rows * columns, .flops = 5.0 * rows * columns});
   }
@@ -55,7 +55,7 @@ void record(gpu::Recorder& recorder, const SwiGluPairBackward& op) {
     const Operand gate_up = operand_rows(op.gate_up, slice), dh = operand_rows(op.dh, slice);
     const Operand d_gate_up = operand_rows(op.d_gate_up, slice);
     const std::uint32_t rows = slice.end - slice.begin;
-    const Params params{.rows = rows, .row_vectors = columns / width};
+    const SwigluPairParams params{.rows = rows, .row_vectors = columns / width};
     std::vector<gpu::Binding> bindings{gpu::read(gate_up.data),     gpu::read(gate_up.scale), gpu::write(d_gate_up.data),
                                        gpu::write(d_gate_up.scale), gpu::read(dh.data),       gpu::read(dh.scale)};
     if (and_h) {

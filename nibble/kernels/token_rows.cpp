@@ -6,16 +6,16 @@
 namespace nibble {
 namespace {
 
-struct WriteParams {
+struct TokenWriteParams {
   std::uint32_t rows, columns, first_row, table_rows;
   float factor;
 };
 
-struct EmbeddingParams {
+struct TokenEmbeddingParams {
   std::uint32_t rows, columns, tokens, pieces;
 };
 
-struct HeadParams {
+struct TokenHeadParams {
   std::uint32_t rows, columns, labels, vocabulary, pieces;
 };
 
@@ -47,7 +47,7 @@ void record(gpu::Recorder& recorder, const WriteTokenRows& op) {
       recorder.dispatch(entry,
                         {gpu::read(op.rows.rows(slice.begin, slice.end)), gpu::read(op.ids.rows(slice.begin, slice.end)),
                          gpu::read_write(table.rows(part.begin, part.end))},
-                        WriteParams{count, columns, part.begin, part.end - part.begin, 1.0f / op.table.scale},
+                        TokenWriteParams{count, columns, part.begin, part.end - part.begin, 1.0f / op.table.scale},
                         gpu::linear_grid(device, count), {.bytes = double(count) * double(table_bytes + row_bytes)});
     }
   }
@@ -70,7 +70,7 @@ void record(gpu::Recorder& recorder, const EmbeddingBackward& op) {
       recorder.dispatch(entry,
                         {gpu::read(op.tokens.rows(slice.begin, slice.end)), gpu::read(op.dx.rows(slice.begin, slice.end)),
                          gpu::read(op.ids.rows(own.begin, own.end)), gpu::read_write(op.d_rows.rows(own.begin, own.end))},
-                        EmbeddingParams{count, columns, length, pieces}, grid_of(device, count, pieces),
+                        TokenEmbeddingParams{count, columns, length, pieces}, grid_of(device, count, pieces),
                         {.bytes = 2.0 * double(count) * double(row_bytes) + 4.0 * length});
     }
   }
@@ -101,7 +101,7 @@ void record(gpu::Recorder& recorder, const HeadRowsBackward& op) {
                         {gpu::read(d_logits.data), gpu::read(normed.data), gpu::read(ids),
                          gpu::read_write(op.d_rows.rows(own.begin, own.end)), gpu::read(scaled ? d_logits.scale : d_logits.data),
                          gpu::read(scaled ? normed.scale : normed.data)},
-                        HeadParams{count, columns, length, vocabulary, pieces}, grid_of(device, count, pieces),
+                        TokenHeadParams{count, columns, length, vocabulary, pieces}, grid_of(device, count, pieces),
                         {.bytes = double(length) * double(data_row_bytes(op.normed)) + 2.0 * double(count) * double(row_bytes),
                          .flops = 2.0 * double(count) * length * columns});
     }

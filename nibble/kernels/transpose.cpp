@@ -8,7 +8,7 @@ namespace {
 
 constexpr std::uint32_t side = 16, lines = 8;
 
-struct Params {
+struct TransposeParams {
   std::uint32_t rows, columns, all_rows, all_columns, first_row, first_column;
 };
 
@@ -26,7 +26,7 @@ void record(gpu::Recorder& recorder, const Transpose& op) {
       const std::uint32_t height = x.end - x.begin, width = y.end - y.begin;
       check(height <= most && width <= most, "transpose", "A matrix of {} x {} came; {} a side fit.", rows, columns, most);
       recorder.dispatch(entry, {gpu::read(op.x.rows(x.begin, x.end)), gpu::read_write(op.y.rows(y.begin, y.end))},
-                        Params{height, width, rows, columns, x.begin, y.begin},
+                        TransposeParams{height, width, rows, columns, x.begin, y.begin},
                         {(width + side - 1) / side, (height + side - 1) / side}, {.bytes = 8.0 * height * width});
     }
   }

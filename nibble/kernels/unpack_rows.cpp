@@ -6,7 +6,7 @@
 namespace nibble {
 namespace {
 
-struct Params {
+struct UnpackRowsParams {
   std::uint32_t rows, columns;
 };
 
@@ -25,7 +25,7 @@ void record(gpu::Recorder& recorder, const UnpackRows& op) {
     const std::uint32_t count = slice.end - slice.begin;
     const Operand x = operand_rows(op.x, slice);
     recorder.dispatch(entry, {gpu::read(x.data), gpu::read(x.scale), gpu::write(op.y.rows(slice.begin, slice.end))},
-                      Params{count, columns}, gpu::linear_grid(device, count),
+                      UnpackRowsParams{count, columns}, gpu::linear_grid(device, count),
                       {.bytes = double(count) * double(y_bytes + data_row_bytes(op.x))});
   }
 }

@@ -6,7 +6,7 @@ namespace nibble {
 namespace {
 
 constexpr int part_values = 32;
-constexpr int parts = 8;
+constexpr int block_parts = 8;
 
 // Scale and minimum of a part of 32, 6 bits each: the first four parts lie in the low bits of bytes 0-3 and 4-7, the
 // others in the halves of bytes 8-11 with their top bits in those of bytes 0-7.
@@ -28,7 +28,7 @@ std::uint32_t two_bits(GgmlBytes bytes, int i) {
 template <typename Codes>
 void scaled_parts(GgmlBytes block, float* out, Codes q) {
   const float d = block.f16(0), dmin = block.f16(2);
-  for (int part = 0; part < parts; ++part) {
+  for (int part = 0; part < block_parts; ++part) {
     const auto [scale, min] = scale_min(block.from(4), static_cast<std::size_t>(part));
     const float by = d * static_cast<float>(scale), less = dmin * static_cast<float>(min);
     for (int i = 0; i < part_values; ++i) *out++ = by * static_cast<float>(q(part, i)) - less;
@@ -97,7 +97,7 @@ void dequantize_iq4_xs(GgmlBytes block, float* out) {
   const GgmlBytes codes = block.from(8);
   const float d = block.f16(0);
   const auto high_bits = block.number<std::uint16_t>(2);
-  for (int part = 0; part < parts; ++part) {
+  for (int part = 0; part < block_parts; ++part) {
     const auto low_at = static_cast<std::size_t>(4 + part / 2);
     const std::uint32_t low_bits = part % 2 == 0 ? block.low(low_at) : block.high(low_at);
     const float by = d * static_cast<float>(static_cast<int>(low_bits | (high_bits >> 2 * part & 3u) << 4) - 32);

@@ -6,13 +6,11 @@
 #include "nibble/base/error.h"
 #include "nibble/io/gguf_tokenizer.h"
 #include "nibble/text/json_pieces.h"
+#include "nibble/text/tokenizer_files.h"
 #include "nibble/text/tokenizer_parts.h"
 
 namespace nibble::text {
 namespace {
-
-constexpr const char* model_file = "tokenizer.json";
-constexpr const char* config_file = "tokenizer_config.json";
 
 // An added token may repeat one of the model's, with the same id.
 void check_against_model(const AddedToken& token, const Vocabulary& model, std::string_view origin) {
@@ -54,23 +52,23 @@ Tokenizer Tokenizer::load(const fs::path& model) {
     const HfTokenizer files = read_hf_tokenizer(model);
     return build(files.tokenizer, model.string(), tokenizer_config_of(files.config, model.string()), model.string());
   }
-  const fs::path config_path = model / config_file;
+  const fs::path config_path = model / tokenizer_config_file;
   TokenizerConfig config;
   if (fs::exists(config_path)) config = read_tokenizer_config(read_file(config_path), config_path.string());
-  const fs::path path = model / model_file;
+  const fs::path path = model / tokenizer_file;
   check<DataError>(fs::exists(path) || !fs::exists(model / "tokenizer.model"), path.string(),
                    "The folder has a tokenizer.model of SentencePiece alone, which is not read; transformers makes a {} of it: python3 -c "
                    "\"from transformers import AutoTokenizer as T; T.from_pretrained('FOLDER').save_pretrained('FOLDER')\".",
-                   model_file);
+                   tokenizer_file);
   check<DataError>(fs::exists(path), path.string(), "The file does not exist; a model folder must have a {}.",
-                   model_file);
+                   tokenizer_file);
   return build(read_json_file(path), path.string(), std::move(config), config_path.string());
 }
 
 Tokenizer Tokenizer::from_json(std::string_view tokenizer_json, std::string_view config_json) {
   TokenizerConfig config;
-  if (!config_json.empty()) config = read_tokenizer_config(config_json, config_file);
-  return build(parse_json(tokenizer_json, model_file), model_file, std::move(config), config_file);
+  if (!config_json.empty()) config = read_tokenizer_config(config_json, tokenizer_config_file);
+  return build(parse_json(tokenizer_json, tokenizer_file), tokenizer_file, std::move(config), tokenizer_config_file);
 }
 
 Tokenizer Tokenizer::build(const Json& tokenizer_json, std::string_view origin, TokenizerConfig config, std::string_view config_origin) {

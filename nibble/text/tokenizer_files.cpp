@@ -9,8 +9,6 @@
 namespace nibble::text {
 namespace {
 
-constexpr const char* model_file = "tokenizer.json";
-constexpr const char* config_file = "tokenizer_config.json";
 constexpr std::array files_beside{"chat_template.jinja", "chat_template.json", "special_tokens_map.json"};
 constexpr const char* templates_folder = "additional_chat_templates";
 constexpr std::uint64_t most_bytes = std::uint64_t{256} << 20;
@@ -25,17 +23,17 @@ Json entry_of(const NewToken& token) {
 
 }  // namespace
 
-bool has_tokenizer(const fs::path& folder) { return path_exists(folder / model_file); }
+bool has_tokenizer(const fs::path& folder) { return path_exists(folder / tokenizer_file); }
 
 fs::path tokenizer_folder(const fs::path& model, const fs::path& adapter) { return !adapter.empty() && has_tokenizer(adapter) ? adapter : model; }
 
 TokenizerFiles read_tokenizer_files(const fs::path& model) {
   if (is_gguf(model)) {
     const HfTokenizer made = read_hf_tokenizer(model);
-    return {{model_file, write_json(made.tokenizer) + "\n"}, {config_file, write_json(made.config) + "\n"}};
+    return {{tokenizer_file, write_json(made.tokenizer) + "\n"}, {tokenizer_config_file, write_json(made.config) + "\n"}};
   }
-  TokenizerFiles files{{model_file, read_file(model / model_file, most_bytes)}};
-  read_if_there(model, config_file, files);
+  TokenizerFiles files{{tokenizer_file, read_file(model / tokenizer_file, most_bytes)}};
+  read_if_there(model, tokenizer_config_file, files);
   for (const char* name : files_beside) read_if_there(model, name, files);
   std::error_code error;
   for (fs::directory_iterator it(model / templates_folder, error), end; !error && it != end; it.increment(error)) {
@@ -53,9 +51,10 @@ void write_tokenizer_files(const fs::path& folder, const TokenizerFiles& files) 
 }
 
 void add_tokens(TokenizerFiles& files, std::span<const NewToken> tokens) {
-  Json json = parse_json(files.at(model_file), model_file);
-  Json config = files.contains(config_file) ? parse_json(files[config_file], config_file) : Json::object();
-  check<DataError>(json.is_object() && config.is_object(), model_file, "Both {} and {} must hold an object.", model_file, config_file);
+  Json json = parse_json(files.at(tokenizer_file), tokenizer_file);
+  Json config = files.contains(tokenizer_config_file) ? parse_json(files[tokenizer_config_file], tokenizer_config_file) : Json::object();
+  check<DataError>(json.is_object() && config.is_object(), tokenizer_file, "Both {} and {} must hold an object.",
+                   tokenizer_file, tokenizer_config_file);
   Json& added = json["added_tokens"];
   if (!added.is_array()) added = Json::array();
   Json* decoder = config.contains("added_tokens_decoder") && config["added_tokens_decoder"].is_object() ? &config["added_tokens_decoder"] : nullptr;
@@ -65,8 +64,8 @@ void add_tokens(TokenizerFiles& files, std::span<const NewToken> tokens) {
     entry["id"] = token.id;
     added.push_back(std::move(entry));
   }
-  files[model_file] = write_json(json) + "\n";
-  files[config_file] = write_json(config) + "\n";
+  files[tokenizer_file] = write_json(json) + "\n";
+  files[tokenizer_config_file] = write_json(config) + "\n";
 }
 
 }  // namespace nibble::text

@@ -10,6 +10,8 @@
 
 namespace nibble::text {
 
+inline constexpr const char *tokenizer_file = "tokenizer.json", *tokenizer_config_file = "tokenizer_config.json";
+
 // The files of a tokenizer with its chat template, by name: tokenizer.json, tokenizer_config.json and those beside them. Files of slow
 // tokenizers (vocab.json, merges.txt) are not among them.
 using TokenizerFiles = std::map<std::string, std::string>;

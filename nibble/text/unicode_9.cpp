@@ -6,13 +6,13 @@
 namespace nibble::text {
 namespace {
 
-struct Range {
+struct CodeRange {
   char32_t first;
   char32_t last;
 };
 
 // Found by comparing NFKD and the marks of every code point with those of `tokenizers` 0.23.
-constexpr auto later = std::to_array<Range>(
+constexpr auto later_ranges = std::to_array<CodeRange>(
     {{0x07FD, 0x07FD},   {0x0898, 0x089F},   {0x08CA, 0x08D3},   {0x09FE, 0x09FE},   {0x0AFA, 0x0AFF},
      {0x0B55, 0x0B55},   {0x0C04, 0x0C04},   {0x0C3C, 0x0C3C},   {0x0CF3, 0x0CF3},   {0x0D00, 0x0D00},
      {0x0D3B, 0x0D3C},   {0x0D81, 0x0D81},   {0x0EBA, 0x0EBA},   {0x0ECE, 0x0ECE},   {0x1715, 0x1715},
@@ -35,8 +35,8 @@ constexpr auto later = std::to_array<Range>(
 
 bool is_later_than_unicode_9(char32_t code) {
   const auto* range =
-      std::lower_bound(later.begin(), later.end(), code, [](const Range& r, char32_t c) { return r.last < c; });
-  return range != later.end() && code >= range->first;
+      std::lower_bound(later_ranges.begin(), later_ranges.end(), code, [](const CodeRange& r, char32_t c) { return r.last < c; });
+  return range != later_ranges.end() && code >= range->first;
 }
 
 }  // namespace nibble::text

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::dynamic_map_test {
 namespace {
 
 // The signed map is held against bitsandbytes' own in tests/quant/double_quant_test.cpp.
@@ -39,4 +39,4 @@ TEST(DynamicMap, TheNearestCodeIsNearest) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::dynamic_map_test

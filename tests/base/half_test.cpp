@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-namespace nibble {
+namespace nibble::half_test {
 namespace {
 
 TEST(Half, RoundsToNearestEven) {
@@ -24,4 +24,4 @@ TEST(BFloat16, RoundsToNearestEvenAndKeepsNan) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::half_test

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-namespace nibble {
+namespace nibble::rng_test {
 namespace {
 
 // Known answers of the authors' Random123 library (kat_vectors, philox4x32 10 rounds).
@@ -30,4 +30,4 @@ TEST(Rng, BelowStaysBelowAndReachesAll) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::rng_test

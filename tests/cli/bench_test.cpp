@@ -9,7 +9,7 @@
 #include <chrono>
 #include <thread>
 
-namespace nibble {
+namespace nibble::bench_test {
 namespace {
 
 using test::run_nibble;
@@ -388,4 +388,4 @@ TEST(BenchLoad, RefusesAnAdapterThatIsNotThereBeforeItWrites) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::bench_test

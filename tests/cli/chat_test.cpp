@@ -1,6 +1,6 @@
 #include "tests/cli/run_program.h"
 
-namespace nibble {
+namespace nibble::chat_test {
 namespace {
 
 const std::string tiny = test::source_path("models/tiny-qwen3");
@@ -65,4 +65,4 @@ TEST(Chat, BadOptionsAreUsageErrors) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::chat_test

@@ -1,7 +1,7 @@
 #include "nibble/io/json.h"
 #include "tests/cli/run_program.h"
 
-namespace nibble {
+namespace nibble::data_test {
 namespace {
 
 using test::run_nibble;
@@ -92,4 +92,4 @@ TEST(Data, EvalTakesWhatTrainingTakes) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::data_test

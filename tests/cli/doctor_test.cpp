@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 
-namespace nibble {
+namespace nibble::doctor_test {
 namespace {
 
 using test::run_nibble;
@@ -95,4 +95,4 @@ TEST(Usage, HelpListsEachVerbOnALine) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::doctor_test

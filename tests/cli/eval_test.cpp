@@ -4,7 +4,7 @@
 
 #include <regex>
 
-namespace nibble {
+namespace nibble::eval_test {
 namespace {
 
 using Arguments = std::vector<std::string>;
@@ -102,4 +102,4 @@ TEST_F(EvalLimit, WhatIsNoAmountIsNamed) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::eval_test

@@ -1,7 +1,7 @@
 #include "nibble/io/gguf.h"
 #include "tests/cli/run_program.h"
 
-namespace nibble {
+namespace nibble::export_test {
 namespace {
 
 using test::run_nibble;
@@ -84,4 +84,4 @@ TEST_F(ExportVerb, RefusesByName) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::export_test

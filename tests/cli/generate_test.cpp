@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <sstream>
 
-namespace nibble {
+namespace nibble::generate_test {
 namespace {
 
 using Arguments = std::vector<std::string>;
@@ -177,4 +177,4 @@ TEST(Generate, NamesWithControlCharactersDoNotReachTheTerminal) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::generate_test

@@ -1,7 +1,7 @@
 #include "nibble/io/json.h"
 #include "tests/cli/run_program.h"
 
-namespace nibble {
+namespace nibble::info_test {
 namespace {
 
 using test::run_nibble;
@@ -102,4 +102,4 @@ TEST(Info, RefusesInOneSentence) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::info_test

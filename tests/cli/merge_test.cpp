@@ -2,7 +2,7 @@
 #include "nibble/io/json.h"
 #include "tests/cli/run_program.h"
 
-namespace nibble {
+namespace nibble::merge_test {
 namespace {
 
 using test::run_nibble;
@@ -108,4 +108,4 @@ TEST_F(MergeVerb, WritesOneGgufFile) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::merge_test

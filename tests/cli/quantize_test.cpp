@@ -1,7 +1,7 @@
 #include "nibble/io/json.h"
 #include "tests/cli/run_program.h"
 
-namespace nibble {
+namespace nibble::quantize_test {
 namespace {
 
 using test::run_nibble;
@@ -79,4 +79,4 @@ TEST_F(QuantizeVerb, ARunWithACacheTrainsTheSameAdapter) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::quantize_test

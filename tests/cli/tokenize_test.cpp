@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-namespace nibble {
+namespace nibble::tokenize_test {
 namespace {
 
 using test::run_nibble;
@@ -88,4 +88,4 @@ TEST(Tokenize, RefusesInOneSentence) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::tokenize_test

@@ -4,7 +4,7 @@
 
 #include "nibble/base/error.h"
 
-namespace nibble::data {
+namespace nibble::data::batch_test {
 namespace {
 
 TEST(Batch, JoinsExamplesWithoutPadding) {
@@ -41,4 +41,4 @@ TEST(Batch, RefusesWhatIsNoExample) {
 }
 
 }  // namespace
-}  // namespace nibble::data
+}  // namespace nibble::data::batch_test

@@ -5,7 +5,7 @@
 #include "nibble/base/error.h"
 #include "tests/data/trained_text.h"
 
-namespace nibble::data {
+namespace nibble::data::chat_mask_test {
 namespace {
 
 using test::family;
@@ -139,4 +139,4 @@ TEST(ChatMask, AWrongMaskIsAnError) {
 }
 
 }  // namespace
-}  // namespace nibble::data
+}  // namespace nibble::data::chat_mask_test

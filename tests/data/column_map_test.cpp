@@ -4,7 +4,7 @@
 
 #include "nibble/base/error.h"
 
-namespace nibble::data {
+namespace nibble::data::column_map_test {
 namespace {
 
 ColumnMap map_of(const std::vector<std::string>& entries) { return ColumnMap::parse(entries); }
@@ -54,4 +54,4 @@ TEST(ColumnMap, IsRefusedWhereItMakesNoRow) {
 }
 
 }  // namespace
-}  // namespace nibble::data
+}  // namespace nibble::data::column_map_test

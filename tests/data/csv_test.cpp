@@ -8,7 +8,7 @@
 #include "nibble/data/line_reader.h"
 #include "nibble/data/row.h"
 
-namespace nibble::data {
+namespace nibble::data::csv_test {
 namespace {
 
 // Gives the text in pieces of `piece` bytes, so that every place is once the end of one.
@@ -65,4 +65,4 @@ TEST(Csv, WhatCannotBeATableIsRefusedWithItsLine) {
 }
 
 }  // namespace
-}  // namespace nibble::data
+}  // namespace nibble::data::csv_test

@@ -6,7 +6,7 @@
 #include "nibble/data/dataset.h"
 #include "tests/support/files.h"
 
-namespace nibble::data {
+namespace nibble::data::data_files_test {
 namespace {
 
 using test::expect_error;
@@ -92,4 +92,4 @@ TEST_F(SeveralFiles, FaultsNameTheFile) {
 }
 
 }  // namespace
-}  // namespace nibble::data
+}  // namespace nibble::data::data_files_test

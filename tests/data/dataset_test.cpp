@@ -9,7 +9,7 @@
 #include "nibble/base/error.h"
 #include "nibble/data/line_reader.h"
 
-namespace nibble::data {
+namespace nibble::data::dataset_test {
 namespace {
 
 const fs::path model = fs::path(NIBBLE_SOURCE_DIR) / "models/tiny-qwen3";
@@ -230,4 +230,4 @@ TEST(Overflow, HasNames) {
 }
 
 }  // namespace
-}  // namespace nibble::data
+}  // namespace nibble::data::dataset_test

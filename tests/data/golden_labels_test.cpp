@@ -3,7 +3,7 @@
 #include "nibble/data/dataset.h"
 #include "nibble/io/safetensors.h"
 
-namespace nibble::data {
+namespace nibble::data::golden_labels_test {
 namespace {
 
 std::vector<std::int32_t> read_ints(const SafetensorsFile& file, std::string_view name) {
@@ -48,4 +48,4 @@ TEST(GoldenLabels, EqualThoseOfTheReference) {
 }
 
 }  // namespace
-}  // namespace nibble::data
+}  // namespace nibble::data::golden_labels_test

@@ -4,7 +4,7 @@
 #include "nibble/data/dataset.h"
 #include "tests/support/files.h"
 
-namespace nibble::data {
+namespace nibble::data::labelled_rows_test {
 namespace {
 
 using test::expect_error;
@@ -80,4 +80,4 @@ TEST_F(LabelledRows, AreDetectedAndTrainable) {
 }
 
 }  // namespace
-}  // namespace nibble::data
+}  // namespace nibble::data::labelled_rows_test

@@ -3,7 +3,7 @@
 #include "nibble/base/error.h"
 #include "tests/data/trained_text.h"
 
-namespace nibble::data {
+namespace nibble::data::message_flags_test {
 namespace {
 
 using test::family;
@@ -89,4 +89,4 @@ TEST(MessageFlags, OfPreferencesStayInTheAnswers) {
 }
 
 }  // namespace
-}  // namespace nibble::data
+}  // namespace nibble::data::message_flags_test

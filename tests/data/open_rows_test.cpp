@@ -12,7 +12,7 @@
 #include "nibble/io/unpack.h"
 #include "tests/support/files.h"
 
-namespace nibble::data {
+namespace nibble::data::open_rows_test {
 namespace {
 
 using test::expect_error;
@@ -154,4 +154,4 @@ TEST_F(OpenRows, NothingStaysInTheTemporaryFolder) {
 }
 
 }  // namespace
-}  // namespace nibble::data
+}  // namespace nibble::data::open_rows_test

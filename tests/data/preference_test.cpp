@@ -5,7 +5,7 @@
 #include "nibble/data/sampler.h"
 #include "tests/support/files.h"
 
-namespace nibble::data {
+namespace nibble::data::preference_test {
 namespace {
 
 using U = std::vector<std::uint32_t>;
@@ -187,4 +187,4 @@ TEST(PreferenceBatch, RefusesWhatIsNoPair) {
 }
 
 }  // namespace
-}  // namespace nibble::data
+}  // namespace nibble::data::preference_test

@@ -4,7 +4,7 @@
 
 #include "nibble/base/error.h"
 
-namespace nibble::data {
+namespace nibble::data::row_test {
 namespace {
 
 RowContent row_of_line(std::string_view line) {
@@ -121,4 +121,4 @@ TEST(Row, RefusesDeepNesting) {
 }
 
 }  // namespace
-}  // namespace nibble::data
+}  // namespace nibble::data::row_test

@@ -9,7 +9,7 @@
 #include "nibble/base/error.h"
 #include "nibble/base/rng.h"
 
-namespace nibble::data {
+namespace nibble::data::sampler_test {
 namespace {
 
 std::vector<std::uint32_t> some_lengths(std::size_t count, std::uint32_t longest) {
@@ -195,4 +195,4 @@ TEST(Sampler, RefusesWhatCannotBe) {
 }
 
 }  // namespace
-}  // namespace nibble::data
+}  // namespace nibble::data::sampler_test

@@ -5,7 +5,7 @@
 #include "tests/data/trained_text.h"
 #include "tests/support/files.h"
 
-namespace nibble::data {
+namespace nibble::data::system_message_test {
 namespace {
 
 using test::expect_error;
@@ -64,4 +64,4 @@ TEST(SystemMessage, IsRefusedWhereItWouldStandNowhere) {
 }
 
 }  // namespace
-}  // namespace nibble::data
+}  // namespace nibble::data::system_message_test

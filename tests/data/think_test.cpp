@@ -5,7 +5,7 @@
 #include "nibble/base/error.h"
 #include "tests/data/trained_text.h"
 
-namespace nibble::data {
+namespace nibble::data::think_test {
 namespace {
 
 using test::family;
@@ -139,4 +139,4 @@ TEST(Think, IsRefusedWhereTheTemplateKnowsNone) {
 }
 
 }  // namespace
-}  // namespace nibble::data
+}  // namespace nibble::data::think_test

@@ -13,7 +13,7 @@
 #include <fstream>
 #include <numeric>
 
-namespace nibble::gpu {
+namespace nibble::gpu::device_test {
 namespace {
 
 TEST(Device, RunsAKernelAndReadsBack) {
@@ -343,4 +343,4 @@ TEST_F(DiskCacheTest, IsCapped) {
 }
 
 }  // namespace
-}  // namespace nibble::gpu
+}  // namespace nibble::gpu::device_test

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <numeric>
 
-namespace nibble::gpu {
+namespace nibble::gpu::host_memory_test {
 namespace {
 
 // Of every kind that the adapter has; `direct` and `carried` memory is read by kernels.
@@ -103,4 +103,4 @@ TEST(HostBuffer, RefusesWhatTheAdapterCannotHold) {
 }
 
 }  // namespace
-}  // namespace nibble::gpu
+}  // namespace nibble::gpu::host_memory_test

@@ -6,7 +6,7 @@
 #include "nibble/base/error.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::atomic_test {
 namespace {
 
 using test::expect_error;
@@ -108,4 +108,4 @@ TEST(AtomicFolder, DoesNotReplaceAFile) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::atomic_test

@@ -3,7 +3,7 @@
 #include "nibble/base/error.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::checkpoint_test {
 namespace {
 
 using test::expect_error;
@@ -82,4 +82,4 @@ TEST_F(CheckpointTest, SaysWhatIsLacking) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::checkpoint_test

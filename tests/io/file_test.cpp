@@ -3,7 +3,7 @@
 #include "nibble/base/error.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::file_test {
 namespace {
 
 using test::expect_error;
@@ -66,4 +66,4 @@ TEST(OutputFile, SaysThatTheDiskIsFull) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::file_test

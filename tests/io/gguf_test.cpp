@@ -7,7 +7,7 @@
 #include "tests/support/files.h"
 #include "tests/support/mutated.h"
 
-namespace nibble {
+namespace nibble::gguf_test {
 namespace {
 
 using test::expect_error;
@@ -275,4 +275,4 @@ TEST_F(GgufTest, ChangedFilesAreReadOrRefused) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::gguf_test

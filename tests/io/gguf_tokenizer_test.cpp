@@ -3,7 +3,7 @@
 #include "nibble/base/error.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::gguf_tokenizer_test {
 namespace {
 
 using test::expect_error;
@@ -118,4 +118,4 @@ TEST_F(GgufTokenizerTest, TakesTheFilesBesideWhereItsOwnKindIsNotKnown) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::gguf_tokenizer_test

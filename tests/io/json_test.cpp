@@ -8,7 +8,7 @@
 #include "nibble/base/rng.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::json_test {
 namespace {
 
 using test::expect_error;
@@ -122,4 +122,4 @@ TEST(JsonWrite, RefusesWhatJsonCannotHold) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::json_test

@@ -6,7 +6,7 @@
 
 // Files with bytes changed at random: each is read or refused with a DataError, and nothing worse happens. Most useful
 // under the sanitizers.
-namespace nibble {
+namespace nibble::mutation_test {
 namespace {
 
 std::string small_safetensors() {
@@ -58,4 +58,4 @@ TEST(Mutation, JsonIsReadOrRefused) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::mutation_test

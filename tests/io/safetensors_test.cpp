@@ -6,7 +6,7 @@
 #include "nibble/base/half.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::safetensors_test {
 namespace {
 
 using test::expect_error;
@@ -141,4 +141,4 @@ TEST_F(SafetensorsTest, RefusesOverlapsGapsAndDoubles) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::safetensors_test

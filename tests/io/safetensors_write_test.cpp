@@ -2,7 +2,7 @@
 #include "nibble/io/safetensors.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::safetensors_write_test {
 namespace {
 
 using test::expect_error;
@@ -71,4 +71,4 @@ TEST(SafetensorsWriter, WantsExactlyItsBytes) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::safetensors_write_test

@@ -9,7 +9,7 @@
 
 #include <vector>
 
-namespace nibble {
+namespace nibble::scratch_file_test {
 namespace {
 
 std::vector<std::byte> some_bytes(std::size_t count) {
@@ -149,4 +149,4 @@ TEST(AvailableMemoryHere, IsSome) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::scratch_file_test

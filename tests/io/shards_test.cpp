@@ -5,7 +5,7 @@
 #include "nibble/io/json.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::shards_test {
 namespace {
 
 // Each tensor is filled with the first letter of its name.
@@ -102,4 +102,4 @@ TEST(ShardWriter, RefusesWhatDoesNotBelong) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::shards_test

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
-namespace nibble {
+namespace nibble::adamw_8bit_test {
 namespace {
 
 using Map = std::array<float, 256>;
@@ -232,4 +232,4 @@ TEST(AdamW8Bit, SizesMustAgree) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::adamw_8bit_test

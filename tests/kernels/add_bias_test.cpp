@@ -3,7 +3,7 @@
 #include "nibble/base/error.h"
 #include "tests/support/guarded_operand.h"
 
-namespace nibble {
+namespace nibble::add_bias_test {
 namespace {
 
 TEST(AddBias, EqualsTheReference) {
@@ -39,4 +39,4 @@ TEST(AddBias, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::add_bias_test

@@ -9,7 +9,7 @@
 #include <cmath>
 #include <numeric>
 
-namespace nibble::test {
+namespace nibble::test::attention_step_test {
 namespace {
 
 struct Case {
@@ -143,4 +143,4 @@ TEST(AttentionStep, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
-}  // namespace nibble::test
+}  // namespace nibble::test::attention_step_test

@@ -9,7 +9,7 @@
 #include <cmath>
 #include <numeric>
 
-namespace nibble::test {
+namespace nibble::test::attention_test {
 namespace {
 
 // The scores' rounding bounds everything else: a score is D products of values below 1, on average 1/4, over sqrt(D),
@@ -340,4 +340,4 @@ TEST(Attention, ShapesThatDoNotMatchAreNamed) {
 }
 
 }  // namespace
-}  // namespace nibble::test
+}  // namespace nibble::test::attention_test

@@ -11,7 +11,7 @@
 
 #include <numeric>
 
-namespace nibble {
+namespace nibble::cargo_test {
 namespace {
 
 constexpr std::uint32_t words = 1 << 18, rows = 96, inputs = 256, outputs = 512;
@@ -149,4 +149,4 @@ TEST_F(CarriedCargo, IsSharedByArithmetic) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::cargo_test

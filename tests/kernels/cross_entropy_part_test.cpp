@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
-namespace nibble {
+namespace nibble::cross_entropy_part_test {
 namespace {
 
 constexpr std::uint32_t rows = 6;
@@ -127,4 +127,4 @@ TEST(CrossEntropyPart, OfEqualsTheFirstIsRight) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::cross_entropy_part_test

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
-namespace nibble {
+namespace nibble::cross_entropy_test {
 namespace {
 
 struct Reference {
@@ -235,4 +235,4 @@ TEST(CrossEntropy, LargestVocabularyAndMoreThanOneBinding) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::cross_entropy_test

@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::dora_test {
 namespace {
 
 // A projection with an adapter, and the norms of its rows in double. The first row is zeros.
@@ -122,4 +122,4 @@ TEST(Dora, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::dora_test

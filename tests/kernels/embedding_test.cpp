@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::embedding_test {
 namespace {
 
 std::vector<DType> stored_types() {
@@ -61,4 +61,4 @@ TEST(Embedding, TableLargerThanOneBinding) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::embedding_test

@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::expert_product_test {
 namespace {
 
 using test::GuardedTensor;
@@ -300,4 +300,4 @@ TEST(ExpertSwiGlu, EqualsTheReferenceAndItsDifferences) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::expert_product_test

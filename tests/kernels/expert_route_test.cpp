@@ -8,7 +8,7 @@
 #include <cmath>
 #include <numeric>
 
-namespace nibble {
+namespace nibble::expert_route_test {
 namespace {
 
 using test::GuardedTensor;
@@ -131,4 +131,4 @@ TEST(ExpertRoute, RefusesMoreThanThereAre) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::expert_route_test

@@ -4,7 +4,7 @@
 
 #include <set>
 
-namespace nibble {
+namespace nibble::expert_rows_test {
 namespace {
 
 struct Case {
@@ -90,4 +90,4 @@ TEST(ExpertSum, AddsATokensRows) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::expert_rows_test

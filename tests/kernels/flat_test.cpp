@@ -8,7 +8,7 @@
 #include <cmath>
 #include <numeric>
 
-namespace nibble {
+namespace nibble::flat_test {
 namespace {
 
 std::vector<DType> result_types() {
@@ -126,4 +126,4 @@ TEST(RandomFill, WordsHaveEveryBit) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::flat_test

@@ -8,7 +8,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::int8_test {
 namespace {
 
 struct Coded {
@@ -82,4 +82,4 @@ TEST(EmbeddingCodes, RowsAreTheTables) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::int8_test

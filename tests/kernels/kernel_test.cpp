@@ -1,7 +1,7 @@
 #include "nibble/base/error.h"
 #include "tests/support/gpu_test.h"
 
-namespace nibble {
+namespace nibble::kernel_test {
 namespace {
 
 TEST(Kernel, UnknownFileIsNamed) {
@@ -28,4 +28,4 @@ TEST(Operand, UploadedRowsAreScaledToTheTopOfTheRange) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::kernel_test

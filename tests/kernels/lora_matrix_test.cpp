@@ -8,7 +8,7 @@
 #include <cmath>
 #include <ostream>
 
-namespace nibble {
+namespace nibble::lora_matrix_test {
 namespace {
 
 using test::GuardedTensor;
@@ -393,4 +393,4 @@ INSTANTIATE_TEST_SUITE_P(Cases, LoraMatrix, testing::ValuesIn(cases),
                          [](const auto& c) { return fmt::format("{}", c.index); });
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::lora_matrix_test

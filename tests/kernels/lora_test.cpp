@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::lora_test {
 namespace {
 
 using test::GuardedTensor;
@@ -216,4 +216,4 @@ TEST(Dropout, ProbabilityOneIsRefused) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::lora_test

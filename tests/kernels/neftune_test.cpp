@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-namespace nibble {
+namespace nibble::neftune_test {
 namespace {
 
 // Two segments, of 3 and of 61 tokens.
@@ -65,4 +65,4 @@ TEST(Neftune, AlphaZeroChangesNothing) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::neftune_test

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <cstring>
 
-namespace nibble {
+namespace nibble::nf4_scales_test {
 namespace {
 
 using test::device;
@@ -102,4 +102,4 @@ TEST(Nf4Scales, WrongSizesAreRefused) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::nf4_scales_test

@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::nf4_test {
 namespace {
 
 using test::GuardedTensor;
@@ -111,4 +111,4 @@ TEST(Nf4, WrongSizesAreRefused) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::nf4_test

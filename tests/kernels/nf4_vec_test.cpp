@@ -7,7 +7,7 @@
 #include <cmath>
 #include <optional>
 
-namespace nibble {
+namespace nibble::nf4_vec_test {
 namespace {
 
 using test::GuardedTensor;
@@ -183,4 +183,4 @@ TEST(Nf4VecRefuses, WhatDoesNotFit) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::nf4_vec_test

@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::optimizer_test {
 namespace {
 
 struct Clip {
@@ -156,4 +156,4 @@ TEST(AdamW, SizesMustAgree) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::optimizer_test

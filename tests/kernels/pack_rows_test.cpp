@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::pack_rows_test {
 namespace {
 
 std::vector<ProductPath> f16_paths() {
@@ -77,4 +77,4 @@ TEST(PackRows, MoreThanOneBinding) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::pack_rows_test

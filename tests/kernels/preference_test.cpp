@@ -6,7 +6,7 @@
 #include <cmath>
 #include <numeric>
 
-namespace nibble {
+namespace nibble::preference_test {
 namespace {
 
 // Pairs with the negative log-likelihoods of their labels.
@@ -241,4 +241,4 @@ TEST(Preference, TotalsAreSumsOfTheColumns) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::preference_test

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <functional>
 
-namespace nibble {
+namespace nibble::product_matrix_test {
 namespace {
 
 using test::GuardedTensor;
@@ -383,4 +383,4 @@ TEST(MatrixExtrasRefuse, WhatDoesNotFit) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::product_matrix_test

@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::product_nf4_test {
 namespace {
 
 using test::GuardedTensor;
@@ -127,4 +127,4 @@ TEST(ProductNf4Sizes, OthersAreRefused) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::product_nf4_test

@@ -8,7 +8,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::product_test {
 namespace {
 
 using test::GuardedTensor;
@@ -357,4 +357,4 @@ INSTANTIATE_TEST_SUITE_P(Paths, Product, testing::ValuesIn(test::product_paths()
                          [](const auto& path) { return test::name_of(path.param); });
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::product_test

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <numeric>
 
-namespace nibble::test {
+namespace nibble::test::qk_norm_rope_test {
 namespace {
 
 // Of u = 2^-24 each: 5 for the mean's effect on inv_rms (vectors of 4 summed over at most 64, in random directions), 3
@@ -210,4 +210,4 @@ TEST(Rope, TableRoundsAsTransformersDoes) {
 }
 
 }  // namespace
-}  // namespace nibble::test
+}  // namespace nibble::test::qk_norm_rope_test

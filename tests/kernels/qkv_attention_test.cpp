@@ -11,7 +11,7 @@
 #include <cmath>
 #include <numeric>
 
-namespace nibble::test {
+namespace nibble::test::qkv_attention_test {
 namespace {
 
 // How a pass is done: the path of the operands, and whether on matrix units.
@@ -150,7 +150,7 @@ class QkvAttentionModes : public testing::TestWithParam<Mode> {
   }
 
   void expect_as_reference(const QkvCase& shape, const Inputs& inputs, int binades = 0) {
-    test::expect_as_reference(shape, GetParam(), inputs, binades);
+    qkv_attention_test::expect_as_reference(shape, GetParam(), inputs, binades);
   }
 };
 
@@ -358,4 +358,4 @@ TEST(QkvAttention, WhatDoesNotFitTheRoomIsRefused) {
 }
 
 }  // namespace
-}  // namespace nibble::test
+}  // namespace nibble::test::qkv_attention_test

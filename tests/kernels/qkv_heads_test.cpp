@@ -6,7 +6,7 @@
 
 #include <numeric>
 
-namespace nibble::test {
+namespace nibble::test::qkv_heads_test {
 namespace {
 
 struct Case {
@@ -121,4 +121,4 @@ TEST(QkvHeads, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
-}  // namespace nibble::test
+}  // namespace nibble::test::qkv_heads_test

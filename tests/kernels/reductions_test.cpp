@@ -8,7 +8,7 @@
 #include <cstring>
 #include <numeric>
 
-namespace nibble {
+namespace nibble::reductions_test {
 namespace {
 
 TEST(Sum, OfLossesAndCountsIntoSlots) {
@@ -90,4 +90,4 @@ TEST(NonFinite, MoreThanOneBinding) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::reductions_test

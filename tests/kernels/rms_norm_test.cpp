@@ -7,7 +7,7 @@
 #include <cmath>
 #include <numeric>
 
-namespace nibble {
+namespace nibble::rms_norm_test {
 namespace {
 
 constexpr float epsilon = 1e-6f;
@@ -204,4 +204,4 @@ TEST(RmsNorm, WrongShapesAreNamed) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::rms_norm_test

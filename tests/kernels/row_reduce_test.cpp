@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-namespace nibble {
+namespace nibble::row_reduce_test {
 namespace {
 
 // A workgroup of each size, since an adapter uses only some of them: sums[lane] and maxima[lane] of the lanes' values.
@@ -42,4 +42,4 @@ TEST(RowReduce, EverySizeOfWorkgroup) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::row_reduce_test

@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::swiglu_pair_test {
 namespace {
 
 double sigmoid(double g) { return 1.0 / (1.0 + std::exp(-g)); }
@@ -122,4 +122,4 @@ TEST(SwiGluPair, NeverOverflows) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::swiglu_pair_test

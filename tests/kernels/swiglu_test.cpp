@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::swiglu_test {
 namespace {
 
 double sigmoid(double g) { return 1.0 / (1.0 + std::exp(-g)); }
@@ -113,4 +113,4 @@ TEST(SwiGlu, MoreThanOneBinding) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::swiglu_test

@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::token_rows_test {
 namespace {
 
 constexpr std::uint32_t vocabulary = 38;
@@ -155,4 +155,4 @@ TEST(TokenRows, HeadRowsBackwardIsTheGradientOfTheProduct) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::token_rows_test

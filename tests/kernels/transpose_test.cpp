@@ -3,7 +3,7 @@
 #include "nibble/base/error.h"
 #include "tests/support/gpu_test.h"
 
-namespace nibble {
+namespace nibble::transpose_test {
 namespace {
 
 TEST(Transpose, OddSizes) {
@@ -44,4 +44,4 @@ TEST(Transpose, WrongShapesAreNamed) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::transpose_test

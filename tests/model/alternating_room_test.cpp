@@ -2,7 +2,7 @@
 
 #include "tests/support/gpu_test.h"
 
-namespace nibble {
+namespace nibble::alternating_room_test {
 namespace {
 
 TEST(AlternatingRoom, GivesTheLargestOfBothGroupsOneBuffer) {
@@ -37,4 +37,4 @@ TEST(AlternatingRoom, TakesNothingOfNothing) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::alternating_room_test

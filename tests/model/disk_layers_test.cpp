@@ -12,7 +12,7 @@
 
 #include <algorithm>
 
-namespace nibble {
+namespace nibble::disk_layers_test {
 namespace {
 
 constexpr std::uint32_t tokens = 48;
@@ -278,4 +278,4 @@ TEST_F(DiskOrder, HoldsTheLayerThatIsAskedForInAnyOrder) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::disk_layers_test

@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <cmath>
 
-namespace nibble {
+namespace nibble::dora_test {
 namespace {
 
 constexpr std::uint32_t tokens = 40;
@@ -179,4 +179,4 @@ TEST(DoraModel, RefusesCheckpointsWithoutMagnitudes) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::dora_test

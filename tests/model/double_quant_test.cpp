@@ -12,7 +12,7 @@
 
 #include <algorithm>
 
-namespace nibble {
+namespace nibble::double_quant_test {
 namespace {
 
 using test::device;
@@ -245,4 +245,4 @@ TEST_F(DoubleQuant, KeepsAQuarterOfTheScalesBytes) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::double_quant_test

@@ -9,7 +9,7 @@
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
-namespace nibble {
+namespace nibble::expert_mlp_test {
 namespace {
 
 constexpr std::uint32_t segment = 30;
@@ -151,4 +151,4 @@ TEST(ExpertMlp, ReadsACacheOfWeights) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::expert_mlp_test

@@ -8,7 +8,7 @@
 
 #include <numeric>
 
-namespace nibble {
+namespace nibble::generator_test {
 namespace {
 
 using Tokens = std::vector<std::uint32_t>;
@@ -242,4 +242,4 @@ TEST(Generator, CountsItsMemory) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::generator_test

@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <numeric>
 
-namespace nibble {
+namespace nibble::joint_layers_test {
 namespace {
 
 // Two segments; every token but the last of each has a label.
@@ -388,4 +388,4 @@ TEST(JointLayers, TakeThePlannedBytes) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::joint_layers_test

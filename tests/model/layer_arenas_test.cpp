@@ -3,7 +3,7 @@
 #include "nibble/base/error.h"
 #include "tests/support/gpu_test.h"
 
-namespace nibble {
+namespace nibble::layer_arenas_test {
 namespace {
 
 // Of 700 KiB, which by itself would take 1 MiB; of 256 KiB, which takes no more than it is.
@@ -44,4 +44,4 @@ TEST(LayerArenas, WhatWasNotAnnouncedIsRefused) {
 TEST(LayerArenas, TakesNothingOfNoLayers) { EXPECT_EQ(LayerArenas::bytes(DType::f32, {300}, 0), 0u); }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::layer_arenas_test

@@ -7,7 +7,7 @@
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
-namespace nibble {
+namespace nibble::load_check_test {
 namespace {
 
 using test::device;
@@ -115,4 +115,4 @@ TEST_P(LoadedWeights, TakeTheTimesThatTheyAreAskedFor) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::load_check_test

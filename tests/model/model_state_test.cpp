@@ -14,7 +14,7 @@
 #include <cmath>
 #include <numeric>
 
-namespace nibble {
+namespace nibble::model_state_test {
 namespace {
 
 using test::tiny;
@@ -340,4 +340,4 @@ TEST(JsonCheckpointOfState, AValueThatIsNotFiniteIsRefused) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::model_state_test

@@ -10,7 +10,7 @@
 #include <array>
 #include <map>
 
-namespace nibble {
+namespace nibble::moments_test {
 namespace {
 
 using test::device;
@@ -319,4 +319,4 @@ TEST(Moments, WhatTheyAreAskedForIsChecked) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::moments_test

@@ -2,7 +2,7 @@
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
-namespace nibble {
+namespace nibble::parity_test {
 namespace {
 
 struct Variant {
@@ -86,4 +86,4 @@ TEST(Parity, OfAnAdapterOfDora) {
 TEST(Parity, WithCachedWeights) { expect_parity({.residency = Residency::cached}); }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::parity_test

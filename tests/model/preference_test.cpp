@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::preference_test {
 namespace {
 
 SafetensorsFile golden_file() { return SafetensorsFile(test::source_path("tests/golden/preference/golden.safetensors")); }
@@ -119,4 +119,4 @@ TEST(PreferenceGradients, EqualFiniteDifferencesThroughTheModel) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::preference_test

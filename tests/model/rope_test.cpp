@@ -5,7 +5,7 @@
 #include <array>
 #include <cmath>
 
-namespace nibble {
+namespace nibble::rope_test {
 namespace {
 
 // Frequencies that transformers 5.24 gives for heads of 64 (ROPE_INIT_FUNCTIONS), at these places.
@@ -54,4 +54,4 @@ TEST(Rope, YarnScalesCosinesAndSines) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::rope_test

@@ -7,7 +7,7 @@
 #include <limits>
 #include <map>
 
-namespace nibble {
+namespace nibble::sampler_test {
 namespace {
 
 // Logits whose softmax at temperature 1 is `probabilities`, up to a constant.
@@ -134,4 +134,4 @@ TEST(TokenSampler, RefusesWhatIsOutOfRange) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::sampler_test

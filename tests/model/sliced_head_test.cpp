@@ -11,7 +11,7 @@
 #include <algorithm>
 
 // A head that lies in host memory or in codes and is read in slices, against the same one whole on the device.
-namespace nibble {
+namespace nibble::sliced_head_test {
 namespace {
 
 constexpr std::uint32_t tokens = 48;
@@ -312,4 +312,4 @@ TEST(SlicedHead, RefusesWhatItCannotKeep) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::sliced_head_test

@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-namespace nibble {
+namespace nibble::streamed_layers_test {
 namespace {
 
 constexpr std::uint32_t tokens = 48;
@@ -326,4 +326,4 @@ TEST(Residencies, AreChosen) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::streamed_layers_test

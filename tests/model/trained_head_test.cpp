@@ -8,7 +8,7 @@
 #include <cmath>
 #include <map>
 
-namespace nibble {
+namespace nibble::trained_head_test {
 namespace {
 
 using test::device;
@@ -243,4 +243,4 @@ TEST(TrainedHead, ElementsAreNamedByTheirRow) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::trained_head_test

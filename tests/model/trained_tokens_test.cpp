@@ -9,7 +9,7 @@
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
-namespace nibble {
+namespace nibble::trained_tokens_test {
 namespace {
 
 // An adapter of ../golden/tokens with its model.
@@ -161,4 +161,4 @@ TEST(TrainedTokens, WhatDoesNotGoTogetherIsRefused) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::trained_tokens_test

@@ -6,7 +6,7 @@
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
-namespace nibble {
+namespace nibble::tuning_file_test {
 namespace {
 
 class TuningFile : public testing::Test {
@@ -117,4 +117,4 @@ TEST(MatrixPlans, SuitTheirTiles) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::tuning_file_test

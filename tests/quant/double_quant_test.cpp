@@ -11,7 +11,7 @@
 #include "tests/quant/quantize.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::double_quant_test {
 namespace {
 
 using test::expect_error;
@@ -115,4 +115,4 @@ TEST(DoubleQuantize, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::double_quant_test

@@ -6,7 +6,7 @@
 #include "nibble/io/safetensors.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::ggml_test {
 namespace {
 
 // Made by make_ggml_blocks.py with the Python package `gguf`.
@@ -74,4 +74,4 @@ TEST_F(GgmlTest, RefusesPartsOfBlocksAndOtherTypes) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::ggml_test

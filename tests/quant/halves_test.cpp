@@ -11,7 +11,7 @@
 #include "nibble/base/half.h"
 #include "nibble/base/rng.h"
 
-namespace nibble {
+namespace nibble::halves_test {
 namespace {
 
 // Bits of every exponent, ties and their neighbours, subnormals, and what is no number.
@@ -59,4 +59,4 @@ TEST(Halves, OfAnyNumberOfValuesAndNoMore) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::halves_test

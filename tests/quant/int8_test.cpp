@@ -8,7 +8,7 @@
 #include <cmath>
 #include <vector>
 
-namespace nibble {
+namespace nibble::int8_test {
 namespace {
 
 TEST(Int8, IsWithinHalfAStep) {
@@ -57,4 +57,4 @@ TEST(Int8, IsTheSameByAnyNumberOfThreads) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::int8_test

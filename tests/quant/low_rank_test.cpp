@@ -8,7 +8,7 @@
 
 #include "nibble/base/error.h"
 
-namespace nibble {
+namespace nibble::low_rank_test {
 namespace {
 
 std::vector<float> matrix(std::size_t rows, std::size_t columns) {
@@ -98,4 +98,4 @@ TEST(LowRank, RefusesARankThatAMatrixCannotHave) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::low_rank_test

@@ -8,7 +8,7 @@
 #include "nibble/base/rng.h"
 #include "tests/quant/quantize.h"
 
-namespace nibble {
+namespace nibble::nf4_simd_test {
 namespace {
 
 using test::quantize;
@@ -84,4 +84,4 @@ TEST(Nf4SimdExhaustive, EveryHalfInABlockOfOne) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::nf4_simd_test

@@ -10,7 +10,7 @@
 #include "tests/quant/quantize.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::nf4_test {
 namespace {
 
 using test::all_simd;
@@ -167,4 +167,4 @@ TEST(Nf4Quantize, EqualsTheReferenceBitForBit) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::nf4_test

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-namespace nibble {
+namespace nibble::parallel_test {
 namespace {
 
 TEST(ParallelRanges, CoversEachIndexOnce) {
@@ -45,4 +45,4 @@ TEST(ParallelRanges, ThrowsTheErrorOfTheFirstRange) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::parallel_test

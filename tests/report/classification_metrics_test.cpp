@@ -6,7 +6,7 @@
 #include "nibble/base/rng.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::classification_metrics_test {
 namespace {
 
 ConfusionMatrix matrix_of(const std::vector<std::vector<std::uint64_t>>& counts) {
@@ -93,4 +93,4 @@ TEST(BestThreshold, HasTheLargestMcc) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::classification_metrics_test

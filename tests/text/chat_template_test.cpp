@@ -7,7 +7,7 @@
 
 #include "nibble/base/error.h"
 
-namespace nibble::text {
+namespace nibble::text::chat_template_test {
 namespace {
 
 class ChatTemplateFolder : public ::testing::Test {
@@ -105,4 +105,4 @@ TEST(ChatTemplate, RefusesWhatAMessageCannotBe) {
 }
 
 }  // namespace
-}  // namespace nibble::text
+}  // namespace nibble::text::chat_template_test

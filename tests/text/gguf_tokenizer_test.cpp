@@ -6,7 +6,7 @@
 #include "nibble/text/tokenizer.h"
 #include "tests/support/files.h"
 
-namespace nibble::text {
+namespace nibble::text::gguf_tokenizer_test {
 namespace {
 
 std::string from_hex(const std::string& hex) {
@@ -100,4 +100,4 @@ TEST(GgufTokenizer, WithoutANameCutsAsLlamaCppDoes) {
 }
 
 }  // namespace
-}  // namespace nibble::text
+}  // namespace nibble::text::gguf_tokenizer_test

@@ -7,7 +7,7 @@
 #include "nibble/base/rng.h"
 #include "nibble/text/jinja/template.h"
 
-namespace nibble::jinja {
+namespace nibble::jinja::jinja_test {
 namespace {
 
 using Json = nlohmann::ordered_json;
@@ -167,4 +167,4 @@ TEST(Jinja, BrokenUtf8IsPassedThrough) {
 }
 
 }  // namespace
-}  // namespace nibble::jinja
+}  // namespace nibble::jinja::jinja_test

@@ -9,7 +9,7 @@
 #include "nibble/text/char_class.h"
 #include "nibble/text/splitting.h"
 
-namespace nibble::text {
+namespace nibble::text::regex_test {
 namespace {
 
 std::vector<std::string> matches(const std::string& pattern, const std::string& text) {
@@ -106,4 +106,4 @@ TEST(Splitting, TreatsDelimitersAsAsked) {
 }
 
 }  // namespace
-}  // namespace nibble::text
+}  // namespace nibble::text::regex_test

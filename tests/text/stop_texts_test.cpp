@@ -3,7 +3,7 @@
 #include "nibble/base/error.h"
 #include "tests/support/files.h"
 
-namespace nibble::text {
+namespace nibble::text::stop_texts_test {
 namespace {
 
 // What comes out of `text`, byte by byte, and whether it was stopped.
@@ -49,4 +49,4 @@ TEST(StopTexts, RefusesAnEmptyOne) {
 }
 
 }  // namespace
-}  // namespace nibble::text
+}  // namespace nibble::text::stop_texts_test

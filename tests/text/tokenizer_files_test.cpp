@@ -3,7 +3,7 @@
 #include "nibble/text/tokenizer.h"
 #include "tests/support/files.h"
 
-namespace nibble::text {
+namespace nibble::text::tokenizer_files_test {
 namespace {
 
 using Ids = std::vector<TokenId>;
@@ -45,4 +45,4 @@ TEST(TokenizerFiles, AnAdaptersOwnTokenizerCounts) {
 }
 
 }  // namespace
-}  // namespace nibble::text
+}  // namespace nibble::text::tokenizer_files_test

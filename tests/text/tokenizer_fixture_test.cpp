@@ -9,7 +9,7 @@
 #include "nibble/io/json.h"
 #include "nibble/text/tokenizer.h"
 
-namespace nibble::text {
+namespace nibble::text::tokenizer_fixture_test {
 namespace {
 
 const std::string root = NIBBLE_SOURCE_DIR;
@@ -82,4 +82,4 @@ TEST(Tokenizer, ShippedModelEncodesAndDecodesAsPython) {
 }
 
 }  // namespace
-}  // namespace nibble::text
+}  // namespace nibble::text::tokenizer_fixture_test

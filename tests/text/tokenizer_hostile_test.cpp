@@ -9,7 +9,7 @@
 #include "nibble/io/json.h"
 #include "nibble/text/tokenizer.h"
 
-namespace nibble::text {
+namespace nibble::text::tokenizer_hostile_test {
 namespace {
 
 Json smallest() {
@@ -166,4 +166,4 @@ TEST(HostileTokenizer, UnknownCharacters) {
 }
 
 }  // namespace
-}  // namespace nibble::text
+}  // namespace nibble::text::tokenizer_hostile_test

@@ -12,7 +12,7 @@
 #include "nibble/io/json.h"
 #include "tests/support/files.h"
 
-namespace nibble::text {
+namespace nibble::text::tokenizer_test {
 namespace {
 
 const std::string root = NIBBLE_SOURCE_DIR;
@@ -223,4 +223,4 @@ TEST(StreamDecoder, KeepsSpacesOfWords) {
 }
 
 }  // namespace
-}  // namespace nibble::text
+}  // namespace nibble::text::tokenizer_test

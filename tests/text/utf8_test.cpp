@@ -4,7 +4,7 @@
 
 #include "nibble/text/byte_level.h"
 
-namespace nibble::text {
+namespace nibble::text::utf8_test {
 namespace {
 
 TEST(Utf8, CodePointsComeBack) {
@@ -50,4 +50,4 @@ TEST(ByteLevel, KnownCharacters) {
 }
 
 }  // namespace
-}  // namespace nibble::text
+}  // namespace nibble::text::utf8_test

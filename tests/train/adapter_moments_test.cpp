@@ -7,7 +7,7 @@
 #include <memory>
 
 // Runs with the adapters' moments of either kind in either place.
-namespace nibble {
+namespace nibble::adapter_moments_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -146,4 +146,4 @@ TEST(AdapterMoments, OfEightBitsGoThroughTheHostAndOneFile) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::adapter_moments_test

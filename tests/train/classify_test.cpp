@@ -4,7 +4,7 @@
 #include <cmath>
 
 // `nibble eval --labels`: answers judged by their loss.
-namespace nibble {
+namespace nibble::classify_test {
 namespace {
 
 using test::expect_complaint;
@@ -163,4 +163,4 @@ TEST_F(Classify, NamesWhatCannotBe) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::classify_test

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 
-namespace nibble {
+namespace nibble::curve_test {
 namespace {
 
 // The bars of docs/numerics.md, relative.
@@ -54,4 +54,4 @@ TEST(Curve, IsTheReferenceWithSubgroupMatrices) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::curve_test

@@ -1,6 +1,6 @@
 #include "tests/train/tiny_run.h"
 
-namespace nibble {
+namespace nibble::data_cli_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -106,4 +106,4 @@ TEST(DataCli, WhatMakesNoSenseIsRefused) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::data_cli_test

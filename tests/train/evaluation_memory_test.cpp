@@ -7,7 +7,7 @@
 #include "tests/support/gpu_test.h"
 
 // What a plan says of forward passes alone, as `nibble eval` makes them.
-namespace nibble {
+namespace nibble::evaluation_memory_test {
 namespace {
 
 constexpr BatchRoom room{.tokens = 2048, .labels = 2048};
@@ -160,4 +160,4 @@ TEST(EvaluationMemory, IsWhatIsAllocated) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::evaluation_memory_test

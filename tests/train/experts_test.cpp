@@ -2,7 +2,7 @@
 #include "nibble/weights/peft.h"
 #include "tests/train/tiny_run.h"
 
-namespace nibble {
+namespace nibble::experts_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -85,4 +85,4 @@ TEST_F(TrainExperts, HaveNoDropout) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::experts_test

@@ -2,7 +2,7 @@
 #include "tests/train/tiny_run.h"
 
 // A model as a GGUF file is the same model.
-namespace nibble {
+namespace nibble::gguf_cli_test {
 namespace {
 
 std::string gguf_of_tiny(const test::TemporaryFolder& folder) {
@@ -55,4 +55,4 @@ TEST(GgufRun, EveryVerbReadsIt) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::gguf_cli_test

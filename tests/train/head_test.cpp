@@ -8,7 +8,7 @@
 #include <memory>
 
 // Runs that train the head.
-namespace nibble {
+namespace nibble::head_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -236,4 +236,4 @@ TEST(HeadOfAState, GoesWithTheAdapter) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::head_test

@@ -5,7 +5,7 @@
 #include "tests/support/disk.h"
 #include "tests/train/golden_run.h"
 
-namespace nibble {
+namespace nibble::memory_test {
 namespace {
 
 constexpr auto keep = Activations::keep, recompute_mlp = Activations::recompute_mlp, recompute = Activations::recompute;
@@ -324,4 +324,4 @@ TEST(FailingDisk, SavesWhatWasTrained) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::memory_test

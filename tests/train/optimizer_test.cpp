@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::optimizer_test {
 namespace {
 
 // An adapter of two projections with values and gradients.
@@ -203,4 +203,4 @@ TEST(LoraWeights, ElementsAreNamedWhereTheyLie) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::optimizer_test

@@ -2,7 +2,7 @@
 #include "nibble/weights/peft.h"
 #include "tests/train/tiny_run.h"
 
-namespace nibble {
+namespace nibble::patterns_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -113,4 +113,4 @@ TEST_F(TrainPatterns, BadOnesAreNamed) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::patterns_test

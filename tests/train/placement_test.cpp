@@ -10,7 +10,7 @@
 
 #include <algorithm>
 
-namespace nibble {
+namespace nibble::placement_test {
 namespace {
 
 constexpr BatchRoom room{.tokens = 2048, .labels = 2048};
@@ -287,4 +287,4 @@ TEST(Placement, IsNotMovedByTheRatesOfItsEstimate) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::placement_test

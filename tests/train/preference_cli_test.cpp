@@ -3,7 +3,7 @@
 #include <cmath>
 #include <set>
 
-namespace nibble {
+namespace nibble::preference_cli_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -180,4 +180,4 @@ TEST(FocalCli, GammaWeighsGradientsAlone) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::preference_cli_test

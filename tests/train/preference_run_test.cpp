@@ -1,7 +1,7 @@
 #include "nibble/train/preference.h"
 #include "tests/train/golden_run.h"
 
-namespace nibble {
+namespace nibble::preference_run_test {
 namespace {
 
 TrainOptions pair_options(const std::filesystem::path& output) {
@@ -39,4 +39,4 @@ TEST(PreferenceRun, DpoLiftsTheAccuracyOnOtherWords) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::preference_run_test

@@ -4,7 +4,7 @@
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
-namespace nibble {
+namespace nibble::promises_test {
 namespace {
 
 std::uint64_t hash_of_base(const ModelState& state) {
@@ -61,4 +61,4 @@ TEST(Promises, FourRowsAreLearnedByHeart) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::promises_test

@@ -6,7 +6,7 @@
 #include <random>
 #include <thread>
 
-namespace nibble {
+namespace nibble::resume_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -290,4 +290,4 @@ TEST(Resume, AFullDiskLosesNothing) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::resume_test

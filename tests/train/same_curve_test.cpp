@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-namespace nibble {
+namespace nibble::same_curve_test {
 namespace {
 
 constexpr std::uint64_t steps = 8;
@@ -179,4 +179,4 @@ TEST(SameCurve, ThroughAccumulationInF16) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::same_curve_test

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::schedule_test {
 namespace {
 
 TEST(Schedule, ConstantAfterWarmUp) {
@@ -41,4 +41,4 @@ TEST(Schedule, WarmUpLongerThanTheRun) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::schedule_test

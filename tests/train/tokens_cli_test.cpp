@@ -8,7 +8,7 @@
 #include "nibble/weights/peft.h"
 #include "tests/train/tiny_run.h"
 
-namespace nibble {
+namespace nibble::tokens_cli_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -240,4 +240,4 @@ TEST_F(TrainNewTokens, WhatCannotBeTrainedIsRefused) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::tokens_cli_test

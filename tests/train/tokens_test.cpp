@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::tokens_test {
 namespace {
 
 struct Case {
@@ -118,4 +118,4 @@ TEST(TrainTokens, GradientsAddUpOverBatches) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::tokens_test

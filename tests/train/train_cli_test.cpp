@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <set>
 
-namespace nibble {
+namespace nibble::train_cli_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -380,4 +380,4 @@ TEST(TrainCli, ADivergedRunNamesTheStepAndKeepsTheCheckpoint) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::train_cli_test

@@ -2,7 +2,7 @@
 
 #include <set>
 
-namespace nibble {
+namespace nibble::trainer_state_test {
 namespace {
 
 namespace fs = std::filesystem;
@@ -75,4 +75,4 @@ TEST(TrainerState, OfAResumedRunGoesOn) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::trainer_state_test

@@ -9,7 +9,7 @@
 #include <limits>
 #include <numeric>
 
-namespace nibble {
+namespace nibble::trainer_test {
 namespace {
 
 using test::Matrix;
@@ -362,4 +362,4 @@ TEST(Trainer, NoPipelineIsMadeAfterTheFirstUpdate) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::trainer_test

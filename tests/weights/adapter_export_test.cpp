@@ -10,7 +10,7 @@
 #include "nibble/weights/mlx_adapter.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::adapter_export_test {
 namespace {
 
 using test::expect_error;
@@ -323,4 +323,4 @@ TEST_F(AdapterExportTest, TellsVllmsRank) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::adapter_export_test

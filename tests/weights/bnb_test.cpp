@@ -8,7 +8,7 @@
 #include "nibble/weights/checkpoint_check.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::bnb_test {
 namespace {
 
 using test::expect_error;
@@ -234,4 +234,4 @@ TEST(Bnb, RefusesAnAbsmaxThatIsNotFinite) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::bnb_test

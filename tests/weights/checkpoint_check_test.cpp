@@ -6,7 +6,7 @@
 #include "nibble/base/log.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::checkpoint_check_test {
 namespace {
 
 using test::expect_error;
@@ -128,4 +128,4 @@ TEST_F(CheckpointCheck, SaysWhatItLeavesOut) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::checkpoint_check_test

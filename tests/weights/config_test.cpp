@@ -3,7 +3,7 @@
 #include "nibble/base/error.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::config_test {
 namespace {
 
 using test::expect_error;
@@ -354,4 +354,4 @@ TEST(Projections, HaveTheNamesAndSizesOfTheCheckpoint) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::config_test

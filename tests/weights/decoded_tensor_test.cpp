@@ -13,7 +13,7 @@
 #include "nibble/weights/quantize.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::decoded_tensor_test {
 namespace {
 
 using test::expect_error;
@@ -233,4 +233,4 @@ TEST_F(Fp8Folder, IsMergedAndQuantisedFromItsValues) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::decoded_tensor_test

@@ -8,7 +8,7 @@
 
 #include <fstream>
 
-namespace nibble {
+namespace nibble::expert_gguf_test {
 namespace {
 
 using test::expect_error;
@@ -191,4 +191,4 @@ TEST(GgufMixture, RefusesByKeyAndTensor) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::expert_gguf_test

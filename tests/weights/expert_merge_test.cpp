@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-namespace nibble {
+namespace nibble::expert_merge_test {
 namespace {
 
 const fs::path golden = test::source_path("tests/golden/qwen3-moe");
@@ -41,4 +41,4 @@ TEST(MergeExperts, AddsEachExpertsUpdate) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::expert_merge_test

@@ -8,7 +8,7 @@
 
 #include <fstream>
 
-namespace nibble {
+namespace nibble::fused_experts_test {
 namespace {
 
 using test::expect_error;
@@ -102,4 +102,4 @@ TEST(FusedExperts, AreRefusedInEightBits) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::fused_experts_test

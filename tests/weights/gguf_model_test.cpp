@@ -11,7 +11,7 @@
 
 #include <fstream>
 
-namespace nibble {
+namespace nibble::gguf_model_test {
 namespace {
 
 using test::expect_error;
@@ -327,4 +327,4 @@ TEST(GgufModelErrors, NameTypesThatAreNotDecoded) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::gguf_model_test

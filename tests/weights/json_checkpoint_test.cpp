@@ -9,7 +9,7 @@
 #include "nibble/io/json.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::json_checkpoint_test {
 namespace {
 
 using test::expect_error;
@@ -306,4 +306,4 @@ TEST(JsonCheckpoint, ThatCannotBeFinishedLeavesNothing) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::json_checkpoint_test

@@ -3,7 +3,7 @@
 #include "nibble/weights/peft.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::lora_patterns_test {
 namespace {
 
 using test::expect_error;
@@ -149,4 +149,4 @@ TEST_F(LoraPatterns, OfTargetsAndExclusionsAreSaved) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::lora_patterns_test

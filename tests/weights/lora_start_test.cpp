@@ -10,7 +10,7 @@
 #include "nibble/weights/quantize.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::lora_start_test {
 namespace {
 
 using test::expect_error;
@@ -171,4 +171,4 @@ TEST(StartNames, AreThoseOfPeft) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::lora_start_test

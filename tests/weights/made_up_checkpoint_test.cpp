@@ -8,7 +8,7 @@
 #include "nibble/weights/shapes.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::made_up_checkpoint_test {
 namespace {
 
 ModelConfig small_config(bool tied) {
@@ -56,4 +56,4 @@ TEST(MadeUpCheckpoint, RefusesADiskThatIsTooSmall) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::made_up_checkpoint_test

@@ -6,7 +6,7 @@
 #include "nibble/weights/peft.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::merge_dora_test {
 namespace {
 
 const fs::path tiny = test::source_path("models/tiny-qwen3");
@@ -73,4 +73,4 @@ TEST(MergeDora, StandsAlone) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::merge_dora_test

@@ -13,7 +13,7 @@
 #include "nibble/weights/model_folder.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::merge_test {
 namespace {
 
 using test::expect_error;
@@ -390,4 +390,4 @@ TEST(Merge, ThatFailsLeavesTheOldFolder) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::merge_test

@@ -4,7 +4,7 @@
 #include "nibble/io/json.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::mlx_adapter_test {
 namespace {
 
 using test::expect_error;
@@ -98,4 +98,4 @@ TEST_F(MlxAdapter, TensorsOfOtherModulesAreNamed) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::mlx_adapter_test

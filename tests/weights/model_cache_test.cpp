@@ -9,7 +9,7 @@
 #include "nibble/weights/quantize.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::model_cache_test {
 namespace {
 
 using test::expect_error;
@@ -146,4 +146,4 @@ TEST_F(ModelCache, LeavesNothingWhereItFails) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::model_cache_test

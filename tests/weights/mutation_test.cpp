@@ -4,7 +4,7 @@
 #include "tests/support/files.h"
 
 // Every key of a config with every kind of value: it is read or refused with a DataError, and nothing worse happens.
-namespace nibble {
+namespace nibble::mutation_test {
 namespace {
 
 const Json& odd_values() {
@@ -58,4 +58,4 @@ TEST(OddValues, InAnAdapterConfig) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::mutation_test

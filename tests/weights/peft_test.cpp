@@ -10,7 +10,7 @@
 #include "nibble/io/safetensors.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::peft_test {
 namespace {
 
 using test::expect_error;
@@ -373,4 +373,4 @@ TEST(LoraAdapter, IsNotWrittenWithMatricesOfTheWrongSize) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::peft_test

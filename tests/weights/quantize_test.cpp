@@ -9,7 +9,7 @@
 #include "nibble/weights/merge.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::quantize_test {
 namespace {
 
 using test::expect_error;
@@ -161,4 +161,4 @@ TEST_F(Quantize, NamesAValueThatIsNotFinite) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::quantize_test

@@ -11,7 +11,7 @@
 #include "nibble/quant/nf4.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::read_nf4_test {
 namespace {
 
 using test::expect_error;
@@ -119,4 +119,4 @@ TEST_F(ReadNf4, RefusesOtherTypes) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::read_nf4_test

@@ -8,7 +8,7 @@
 #include "nibble/weights/merge.h"
 #include "tests/support/files.h"
 
-namespace nibble {
+namespace nibble::token_rows_test {
 namespace {
 
 using test::expect_error;
@@ -135,4 +135,4 @@ TEST(TokenRowsOfAnAdapter, AreExportedToPeftAlone) {
 }
 
 }  // namespace
-}  // namespace nibble
+}  // namespace nibble::token_rows_test
