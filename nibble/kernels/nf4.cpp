@@ -33,7 +33,10 @@ void record_carrying(gpu::Recorder& recorder, std::string_view file, gpu::Prelud
   const gpu::Work work{.bytes = static_cast<double>(out.bytes() + w.packed.bytes() + w.absmax.bytes())};
   std::vector<gpu::Binding> bindings{gpu::read(w.packed), gpu::read(w.absmax), gpu::write(out)};
   const Carry carry = take_cargo(device, flops_as_long_as_a_byte * work.bytes, bindings.size(), decoders);
-  if (carry) bindings.insert(bindings.end(), {gpu::read(carry.from), gpu::write(carry.to)});
+  if (carry) {
+    bindings.push_back(gpu::read(carry.from));
+    bindings.push_back(gpu::write(carry.to));
+  }
   params.carriers = carry.carriers, params.cargo_first = carry.first_vector, params.cargo_rounds = carry.rounds;
   prelude.constant("WORKGROUP", decoders).constant("CARRIED_VECTORS", carried_vectors);
   const auto kernel = nibble::kernel(device, file, prelude, {"grid", "nf4_codes", carry ? "carry" : "carry_none"}, entry);

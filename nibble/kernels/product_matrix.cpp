@@ -65,7 +65,8 @@ void record_blocks(gpu::Recorder& recorder, const MatrixTile& tile, MatrixLayout
   if (s.partial) bindings.push_back(gpu::write(s.partial));
   const double elements = static_cast<double>(params.rows) * params.columns, flops = 2.0 * elements * (params.inner + params.tail_inner);
   if (const Carry carry = take_cargo(recorder.device(), flops, bindings.size(), tile.invocations())) {
-    bindings.insert(bindings.end(), {gpu::read(carry.from), gpu::write(carry.to)});
+    bindings.push_back(gpu::read(carry.from));
+    bindings.push_back(gpu::write(carry.to));
     text.carries = true;
     params.carriers = carry.carriers, params.cargo_first = carry.first_vector, params.cargo_rounds = carry.rounds;
   }
