@@ -32,12 +32,14 @@ TEST(LayerArenas, OneBufferHoldsATensorOfAllLayersWhereThatSavesMemory) {
 }
 
 TEST(LayerArenas, WhatWasNotAnnouncedIsRefused) {
-  LayerArenas arenas(test::device(), 2, "test");
-  EXPECT_THROW(arenas.next(DType::f32, {300}), Error);
+  constexpr std::uint32_t layers = 7, odd = 700 * 1024 / 4;
+  LayerArenas arenas(test::device(), layers, "test");
+  EXPECT_THROW(arenas.next(DType::f32, {odd}), Error);
   arenas.begin_layer();
-  arenas.next(DType::f32, {300});
+  arenas.next(DType::f32, {odd});
   arenas.begin_layer();
-  EXPECT_THROW(arenas.next(DType::f32, {3000}), Error);
+  EXPECT_THROW(arenas.next(DType::f32, {odd - 4096}), Error);
+  for (std::uint32_t layer = 2; layer < layers; ++layer) arenas.begin_layer();
   EXPECT_THROW(arenas.begin_layer(), Error);
 }
 
