@@ -148,9 +148,10 @@ void print_head(std::FILE* out, const StepFlags& flags) {
 void print_copies(std::FILE* out, const StepBenchResult& r) {
   if (r.host_bytes == 0) return;
   fmt::print(out, "{:>12} {} in host memory", "", human_bytes(r.host_bytes));
-  if (r.disk_bytes > 0) fmt::print(out, ", {} on disk, of which {} read a step", human_bytes(r.disk_bytes), human_bytes(r.read_bytes));
-  if (r.copied_bytes > 0) {
-    fmt::print(out, ", {} copied a step: {:.2f} ms at least, {:.1f} GB/s", human_bytes(r.copied_bytes), r.least_copy_seconds * 1e3,
+  if (r.disk_bytes > 0) fmt::print(out, ", {} on disk, {} read a step", human_bytes(r.disk_bytes), human_bytes(r.read_bytes));
+  if (r.copied_bytes > 0) fmt::print(out, ", {} copied a step", human_bytes(r.copied_bytes));
+  if (r.least_copy_seconds > 0) {
+    fmt::print(out, ": {:.2f} ms at least, {:.1f} GB/s", r.least_copy_seconds * 1e3,
                static_cast<double>(r.copied_bytes) / r.least_copy_seconds * 1e-9);
   }
   fmt::print(out, "\n");
@@ -201,7 +202,7 @@ void time_row(gpu::Device& device, const StepFlags& flags, Json& row, std::FILE*
                   {"disk_bytes", r.disk_bytes},
                   {"read_bytes", r.read_bytes},
                   {"copied_bytes", r.copied_bytes},
-                  {"least_copy_seconds", r.copied_bytes > 0 ? Json(r.least_copy_seconds) : Json()},
+                  {"least_copy_seconds", r.least_copy_seconds > 0 ? Json(r.least_copy_seconds) : Json()},
                   {"driver_bytes", r.driver_bytes ? Json(*r.driver_bytes) : Json()},
                   {"loss", r.loss},
                   {"kernels", print_kernels(table, r.kernels, peaks)}});

@@ -6,10 +6,10 @@
 #include "nibble/cli/eval_pairs.h"
 #include "nibble/cli/residency_flags.h"
 #include "nibble/cli/row_flags.h"
+#include "nibble/cli/train_print.h"
 #include "nibble/io/available_memory.h"
 #include "nibble/io/json.h"
 #include "nibble/model/model.h"
-#include "nibble/cli/train_print.h"
 #include "nibble/report/progress.h"
 #include "nibble/train/evaluate.h"
 
@@ -101,7 +101,8 @@ int run(EvalFlags flags) {
     room = room_of(data->train, evaluation_batches(data->train, flags.options.batch_size));
   }
   const MemoryBudget budget = memory_budget(flags.options, device.info(), available_memory());
-  const Placement placement = on_its_disk(place_evaluation(flags.options, device, config, path, room, budget));
+  const Placement placement = on_its_disk(flags.options.stream, budget,
+                                          [&](const MemoryBudget& by) { return place_evaluation(flags.options, device, config, path, room, by); });
   say_plan(placement, budget, config, progress);
   if (budget.promised) device.limit_memory(budget.bytes);
   const ModelState state =
@@ -162,7 +163,7 @@ void add_eval(CLI::App& app, Action& action) {
   verb->add_option("--vram-limit", flags->vram_limit,
                    "GPU memory that may be taken, as 2GiB, 2048MiB, 8GB or 80% of the card's. What the options below leave open is chosen\n"
                    "to stay within it at the least cost of time. Not given: nine tenths of the card's");
-  verb->add_option("--ram-limit", flags->ram_limit, "Host memory that may be taken for weights, likewise; streamed layers lie on a disk where it is too small for them.\n"
+  verb->add_option("--ram-limit", flags->ram_limit, "Host memory that may be taken for weights and what is on its way to the GPU, likewise; streamed layers lie on a disk\nwhere it is too small for them.\n"
                                                     "Not given: nine tenths of what is available");
   verb->add_option("--head-chunk", flags->options.head_chunk, "Rows of logits at a time");
   flags->residency.add_to(*verb, ResidencyFlags::Cached::left_out);

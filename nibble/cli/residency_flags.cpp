@@ -17,7 +17,7 @@ void ResidencyFlags::add_to(CLI::App& verb, Cached cached) {
       ->check(CLI::Range(0u, 100000u));
   verb.add_option("--stream-memory", memory,
                   "How the GPU reads streamed layers. staged: copies from the driver's host memory; mapped: copies from memory of the\n"
-                  "process; carried: products move it from there while they multiply; direct: kernels read memory of the process, and\n"
+                  "process; carried: kernels that multiply or decode move it from there meanwhile; direct: kernels read memory of the process, and\n"
                   "nothing is copied; disk: they lie in a scratch file, of which host memory has three layers at a time; auto: staged, but\n"
                   "carried where the driver would take GPU memory to stage" +
                       std::string(planned ? ", and disk where host memory is too small (--ram-limit)" : ""))

@@ -37,17 +37,19 @@ Bytes less(Bytes a, Bytes b) {
 }
 
 struct GroupFiles {
-  const char *limit, *current, *cached;  // `cached` is a key of memory.stat
+  const char *limit, *current;
+  const char *cached, *shared;  // keys of memory.stat; what is shared (tmpfs, shm) is a part of what is cached, and cannot be given up
 };
-constexpr GroupFiles version_2{"memory.max", "memory.current", "file "};
-constexpr GroupFiles version_1{"memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache "};
+constexpr GroupFiles version_2{"memory.max", "memory.current", "file ", "shmem "};
+constexpr GroupFiles version_1{"memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache ", "total_shmem "};
 
 // What one group leaves; without a limit its file says "max", or in version 1 more than any machine has.
 Bytes left_of(const fs::path& group, const GroupFiles& files) {
   const Bytes limit = value_of(group / files.limit, ""), current = value_of(group / files.current, "");
   if (!limit || !current) return {};
-  const std::uint64_t cached = std::min(*current, value_of(group / "memory.stat", files.cached).value_or(0));
-  return *limit - std::min(*limit, *current - cached);
+  const auto stat = [&](const char* key) { return value_of(group / "memory.stat", key).value_or(0); };
+  const std::uint64_t cached = std::min(*current, stat(files.cached));
+  return *limit - std::min(*limit, *current - cached + std::min(cached, stat(files.shared)));
 }
 
 // Of a group and all above it. In a container the path is the host's and may not be there; what is mounted then is the own group.

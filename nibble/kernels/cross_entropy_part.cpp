@@ -27,7 +27,6 @@ gpu::Kernel kernel_of(gpu::Device& device, std::string_view entry, std::uint32_t
   return row_kernel.kernel(device, "cross_entropy_part", entry, row_kernel.prelude(data), "cross_entropy");
 }
 
-
 }  // namespace
 
 void record(gpu::Recorder& recorder, const CrossEntropyPart& op) {

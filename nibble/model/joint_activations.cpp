@@ -46,7 +46,6 @@ void visit(JointActivations& a, LayerPart part, const ModelConfig& config, std::
   }
 }
 
-// `make` is called for what attention's own kernels find or leave, `turn` for the rest, which shares memory with theirs.
 std::uint32_t mlp_rows(const LayersOptions& options, std::uint32_t tokens) {
   return options.mlp_chunk > 0 ? std::min(options.mlp_chunk, tokens) : tokens;
 }

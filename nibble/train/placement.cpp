@@ -1,6 +1,7 @@
 #include "nibble/train/placement.h"
 
 #include "nibble/base/error.h"
+#include "nibble/base/log.h"
 #include "nibble/gpu/host_tensor.h"
 #include "nibble/io/scratch_file.h"
 #include "nibble/report/progress.h"
@@ -60,15 +61,16 @@ class Planner {
     consider_all(options_.stream.on_disk);
     if (ram_lacked_ && may_choose_disk()) consider_all(true);
     if (best_) return placement(*best_, estimate);
-    check<UsageError>(!budget_.promised || least_ram_, "--vram-limit",
+    const bool held = fits(least_->bytes);  // by the device, if not by host memory
+    check<UsageError>(!budget_.promised || held, "--vram-limit",
                       "This run needs at least {} ({} bytes) of GPU memory with all given up that the other options allow; the limit is {} ({} bytes).",
                       human_bytes(least_->bytes + budget_.driver), least_->bytes + budget_.driver, human_bytes(budget_.bytes + budget_.driver),
                       budget_.bytes + budget_.driver);
-    const Candidate& nearest = least_ram_ ? *least_ram_ : *least_;
-    check<UsageError>(!budget_.ram_promised || nearest.ram <= budget_.ram, "--ram-limit",
+    check<UsageError>(!budget_.ram_promised || (!held && least_in_ram_), "--ram-limit",
                       "This run needs at least {} ({} bytes) of host memory with all given up that the other options allow; the limit is {} ({} bytes).",
-                      human_bytes(nearest.ram), nearest.ram, human_bytes(budget_.ram), budget_.ram);
-    return placement(nearest, estimate);
+                      human_bytes(least_ram_->ram), least_ram_->ram, human_bytes(budget_.ram), budget_.ram);
+    if (held) return placement(*least_ram_, estimate);
+    return placement(least_in_ram_ ? *least_in_ram_ : *least_, estimate);
   }
 
  private:
@@ -268,14 +270,19 @@ class Planner {
   }
 
   void take(const Candidate& candidate) {
-    if (!least_ || candidate.bytes < least_->bytes) least_ = candidate;
-    if (!fits(candidate.bytes)) return;
+    const auto on_device = [](const Candidate& c) { return std::pair(c.bytes, c.ram); };
+    const auto on_host = [this](const Candidate& c) { return std::pair(!fits(c.bytes), c.ram); };
+    const auto keep = [&](std::optional<Candidate>& least, const auto& by) {
+      if (!least || by(candidate) < by(*least)) least = candidate;
+    };
+    keep(least_, on_device);
+    keep(least_ram_, on_host);
     if (budget_.ram > 0 && candidate.ram > budget_.ram) {
       ram_lacked_ = true;
-      if (!least_ram_ || candidate.ram < least_ram_->ram) least_ram_ = candidate;
       return;
     }
-    if (!best_ || candidate.extra_seconds < best_->extra_seconds) best_ = candidate;
+    keep(least_in_ram_, on_device);
+    if (fits(candidate.bytes)) keep(best_, [](const Candidate& c) { return c.extra_seconds; });
   }
 
   bool fits(std::uint64_t bytes) const { return budget_.bytes == 0 || bytes <= budget_.bytes; }
@@ -312,8 +319,9 @@ class Planner {
   std::vector<std::uint64_t> attention_bytes_, mlp_bytes_;  // by how many layers keep them, beyond one set that all share
   std::vector<std::uint64_t> offloading_saves_;             // by how many inputs are
   std::uint64_t input_bytes_ = 0, input_ram_ = 0;
-  std::optional<Candidate> best_, least_;
-  std::optional<Candidate> least_ram_;  // of those that the device holds and host memory does not
+  std::optional<Candidate> best_;
+  std::optional<Candidate> least_, least_in_ram_;  // that take the least of the device, of all and of those that host memory holds
+  std::optional<Candidate> least_ram_;             // that takes the least host memory, of those that the device holds if there are any
   bool ram_lacked_ = false;
 };
 
@@ -359,10 +367,19 @@ Placement place_evaluation(TrainOptions options, const gpu::Device& device, cons
   return Planner(options, device, config, path, room, budget, rates, false).best(rates);
 }
 
-Placement on_its_disk(Placement placement) {
+Placement on_its_disk(const StreamOptions& stream, MemoryBudget budget, const std::function<Placement(const MemoryBudget&)>& placed) {
+  Placement placement = placed(budget);
   const std::uint64_t bytes = placement.memory.disk_weights;
-  if (bytes > 0) check_scratch_folder(stream_folder(placement.model.stream), bytes, "--stream-dir");
-  return placement;
+  if (bytes == 0) return placement;
+  try {
+    check_scratch_folder(stream_folder(placement.model.stream), bytes, "--stream-dir");
+    return placement;
+  } catch (const DataError& error) {
+    if (stream.on_disk || budget.ram_promised) throw;
+    log_warning(fmt::format("Streamed layers stay in host memory, which may be too small for them: {}", error.what()));
+  }
+  budget.ram = 0;
+  return placed(budget);
 }
 
 }  // namespace nibble

@@ -6,6 +6,7 @@
 #include "nibble/train/step_rates.h"
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 
 namespace nibble {
@@ -46,7 +47,8 @@ Placement place(const TrainOptions& options, const gpu::Device& device, const Mo
 Placement place_evaluation(TrainOptions options, const gpu::Device& device, const ModelConfig& config, ProductPath path, BatchRoom room,
                            MemoryBudget budget);
 
-// The same, if the disk has the room that it needs; else DataError.
-Placement on_its_disk(Placement placement);
+// What `placed` gives for the budget, if the disk has the room that it needs. Else DataError where a disk was asked for, by `stream` or by
+// --ram-limit; where the plan took it by itself, the layers stay in host memory, with a warning.
+Placement on_its_disk(const StreamOptions& stream, MemoryBudget budget, const std::function<Placement(const MemoryBudget&)>& placed);
 
 }  // namespace nibble

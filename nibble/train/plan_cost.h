@@ -20,7 +20,7 @@ struct PlanCost {
   const gpu::AdapterInfo& info;
   const ModelConfig& config;
   ProductPath path;
-  bool carried;  // products take streamed layers along
+  bool carried;  // kernels that multiply or decode take streamed layers along
   BatchRoom room;
   bool trains;   // else passes are forward alone
   StepWork work;

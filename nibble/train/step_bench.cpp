@@ -66,10 +66,10 @@ std::uint64_t read_bytes(const ModelState& state) {
   return stream && stream->disk() ? stream->disk()->read_bytes() : 0;
 }
 
-// Of copies of all streamed layers that nothing else goes on beside.
+// Of copies of all streamed layers that nothing else goes on beside; 0 where there are none, or a disk is waited for between them.
 double copy_seconds_a_byte(const ModelState& state) {
   const auto& stream = state.weights().stream;
-  if (!stream) return 0;
+  if (!stream || stream->disk()) return 0;
   stream->go(LayerOrder::up);
   double least = 0;
   for (int i = 0; i < 3; ++i) {

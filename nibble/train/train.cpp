@@ -121,6 +121,10 @@ class MemoryLimitGuard {
   gpu::Device& device_;
 };
 
+std::uint64_t warmup_of(const TrainOptions& options, std::uint64_t steps) {
+  return options.warmup_steps > 0 ? options.warmup_steps : static_cast<std::uint64_t>(std::ceil(options.warmup_ratio * static_cast<double>(steps)));
+}
+
 std::uint64_t tenth(std::uint64_t steps) { return std::max<std::uint64_t>(1, (steps + 9) / 10); }
 
 }  // namespace
@@ -161,7 +165,8 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
   const MemoryBudget budget = memory_budget(options, device.info(), available_memory());
   const StepRates usual = usual_rates(device.info(), path, room.tokens);
   const StepRates rates = options.dry_run ? measured_rates(device, path, config, room.tokens, gpu::default_cache_dir()) : usual;
-  const Placement placement = on_its_disk(place(options, device, config, path, room, budget, usual, rates));
+  const auto placed = [&](const MemoryBudget& by) { return place(options, device, config, path, room, by, usual, rates); };
+  const Placement placement = on_its_disk(options.stream, budget, placed);
   const MemoryLimitGuard guard(device, budget.promised ? budget.bytes : 0);
 
   RunPlan plan{.gpu = device.info(), .path = path, .config = config, .forms = data->train.file->form_names(),
@@ -172,9 +177,7 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
                .room = room, .memory = placement.memory, .pass_seconds = placement.pass_seconds,
                .extra_seconds = placement.extra_seconds, .measured = rates.measured,
                .total_steps = feed.total_steps(), .first_step = state.step,
-               .warmup_steps = options.warmup_steps > 0
-                                   ? options.warmup_steps
-                                   : static_cast<std::uint64_t>(std::ceil(options.warmup_ratio * static_cast<double>(feed.total_steps()))),
+               .warmup_steps = warmup_of(options, feed.total_steps()),
                .eval_every = options.eval_every.value_or(tenth(feed.total_steps())),
                .save_every = options.save_every.value_or(tenth(feed.total_steps()))};
   for (const data::Share& share : feed.shares()) plan.train_rows.push_back(share.examples);

@@ -88,8 +88,14 @@ const gpu::Tensor& LayerStream::source(std::uint32_t layer) {
 
 void LayerStream::sent(gpu::Recorder& recorder, std::uint32_t layer) {
   if (!disk_) return;
-  recorder.submit();
-  disk_->leave(layers_[layer].on_disk);
+  const std::uint32_t number = layers_[layer].on_disk;
+  try {
+    recorder.submit();
+  } catch (...) {
+    disk_->leave(number);
+    throw;
+  }
+  disk_->leave(number);
 }
 
 void LayerStream::prefetch(gpu::Recorder& recorder, std::uint32_t layer) {

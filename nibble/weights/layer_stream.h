@@ -21,7 +21,7 @@ enum class LayerOrder : std::uint8_t {
 // so what a slot holds stays right from pass to pass; a pass that turns finds the last layers there.
 class LayerStream {
  public:
-  // With `carried`, products take the layers along that come next; their host memory is one that kernels read.
+  // With `carried`, kernels that multiply or decode take the layers along that come next; their host memory is one that kernels read.
   LayerStream(gpu::Device& device, const ModelConfig& config, std::uint32_t slots, bool carried, bool double_quant = false);
 
   // `room` holds the projections in host memory (nf4_room.h).

@@ -114,6 +114,8 @@ TEST_F(AvailableMemory, IsTheMachinesOrWhatIsLeftOfTheGroups) {
   EXPECT_EQ(found(), 500'000u) << "of the group above";
   put("sys/fs/cgroup/user/memory.stat", "anon 100\nfile 700000\nfile_mapped 5\n");
   EXPECT_EQ(found(), 1'200'000u) << "pages of files can be given up";
+  put("sys/fs/cgroup/user/memory.stat", "anon 100\nfile 700000\nfile_mapped 5\nshmem 200000\n");
+  EXPECT_EQ(found(), 1'000'000u) << "shared memory cannot";
   put("sys/fs/cgroup/user/job/memory.max", "600000\n");
   EXPECT_EQ(found(), 100'000u);
   put("sys/fs/cgroup/user/job/memory.max", "400000\n");
@@ -137,8 +139,8 @@ TEST_F(AvailableMemory, KnowsTheFirstVersionOfGroups) {
   EXPECT_EQ(found(), 3000u * 1024);
   put("sys/fs/cgroup/memory/job/memory.limit_in_bytes", "1000000\n");
   put("sys/fs/cgroup/memory/job/memory.usage_in_bytes", "900000\n");
-  put("sys/fs/cgroup/memory/job/memory.stat", "cache 5\ntotal_cache 300000\n");
-  EXPECT_EQ(found(), 400'000u);
+  put("sys/fs/cgroup/memory/job/memory.stat", "cache 5\ntotal_cache 300000\ntotal_shmem 100000\n");
+  EXPECT_EQ(found(), 300'000u);
 }
 
 TEST(AvailableMemoryHere, IsSome) {

@@ -283,7 +283,8 @@ TEST(QkvAttention, GradientsBeyondOneBinding) {
   QkvCase end = shape;
   end.attention.segments = {50, 1};
   const std::size_t queries = 512 * 64, first = 1000;
-  ASSERT_GT(shape.tokens() * queries * 4, device().info().limits.max_binding);
+  const std::uint64_t most = device().info().limits.max_binding;
+  if (shape.tokens() * queries * 4 <= most) GTEST_SKIP() << "A binding has room for " << most << " bytes.";
   const Mode mode{ProductPath::matrix, true};
   const Inputs inputs(shape);
   const Outputs outputs = run(shape, mode, inputs);

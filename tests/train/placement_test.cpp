@@ -1,6 +1,7 @@
 #include "nibble/train/placement.h"
 
 #include "nibble/base/error.h"
+#include "nibble/base/log.h"
 #include "nibble/gpu/host_tensor.h"
 #include "nibble/train/step_work.h"
 #include "nibble/weights/nf4_room.h"
@@ -240,12 +241,39 @@ TEST(Placement, PutsStreamedLayersOnADiskWhereHostMemoryNeedsIt) {
   EXPECT_EQ(with_ram(least_ram).memory.host_total(), least_ram);
   EXPECT_THROW(with_ram(least_ram - 1), UsageError);
   EXPECT_EQ(with_ram(1, false).memory.host_total(), least_ram) << "what is measured is kept as nearly as can be";
+  // Also where the device is a little too small for all.
+  for (const bool promised : {true, false}) {
+    const Placement small = place(options, test::device(), config, ProductPath::f32, room,
+                                  {.bytes = least - 1, .ram = ram - 1, .ram_promised = promised}, rates);
+    EXPECT_TRUE(small.model.stream.on_disk);
+    EXPECT_LE(small.memory.host_total(), ram - 1);
+  }
   // What is said of them holds.
   options.stream.memory = gpu::HostMemory::staged;
   EXPECT_FALSE(with_ram(ram - 1, false).model.stream.on_disk);
   EXPECT_THROW(with_ram(least_ram), UsageError);
   options.stream = {.on_disk = true};
   EXPECT_TRUE(with_ram(0).model.stream.on_disk);
+}
+
+// A disk that is too small ends a run that asked for it, and is left alone where nobody did.
+TEST(Placement, LooksAtTheDiskBeforeItIsWrittenTo) {
+  const auto placed = [](const MemoryBudget& budget) {
+    Placement placement{.model = {}, .head = {}, .moments = {}, .memory = {}};
+    placement.model.stream = {.on_disk = budget.ram > 0, .folder = "/"};
+    placement.memory.disk_weights = budget.ram > 0 ? std::uint64_t{1} << 60 : 0;
+    return placement;
+  };
+  std::string warned;
+  set_log_hook([&](LogLevel, std::string_view message) { warned = message; });
+  EXPECT_FALSE(on_its_disk({}, {.ram = 5}, placed).model.stream.on_disk);
+  EXPECT_NE(warned.find("stay in host memory"), warned.npos) << warned;
+  warned.clear();
+  EXPECT_THROW(on_its_disk({}, {.ram = 5, .ram_promised = true}, placed), DataError);
+  EXPECT_THROW(on_its_disk({.on_disk = true}, {.ram = 5}, placed), DataError);
+  EXPECT_EQ(on_its_disk({}, {}, placed).memory.disk_weights, 0u);
+  EXPECT_TRUE(warned.empty());
+  set_log_hook({});
 }
 
 // Of a step on the GPU that takes longer than reading a disk costs nothing.
