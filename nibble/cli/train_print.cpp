@@ -169,7 +169,7 @@ void print_time(const RunPlan& plan, const TrainOptions& options, Progress& prog
                            human_seconds(seconds * steps), grouped(plan.total_steps - plan.first_step),
                            grouped(static_cast<std::uint64_t>(tokens)), grouped(static_cast<std::uint64_t>(tokens * steps)), seconds,
                            plan.measured ? " by a measurement on this GPU" : "",
-                           extra > 0 ? fmt::format("; saving memory costs {:.0f}% of it", extra) : ""));
+                           extra >= 0.5 ? fmt::format("; saving memory costs {:.0f}% of it", extra) : ""));
 }
 
 }  // namespace

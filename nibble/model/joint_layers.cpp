@@ -1,13 +1,17 @@
 #include "nibble/model/joint_layers.h"
 
 #include "nibble/base/error.h"
+#include "nibble/base/log.h"
 #include "nibble/kernels/add_bias.h"
 #include "nibble/kernels/dora.h"
 #include "nibble/kernels/lora.h"
 #include "nibble/kernels/pack_rows.h"
+#include "nibble/kernels/packed_attention.h"
 #include "nibble/kernels/product.h"
 #include "nibble/kernels/rms_norm.h"
 #include "nibble/kernels/swiglu_pair.h"
+
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <utility>
@@ -47,6 +51,21 @@ LayersBytes JointLayers::bytes(const gpu::Device& device, const ModelConfig& con
           .scratch = joint_room_bytes(device, config, options) + lora + experts.scratch};
 }
 
+namespace {
+
+// Where matrix units suit the heads but not so many tokens.
+void warn_of_slow_attention(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
+  const auto fits = [&](std::uint32_t tokens) {
+    return packed_attention_fits(device, {tokens, config.num_heads, config.num_kv_heads, config.head_dim});
+  };
+  if (!options.trainable || device.info().type == gpu::AdapterType::software || !fits(1) || fits(options.max_tokens)) return;
+  log_warning(fmt::format("Attention of {} tokens at a time is done in f32, which takes some ten times as long, since their projections exceed the {} bytes "
+                          "that {} binds; take fewer by --batch-size or --max-length.",
+                          options.max_tokens, device.info().limits.max_binding, device.info().name));
+}
+
+}  // namespace
+
 JointLayers::JointLayers(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
                          const LayersOptions& options)
     : config_(config),
@@ -57,6 +76,7 @@ JointLayers::JointLayers(gpu::Device& device, const ModelConfig& config, const D
       shared_(options.activations) {
   if (lora) lora_.emplace(device, config_, frozen_, *lora, options.one_decoded_room);
   room_ = make_joint_room(device, config_, options_);
+  warn_of_slow_attention(device, config_, options_);
   if (config_.has_experts()) experts_.emplace(device, config_, weights_, options_);
 }
 
