@@ -63,16 +63,32 @@ File::File(fs::path path) : path_(std::move(path)), fd_(::open(path_.c_str(), O_
 void File::read(std::uint64_t offset, std::span<std::byte> out) const {
   check<DataError>(offset <= size_ && out.size() <= size_ - offset, path_.string(),
                    "Bytes {} to {} were asked for, but the file has {}.", offset, offset + out.size(), size_);
+  const auto got = read_all(fd_.get(), offset, out);
+  if (!got) fail_with_errno(path_, "read this file");
+  check<DataError>(*got == out.size(), path_.string(), "The file ends at byte {}, but it had {} bytes when it was opened.", offset + *got, size_);
+}
+
+bool write_all(int fd, std::uint64_t offset, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const auto put = ::pwrite(fd, bytes.data(), std::min(bytes.size(), piece_bytes), static_cast<off_t>(offset));
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) return false;
+    bytes = bytes.subspan(static_cast<std::size_t>(put));
+    offset += static_cast<std::uint64_t>(put);
+  }
+  return true;
+}
+
+std::optional<std::size_t> read_all(int fd, std::uint64_t offset, std::span<std::byte> out) {
   std::size_t done = 0;
   while (done < out.size()) {
-    const auto got = ::pread(fd_.get(), out.data() + done, std::min(out.size() - done, piece_bytes),
-                             static_cast<off_t>(offset + done));
+    const auto got = ::pread(fd, out.data() + done, std::min(out.size() - done, piece_bytes), static_cast<off_t>(offset + done));
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0) fail_with_errno(path_, "read this file");
-    check<DataError>(got > 0, path_.string(), "The file ends at byte {}, but it had {} bytes when it was opened.",
-                     offset + done, size_);
+    if (got < 0) return {};
+    if (got == 0) break;
     done += static_cast<std::size_t>(got);
   }
+  return done;
 }
 
 bool path_exists(const fs::path& path) {
@@ -103,13 +119,7 @@ void OutputFile::write(std::span<const std::byte> bytes) {
 }
 
 void OutputFile::write_at(std::uint64_t offset, std::span<const std::byte> bytes) {
-  while (!bytes.empty()) {
-    const auto put = ::pwrite(fd_.get(), bytes.data(), std::min(bytes.size(), piece_bytes), static_cast<off_t>(offset));
-    if (put < 0 && errno == EINTR) continue;
-    if (put < 0) fail_with_errno(path_, "write this file");
-    bytes = bytes.subspan(static_cast<std::size_t>(put));
-    offset += static_cast<std::uint64_t>(put);
-  }
+  if (!write_all(fd_.get(), offset, bytes)) fail_with_errno(path_, "write this file");
 }
 
 void OutputFile::sync_and_close() {

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -72,6 +73,12 @@ class OutputFile {
 // A new file without a name in the folder, for reading and writing: it is gone with its descriptor, however the program ends. Negative,
 // with errno, where that fails. Where the file system knows no such files, one with a name that is removed at once.
 int open_unnamed(const fs::path& folder);
+
+// pwrite(2) until all is written. False with errno.
+bool write_all(int fd, std::uint64_t offset, std::span<const std::byte> bytes);
+
+// pread(2) until `out` is full or the file ends: the bytes that it had. Empty with errno.
+std::optional<std::size_t> read_all(int fd, std::uint64_t offset, std::span<std::byte> out);
 
 // "PATH: No space left on device" and the like, from errno.
 [[noreturn]] void fail_with_errno(const fs::path& path, std::string_view what);

@@ -16,8 +16,6 @@
 namespace nibble {
 namespace {
 
-constexpr std::size_t most_at_once = std::size_t{1} << 28;
-
 // As statfs(2) has them.
 constexpr std::uint64_t tmpfs_type = 0x01021994, ramfs_type = 0x858458f6;
 
@@ -83,13 +81,7 @@ void ScratchFile::check_range(std::uint64_t offset, std::uint64_t count) const {
 
 void ScratchFile::write_at(std::uint64_t offset, std::span<const std::byte> bytes) {
   check_range(offset, bytes.size());
-  while (!bytes.empty()) {
-    const auto put = ::pwrite(fd_.get(), bytes.data(), std::min(bytes.size(), most_at_once), static_cast<off_t>(offset));
-    if (put < 0 && errno == EINTR) continue;
-    if (put < 0) fail_with_errno(folder_, "write the scratch file in this folder");
-    bytes = bytes.subspan(static_cast<std::size_t>(put));
-    offset += static_cast<std::uint64_t>(put);
-  }
+  if (!write_all(fd_.get(), offset, bytes)) fail_with_errno(folder_, "write the scratch file in this folder");
 }
 
 void ScratchFile::sync() {
@@ -98,14 +90,9 @@ void ScratchFile::sync() {
 
 void ScratchFile::read(std::uint64_t offset, std::span<std::byte> out) const {
   check_range(offset, out.size());
-  while (!out.empty()) {
-    const auto got = ::pread(fd_.get(), out.data(), std::min(out.size(), most_at_once), static_cast<off_t>(offset));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) fail_with_errno(folder_, "read the scratch file in this folder");
-    check<DataError>(got > 0, folder_.string(), "The scratch file in this folder ends at byte {}, but it had {} bytes.", offset, size_);
-    out = out.subspan(static_cast<std::size_t>(got));
-    offset += static_cast<std::uint64_t>(got);
-  }
+  const auto got = read_all(fd_.get(), offset, out);
+  if (!got) fail_with_errno(folder_, "read the scratch file in this folder");
+  check<DataError>(*got == out.size(), folder_.string(), "The scratch file in this folder ends at byte {}, but it had {} bytes.", offset + *got, size_);
 }
 
 }  // namespace nibble

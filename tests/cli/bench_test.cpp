@@ -1,5 +1,6 @@
 #include "nibble/io/json.h"
 #include "tests/cli/run_program.h"
+#include "tests/support/environment.h"
 #include "tests/support/disk.h"
 
 #include <stdlib.h>
@@ -25,26 +26,17 @@ class ChangedKernel {
     const auto at = text.find(from);
     EXPECT_NE(at, text.npos) << from;
     folder_.write(file, text.replace(at, from.size(), to));
-    ::setenv("NIBBLE_WGSL_DIR", folder_.path().c_str(), 1);
   }
-  ChangedKernel(const ChangedKernel&) = delete;
-  ChangedKernel& operator=(const ChangedKernel&) = delete;
-  ~ChangedKernel() { ::unsetenv("NIBBLE_WGSL_DIR"); }
 
  private:
   test::TemporaryFolder folder_;
+  test::EnvironmentVariable kernels_{"NIBBLE_WGSL_DIR", folder_.path().string()};
 };
 
 // While it lives, programs keep their caches in a folder of their own.
 class OwnCache {
- public:
-  OwnCache() { ::setenv("XDG_CACHE_HOME", folder_.path().c_str(), 1); }
-  OwnCache(const OwnCache&) = delete;
-  OwnCache& operator=(const OwnCache&) = delete;
-  ~OwnCache() { ::unsetenv("XDG_CACHE_HOME"); }
-
- private:
   test::TemporaryFolder folder_;
+  test::EnvironmentVariable cache_{"XDG_CACHE_HOME", folder_.path().string()};
 };
 
 // Of a GPU; the software adapter has them, so that nothing is left out where that is tested.

@@ -1,24 +1,11 @@
 #include "nibble/io/json.h"
 #include "tests/cli/run_program.h"
-
-#include <stdlib.h>
+#include "tests/support/environment.h"
 
 namespace nibble::doctor_test {
 namespace {
 
 using test::run_nibble;
-
-// Set for the programs that a test starts.
-class Variable {
- public:
-  Variable(const char* name, const std::string& value) : name_(name) { ::setenv(name, value.c_str(), 1); }
-  Variable(const Variable&) = delete;
-  Variable& operator=(const Variable&) = delete;
-  ~Variable() { ::unsetenv(name_); }
-
- private:
-  const char* name_;
-};
 
 TEST(Doctor, EveryPathOfThisAdapterIsCorrect) {
   const auto result = run_nibble({"doctor", "--gpu", "0", "--json"});
@@ -47,7 +34,7 @@ TEST(Doctor, SeesAWrongKernel) {
     text.replace(text.find(factor), factor.size(), "1.001 * params.scale *");
     folder.write(name, text);
   }
-  const Variable kernels("NIBBLE_WGSL_DIR", folder.path().string());
+  const test::EnvironmentVariable kernels("NIBBLE_WGSL_DIR", folder.path().string());
   const auto result = run_nibble({"doctor", "--gpu", "0"});
   EXPECT_EQ(result.code, 3) << result.out << result.err;
   EXPECT_NE(result.out.find("WRONG"), std::string::npos) << result.out;
@@ -55,7 +42,7 @@ TEST(Doctor, SeesAWrongKernel) {
 }
 
 TEST(Doctor, SaysWhatToInstallWithoutAnAdapter) {
-  const Variable none("VK_DRIVER_FILES", "/nowhere.json");
+  const test::EnvironmentVariable none("VK_DRIVER_FILES", "/nowhere.json");
   const auto result = run_nibble({"doctor"});
   EXPECT_EQ(result.code, 3);
   EXPECT_EQ(result.out, "");

@@ -10,6 +10,7 @@
 #include "nibble/base/error.h"
 #include "nibble/data/dataset.h"
 #include "nibble/io/unpack.h"
+#include "tests/support/environment.h"
 #include "tests/support/files.h"
 
 namespace nibble::data::open_rows_test {
@@ -139,18 +140,15 @@ TEST_F(OpenRows, OtherFormsOfFilesAreRefusedWithWhatMakesRowsOfThem) {
 
 TEST_F(OpenRows, NothingStaysInTheTemporaryFolder) {
   const test::TemporaryFolder temporary;
-  const char* before = ::getenv("TMPDIR");
-  const std::string kept = before != nullptr ? before : "";
   const std::string packed = folder_.write("rows.gz", gzip(many_rows()));
-  ::setenv("TMPDIR", temporary.path().c_str(), 1);
   {
+    const test::EnvironmentVariable folder("TMPDIR", temporary.path().string());
     const RowText open = open_rows(packed);
     EXPECT_TRUE(fs::is_empty(temporary.path()));
     EXPECT_EQ(content(open), many_rows());
   }
-  ::setenv("TMPDIR", "/nowhere/at/all", 1);
+  const test::EnvironmentVariable folder("TMPDIR", "/nowhere/at/all");
   expect_error<DataError>([&] { open_rows(packed); }, "/nowhere/at/all", "TMPDIR");
-  before != nullptr ? ::setenv("TMPDIR", kept.c_str(), 1) : ::unsetenv("TMPDIR");
 }
 
 }  // namespace

@@ -73,9 +73,9 @@ TEST(ScratchFile, RefusesMoreThanAFileMayHave) {
 }
 
 TEST(ScratchFile, RefusesAFolderOfMemory) {
-  const fs::path memory = "/dev/shm";
-  if (!test::is_in_memory(memory)) GTEST_SKIP() << "There is no folder of memory at /dev/shm.";
-  test::expect_error<DataError>([&] { ScratchFile(memory / "nibble-test", 1000, "--dir"); }, "/dev/shm/nibble-test", "tmpfs", "--dir");
+  const fs::path memory = test::folder_in_memory();
+  if (memory.empty()) GTEST_SKIP() << "No tmpfs is mounted.";
+  test::expect_error<DataError>([&] { ScratchFile(memory / "nibble-test", 1000, "--dir"); }, (memory / "nibble-test").string(), "tmpfs", "--dir");
   EXPECT_FALSE(fs::exists(memory / "nibble-test"));
 }
 

@@ -6,6 +6,7 @@
 #include "nibble/weights/gguf_model.h"
 #include "nibble/weights/load_check.h"
 #include "nibble/weights/nf4_room.h"
+#include "tests/model/numbered_layers.h"
 #include "tests/model/two_passes.h"
 #include "tests/support/disk.h"
 #include "tests/support/gpu_test.h"
@@ -180,11 +181,10 @@ TEST_F(DiskStream, CannotBeReadByKernels) {
 }
 
 // What is read and sent, by the order of layers alone.
-class DiskOrder : public testing::Test {
+class DiskOrder : public test::NumberedLayers {
  protected:
   static constexpr std::uint32_t layers = 9;
 
-  // Layers of which all words are the layer's number.
   void make(std::uint32_t slots, const std::vector<std::uint32_t>& which, gpu::HostMemory memory, bool carried = false) {
     config.num_layers = layers;
     stream = std::make_unique<LayerStream>(test::device(), config, slots, carried);
@@ -193,48 +193,13 @@ class DiskOrder : public testing::Test {
                                           .layer_bytes = nf4_layer_bytes(config)}));
     for (const std::uint32_t layer : which) {
       Nf4Room room(test::device(), config, *stream->disk(), stream->slot_room(), false);
-      for (const Nf4Matrix& matrix : room.projections()) {
-        for (const gpu::Tensor& part : {matrix.packed, matrix.absmax}) {
-          const std::vector<std::uint32_t> words(part.size(), layer);
-          room.write(part, std::as_bytes(std::span(words)));
-        }
-      }
-      LayerProjections projections = room.projections();
-      for (Nf4Matrix& matrix : projections) matrix.largest = static_cast<float>(layer);
-      stream->add_on_disk(layer, projections);
+      stream->add_on_disk(layer, write_number(room, layer));
     }
-  }
-
-  void use(std::uint32_t layer) {
-    for (int i = 0; i < 3; ++i) {
-      const LayerProjections& found = stream->projections(recorder, layer);
-      const Nf4Matrix& matrix = found[static_cast<std::size_t>(Projection::down)];
-      ASSERT_EQ(matrix.largest, static_cast<float>(layer));
-      seen.push_back({test::device().tensor(DType::u32, {1}, "seen"), layer});
-      recorder.copy(matrix.packed.part(matrix.packed.size() - 1, {1}), seen.back().first);
-    }
-  }
-
-  void step(const std::vector<std::uint32_t>& which) {
-    stream->go(LayerOrder::up);
-    for (const std::uint32_t layer : which) use(layer);
-    stream->go(LayerOrder::down);
-    for (auto layer = which.rbegin(); layer != which.rend(); ++layer) use(*layer);
-  }
-
-  void expect_seen() {
-    recorder.submit();
-    for (const auto& [word, layer] : seen) ASSERT_EQ(test::device().read<std::uint32_t>(word)[0], layer);
-    seen.clear();
   }
 
   std::uint64_t reads() const { return stream->disk()->read_bytes() / nf4_layer_bytes(config); }
 
   const test::FolderOnDisk folder;
-  ModelConfig config = read_model_config(test::tiny);
-  std::unique_ptr<LayerStream> stream;
-  gpu::Recorder recorder{test::device()};
-  std::vector<std::pair<gpu::Tensor, std::uint32_t>> seen;
 };
 
 // The layers that come next are read before they are asked for, and where a pass turns none that a slot or a room still has.
@@ -263,18 +228,11 @@ TEST_F(DiskOrder, HoldsTheLayerThatIsAskedForInAnyOrder) {
     for (const bool carried : {false, true}) {
       for (const std::uint32_t slots : {2u, 3u}) {
         make(slots, which, memory, carried);
-        Rng rng(slots);
-        for (int i = 0; i < 60; ++i) {
-          stream->go(static_cast<LayerOrder>(rng.below(3)));
-          use(which[rng.below(static_cast<std::uint32_t>(which.size()))]);
-          if (rng.below(8) == 0) recorder.submit();
-        }
-        expect_seen();
+        use_at_random(which, slots);
       }
     }
   }
-  EXPECT_FALSE(stream->has(3));
-  test::expect_error<Error>([&] { stream->projections(recorder, 3); }, "Layer 3 is not streamed");
+  expect_refused(3);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include "nibble/model/generator.h"
 #include "nibble/model/memory_plan.h"
 #include "nibble/weights/nf4_room.h"
+#include "tests/model/numbered_layers.h"
 #include "tests/model/two_passes.h"
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
@@ -174,63 +175,19 @@ TEST(StreamedLayers, ReadTheEmbeddingFromTheHost) {
 }
 
 // What is sent, by the order of layers alone.
-class Streaming : public testing::Test {
+class Streaming : public test::NumberedLayers {
  protected:
   static constexpr std::uint32_t layers = 7;
 
-  // Layers of which all words are the layer's number.
   void make(std::uint32_t slots, const std::vector<std::uint32_t>& which, bool carried = false) {
     config.num_layers = layers;
     stream = std::make_unique<LayerStream>(test::device(), config, slots, carried);
     for (const std::uint32_t layer : which) {
       Nf4Room room(test::device(), config, gpu::HostMemory::staged);
-      for (const Nf4Matrix& matrix : room.projections()) {
-        for (const gpu::Tensor& part : {matrix.packed, matrix.absmax}) {
-          const std::vector<std::uint32_t> words(part.size(), layer);
-          room.write(part, std::as_bytes(std::span(words)));
-        }
-      }
-      LayerProjections projections = room.projections();
-      for (Nf4Matrix& matrix : projections) matrix.largest = static_cast<float>(layer);
+      const LayerProjections projections = write_number(room, layer);
       stream->add(layer, room.finish(), projections);
     }
   }
-
-  // Asks as a layer does, four times, and keeps what kernels recorded there would read.
-  void use(std::uint32_t layer) {
-    for (int i = 0; i < 4; ++i) {
-      const LayerProjections& found = stream->projections(recorder, layer);
-      for (const Projection p : {Projection::q, Projection::down}) {
-        const Nf4Matrix& matrix = found[static_cast<std::size_t>(p)];
-        ASSERT_EQ(matrix.largest, static_cast<float>(layer));
-        seen.push_back({test::device().tensor(DType::u32, {1}, "seen"), layer});
-        recorder.copy(matrix.packed.part(matrix.packed.size() - 1, {1}), seen.back().first);
-      }
-    }
-  }
-
-  void step(const std::vector<std::uint32_t>& which, bool again) {
-    stream->go(LayerOrder::up);
-    for (const std::uint32_t layer : which) use(layer);
-    stream->go(LayerOrder::down);
-    for (auto layer = which.rbegin(); layer != which.rend(); ++layer) {
-      if (again) use(*layer);
-      use(*layer);
-    }
-  }
-
-  void expect_seen() {
-    recorder.submit();
-    for (const auto& [word, layer] : seen) ASSERT_EQ(test::device().read<std::uint32_t>(word)[0], layer);
-    seen.clear();
-  }
-
-  std::uint64_t copies() const { return stream->copied_bytes() / nf4_layer_bytes(config); }
-
-  ModelConfig config = tiny_config();
-  std::unique_ptr<LayerStream> stream;
-  gpu::Recorder recorder{test::device()};
-  std::vector<std::pair<gpu::Tensor, std::uint32_t>> seen;
 };
 
 // At both ends of a step the slots hold the layers that it turns back to.
@@ -287,16 +244,9 @@ TEST_F(Streaming, HoldsTheLayerThatIsAskedForInAnyOrder) {
   const std::vector<std::uint32_t> which{0, 1, 2, 4, 5, 6};
   for (const std::uint32_t slots : {2u, 3u, 4u}) {
     make(slots, which);
-    Rng rng(slots);
-    for (int i = 0; i < 60; ++i) {
-      stream->go(static_cast<LayerOrder>(rng.below(3)));
-      use(which[rng.below(static_cast<std::uint32_t>(which.size()))]);
-      if (rng.below(8) == 0) recorder.submit();
-    }
-    expect_seen();
+    use_at_random(which, slots);
   }
-  EXPECT_FALSE(stream->has(3));
-  test::expect_error<Error>([&] { stream->projections(recorder, 3); }, "Layer 3 is not streamed");
+  expect_refused(3);
 }
 
 TEST(Residencies, AreChosen) {

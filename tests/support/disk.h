@@ -2,36 +2,32 @@
 
 #include "tests/support/files.h"
 
-#include <sys/stat.h>
 #include <sys/vfs.h>
+
+#include <cstdint>
+#include <fstream>
+#include <sstream>
+#include <string>
 
 namespace nibble::test {
 
-inline bool is_in_memory(const std::filesystem::path& folder) {
-  struct statfs kind {};
-  constexpr std::uint32_t tmpfs = 0x01021994;
-  return ::statfs(folder.c_str(), &kind) == 0 && static_cast<std::uint32_t>(kind.f_type) == tmpfs;
+// A folder that lies in memory (tmpfs), as those of Linux's shared memory; empty where none is mounted.
+inline std::filesystem::path folder_in_memory() {
+  std::ifstream mounts("/proc/self/mounts");
+  for (std::string line; std::getline(mounts, line);) {
+    std::istringstream words(line);
+    std::string device, folder, kind;
+    words >> device >> folder >> kind;
+    struct statfs found {};
+    constexpr std::uint32_t tmpfs = 0x01021994;
+    if (kind == "tmpfs" && ::statfs(folder.c_str(), &found) == 0 && static_cast<std::uint32_t>(found.f_type) == tmpfs) return folder;
+  }
+  return {};
 }
 
-// A folder of its own for a test on a disk, removed at the end: where a system's temporary files lie in memory, those of /var/tmp do not.
-class FolderOnDisk {
- public:
-  FolderOnDisk() {
-    std::string pattern = "/var/tmp/nibble-test-XXXXXX";
-    path_ = ::mkdtemp(pattern.data());
-  }
-  FolderOnDisk(const FolderOnDisk&) = delete;
-  FolderOnDisk& operator=(const FolderOnDisk&) = delete;
-  ~FolderOnDisk() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-
-  const std::filesystem::path& path() const { return path_; }
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-
- private:
-  std::filesystem::path path_;
+// A folder of its own on a disk: where a system's temporary files lie in memory, those of /var/tmp do not.
+struct FolderOnDisk : TemporaryFolder {
+  FolderOnDisk() : TemporaryFolder("/var/tmp") {}
 };
 
 // This process's file without a name in the folder, as a path that opens it; empty where there is none.

@@ -8,6 +8,7 @@
 #include "nibble/weights/shapes.h"
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
+#include "tests/train/placements.h"
 
 #include <algorithm>
 
@@ -40,15 +41,7 @@ TEST(Placement, GivesUpOnlyWhatItMust) {
   EXPECT_FALSE(all.model.one_decoded_room);
   const std::uint64_t whole = all.memory.total(), least = least_of(options);
   EXPECT_EQ(of_memory(whole, options).model.activations, ActivationChoices{keep});
-  EXPECT_EQ(of_memory(whole, options).extra_seconds, all.extra_seconds);
-  double extra = all.extra_seconds;
-  for (int part = 1; part <= 10; ++part) {
-    const std::uint64_t memory = whole - (whole - least) / 10 * part;
-    const Placement placement = of_memory(memory, options);
-    EXPECT_LE(placement.memory.total(), memory);
-    EXPECT_GE(placement.extra_seconds, extra);
-    extra = placement.extra_seconds;
-  }
+  test::expect_never_faster_with_less(all, least, [&](std::uint64_t bytes) { return of_memory(bytes, options); });
   const Placement smallest = of_memory(least, options);
   EXPECT_EQ(smallest.model.activations, ActivationChoices{recompute});
   EXPECT_EQ(smallest.head->place, MemoryPlace::host);

@@ -1,3 +1,4 @@
+#include "tests/support/environment.h"
 #include "tests/train/tiny_run.h"
 
 #include <sys/mount.h>
@@ -140,18 +141,6 @@ TEST(Resume, InterruptSavesAndSaysHowToGoOn) {
   expect_same_result(stopped.output(), whole.tiny.output());
 }
 
-// A variable of the environment of programs that are started while it lives.
-class Variable {
- public:
-  Variable(const char* name, const std::string& value) : name_(name) { ::setenv(name, value.c_str(), 1); }
-  Variable(const Variable&) = delete;
-  Variable& operator=(const Variable&) = delete;
-  ~Variable() { ::unsetenv(name_); }
-
- private:
-  const char* name_;
-};
-
 // Memory that runs out behind a step: what was trained is saved, the program says where and ends with 3, and what goes on from there is
 // the run as if nothing had been.
 void expect_running_out_changes_nothing(const Arguments& changes, const std::vector<int>& steps) {
@@ -162,7 +151,7 @@ void expect_running_out_changes_nothing(const Arguments& changes, const std::vec
     Arguments resumed = changes;
     resumed["resume"] = "auto";
     {
-      const Variable out("NIBBLE_TEST_OUT_OF_MEMORY", std::to_string(step));
+      const test::EnvironmentVariable out("NIBBLE_TEST_OUT_OF_MEMORY", std::to_string(step));
       const auto result = broken.run(changes);
       test::expect_complaint(result, 3, "[train]", "out of memory", "What was trained up to step", "--vram-limit", "--resume auto");
       EXPECT_TRUE(fs::exists(broken.output() / "adapter_model.safetensors"));
@@ -182,7 +171,7 @@ TEST(Resume, RunningOutOfMemoryWithAllThatIsRandom) { expect_running_out_changes
 TEST(Resume, RunningOutOfMemoryWhileTrainingTheHead) { expect_running_out_changes_nothing(trained_head, {4}); }
 
 TEST(Resume, AStepToRunOutAtIsANumber) {
-  const Variable out("NIBBLE_TEST_OUT_OF_MEMORY", "soon");
+  const test::EnvironmentVariable out("NIBBLE_TEST_OUT_OF_MEMORY", "soon");
   test::expect_complaint(TinyRun().run(), 2, "NIBBLE_TEST_OUT_OF_MEMORY", "\"soon\"");
 }
 
