@@ -215,6 +215,7 @@ void JointLayers::mlp_again(const At& at) {
 }
 
 void JointLayers::attention_half(const At& at, const Tensor& input) {
+  holds_.dy.reset();  // lies where attention's kernels have their room
   shared_.fill(at.layer, LayerPart::attention);
   project(at, Joint::qkv, attention_in(at, input), at.kept.qkv);
   if (at.weights.qkv_bias) record(at.rec, AddBias{.y = at.kept.qkv, .bias = at.weights.qkv_bias});

@@ -27,6 +27,7 @@ class JointLayers : public Layers {
   void recompute(const LayerPass& pass, std::uint32_t layer, const Tensor& input) override;
   void backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,
                 bool input_gradient) override;
+  void end(const LayerPass& pass) override;
   void mlp_forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) override;
   void mlp_backward(const LayerPass& pass, std::uint32_t layer, const Tensor& dx) override;
   Tensor middle(std::uint32_t layer, std::uint32_t tokens) const override;
@@ -37,6 +38,7 @@ class JointLayers : public Layers {
   // The layers that what is made again was last made for; of a chunk of the MLP, in it.
   struct Holds {
     std::optional<std::uint32_t> attention_in, mlp_in, hidden, adapters;
+    std::optional<std::uint32_t> dy;  // at whose output the residual stream's gradient is packed
   };
 
   At at(const LayerPass& pass, std::uint32_t layer) const;

@@ -104,7 +104,7 @@ void JointLayers::gradients_of_rows(const At& at, const Tensor& dx) {
   const Operand d_hidden = narrowed(at.room.d_narrow, config_.intermediate_size);
   const Operand d_gate_up = narrowed(at.room.d_wide, 2 * config_.intermediate_size);
   const Operand hidden{at.room.hidden, at.kept.hidden_scale}, mlp_in{at.room.mlp_in, at.kept.mlp_in_scale};
-  record(at.rec, PackRows{.x = dx, .y = at.room.dy});
+  if (holds_.dy != at.layer) record(at.rec, PackRows{.x = dx, .y = at.room.dy});
   gradients(at, Joint::down, hidden, at.room.dy, d_hidden, [&] {
     record(at.rec, SwiGluPairBackward{.dh = d_hidden, .gate_up = at.kept.gate_up, .d_gate_up = d_gate_up,
                                       .h = made_again(at, Joint::down, holds_.hidden, hidden)});
@@ -121,6 +121,7 @@ void JointLayers::backward(const LayerPass& pass, std::uint32_t layer, const Ten
   const At at = this->at(pass, layer);
   pack_again(at);
   mlp_gradients(at, dx);
+  holds_.dy.reset();
   const Operand d_attention = narrowed(at.room.d_narrow, at.kept.attention.data.dim(1));
   const Operand d_qkv = narrowed(at.room.d_wide, at.kept.qkv.data.dim(1));
   gradients(at, Joint::o, at.kept.attention, at.room.dy, d_attention);
@@ -128,11 +129,16 @@ void JointLayers::backward(const LayerPass& pass, std::uint32_t layer, const Ten
                                       .d_qkv = d_qkv});
   if (!input_gradient) return gradients(at, Joint::qkv, attention_in(at, input), d_qkv, {});
   const Operand attention_in{at.room.attention_in, at.kept.attention_in_scale};
+  const bool packs = layer > 0 && !experts_;  // as the layer below takes it; experts first add to dx
   gradients(at, Joint::qkv, attention_in, d_qkv, {.data = at.room.d_normed, .scale = {}}, [&] {
     record(at.rec, RmsNormBackward{.dy = at.room.d_normed, .x = input, .weight = at.weights.input_norm,
-                                   .inv_rms = at.kept.attention_in_inv_rms, .rows = {}, .dx = dx,
+                                   .inv_rms = at.kept.attention_in_inv_rms, .rows = {}, .dx = dx, .packed = packs ? at.room.dy : Operand{},
                                    .y = made_again(at, Joint::qkv, holds_.attention_in, attention_in)});
   });
+  if (packs) holds_.dy = layer - 1;
 }
+
+// Another pass may bring another gradient.
+void JointLayers::end(const LayerPass&) { holds_.dy.reset(); }
 
 }  // namespace nibble

@@ -130,6 +130,7 @@ Head::Loss Model::loss_and_gradients(gpu::Recorder& recorder, const DeviceStream
     layers_->recompute(layers, layer, input);
     layers_->backward(layers, layer, input, dx, layer > 0 || trains_tokens);
   }
+  layers_->end(layers);
   if (trains_tokens) tokens_->add_embedding_gradient(recorder, stream.token_ids, dx);
   return loss;
 }
@@ -143,7 +144,9 @@ void Model::forward_layer(gpu::Recorder& recorder, const DeviceStream& stream, s
 
 void Model::backward_layer(gpu::Recorder& recorder, const DeviceStream& stream, std::uint32_t layer, const Tensor& input,
                            const Tensor& dx) {
-  layers_->backward(pass(recorder, stream), layer, input, dx, true);
+  const LayerPass layers = pass(recorder, stream);
+  layers_->backward(layers, layer, input, dx, true);
+  layers_->end(layers);
 }
 
 void Model::forward_mlp(gpu::Recorder& recorder, const DeviceStream& stream, std::uint32_t layer, const Tensor& input,
@@ -154,7 +157,9 @@ void Model::forward_mlp(gpu::Recorder& recorder, const DeviceStream& stream, std
 }
 
 void Model::backward_mlp(gpu::Recorder& recorder, const DeviceStream& stream, std::uint32_t layer, const Tensor& dx) {
-  layers_->mlp_backward(pass(recorder, stream), layer, dx);
+  const LayerPass layers = pass(recorder, stream);
+  layers_->mlp_backward(layers, layer, dx);
+  layers_->end(layers);
 }
 
 std::optional<Model::NonFinitePlace> Model::find_nonfinite(const DeviceStream& stream) {
