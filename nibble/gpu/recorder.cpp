@@ -128,7 +128,7 @@ void Recorder::dispatch_bytes(const Kernel& kernel, std::span<const Binding> bin
           "A tensor of {} bytes was bound; the adapter binds at most {}.", binding.tensor.bytes(), limits.max_binding);
   }
   begin_pipeline(device_.state(), state, bindings, params.size());
-  if (round_up(state_->params.size(), 256) + 512 > params_arena_bytes) {
+  if (round_up(state_->params.size(), limits.uniform_offset_alignment) + round_up(params.size(), 16) > params_arena_bytes) {
     check(state_->pace != Pace::held, "recorder", "More was recorded than can be held.");
     submit();
   }

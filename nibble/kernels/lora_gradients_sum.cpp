@@ -1,5 +1,7 @@
 #include "nibble/kernels/lora_gradients_sum.h"
 
+#include "nibble/base/error.h"
+
 #include <algorithm>
 #include <optional>
 
@@ -17,7 +19,7 @@ struct Kind {
 };
 
 struct LoraGradientsSumParams {
-  std::array<Kind, 2> kinds{};
+  std::array<Kind, most_lora_sums> kinds{};
   std::uint32_t rank, padded_rank;
   std::array<std::uint32_t, 2> padding{};
 };
@@ -55,19 +57,23 @@ std::optional<Tensor> cover(const gpu::Device& device, std::span<const LoraSum> 
 }
 
 void dispatch(gpu::Recorder& recorder, const Tensor& scratch, const Tensor& y, const LoraGradientsSumParams& params) {
-  const double count = params.kinds[0].count + double{1} * params.kinds[1].count;
-  double bytes = 8.0 * count;
-  for (const Kind& kind : params.kinds) bytes += 4.0 * kind.count * kind.parts;
-  recorder.dispatch(
-      kernel(recorder.device(), "lora_gradients_sum", {}, {"grid"}), {gpu::read(scratch), gpu::read_write(y)}, params,
-      gpu::linear_grid(recorder.device(), (static_cast<std::uint64_t>(count) + lanes - 1) / lanes), {.bytes = bytes});
+  std::uint64_t count = 0;
+  double bytes = 0;
+  for (const Kind& kind : params.kinds) {
+    count += kind.count;
+    bytes += kind.count * (8.0 + 4.0 * kind.parts);
+  }
+  const std::array bindings{gpu::read(scratch), gpu::read_write(y)};
+  const auto prelude = gpu::Prelude().constant("KINDS", static_cast<std::uint32_t>(most_lora_sums));
+  recorder.dispatch_bytes(kernel(recorder.device(), "lora_gradients_sum", prelude, {"grid"}), bindings, std::as_bytes(std::span(&params, 1)),
+                          gpu::linear_grid(recorder.device(), (count + lanes - 1) / lanes), {.bytes = bytes});
 }
 
 }  // namespace
 
-void record_sums(gpu::Recorder& recorder, const LoraGroupShape& shape, const Tensor& scratch,
-                 std::span<const LoraSum> sums) {
-  LoraGradientsSumParams params{.rank = shape.rank, .padded_rank = shape.padded_rank()};
+void record_sums(gpu::Recorder& recorder, const Tensor& scratch, std::span<const LoraSum> sums) {
+  check(!sums.empty() && sums.size() <= most_lora_sums, "lora_gradients_sum", "{} sums came; 1 to {} are added up at once.", sums.size(), most_lora_sums);
+  LoraGradientsSumParams params{.rank = sums.front().rank, .padded_rank = sums.front().padded_rank};
   if (const auto all = cover(recorder.device(), sums)) {
     for (std::size_t k = 0; k < sums.size(); ++k) {
       params.kinds[k] = kind_of(sums[k]);

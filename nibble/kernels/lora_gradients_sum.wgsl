@@ -1,5 +1,5 @@
 // y[n, c] += factors[p] * sum over parts of power[part] * sums[part, block, c, n in block], in the order of the parts: the
-// second pass of gradients (lora_matrix.h), of up to two kinds. Columns c of a block belong to projections in turn,
+// second pass of gradients (lora_matrix.h), of up to KINDS kinds. Columns c of a block belong to projections in turn,
 // `padded_rank` each, of which `rank` count; projection p's gradient begins at targets[p] of y. A workgroup does 128 elements
 // of a part: SHARES invocations each add up every SHARES-th part of four of them, in order, then one what these come to.
 
@@ -19,7 +19,7 @@ struct Kind {
 }
 
 struct Params {
-  kinds: array<Kind, 2>,
+  kinds: array<Kind, KINDS>,
   rank: u32,
   padded_rank: u32,
 }
@@ -62,12 +62,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         @builtin(local_invocation_index) lane: u32) {
   // Parts are whole workgroups.
   var begin = linear_workgroup(group, groups) * 4u * VECTORS;
-  let kind = select(0u, 1u, begin >= params.kinds[0].count);
-  begin -= select(0u, params.kinds[0].count, kind == 1u);
-  let count = params.kinds[kind].count;
-  if (begin >= count) {
+  var kind = 0u;
+  for (; kind < KINDS && begin >= params.kinds[kind].count; kind++) {
+    begin -= params.kinds[kind].count;
+  }
+  if (kind == KINDS) {
     return;
   }
+  let count = params.kinds[kind].count;
   let place = place_of(kind, begin + lane);
   let to = place.x;
   var old = 0.0;

@@ -31,6 +31,27 @@ struct LoraDownMatrix {
 };
 void record(gpu::Recorder&, const LoraDownMatrix&);
 
+// Gradients of groups whose partial sums wait in a scratch for as long as there is room, so that one dispatch adds up those of
+// several, of one rank. Until add_up nothing else may write to that.
+class LoraSums {
+ public:
+  LoraSums();
+  ~LoraSums();
+  LoraSums(const LoraSums&) = delete;
+  LoraSums& operator=(const LoraSums&) = delete;
+
+  // Records what still waits.
+  void add_up(gpu::Recorder&);
+  // What a pass that was given up left.
+  void forget();
+
+  struct State;
+
+ private:
+  friend class LoraBackward;
+  std::unique_ptr<State> state_;
+};
+
 // dh = (dy.data b) * 2^-12, each projection's columns of dy with its own b; and for the projections that have an
 // adapter db (outputs, r) += the group's scaling * sum over t of dy[t]^T h[t] and da (r, K) += sum over t of dh[t]^T dropout(x)[t],
 // in f32. Rows' factors are powers of two that differ: in each part of the sum h and dh are multiplied by a row's own
@@ -42,6 +63,7 @@ struct LoraBackwardMatrix {
   std::array<Tensor, 3> da, db;  // empty where there is no adapter; best parts of one buffer
   Tensor scratch;
   LoraGroupDropout dropout = {};
+  LoraSums* sums = nullptr;  // where da and db wait to be added up; none: that is recorded too
 };
 void record(gpu::Recorder&, const LoraBackwardMatrix&);
 
@@ -54,7 +76,7 @@ class LoraBackward {
   LoraBackward(const LoraBackward&) = delete;
   LoraBackward& operator=(const LoraBackward&) = delete;
 
-  // Records da and db, with `scratch` as the first step left it.
+  // Records da and db, with `scratch` as the first step left it; one of a scratch and its sums after the other.
   void finish();
 
  private:

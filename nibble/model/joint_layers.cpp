@@ -66,6 +66,7 @@ JointLayers::JointLayers(gpu::Device& device, const ModelConfig& config, const D
 
 void JointLayers::begin(const LayerPass& pass) {
   holds_ = {};
+  sums_.forget();
   shared_.forget();
   if (pass.dora) return pass.dora->renew();
   if (pass.lora && !options_.one_decoded_room) lora_->pack(pass.recorder);
@@ -171,6 +172,7 @@ std::uint32_t JointLayers::plan_rows(const At& at, Joint joint) const { return j
 // The narrow product of a joint weight's adapters, which the backward pass reads too.
 void JointLayers::narrow(const At& at, Joint joint, const Operand& x) {
   if (const LoraGroup* group = adapters(at.pass, at.layer, joint)) {
+    sums_.add_up(at.rec);
     record(at.rec, LoraDownMatrix{.group = *group, .x = x.data, .h = at.lora_h(joint), .scratch = at.room.lora_scratch,
                                   .dropout = dropout(at, joint)});
   }
@@ -215,7 +217,8 @@ void JointLayers::mlp_again(const At& at) {
 }
 
 void JointLayers::attention_half(const At& at, const Tensor& input) {
-  holds_.dy.reset();  // lies where attention's kernels have their room
+  holds_.dy.reset();  // lies where attention's kernels have their room, as do sums
+  sums_.add_up(at.rec);
   shared_.fill(at.layer, LayerPart::attention);
   project(at, Joint::qkv, attention_in(at, input), at.kept.qkv);
   if (at.weights.qkv_bias) record(at.rec, AddBias{.y = at.kept.qkv, .bias = at.weights.qkv_bias});

@@ -80,6 +80,7 @@ class JointLayers : public Layers {
   SharedActivations shared_;
   std::optional<ExpertMlp> experts_;  // where the model has them
   JointRoom room_;
+  LoraSums sums_;  // wait in the room's scratch, which attention and the narrow products of a forward pass take too
   Holds holds_;
 };
 

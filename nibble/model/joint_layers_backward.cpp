@@ -9,7 +9,7 @@
 
 namespace nibble {
 
-// Adds to the gradients of the adapters, and writes dx = dy W + the adapters' share, in f16 where it has a scale; without
+// Adds to the gradients of the adapters, by end() at the latest, and writes dx = dy W + the adapters' share, in f16 where it has a scale; without
 // data of dx the adapters alone. What comes `next` may make x, of which the scale alone is read before.
 void JointLayers::gradients(const At& at, Joint joint, const Operand& x, const Operand& dy, const Operand& dx,
                             const std::function<void()>& next) {
@@ -19,7 +19,7 @@ void JointLayers::gradients(const At& at, Joint joint, const Operand& x, const O
     if (at.pass.dora) at.rec.clear(at.room.dora_db);
     lora.emplace(at.rec, LoraBackwardMatrix{.group = *group, .x = x, .dy = dy, .h = at.lora_h(joint), .dh = at.lora_dh(*group), .da = da,
                                             .db = db, .scratch = at.room.lora_scratch,
-                                            .dropout = dropout(at, joint)});
+                                            .dropout = dropout(at, joint), .sums = at.pass.dora ? nullptr : &sums_});
   }
   if (dx.data) input_gradient(at, joint, dy, dx);
   next();
@@ -125,6 +125,7 @@ void JointLayers::backward(const LayerPass& pass, std::uint32_t layer, const Ten
   const Operand d_attention = narrowed(at.room.d_narrow, at.kept.attention.data.dim(1));
   const Operand d_qkv = narrowed(at.room.d_wide, at.kept.qkv.data.dim(1));
   gradients(at, Joint::o, at.kept.attention, at.room.dy, d_attention);
+  sums_.add_up(at.rec);
   record(at.rec, QkvAttentionBackward{.forward = attention(at), .query_end = pass.stream.query_end, .d_o = d_attention,
                                       .d_qkv = d_qkv});
   if (!input_gradient) return gradients(at, Joint::qkv, attention_in(at, input), d_qkv, {});
@@ -139,6 +140,9 @@ void JointLayers::backward(const LayerPass& pass, std::uint32_t layer, const Ten
 }
 
 // Another pass may bring another gradient.
-void JointLayers::end(const LayerPass&) { holds_.dy.reset(); }
+void JointLayers::end(const LayerPass& pass) {
+  holds_.dy.reset();
+  sums_.add_up(pass.recorder);
+}
 
 }  // namespace nibble

@@ -58,7 +58,7 @@ class Layers {
   // to. `input_gradient` false leaves dx as it is: below the first layer nothing learns. From layer to layer of a pass dx stays as it was left.
   virtual void backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,
                         bool input_gradient) = 0;
-  // Behind the layers of a backward pass, which may be one alone.
+  // Behind the layers of a backward pass, which may be one alone: then gradients of adapters are there.
   virtual void end(const LayerPass&) {}
   // The MLP alone, y = x + mlp(norm(x)).
   virtual void mlp_forward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& output) = 0;
