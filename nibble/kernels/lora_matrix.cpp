@@ -55,14 +55,16 @@ LoraRowsSum rows_sum_of(const LoraPlan& plan, const Tensor& partial, std::uint32
           .factor = factor};
 }
 
-void record_rows(gpu::Recorder& recorder, const LoraGroupShape& shape, const LoraRows& op) {
+LoraRowsSum record_rows(gpu::Recorder& recorder, const LoraGroupShape& shape, const LoraRows& op) {
   auto& device = recorder.device();
+  LoraRowsSum sum;
   for (const auto range : lora_row_slices(device, shape, op.x.dim(0), op.x.dim(1))) {
     LoraPlan plan = lora_plan(device, op.problem, range.end - range.begin);
     set_dropout(plan, op.dropout, range.begin);
     LoraParams& p = plan.params;
     p.x_stride = op.x.dim(1) / lora_lane;
     p.w_stride = op.w.dim(1) / lora_lane;
+    if (sum.h) record(recorder, sum);
     const Tensor h = op.h.rows(range.begin, range.end);
     const Tensor partial = scratch_part(op.scratch, 0, std::max<std::uint64_t>(plan.scratch, 4));
     if (p.parts > 0) {
@@ -70,17 +72,20 @@ void record_rows(gpu::Recorder& recorder, const LoraGroupShape& shape, const Lor
                         {gpu::read(op.x.rows(range.begin, range.end)), gpu::read(op.w), gpu::write(partial)}, p,
                         gpu::linear_grid(device, plan.workgroups()), lora_work(plan, op.problem));
     }
-    record(recorder, rows_sum_of(plan, partial, p.blocks * plan.tile.block, p.parts, h, lora_hidden_unit * keep_scale(op.dropout)));
+    sum = rows_sum_of(plan, partial, p.blocks * plan.tile.block, p.parts, h, lora_hidden_unit * keep_scale(op.dropout));
   }
+  return sum;
 }
 
 }  // namespace detail
 
-void record(gpu::Recorder& recorder, const LoraDownMatrix& op) {
+void record(gpu::Recorder& recorder, const LoraDownMatrix& op) { record(recorder, record_parts(recorder, op)); }
+
+LoraRowsSum record_parts(gpu::Recorder& recorder, const LoraDownMatrix& op) {
   const LoraGroupShape& shape = op.group.shape;
   detail::check_lora_rows(op.group, op.x, shape.inputs, op.h);
-  detail::record_rows(recorder, shape,
-                      {detail::lora_down_problem(shape, op.dropout.probability > 0), op.x, op.group.a, op.h, op.scratch, op.dropout});
+  return detail::record_rows(recorder, shape,
+                             {detail::lora_down_problem(shape, op.dropout.probability > 0), op.x, op.group.a, op.h, op.scratch, op.dropout});
 }
 
 bool lora_matrix_fits(const gpu::Device& device, const LoraGroupShape& shape) {

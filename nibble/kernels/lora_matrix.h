@@ -2,9 +2,11 @@
 
 #include "nibble/kernels/dropout.h"
 #include "nibble/kernels/lora_pack.h"
+#include "nibble/kernels/lora_rows_sum.h"
 #include "nibble/kernels/operand.h"
 
 #include <memory>
+#include <optional>
 
 namespace nibble {
 
@@ -30,6 +32,8 @@ struct LoraDownMatrix {
   LoraGroupDropout dropout = {};
 };
 void record(gpu::Recorder&, const LoraDownMatrix&);
+// Leaves what h is the sum of, in `scratch`, for the caller to record.
+[[nodiscard]] LoraRowsSum record_parts(gpu::Recorder&, const LoraDownMatrix&);
 
 // Gradients of groups whose partial sums wait in a scratch for as long as there is room, so that one dispatch adds up those of
 // several, of one rank. Until add_up nothing else may write to that.
@@ -70,13 +74,16 @@ void record(gpu::Recorder&, const LoraBackwardMatrix&);
 // The same in two steps, for an x that is made only after dh has been used: the first one reads its scale alone.
 class LoraBackward {
  public:
-  // Records dh, and the partial sums of db.
+  // Records the partial sums of dh and db.
   LoraBackward(gpu::Recorder&, const LoraBackwardMatrix&);
   ~LoraBackward();
   LoraBackward(const LoraBackward&) = delete;
   LoraBackward& operator=(const LoraBackward&) = delete;
 
-  // Records da and db, with `scratch` as the first step left it; one of a scratch and its sums after the other.
+  // What dh is the sum of, for the caller to record; none where that is done.
+  std::optional<LoraRowsSum> take_rows();
+
+  // Records dh if that was not taken, da and db, with `scratch` as the first step left it; one of a scratch and its sums after the other.
   void finish();
 
  private:

@@ -3,6 +3,7 @@
 #include "nibble/kernels/lora_matrix_parts.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace nibble {
 
@@ -108,9 +109,10 @@ class Backward {
       : recorder_(recorder), group_(group), scratch_(scratch), room_(room), sums_(sums) {}
 
   void columns(const Columns& op);
-  // dh, and what `op` adds up, from one reading of dy.
-  void both(const Columns& op, const Tensor& dh);
+  // What dh is the sum of, and what `op` adds up, from one reading of dy.
+  LoraRowsSum both(const Columns& op, const Tensor& dh);
   void add_up() { sums_.add_up(recorder_); }
+  gpu::Recorder& recorder() { return recorder_; }
 
  private:
   void dispatch(const Columns& op, LoraPlan& plan, const gpu::RowRange& range);
@@ -168,14 +170,16 @@ std::vector<gpu::RowRange> backward_slices(const gpu::Device& device, const Lora
   return slices;
 }
 
-void Backward::both(const Columns& op, const Tensor& dh) {
+LoraRowsSum Backward::both(const Columns& op, const Tensor& dh) {
+  LoraRowsSum sum;
   for (const auto range : backward_slices(recorder_.device(), group_.shape, dh.dim(0))) {
     LoraPlan plan = lora_plan(recorder_.device(), op.problem, range.end - range.begin);
+    if (sum.h) record(recorder_, sum);
     if (plan.params.blocks > 0) dispatch(op, plan, range);
     const Tensor rows = scratch_part(scratch_, room_.dh, std::max<std::uint64_t>(plan.row_sums, 4));
-    record(recorder_, detail::rows_sum_of(plan, rows, plan.params.padded_rows, plan.params.blocks, dh.rows(range.begin, range.end),
-                                          detail::lora_hidden_unit));
+    sum = detail::rows_sum_of(plan, rows, plan.params.padded_rows, plan.params.blocks, dh.rows(range.begin, range.end), detail::lora_hidden_unit);
   }
+  return sum;
 }
 
 enum class For { these_rows, up_to_these };
@@ -229,6 +233,7 @@ struct LoraBackward::State {
 
   LoraBackwardMatrix op;
   bool dropout;
+  std::optional<LoraRowsSum> rows;  // not recorded yet
   LoraSums own;  // where none are given
   LoraSums::State& sums;
   Room room;
@@ -256,17 +261,20 @@ LoraBackward::LoraBackward(gpu::Recorder& recorder, const LoraBackwardMatrix& gi
                            .factors = times(op.group.scaling, gradient_unit)},
                    .dropout = {}};
   if (once) {
-    state_->records.both(db, op.dh);
+    state_->rows = state_->records.both(db, op.dh);
   } else {
     state_->sums.add_up(recorder);  // such rows have the whole scratch
-    detail::record_rows(recorder, shape, {up, op.dy.data, op.group.b, op.dh, op.scratch, {}});
+    record(recorder, detail::record_rows(recorder, shape, {up, op.dy.data, op.group.b, op.dh, op.scratch, {}}));
     state_->records.columns(db);
   }
 }
 
 LoraBackward::~LoraBackward() = default;
 
+std::optional<LoraRowsSum> LoraBackward::take_rows() { return std::exchange(state_->rows, std::nullopt); }
+
 void LoraBackward::finish() {
+  if (const auto rows = take_rows()) record(state_->records.recorder(), *rows);
   const LoraBackwardMatrix& op = state_->op;
   const LoraGroupShape& shape = op.group.shape;
   state_->records.columns({.problem = lora_with(lora_down_problem(shape, state_->dropout), LoraPass::gradients),

@@ -25,7 +25,8 @@ struct LoraRows {
   const Tensor &x, &w, &h, &scratch;
   LoraGroupDropout dropout;
 };
-void record_rows(gpu::Recorder& recorder, const LoraGroupShape& shape, const LoraRows& op);
+// Records all but the last rows' second pass, which it returns.
+LoraRowsSum record_rows(gpu::Recorder& recorder, const LoraGroupShape& shape, const LoraRows& op);
 
 // The second pass of h = x w: `partial` holds parts of so many rows.
 LoraRowsSum rows_sum_of(const LoraPlan& plan, const Tensor& partial, std::uint32_t padded_rows, std::uint32_t parts, const Tensor& h, float factor);

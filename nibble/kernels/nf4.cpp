@@ -10,12 +10,14 @@ namespace nibble {
 namespace {
 
 struct Nf4Params {
+  detail::LoraRowsSumParams rows{};
   std::uint32_t count;
   float factor;
   std::uint32_t carriers = 0, cargo_first = 0, cargo_rounds = 0;
 };
 
 struct TileParams {
+  detail::LoraRowsSumParams rows{};
   std::uint32_t row_words, row_groups;
   float factor;
   std::uint32_t carriers = 0, cargo_first = 0, cargo_rounds = 0;
@@ -23,14 +25,26 @@ struct TileParams {
 
 constexpr std::uint32_t decoders = 256;  // invocations of a workgroup of kernels for GPUs
 
+constexpr std::uint32_t words_at_once = 64;  // of a workgroup of the kernel for processors, each by an invocation
+
 constexpr std::uint32_t table_words = 8;  // that an invocation of nf4_dequantize_table.wgsl decodes
+
+// What a kernel with workgroups of so many invocations adds up beside; returns the snippet that does.
+std::string_view add_beside(const LoraRowsSum* rows_sum, std::uint32_t invocations, std::vector<gpu::Binding>& bindings, gpu::Prelude& prelude,
+                            detail::LoraRowsSumParams& params) {
+  if (!rows_sum) return "lora_rows_sum_none";
+  // Two take no more registers than decoding does, which has the time.
+  params = detail::add_rows_sum(*rows_sum, invocations, bindings, prelude.constant("PARTS_AT_ONCE", 2u));
+  return "lora_rows_sum";
+}
 
 // Records a kernel for GPUs on `workgroups` of them, with a share of the cargo: decoding waits for memory, and has the time.
 template <typename P>
 void record_carrying(gpu::Recorder& recorder, std::string_view file, gpu::Prelude& prelude, std::string_view entry, const Nf4& w, const Tensor& out,
-                     P params, std::uint64_t workgroups) {
+                     const LoraRowsSum* rows_sum, P params, std::uint64_t workgroups) {
   auto& device = recorder.device();
-  const gpu::Work work{.bytes = static_cast<double>(out.bytes() + w.packed.bytes() + w.absmax.bytes())};
+  const gpu::Work work{.bytes = static_cast<double>(out.bytes() + w.packed.bytes() + w.absmax.bytes()) +
+                                (rows_sum ? detail::rows_sum_bytes(*rows_sum) : 0)};
   std::vector<gpu::Binding> bindings{gpu::read(w.packed), gpu::read(w.absmax), gpu::write(out)};
   const Carry carry = take_cargo(device, flops_as_long_as_a_byte * work.bytes, bindings.size(), decoders);
   if (carry) {
@@ -39,8 +53,22 @@ void record_carrying(gpu::Recorder& recorder, std::string_view file, gpu::Prelud
   }
   params.carriers = carry.carriers, params.cargo_first = carry.first_vector, params.cargo_rounds = carry.rounds;
   prelude.constant("WORKGROUP", decoders).constant("CARRIED_VECTORS", carried_vectors);
-  const auto kernel = nibble::kernel(device, file, prelude, {"grid", "nf4_codes", carry ? "carry" : "carry_none"}, entry);
-  recorder.dispatch_bytes(kernel, bindings, std::as_bytes(std::span(&params, 1)), gpu::linear_grid(device, workgroups + carry.carriers), work);
+  const std::string_view rows = add_beside(rows_sum, decoders, bindings, prelude, params.rows);
+  const auto kernel =
+      nibble::kernel(device, file, prelude, {"grid", "nf4_codes", carry ? "carry" : "carry_none", "lora_rows_sum_params", rows}, entry);
+  recorder.dispatch_bytes(kernel, bindings, std::as_bytes(std::span(&params, 1)),
+                          gpu::linear_grid(device, workgroups + carry.carriers + params.rows.groups), work);
+}
+
+// The kernel for processors.
+void record_plain(gpu::Recorder& recorder, gpu::Prelude prelude, const Nf4& w, const Tensor& out, const LoraRowsSum* rows_sum, Nf4Params params,
+                  std::uint32_t workgroups) {
+  auto& device = recorder.device();
+  std::vector<gpu::Binding> bindings{gpu::read(w.packed), gpu::read(w.absmax), gpu::write(out)};
+  const std::string_view rows = add_beside(rows_sum, words_at_once, bindings, prelude, params.rows);
+  recorder.dispatch_bytes(nibble::kernel(device, "nf4_dequantize", prelude, {"grid", "nf4", "lora_rows_sum_params", rows}), bindings,
+                          std::as_bytes(std::span(&params, 1)), gpu::linear_grid(device, workgroups + params.rows.groups),
+                          {.bytes = static_cast<double>(out.bytes() + w.packed.bytes() + w.absmax.bytes())});
 }
 
 void record_tiles(gpu::Recorder& recorder, const DequantizeNf4& op) {
@@ -57,7 +85,7 @@ void record_tiles(gpu::Recorder& recorder, const DequantizeNf4& op) {
                                                   : std::uint64_t{rows} * (tile / 8) * ((params.row_words + 7) / 8);
   const Tensor packed(op.w.packed.buffer(), op.w.packed.offset(), DType::u32, {rows, columns / 8});
   record_carrying(recorder, "nf4_dequantize_tiles", prelude, op.out.turned ? "turned" : "straight", {.packed = packed, .absmax = op.w.absmax}, out,
-                  params, (invocations + decoders - 1) / decoders);
+                  op.rows_sum, params, (invocations + decoders - 1) / decoders);
 }
 
 }  // namespace
@@ -84,9 +112,9 @@ void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
   if (op.out.tile > 0) return record_tiles(recorder, op);
   const auto type = op.tiles_for.value_or(device.info().type);
   const bool by_table = out.dtype() == DType::f16 && type != gpu::AdapterType::software;
-  const std::uint32_t group_words = by_table ? decoders * table_words : 64;
+  const std::uint32_t group_words = by_table ? decoders * table_words : words_at_once;
   gpu::Prelude prelude;
-  if (out.dtype() == DType::f16) prelude.enable("f16");
+  if (out.dtype() == DType::f16 || op.rows_sum) prelude.enable("f16");
   prelude.alias("Element", name_of(out.dtype())).constant("WORDS", table_words).text(nf4_codes_text(op.w.codes));
 
   // Blocks are the rows that slices are made of.
@@ -95,16 +123,17 @@ void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
   const Tensor packed(op.w.packed.buffer(), op.w.packed.offset(), DType::u32, {blocks, words});
   const Tensor values = out.view({blocks, nf4_block});
   for (const auto range : gpu::binding_slices(device, blocks, {4 * words, 4, nf4_block * size_of(out.dtype())})) {
-    const Nf4Params params{.count = (range.end - range.begin) * words, .factor = 1.0f / op.out.scale};
+    const LoraRowsSum* rows_sum = range.begin == 0 ? op.rows_sum : nullptr;
+    Nf4Params params{.count = (range.end - range.begin) * words, .factor = 1.0f / op.out.scale};
     const Tensor slice = values.rows(range.begin, range.end);
     const Nf4 w{.packed = packed.rows(range.begin, range.end), .absmax = op.w.absmax.rows(range.begin, range.end)};
     const std::uint32_t workgroups = (params.count + group_words - 1) / group_words;
     if (by_table) {
-      record_carrying(recorder, "nf4_dequantize_table", prelude, "main", w, slice, params, workgroups);
+      gpu::Prelude own = prelude;
+      record_carrying(recorder, "nf4_dequantize_table", own, "main", w, slice, rows_sum, params, workgroups);
       continue;
     }
-    recorder.dispatch(nibble::kernel(device, "nf4_dequantize", prelude, {"grid", "nf4"}), {gpu::read(w.packed), gpu::read(w.absmax), gpu::write(slice)},
-                      params, gpu::linear_grid(device, workgroups), {.bytes = static_cast<double>(slice.bytes()) + (range.end - range.begin) * 36.0});
+    record_plain(recorder, prelude, w, slice, rows_sum, params, workgroups);
   }
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/base/nf4_table.h"
+#include "nibble/kernels/lora_rows_sum.h"
 #include "nibble/kernels/operand.h"
 
 #include <optional>
@@ -24,6 +25,7 @@ struct DequantizeNf4 {
   Nf4 w;
   Weight out;
   std::optional<gpu::AdapterType> tiles_for = {};  // the kernel of another type of adapter than the one in use
+  const LoraRowsSum* rows_sum = nullptr;  // what the first workgroups do beside; none: nothing
 };
 void record(gpu::Recorder&, const DequantizeNf4&);
 

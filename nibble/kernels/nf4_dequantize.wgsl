@@ -2,6 +2,7 @@
 // Eight elements are one word of four bytes; a byte holds the first of its two in the high half. An invocation writes the
 // eight elements of one word as two vectors. count is the number of words.
 struct Params {
+  rows: RowsSum,  // of lib/lora_rows_sum.wgsl
   count: u32,
   factor: f32,
 }
@@ -13,7 +14,11 @@ struct Params {
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
-  let i = linear_workgroup(group, groups) * 64u + lane;
+  let number = linear_workgroup(group, groups);
+  if (adds_rows(number, lane)) {
+    return;
+  }
+  let i = (number - params.rows.groups) * 64u + lane;
   if (i >= params.count) {
     return;
   }

@@ -2,6 +2,7 @@
 // choosing bit by bit. An invocation decodes WORDS words, neighbours neighbouring ones, and writes
 // the eight elements of each at once.
 struct Params {
+  rows: RowsSum,  // of lib/lora_rows_sum.wgsl
   count: u32,
   factor: f32,
   carriers: u32,  // of lib/carry.wgsl
@@ -21,11 +22,15 @@ fn four(word: u32, scale: f32) -> vec2<u32> {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
   load_codes(lane);
-  let number = linear_workgroup(group, groups);
+  var number = linear_workgroup(group, groups);
   if (carries(number, lane)) {
     return;
   }
-  let first = (number - params.carriers) * (WORKGROUP * WORDS) + lane;
+  number -= params.carriers;
+  if (adds_rows(number, lane)) {
+    return;
+  }
+  let first = (number - params.rows.groups) * (WORKGROUP * WORDS) + lane;
   // Loads of their own, so that all are on their way at once.
   var words: array<u32, WORDS>;
   var scales: array<f32, WORDS>;

@@ -7,6 +7,7 @@
 // whose words share their blocks' maxima, then swap words, so that together they write four rows of one tile at a time.
 // Columns are a multiple of 32.
 struct Params {
+  rows: RowsSum,  // of lib/lora_rows_sum.wgsl
   row_words: u32,  // columns / 8
   row_groups: u32,  // rows / 8
   factor: f32,
@@ -43,11 +44,15 @@ fn place_of(row: u32, word: u32, row_words: u32) -> u32 {
 fn straight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
             @builtin(local_invocation_index) lane: u32) {
   load_codes(lane);
-  let own_workgroup = linear_workgroup(group, groups);
+  var own_workgroup = linear_workgroup(group, groups);
   if (carries(own_workgroup, lane)) {
     return;
   }
-  let number = (own_workgroup - params.carriers) * WORKGROUP + lane;
+  own_workgroup -= params.carriers;
+  if (adds_rows(own_workgroup, lane)) {
+    return;
+  }
+  let number = (own_workgroup - params.rows.groups) * WORKGROUP + lane;
   let across = (params.row_words + WORDS - 1u) / WORDS;
   let unit = number / TILE_VECTORS;
   let row = unit / across * TILE + number % TILE_VECTORS / TILE_WORDS;
@@ -99,11 +104,15 @@ fn turned(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
           @builtin(subgroup_invocation_id) invocation: u32) {
   let lane = subgroup * size + invocation;
   load_codes(lane);
-  let own_workgroup = linear_workgroup(group, groups);
+  var own_workgroup = linear_workgroup(group, groups);
   if (carries(own_workgroup, lane)) {
     return;
   }
-  let number = (own_workgroup - params.carriers) * WORKGROUP + lane;
+  own_workgroup -= params.carriers;
+  if (adds_rows(own_workgroup, lane)) {
+    return;
+  }
+  let number = (own_workgroup - params.rows.groups) * WORKGROUP + lane;
   let i = number / PAIR;
   let word = i % params.row_words;
   let rows = i / params.row_words * PAIR + number % PAIR;

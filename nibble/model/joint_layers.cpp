@@ -169,24 +169,24 @@ QkvAttention JointLayers::attention(const At& at) const {
 // Batches of training go by the plan of the longest, prompts, whose lengths differ more, by one of a few.
 std::uint32_t JointLayers::plan_rows(const At& at, Joint joint) const { return joint_plan_rows(options_, joint, at.tokens); }
 
-// The narrow product of a joint weight's adapters, which the backward pass reads too.
-void JointLayers::narrow(const At& at, Joint joint, const Operand& x) {
-  if (const LoraGroup* group = adapters(at.pass, at.layer, joint)) {
-    sums_.add_up(at.rec);
-    record(at.rec, LoraDownMatrix{.group = *group, .x = x.data, .h = at.lora_h(joint), .scratch = at.room.lora_scratch,
-                                  .dropout = dropout(at, joint)});
-  }
+// The narrow product of a joint weight's adapters, which the backward pass reads too; its second pass is left to the caller.
+std::optional<LoraRowsSum> JointLayers::narrow(const At& at, Joint joint, const Operand& x) {
+  const LoraGroup* group = adapters(at.pass, at.layer, joint);
+  if (!group) return std::nullopt;
+  sums_.add_up(at.rec);
+  return record_parts(at.rec, LoraDownMatrix{.group = *group, .x = x.data, .h = at.lora_h(joint), .scratch = at.room.lora_scratch,
+                                             .dropout = dropout(at, joint)});
 }
 
 // y = x W^T + the adapters' share, in f16 where y has a scale, else on top of `plus`.
 void JointLayers::project(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus) {
-  narrow(at, joint, x);
-  wide(at, joint, x, y, plus);
+  const auto rows = narrow(at, joint, x);
+  wide(at, joint, x, y, plus, rows);
 }
 
-void JointLayers::wide(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus) {
-  ProductNT product{.path = ProductPath::matrix, .x = x, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nt, at.pass.dora), .y = y.data,
-                    .y_scale = y.scale, .plus = plus, .scratch = at.room.product_scratch, .plan_rows = plan_rows(at, joint)};
+void JointLayers::wide(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus, const std::optional<LoraRowsSum>& rows) {
+  ProductNT product{.path = ProductPath::matrix, .x = x, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nt, at.pass.dora, rows),
+                    .y = y.data, .y_scale = y.scale, .plus = plus, .scratch = at.room.product_scratch, .plan_rows = plan_rows(at, joint)};
   if (const LoraGroup* group = adapters(at.pass, at.layer, joint)) {
     product.lora = {.left = at.lora_h(joint), .right = group->b, .ends = joint_ends(config_, joint)};
   }
@@ -213,7 +213,8 @@ void JointLayers::recompute(const LayerPass& pass, std::uint32_t layer, const Te
 // The layer's output is there; of the down product the adapters' narrow one alone is read again.
 void JointLayers::mlp_again(const At& at) {
   project(at, Joint::gate_up, mlp_in(at), at.kept.gate_up);
-  if (adapters(at.pass, at.layer, Joint::down)) narrow(at, Joint::down, hidden(at));
+  if (!adapters(at.pass, at.layer, Joint::down)) return;
+  if (const auto rows = narrow(at, Joint::down, hidden(at))) record(at.rec, *rows);
 }
 
 void JointLayers::attention_half(const At& at, const Tensor& input) {

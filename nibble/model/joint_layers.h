@@ -57,14 +57,14 @@ class JointLayers : public Layers {
   QkvAttention attention(const At& at) const;
   std::uint32_t plan_rows(const At& at, Joint joint) const;
 
-  void narrow(const At& at, Joint joint, const Operand& x);
-  void wide(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus);
+  std::optional<LoraRowsSum> narrow(const At& at, Joint joint, const Operand& x);
+  void wide(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus, const std::optional<LoraRowsSum>& rows = {});
   void project(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus = {});
   void gradients(const At& at, Joint joint, const Operand& x, const Operand& dy, const Operand& dx,
                  const std::function<void()>& next = [] {});
   void dora_gradients(const At& at, Joint joint, const Operand& x, const Operand& dy);
-  void input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx);
-  void dropped_input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx);
+  void input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx, const std::optional<LoraRowsSum>& rows);
+  void dropped_input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx, const std::optional<LoraRowsSum>& rows);
   void attention_half(const At& at, const Tensor& input);
   void mlp(const At& at, const Tensor& output);
   void mlp_again(const At& at);

@@ -21,7 +21,7 @@ void JointLayers::gradients(const At& at, Joint joint, const Operand& x, const O
                                             .db = db, .scratch = at.room.lora_scratch,
                                             .dropout = dropout(at, joint), .sums = at.pass.dora ? nullptr : &sums_});
   }
-  if (dx.data) input_gradient(at, joint, dy, dx);
+  if (dx.data) input_gradient(at, joint, dy, dx, lora ? lora->take_rows() : std::nullopt);
   next();
   if (lora) lora->finish();
   if (lora && at.pass.dora) dora_gradients(at, joint, x, dy);
@@ -49,10 +49,10 @@ void JointLayers::dora_gradients(const At& at, Joint joint, const Operand& x, co
   }
 }
 
-void JointLayers::input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx) {
+void JointLayers::input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx, const std::optional<LoraRowsSum>& rows) {
   const LoraGroup* group = adapters(at.pass, at.layer, joint);
-  if (group && at.pass.dropout.probability > 0) return dropped_input_gradient(at, joint, dy, dx);
-  ProductNN product{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nn, at.pass.dora),
+  if (group && at.pass.dropout.probability > 0) return dropped_input_gradient(at, joint, dy, dx, rows);
+  ProductNN product{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nn, at.pass.dora, rows),
                     .y = dx.data, .y_scale = dx.scale, .scratch = at.room.product_scratch,
                     .plan_rows = plan_rows(at, joint)};
   if (group) product.lora = {.left = at.lora_dh(*group), .right = group->a};
@@ -60,10 +60,10 @@ void JointLayers::input_gradient(const At& at, Joint joint, const Operand& dy, c
 }
 
 // Dropout's mask lies between the adapters' share and the sum.
-void JointLayers::dropped_input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx) {
+void JointLayers::dropped_input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx, const std::optional<LoraRowsSum>& rows) {
   const LoraGroup& group = *lora_->group(at.layer, joint);
   const Tensor sum = dx.scale ? at.room.d_inputs.view({at.tokens, dx.data.dim(1)}) : dx.data;
-  record(at.rec, ProductNN{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nn, at.pass.dora),
+  record(at.rec, ProductNN{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nn, at.pass.dora, rows),
                            .y = sum, .scratch = at.room.product_scratch, .plan_rows = plan_rows(at, joint)});
   const LoraGroupDropout dropped = dropout(at, joint);
   std::uint32_t i = 0;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace nibble {
 
@@ -83,15 +84,21 @@ float JointWeights::scale(std::uint32_t layer, Joint joint) const {
   return std::ldexp(1.0f, exponent);
 }
 
-Weight JointWeights::weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout, Dora* dora) {
+Weight JointWeights::weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout, Dora* dora,
+                            const std::optional<LoraRowsSum>& rows) {
   const std::uint32_t row = rows_.row_of(layer), tile = rows_.shared(row) ? tile_ : 0;
   Slot& slot = slots_[row][static_cast<std::size_t>(joint)];
   Weight whole{.data = slot.data, .scale = scale(layer, joint), .tile = tile, .turned = tile > 0 && layout == MatrixLayout::nn};
   if (!have_one_code_book(members_in(weights_.layers[layer].projections, joint))) whole.tile = 0, whole.turned = false;
   const std::uint64_t gains = dora ? dora->version() : 0;
-  if (slot.layer == layer && slot.turned == whole.turned && slot.gains == gains) return whole;
+  if (slot.layer == layer && slot.turned == whole.turned && slot.gains == gains) {
+    if (rows) record(recorder, *rows);
+    return whole;
+  }
+  const LoraRowsSum* beside = rows ? &*rows : nullptr;
   const auto decode = [&](const Nf4Matrix& matrix, const Weight& out) {
-    record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax, .codes = matrix.codes}, .out = out});
+    record(recorder, DequantizeNf4{.w = {.packed = matrix.packed, .absmax = matrix.absmax, .codes = matrix.codes}, .out = out,
+                                   .rows_sum = std::exchange(beside, nullptr)});
   };
   const auto members = members_in(layer_projections(recorder, weights_, dora, layer), joint);
   if (const auto joined = joined_nf4(members)) {

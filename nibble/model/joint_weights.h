@@ -7,6 +7,7 @@
 #include "nibble/weights/joint.h"
 
 #include <array>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -26,8 +27,10 @@ class JointWeights {
   // What that takes of the device's memory.
   static std::uint64_t bytes(const ModelConfig& config, const std::vector<Residency>& residency, bool one_room);
 
-  // For products of this layout, with DoRA's gains where `dora` is given. Valid until the next is asked for.
-  Weight weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout, Dora* dora);
+  // For products of this layout, with DoRA's gains where `dora` is given. Valid until the next is asked for. `rows`, which the products
+  // read too, is recorded here: what decodes does it beside.
+  Weight weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout, Dora* dora,
+                const std::optional<LoraRowsSum>& rows = {});
 
   // The power of two that brings the largest magnitude (of DoRA with the largest gain that is promised) to [1/2, 1): with rows of operands below 2^14, products then stay within
   // f16 as their rows are stored (product.h), unless hundreds of terms of the largest magnitudes have one sign.

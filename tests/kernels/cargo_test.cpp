@@ -76,16 +76,20 @@ TEST_F(CarriedCargo, ArrivesWholeAndLeavesProductsAsTheyAre) {
   }
 }
 
-// Every kernel that decodes NF4 on GPUs: into rows, into tiles of the weight and of its transpose.
+// Every kernel that decodes NF4 on GPUs: into rows, into tiles of the weight and of its transpose. In the second round it adds up rows too.
 TEST_F(CarriedCargo, ArrivesWithWeightsThatAreDecoded) {
   auto& device = test::device();
   gpu::Recorder recorder(device);
   const Nf4 w{.packed = test::upload_u32(std::vector<std::uint32_t>(std::size_t{outputs} * inputs / 8, 0x12345678u)),
               .absmax = test::upload(test::random_values(std::size_t{outputs} * inputs / 64, 3), {outputs * inputs / 64})};
-  const auto decode = [&](const Weight& form) {
+  const std::uint32_t count = 40, width = 16;
+  const Tensor h = device.tensor(DType::f16, {count, width}, "h");
+  const LoraRowsSum sum{.partial = test::upload(std::vector<float>(3 * count * width, 0.5f), {3 * count, width}), .h = h, .starts = {0, 3, 3, 3},
+                        .width = width, .padded_width = width, .padded_rows = count};
+  const auto decode = [&](const Weight& form, const LoraRowsSum* rows_sum = nullptr) {
     Weight out = form;
     out.data = device.tensor(DType::f16, {outputs, inputs}, "decoded");
-    record(recorder, DequantizeNf4{.w = w, .out = out, .tiles_for = gpu::AdapterType::discrete});
+    record(recorder, DequantizeNf4{.w = w, .out = out, .tiles_for = gpu::AdapterType::discrete, .rows_sum = rows_sum});
     recorder.submit();
     return test::download(out.data);
   };
@@ -97,7 +101,9 @@ TEST_F(CarriedCargo, ArrivesWithWeightsThatAreDecoded) {
     for (int round = 0; round < 2; ++round) {
       recorder.clear(to_);
       cargo->load(recorder, host_->tensor(), to_, 0);
-      EXPECT_EQ(decode(form), alone);
+      recorder.clear(h);
+      EXPECT_EQ(decode(form, round == 1 ? &sum : nullptr), alone);
+      EXPECT_EQ(test::download(h), std::vector<float>(count * width, round == 1 ? 1.5f : 0.0f));
       const auto arrived = device.read<std::uint32_t>(to_);
       const auto last = std::find(arrived.begin(), arrived.end(), 0u) - arrived.begin();
       EXPECT_TRUE(std::equal(arrived.begin(), arrived.begin() + last, values_.begin()));

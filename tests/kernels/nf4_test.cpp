@@ -4,7 +4,9 @@
 #include "nibble/base/nf4_table.h"
 #include "tests/support/gpu_test.h"
 
+#include <array>
 #include <cmath>
+#include <tuple>
 
 namespace nibble::nf4_test {
 namespace {
@@ -100,6 +102,71 @@ TEST(Nf4, DequantizesIntoTiles) {
   const Tensor narrow_out = test::device().tensor(DType::f16, {64, 16}, "out");
   record(recorder, DequantizeNf4{narrow.w, {.data = narrow_out, .tile = 16}});
   EXPECT_THROW(record(recorder, DequantizeNf4{narrow.w, {.data = narrow_out, .tile = 16, .turned = true}}), Error);
+}
+
+// Sums of whole numbers, which have no rounding.
+struct Rows {
+  static constexpr std::uint32_t parts = 11, rows = 50, padded_rows = 64, width = 16, padded_width = 32, segments = 3;
+  static constexpr std::array<std::uint32_t, 4> starts{0, 3, 3, parts};
+  std::vector<float> partial = whole_numbers();
+  GuardedTensor h{DType::f16, {rows, segments * width}};
+
+  static std::vector<float> whole_numbers() {
+    std::vector<float> values(std::size_t{parts} * padded_rows * padded_width);
+    Rng rng(9);
+    for (float& value : values) value = static_cast<float>(rng.below(64)) - 20;
+    return values;
+  }
+  LoraRowsSum sum() const {
+    return {.partial = test::upload(partial, {parts * padded_rows, padded_width}), .h = h.tensor(), .starts = starts, .width = width,
+            .padded_width = padded_width, .padded_rows = padded_rows, .factor = 0.25f};
+  }
+  std::vector<float> expected() const {
+    std::vector<float> expected;
+    for (std::size_t row = 0; row < rows; ++row) {
+      for (std::size_t column = 0; column < segments * width; ++column) {
+        float total = 0;
+        for (std::size_t part = starts[column / width]; part < starts[column / width + 1]; ++part) {
+          total += partial[(part * padded_rows + row) * padded_width + column % width];
+        }
+        expected.push_back(total * 0.25f);
+      }
+    }
+    return expected;
+  }
+};
+
+TEST(LoraRowsSum, AddsUpPartsOfSegments) {
+  if (test::must_skip(test::device().info().f16)) GTEST_SKIP() << "The adapter has no f16.";
+  const Rows rows;
+  test::run(rows.sum());
+  EXPECT_EQ(test::download(rows.h.tensor()), rows.expected());
+  rows.h.expect_guards_intact();
+}
+
+// Every kernel that decodes.
+TEST(Nf4, DequantizesWithRowsAddedUpBeside) {
+  if (test::must_skip(test::device().info().f16)) GTEST_SKIP() << "The adapter has no f16.";
+  const std::uint32_t n = 176, k = 192;
+  const auto nf4 = make_nf4(n, k);
+  const auto decode = [&](DType dtype, const Weight& form, gpu::AdapterType type, const LoraRowsSum* rows_sum) {
+    GuardedTensor out(dtype, {n, k});
+    Weight weight = form;
+    weight.data = out.tensor();
+    test::run(DequantizeNf4{.w = nf4.w, .out = weight, .tiles_for = type, .rows_sum = rows_sum});
+    out.expect_guards_intact();
+    return test::download(out.tensor());
+  };
+  constexpr auto software = gpu::AdapterType::software, discrete = gpu::AdapterType::discrete;
+  for (const auto& [dtype, form, type] : {std::tuple{DType::f16, Weight{}, software}, {DType::f32, Weight{}, software}, {DType::f16, Weight{}, discrete},
+                                          {DType::f16, Weight{.tile = 16}, discrete}, {DType::f16, Weight{.tile = 8, .turned = true}, discrete}}) {
+    SCOPED_TRACE(fmt::format("{}, tiles of {}, software {}", name_of(dtype), form.tile, type == software));
+    const Rows rows;
+    const LoraRowsSum sum = rows.sum();
+    EXPECT_EQ(decode(dtype, form, type, &sum), decode(dtype, form, type, nullptr));
+    EXPECT_EQ(test::download(rows.h.tensor()), rows.expected());
+    rows.h.expect_guards_intact();
+  }
 }
 
 TEST(Nf4, WrongSizesAreRefused) {
