@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <bit>
 #include <chrono>
+#include <map>
 #include <thread>
 
 namespace nibble::bench_test {
@@ -156,6 +157,21 @@ TEST(BenchStep, GivesEachKernelItsBound) {
   }
   EXPECT_NEAR(share, 1, 1e-9);
   EXPECT_NE(result.err.find("bound ms"), std::string::npos) << result.err;
+}
+
+// Of four layers with four joint weights each. Where a pass turns its weights are decoded already, and rows are added up by themselves.
+TEST(BenchStep, TakesFewDispatchesOnMatrixUnits) {
+  const auto result = run_nibble({"bench", "step", "--gpu", "0", "--model", tiny_model, "--length", "40", "--compute", "matrix", "--steps", "1",
+                                  "--json", "-", "--profile"});
+  if (lacks_matrices(result)) GTEST_SKIP() << result.err;
+  ASSERT_EQ(result.code, 0) << result.err;
+  std::map<std::string, int> calls;
+  const Json row = parse_json(result.out, "output")["rows"][0];
+  for (const Json& kernel : row["kernels"]) calls[kernel["kernel"]] += kernel["calls"].get<int>();
+  EXPECT_EQ(calls["lora_matrix:down"], 16);
+  EXPECT_EQ(calls["lora_rows_sum:main"], 2 * 4) << "the other 24 beside decoding";
+  EXPECT_EQ(calls["lora_gradients_sum:main"], 4 + 1) << "once a layer, before attention has the room, and at the end";
+  EXPECT_EQ(calls["rms_norm:backward_packed"] + calls["rms_norm:backward_packed_and_y"], 2 * 4 - 1) << "all but the last of a pass";
 }
 
 // Four layers, of which two have slots: a step turns back to them at both ends.
