@@ -132,7 +132,9 @@ void record(gpu::Recorder& recorder, const ProductNT& op) {
 void record(gpu::Recorder& recorder, const ProductNN& op) {
   check_all(recorder, "product_nn", op, op.w.data.dim(0), op.w.data.dim(1));
   if (by_matrices(recorder, op)) {
-    record_matrix_nn(recorder, matrix_product(op));
+    MatrixProduct product = matrix_product(op);
+    product.sums = op.sums;
+    record_matrix_nn(recorder, product);
   } else {
     record_nn(recorder, tiled_product(recorder, op));
   }

@@ -51,6 +51,18 @@ struct ProductNT {
 };
 void record(gpu::Recorder&, const ProductNT&);
 
+// What a product leaves of y(M, K), which is f32, for the kernel that reads y to add up: of blocks whose inner dimension was split y =
+// scale * x_scale * the sum of their parts, in their order, as product_splits.wgsl has them. Other blocks stand in y.
+struct SplitSums {
+  Tensor partial;  // a part of the scratch; empty: all stands in y
+  Tensor x_scale;  // (M)
+  std::uint32_t whole = 0, splits = 0;  // blocks before the first one that was split; parts
+  std::uint32_t blocks_down = 0, blocks_across = 0, band = 0, block_rows = 0, block_vectors = 0;
+  float scale = 1.0f;
+
+  explicit operator bool() const { return static_cast<bool>(partial); }
+};
+
 // y(M, K) [=|+=] x(M, N) * w(N, K): the same layer backward to its input.
 struct ProductNN {
   ProductPath path;
@@ -63,6 +75,7 @@ struct ProductNN {
   LoraTail lora = {};
   Tensor scratch = {};
   std::uint32_t plan_rows = 0;
+  SplitSums* sums = nullptr;  // what may be left of an y that is written, not added to; none: all is done
 };
 void record(gpu::Recorder&, const ProductNN&);
 

@@ -95,8 +95,14 @@ void record_sums(gpu::Recorder& recorder, const MatrixTile& tile, const Slice& s
       {.bytes = static_cast<double>(vectors) * (16.0 * p.splits + 4.0 * static_cast<double>(size_of(s.y.dtype())))});
 }
 
-// One dispatch, or two where blocks are split and there is room for their partial sums.
-void record_slice(gpu::Recorder& recorder, const MatrixPlan& plan, MatrixLayout layout, Slice s, ProductMatrixParams params, const Tensor& scratch) {
+SplitSums sums_left(const MatrixTile& tile, const Slice& s, const ProductMatrixParams& p, const MatrixBlocks& blocks) {
+  return {.partial = s.partial, .x_scale = s.x.scale, .whole = p.whole, .splits = p.splits, .blocks_down = blocks.down,
+          .blocks_across = blocks.across, .band = p.band, .block_rows = tile.block_m, .block_vectors = tile.block_n / 4, .scale = p.scale};
+}
+
+// One dispatch, or two where blocks are split, there is room for their partial sums, and nobody is there to whom these may be left.
+void record_slice(gpu::Recorder& recorder, const MatrixPlan& plan, MatrixLayout layout, Slice s, ProductMatrixParams params, const Tensor& scratch,
+                  SplitSums* left = nullptr) {
   const MatrixTile& tile = plan.tile;
   const MatrixBlocks blocks = blocks_of(plan, params.rows, params.columns);
   params.band = tile.band;
@@ -106,8 +112,9 @@ void record_slice(gpu::Recorder& recorder, const MatrixPlan& plan, MatrixLayout 
   const std::uint32_t steps = quotient_up(params.inner, tile.block_k);
   const auto wanted = static_cast<std::uint32_t>(std::min<std::uint64_t>({plan.splits, room, steps}));
   if (wanted <= 1) {
-    // Of a plan that splits, the same kernel: batches of other lengths have blocks to split.
+    // Of a plan that splits, the same kernels: batches of other lengths have blocks to split.
     if (plan.splits > 1 && scratch) s.partial = scratch.part(0, {4});
+    if (left && s.partial) *left = sums_left(tile, s, params, blocks);
     return record_blocks(recorder, tile, layout, s, params, blocks.count());
   }
   params.whole = blocks.whole;
@@ -115,7 +122,11 @@ void record_slice(gpu::Recorder& recorder, const MatrixPlan& plan, MatrixLayout 
   params.splits = quotient_up(steps, params.split_steps);
   s.partial = scratch.part(0, {static_cast<std::uint32_t>(params.splits * sums)});
   record_blocks(recorder, tile, layout, s, params, blocks.whole + blocks.split() * params.splits);
-  record_sums(recorder, tile, s, params, blocks);
+  if (left) {
+    *left = sums_left(tile, s, params, blocks);
+  } else {
+    record_sums(recorder, tile, s, params, blocks);
+  }
 }
 
 MatrixOutput output_of(const MatrixProduct& op) {
@@ -217,7 +228,8 @@ void record_matrix_nt(gpu::Recorder& recorder, const MatrixProduct& op) {
 void record_matrix_nn(gpu::Recorder& recorder, const MatrixProduct& op) {
   auto& device = recorder.device();
   const std::uint32_t outputs = op.x.data.dim(1), inputs = op.w.data.dim(1);
-  for (const auto range : row_slices(device, op)) {
+  const auto all_rows = row_slices(device, op);
+  for (const auto range : all_rows) {
     Slice part = slice_of(op, range);
     const auto all_inner = gpu::binding_slices(device, outputs, {row_bytes(op.w.data)}, vector_elements);
     check(op.w.tile == 0 || all_inner.size() == 1, "product_matrix", "A weight {} in tiles exceeds a binding.", op.w.data.shape_text());
@@ -240,7 +252,7 @@ void record_matrix_nn(gpu::Recorder& recorder, const MatrixProduct& op) {
                     .tail_inner = part.right ? part.right.dim(0) : 0,
                     .left_stride = part.right ? part.right.dim(0) : 0,
                     .scale = op.w.scale},
-                   op.scratch);
+                   op.scratch, all_rows.size() == 1 && all_inner.size() == 1 && part.output == MatrixOutput::write ? op.sums : nullptr);
     }
   }
 }

@@ -22,6 +22,7 @@ struct MatrixProduct {
   std::optional<MatrixTile> tile = {};         // by the adapter and the shape where empty
   std::optional<std::uint32_t> splits = {};    // of the inner dimension; likewise
   std::uint32_t wave = 0;                      // with splits: as in MatrixPlan
+  SplitSums* sums = nullptr;                   // of NN
 };
 
 // y(M, N) [=|+=] x(M, K) * w(N, K)^T

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "nibble/kernels/operand.h"
+#include "nibble/kernels/product.h"
 
 namespace nibble {
 
@@ -28,7 +28,11 @@ struct RmsNormBackward {
   Tensor dx;       // (R_in, C) f32
   Operand packed = {};  // (R, C) f16, or none
   Operand y = {};       // likewise
+  SplitSums sums = {};  // of dy, where a product left some: without `rows`, and where takes_split_sums
 };
 void record(gpu::Recorder& recorder, const RmsNormBackward& op);
+
+// Whether RmsNormBackward adds up what a product left of a dy (R, C).
+bool takes_split_sums(const gpu::Device&, std::uint32_t rows, std::uint32_t columns);
 
 }  // namespace nibble

@@ -5,7 +5,20 @@
 // A lane keeps KEPT wides of a row between its two passes, or, with KEPT 0, where rows are longer, reads them again.
 // x and dx begin at row first_source; rows whose source is not in [first_source, end_source) are left to other dispatches.
 
+// Of lib/rms_dy_sums.wgsl.
+struct SplitSums {
+  whole: u32,   // blocks before the first one that was split
+  splits: u32,
+  down: u32,    // blocks
+  across: u32,
+  band: u32,
+  block_rows: u32,
+  block_vectors: u32,
+  scale: f32,
+}
+
 struct Params {
+  sums: SplitSums,
   rows: u32,
   columns: u32,
   first_source: u32,
@@ -19,7 +32,8 @@ struct Params {
 @group(0) @binding(3) var<storage, read> rows: array<u32>;  // unused without GATHER
 
 @group(0) @binding(4) var<storage, read_write> inv_rms: array<f32>;
-// Y_AT: 5 in forward kernels; in backward ones 7, or 9 where they store no y.
+// Y_AT is 5 in forward kernels. In backward ones Y_AT, PACKED_AT and SUMS_AT (of lib/rms_dy_sums.wgsl) are 7, 9 and 11 in some order,
+// what the kernel has first.
 @group(0) @binding(Y_AT) var<storage, read_write> y: array<Data>;
 @group(0) @binding(Y_AT + 1u) var<storage, read_write> y_scale: array<f32>;
 
@@ -115,8 +129,6 @@ fn forward_scaled(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
 @group(0) @binding(4) var<storage, read> kept_inv_rms: array<f32>;
 // All kernels are compiled together, so that what a kernel does without must not lie where it has something else.
 const DY_AT = select(5u, 7u, Y_AT == 5u);
-const PACKED_AT = 21u - Y_AT - DY_AT;
-@group(0) @binding(DY_AT) var<storage, read> dy: array<Wide>;
 @group(0) @binding(DY_AT + 1u) var<storage, read_write> dx: array<Wide>;
 @group(0) @binding(PACKED_AT) var<storage, read_write> packed: array<Data>;
 @group(0) @binding(PACKED_AT + 1u) var<storage, read_write> packed_scale: array<f32>;
@@ -126,15 +138,16 @@ var<private> kept_dy: array<Wide, max(KEPT, 1u)>;  // times the weight
 // What x is taken out by: inv_rms^2 * mean(dy * weight * x) of a row of dy and the row of x that begins at `first`.
 fn pull_of(lane: u32, row: u32, first: u32, wides: u32) -> f32 {
   var products = 0.0;
+  load_dy(lane, row, wides);
   for (var n = 0u; n < KEPT; n++) {
     let i = lane + n * WORKGROUP;
     let at = min(i, wides - 1u);
     kept_x[n] = select(Wide(0.0), x[first + at], i < wides);
-    kept_dy[n] = dy[row * wides + at] * weight[at];
+    kept_dy[n] *= weight[at];
     products += wide_sum(kept_dy[n] * kept_x[n]);
   }
   for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
-    products += wide_sum(dy[row * wides + i] * weight[i] * x[first + i]);
+    products += wide_sum(dy_at(row, i, wides) * weight[i] * x[first + i]);
   }
   let inverse = kept_inv_rms[row];
   return row_sum(lane, products) / f32(params.columns) * inverse * inverse;
@@ -150,7 +163,7 @@ fn add_row(lane: u32, row: u32, first: u32, wides: u32, pull: f32) {
     }
   }
   for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
-    dx[first + i] += inverse * (dy[row * wides + i] * weight[i] - x[first + i] * pull);
+    dx[first + i] += inverse * (dy_at(row, i, wides) * weight[i] - x[first + i] * pull);
   }
 }
 
@@ -167,7 +180,7 @@ fn add_and_pack_row(lane: u32, row: u32, first: u32, wides: u32, pull: f32) {
     }
   }
   for (var i = lane; KEPT == 0u && i < wides; i += WORKGROUP) {
-    let sum = dx[first + i] + inverse * (dy[first + i] * weight[i] - x[first + i] * pull);
+    let sum = dx[first + i] + inverse * (dy_at(row, i, wides) * weight[i] - x[first + i] * pull);
     dx[first + i] = sum;
     largest = max(largest, wide_max_bits(wide_bits(sum) & WideIndex(MAGNITUDE)));
   }

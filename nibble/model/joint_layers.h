@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/kernels/lora_matrix.h"
+#include "nibble/kernels/product.h"
 #include "nibble/model/expert_mlp.h"
 #include "nibble/model/joint_activations.h"
 #include "nibble/model/layers.h"
@@ -61,15 +62,16 @@ class JointLayers : public Layers {
   void wide(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus, const std::optional<LoraRowsSum>& rows = {});
   void project(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus = {});
   void gradients(const At& at, Joint joint, const Operand& x, const Operand& dy, const Operand& dx,
-                 const std::function<void()>& next = [] {});
+                 const std::function<void()>& next = [] {}, SplitSums* dx_sums = nullptr);
   void dora_gradients(const At& at, Joint joint, const Operand& x, const Operand& dy);
-  void input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx, const std::optional<LoraRowsSum>& rows);
+  void input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx, const std::optional<LoraRowsSum>& rows, SplitSums* dx_sums);
   void dropped_input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx, const std::optional<LoraRowsSum>& rows);
   void attention_half(const At& at, const Tensor& input);
   void mlp(const At& at, const Tensor& output);
   void mlp_again(const At& at);
   void mlp_gradients(const At& at, const Tensor& dx);
   void gradients_of_rows(const At& at, const Tensor& dx);
+  SplitSums* taken_by_norm(const At& at, SplitSums& sums) const;
 
   ModelConfig config_;
   const DeviceWeights& weights_;

@@ -10,9 +10,10 @@
 namespace nibble {
 
 // Adds to the gradients of the adapters, by end() at the latest, and writes dx = dy W + the adapters' share, in f16 where it has a scale; without
-// data of dx the adapters alone. What comes `next` may make x, of which the scale alone is read before.
+// data of dx the adapters alone. What comes `next` may make x, of which the scale alone is read before; where it takes `dx_sums`, dx may be
+// left so.
 void JointLayers::gradients(const At& at, Joint joint, const Operand& x, const Operand& dy, const Operand& dx,
-                            const std::function<void()>& next) {
+                            const std::function<void()>& next, SplitSums* dx_sums) {
   std::optional<LoraBackward> lora;
   if (const LoraGroup* group = adapters(at.pass, at.layer, joint)) {
     const auto [da, db] = at.pass.dora ? lora_->gradients(at.layer, joint, at.room.dora_db) : lora_->gradients(at.layer, joint);
@@ -21,7 +22,7 @@ void JointLayers::gradients(const At& at, Joint joint, const Operand& x, const O
                                             .db = db, .scratch = at.room.lora_scratch,
                                             .dropout = dropout(at, joint), .sums = at.pass.dora ? nullptr : &sums_});
   }
-  if (dx.data) input_gradient(at, joint, dy, dx, lora ? lora->take_rows() : std::nullopt);
+  if (dx.data) input_gradient(at, joint, dy, dx, lora ? lora->take_rows() : std::nullopt, dx_sums);
   next();
   if (lora) lora->finish();
   if (lora && at.pass.dora) dora_gradients(at, joint, x, dy);
@@ -49,12 +50,13 @@ void JointLayers::dora_gradients(const At& at, Joint joint, const Operand& x, co
   }
 }
 
-void JointLayers::input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx, const std::optional<LoraRowsSum>& rows) {
+void JointLayers::input_gradient(const At& at, Joint joint, const Operand& dy, const Operand& dx, const std::optional<LoraRowsSum>& rows,
+                                 SplitSums* dx_sums) {
   const LoraGroup* group = adapters(at.pass, at.layer, joint);
   if (group && at.pass.dropout.probability > 0) return dropped_input_gradient(at, joint, dy, dx, rows);
   ProductNN product{.path = ProductPath::matrix, .x = dy, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nn, at.pass.dora, rows),
                     .y = dx.data, .y_scale = dx.scale, .scratch = at.room.product_scratch,
-                    .plan_rows = plan_rows(at, joint)};
+                    .plan_rows = plan_rows(at, joint), .sums = dx_sums};
   if (group) product.lora = {.left = at.lora_dh(*group), .right = group->a};
   record(at.rec, product);
 }
@@ -100,6 +102,11 @@ void JointLayers::mlp_gradients(const At& at, const Tensor& dx) {
   });
 }
 
+// Of the gradient of a norm's output; null where the norm wants that whole.
+SplitSums* JointLayers::taken_by_norm(const At& at, SplitSums& sums) const {
+  return takes_split_sums(at.rec.device(), at.tokens, config_.hidden_size) ? &sums : nullptr;
+}
+
 void JointLayers::gradients_of_rows(const At& at, const Tensor& dx) {
   const Operand d_hidden = narrowed(at.room.d_narrow, config_.intermediate_size);
   const Operand d_gate_up = narrowed(at.room.d_wide, 2 * config_.intermediate_size);
@@ -109,11 +116,12 @@ void JointLayers::gradients_of_rows(const At& at, const Tensor& dx) {
     record(at.rec, SwiGluPairBackward{.dh = d_hidden, .gate_up = at.kept.gate_up, .d_gate_up = d_gate_up,
                                       .h = made_again(at, Joint::down, holds_.hidden, hidden)});
   });
+  SplitSums sums;
   gradients(at, Joint::gate_up, mlp_in, d_gate_up, {.data = at.room.d_normed, .scale = {}}, [&] {
     record(at.rec, RmsNormBackward{.dy = at.room.d_normed, .x = at.kept.middle, .weight = at.weights.post_attention_norm,
                                    .inv_rms = at.kept.mlp_in_inv_rms, .rows = {}, .dx = dx, .packed = at.room.dy,
-                                   .y = made_again(at, Joint::gate_up, holds_.mlp_in, mlp_in)});
-  });
+                                   .y = made_again(at, Joint::gate_up, holds_.mlp_in, mlp_in), .sums = sums});
+  }, taken_by_norm(at, sums));
 }
 
 void JointLayers::backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,
@@ -130,12 +138,13 @@ void JointLayers::backward(const LayerPass& pass, std::uint32_t layer, const Ten
                                       .d_qkv = d_qkv});
   if (!input_gradient) return gradients(at, Joint::qkv, attention_in(at, input), d_qkv, {});
   const Operand attention_in{at.room.attention_in, at.kept.attention_in_scale};
+  SplitSums sums;
   const bool packs = layer > 0 && !experts_;  // as the layer below takes it; experts first add to dx
   gradients(at, Joint::qkv, attention_in, d_qkv, {.data = at.room.d_normed, .scale = {}}, [&] {
     record(at.rec, RmsNormBackward{.dy = at.room.d_normed, .x = input, .weight = at.weights.input_norm,
                                    .inv_rms = at.kept.attention_in_inv_rms, .rows = {}, .dx = dx, .packed = packs ? at.room.dy : Operand{},
-                                   .y = made_again(at, Joint::qkv, holds_.attention_in, attention_in)});
-  });
+                                   .y = made_again(at, Joint::qkv, holds_.attention_in, attention_in), .sums = sums});
+  }, taken_by_norm(at, sums));
   if (packs) holds_.dy = layer - 1;
 }
 

@@ -1,9 +1,12 @@
 #include "nibble/kernels/pack_rows.h"
+#include "nibble/kernels/product_matrix.h"
 #include "nibble/kernels/rms_norm.h"
 
 #include "nibble/base/error.h"
 #include "tests/support/guarded_operand.h"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 
@@ -167,6 +170,53 @@ TEST(RmsNorm, BackwardStoresItsSumAndTheForwardResultInF16) {
       dx.expect_guards_intact();
       packed.expect_guards_intact();
       y.expect_guards_intact();
+    }
+  }
+}
+
+// The same bits as of a dy that is whole, in each kernel: of products all of whose blocks are split, or those beyond some, or none, for
+// rows that lanes keep and longer ones. Of two bands of block rows the second has one.
+TEST(RmsNorm, BackwardAddsUpWhatAProductLeft) {
+  auto& device = test::device();
+  if (test::must_skip(supports(device.info(), ProductPath::matrix))) GTEST_SKIP() << "The adapter has no matrices.";
+  const std::uint32_t rows = 2 * default_matrix_tile(device.info())->block_m + 7, outputs = 96;
+  for (const std::uint32_t columns : {128u, 328u}) {
+    ASSERT_TRUE(takes_split_sums(device, rows, columns));
+    const Inputs in = make_inputs({.x_rows = rows, .columns = columns, .rows = {}});
+    MatrixProduct product{.x = test::upload_operand(test::random_values(std::size_t{rows} * outputs, 5), rows, outputs, ProductPath::f16),
+                          .w = {.data = test::upload(test::random_values(std::size_t{outputs} * columns, 6), {outputs, columns}, DType::f16), .scale = 0.5f},
+                          .y = {}};
+    product.scratch = device.tensor(DType::f32, {1u << 20}, "scratch");
+    product.tile = default_matrix_tile(device.info());
+    product.tile->band = 2;
+    const Tensor inv_rms = test::upload(std::vector<float>(rows, 0.75f), {rows});
+    const auto start = test::random_values(in.x.size(), 4);
+    for (const auto& [splits, wave] : {std::pair{3u, 0u}, {2u, 5u}, {3u, 1u}}) {
+      for (const auto& [packs, stores_y] : {std::pair{false, false}, {true, false}, {false, true}, {true, true}}) {
+        SCOPED_TRACE(fmt::format("{} columns, {} splits, wave of {}, packs {}, y {}", columns, splits, wave, packs, stores_y));
+        std::array<std::vector<std::vector<float>>, 2> results;
+        for (const bool left : {false, true}) {
+          const Tensor dx = test::upload(start, {rows, columns});
+          const auto packed = make_operand(device, ProductPath::f16, rows, columns, "packed"), y = make_operand(device, ProductPath::f16, rows, columns, "y");
+          SplitSums sums;
+          product.y = test::upload(std::vector<float>(in.x.size(), 1e30f), {rows, columns});  // where blocks were split this stays
+          product.splits = splits;
+          product.wave = wave;
+          product.sums = left ? &sums : nullptr;
+          gpu::Recorder recorder(device);
+          record_matrix_nn(recorder, product);
+          ASSERT_EQ(static_cast<bool>(sums), left);
+          record(recorder, RmsNormBackward{.dy = product.y, .x = in.x_tensor, .weight = in.weight_tensor, .inv_rms = inv_rms, .rows = {}, .dx = dx,
+                                           .packed = packs ? packed : Operand{}, .y = stores_y ? y : Operand{}, .sums = sums});
+          recorder.submit();
+          results[left] = {test::download(dx)};
+          for (const Operand* stored : {packs ? &packed : nullptr, stores_y ? &y : nullptr}) {
+            if (stored) results[left].insert(results[left].end(), {test::download(stored->data), test::download(stored->scale)});
+          }
+        }
+        EXPECT_EQ(results[1], results[0]);
+        EXPECT_LT(*std::max_element(results[1][0].begin(), results[1][0].end()), 1e20f);
+      }
     }
   }
 }
