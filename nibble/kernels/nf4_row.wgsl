@@ -4,8 +4,8 @@
 // weight. A subgroup adds up its lanes' shares in a fixed order, and the subgroups' are added in theirs at the end. Of a norm the
 // weight goes to x on the way, and the inverse root of the mean square, summed along, to the result.
 //
-// Prelude: SUBGROUP, at least 8; LANES, a multiple of it; OUTPUTS, 4 or 8; STEPS; NORM, PLUS, SWIGLU, LORA. params, silu:
-// lib/vec_params.wgsl; share_of_adapters: lib/vec_adapters*.wgsl.
+// Prelude: SUBGROUP, at least 8; LANES, a multiple of it; OUTPUTS, 4 or 8; STEPS; NORM, PLUS, SWIGLU, LORA. code:
+// lib/subgroup_codes.wgsl; params, silu: lib/vec_params.wgsl; share_of_adapters: lib/vec_adapters*.wgsl.
 
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> norm: array<vec4<f32>>;
@@ -22,26 +22,6 @@ const BLOCK_LANES = 64u / ELEMENTS;
 
 var<workgroup> shares: array<f32, (ROWS + 1u) * SUBGROUPS>;  // of each row, then of squares
 var<workgroup> adapters: array<f32, select(1u, 8u * ROWS, LORA)>;
-
-// The code book in the lanes of a subgroup, twice, or where these are fewer than 32 in two halves: lookups in registers need
-// no barrier.
-var<private> low_codes: f32;
-var<private> high_codes: f32;
-
-fn prepare_codes(invocation: u32) {
-  const HELD = select(8u, 16u, SUBGROUP >= 32u);
-  for (var i = 0u; i < HELD; i++) {
-    low_codes = select(low_codes, NF4_CODES[i], invocation % HELD == i);
-    high_codes = select(high_codes, NF4_CODES[i % 8u + 8u], invocation % HELD == i);
-  }
-}
-
-fn code(at: u32) -> f32 {
-  if (SUBGROUP >= 32u) {
-    return subgroupShuffle(low_codes, at);
-  }
-  return select(subgroupShuffle(low_codes, at & 7u), subgroupShuffle(high_codes, at & 7u), (at & 8u) != 0u);
-}
 
 // A lane's codes of four rows, with the scales of their blocks.
 struct Four {

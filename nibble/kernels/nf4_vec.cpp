@@ -105,7 +105,7 @@ gpu::Kernel row_kernel(gpu::Device& device, const RowSpread& spread, const Varia
   gpu::Prelude prelude = variant.prelude();
   prelude.enable("subgroups").constant("SUBGROUP", spread.subgroup).constant("LANES", spread.lanes);
   prelude.constant("OUTPUTS", spread.outputs).constant("STEPS", spread.steps);
-  return kernel(device, "nf4_row", prelude, {"grid", "vec_params", variant.adapters()}, "main");
+  return kernel(device, "nf4_row", prelude, {"grid", "subgroup_codes", "vec_params", variant.adapters()}, "main");
 }
 
 void check_input(const VecInput& input) {

@@ -1,10 +1,12 @@
 #include "nibble/model/generator.h"
 
 #include "nibble/base/error.h"
+#include "nibble/base/log.h"
 #include "nibble/kernels/product_vec.h"
 #include "nibble/weights/layer_stream.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <utility>
 
@@ -53,6 +55,11 @@ std::uint32_t few_of(const ModelConfig& config, const GeneratorOptions& options)
   return std::min(vec_rows, std::max(capacity_of(config, options), options.sequences));
 }
 
+// On a processor nothing is gained by it.
+bool wants_step(const gpu::Device& device, const GeneratorOptions& options) {
+  return options.step_workgroups ? *options.step_workgroups > 0 : device.info().type != gpu::AdapterType::software;
+}
+
 // Adapters of experts are allowed for wherever there are some.
 LayersOptions layers_options(ProductPath path, std::uint32_t tokens, std::uint32_t rank, bool use_dora) {
   return {.path = path, .residency = {}, .max_tokens = tokens, .rank = rank, .use_dora = use_dora, .trainable = false,
@@ -82,6 +89,9 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
     most_steps_ = few_of(config_, given);
     steps_.emplace(device_, config_, weights_, rank, most_steps_);
   }
+  if (wants_step(device_, given) && !(lora_ && lora_->use_dora)) {
+    step_ = StepLayers::make(device_, config_, weights_, rank, given.step_workgroups.value_or(0));
+  }
   const std::uint32_t most = std::max(most_tokens_, most_steps_), rows = sequences() * rows_;
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
     const auto make = [&](std::string_view label) {
@@ -90,6 +100,7 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
     keys_.push_back({.k = make("keys"), .v = make("values")});
   }
   together_ = steps_ && keys_.front().k.bytes() <= device_.info().limits.max_binding;
+  if (!together_) step_.reset();  // which binds them whole too
   stream_room_ = device_.tensor(DType::u32, {stream_parts * part_of_stream(most)}, "stream");
   for (Tensor& residual : residual_) residual = device_.tensor(DType::f32, {most, config_.hidden_size}, "residual");
   rotations_ = Rotations(device_, config_, capacity_, most);
@@ -104,6 +115,7 @@ std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& con
   return layers.decoded_weights + layers.activations + layers.scratch + Head::bytes(device, config, head_options(options)) +
          2 * config.num_layers * gpu::buffer_bytes(cache) +
          (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, few) : 0) +
+         (wants_step(device, options) && !use_dora && StepLayers::fits(config) ? StepLayers::bytes(config, rank, options.step_workgroups.value_or(0)) : 0) +
          2 * gpu::buffer_bytes(DType::f32, {most, config.hidden_size}) + gpu::buffer_bytes(4ull * stream_parts * part_of_stream(most)) +
          Rotations::bytes(config, capacity_of(config, options), most);
 }
@@ -149,7 +161,9 @@ std::pair<Generator::Pass, std::vector<std::uint32_t>> Generator::plan(std::span
                      .own_key_end = fresh ? view(5, count) : Tensor{}, .label_rows = view(6, parts.size()), .label_ids = {}, .sides = {}, .reference = {}},
           .first_key = end[0] - 1,
           .most_keys = most,
+          .position = position[0],
           .few = count <= most_steps_,
+          .one = step_ && count == 1,
           .apart = parts.size() > 1};
   return {pass, std::move(values)};
 }
@@ -161,9 +175,16 @@ Tensor Generator::run_layers(gpu::Recorder& recorder, const Pass& pass) {
   if (tokens_) tokens_->show(recorder, lora_ != nullptr);
   embed(recorder, weights_.embedding, stream.token_ids, residual(0));
   if (pass.few) {
+    if (pass.one) step_->begin(recorder);
+    const StepLayers::Pass one{recorder, stream, rotations_, lora_, pass.first_key, pass.most_keys, pass.position};
     const DecodeLayers::Pass step{recorder, stream, rotations_, lora_, dora(), pass.first_key, pass.most_keys, pass.apart};
     for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
-      steps_->forward(step, layer, residual(layer), residual(layer + 1), keys_[layer].k, keys_[layer].v);
+      const KeyCache& keys = keys_[layer];
+      if (pass.one) {
+        step_->forward(one, layer, residual(layer), residual(layer + 1), keys.k, keys.v);
+      } else {
+        steps_->forward(step, layer, residual(layer), residual(layer + 1), keys.k, keys.v);
+      }
     }
     return residual(config_.num_layers);
   }
@@ -230,7 +251,7 @@ std::optional<Tensor> Generator::submit_prepared(std::span<const Text> parts) {
   return prepared->logits;
 }
 
-void Generator::compute(std::span<const Text> parts, bool want_logits) {
+bool Generator::run(std::span<const Text> parts, bool want_logits, std::span<float> passed) {
   const auto [pass, values] = plan(parts);
   device_.write(stream_room_.part(0, {static_cast<std::uint32_t>(values.size())}), std::as_bytes(std::span(values)));
   std::optional<Tensor> logits = want_logits ? submit_prepared(parts) : std::nullopt;
@@ -240,14 +261,25 @@ void Generator::compute(std::span<const Text> parts, bool want_logits) {
     recorder.submit();
   }
   for (const Text& part : parts) seen_[part.sequence].insert(seen_[part.sequence].end(), part.tokens.begin(), part.tokens.end());
-  computed_ += pass.stream.tokens;
-  if (!want_logits) return;
-  const bool one = parts.size() == 1;
-  const std::span<float> passed = one ? logits_of(parts[0].sequence) : std::span(passed_).first(parts.size() * config_.vocab_size);
+  if (!want_logits) return !pass.one || !step_->in_trouble(device_);
   readback_.begin(*logits);
   prepare_next(parts);
   readback_.finish(std::as_writable_bytes(passed));
-  for (std::size_t i = 0; !one && i < parts.size(); ++i) {
+  return !pass.one || !std::isnan(passed[0]) || !step_->in_trouble(device_);
+}
+
+void Generator::compute(std::span<const Text> parts, bool want_logits) {
+  const bool one = parts.size() == 1;
+  const std::span<float> passed = one ? logits_of(parts[0].sequence) : std::span(passed_).first(parts.size() * config_.vocab_size);
+  if (!run(parts, want_logits, want_logits ? passed : std::span<float>{})) {
+    log_warning("Workgroups of the GPU waited for each other in vain, as when it is shared with other work; tokens are computed in several dispatches a layer from here on, which takes longer.");
+    prepared_.reset();
+    step_.reset();
+    for (const Text& part : parts) seen_[part.sequence].resize(seen_[part.sequence].size() - part.tokens.size());
+    run(parts, want_logits, passed);
+  }
+  for (const Text& part : parts) computed_ += part.tokens.size();
+  for (std::size_t i = 0; want_logits && !one && i < parts.size(); ++i) {
     std::copy_n(passed.begin() + static_cast<std::ptrdiff_t>(i * config_.vocab_size), config_.vocab_size, logits_of(parts[i].sequence).begin());
   }
 }

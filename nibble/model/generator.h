@@ -5,6 +5,7 @@
 #include "nibble/model/head.h"
 #include "nibble/model/layers.h"
 #include "nibble/model/model_state.h"
+#include "nibble/model/step_layers.h"
 
 #include <memory>
 #include <optional>
@@ -19,6 +20,8 @@ struct GeneratorOptions {
   std::uint32_t capacity = 4096;  // tokens of one text, prompt and answer; cut to what the model's positions allow
   std::uint32_t piece = 0;        // most tokens of a prompt computed at a time; 0: by the adapter
   std::uint32_t sequences = 1;    // texts that are kept side by side
+  // Workgroups that do a layer for one token in one dispatch (step_layers.h); 0: it takes several; empty: by the adapter.
+  std::optional<std::uint32_t> step_workgroups = {};
 };
 
 // A causal language model that continues texts. It keeps keys and values of the tokens that it has seen, so that only what
@@ -47,6 +50,8 @@ class Generator {
 
   std::uint32_t capacity() const { return capacity_; }
   std::uint32_t sequences() const { return static_cast<std::uint32_t>(seen_.size()); }
+  // Whether a token takes one dispatch a layer (step_layers.h). Where this fails once, it takes several from there on, and a warning says so.
+  bool steps_in_one_dispatch() const { return step_.has_value(); }
   // Tokens whose keys and values are kept.
   std::uint32_t seen(std::uint32_t sequence = 0) const { return static_cast<std::uint32_t>(seen_[sequence].size()); }
   // Tokens computed so far, over all calls.
@@ -60,8 +65,9 @@ class Generator {
   // Tokens that are computed at once: some of one text, or the last one of several; and where the first one's keys go.
   struct Pass {
     DeviceStream stream;
-    std::uint32_t first_key = 0, most_keys = 0;
+    std::uint32_t first_key = 0, most_keys = 0, position = 0;
     bool few = false;    // through `steps_`
+    bool one = false;    // through `step_`
     bool apart = false;  // of several texts
   };
 
@@ -86,6 +92,8 @@ class Generator {
   void forget_changed_adapters();
   // Computes and keeps the parts, whose texts go on from what has been seen; with their logits where wanted.
   void compute(std::span<const Text> parts, bool want_logits);
+  // The same up to the logits in `passed`; false where `step_` failed, and is gone.
+  bool run(std::span<const Text> parts, bool want_logits, std::span<float> passed);
   std::span<float> logits_of(std::uint32_t sequence);
 
   gpu::Device& device_;
@@ -101,6 +109,7 @@ class Generator {
   std::unique_ptr<Layers> pieces_;
   std::optional<DecodeLayers> steps_;   // of a few tokens; empty where sizes do not allow it, and pieces serve
   std::uint32_t most_steps_ = 0;
+  std::optional<StepLayers> step_;      // of one token of one text; empty where it is not possible, and `steps_` serve
   std::vector<KeyCache> keys_;  // by layer: of all sequences
   bool together_ = false;     // whether last tokens of several texts may be computed at once
   Tensor stream_room_;

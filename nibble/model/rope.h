@@ -27,6 +27,8 @@ class Rotations {
   Rotations(gpu::Device& device, const ModelConfig& config, std::uint32_t positions, std::uint32_t max_tokens);
 
   Rotation of(std::uint32_t layer, const DeviceStream& stream) const;
+  // Whether a layer's tokens stand at their positions; else all at 0.
+  bool turns(std::uint32_t layer) const { return nope_.empty() || !nope_[layer]; }
 
   static std::uint64_t bytes(const ModelConfig& config, std::uint32_t positions, std::uint32_t max_tokens);
 

@@ -85,6 +85,41 @@ TEST(Generator, PromptAndStepsGiveTheTrainingForwardsLogits) {
   }
 }
 
+// One workgroup never waits for another. Of two each waits for the other's share of every product, which threads of a busy processor
+// may do in vain: the result is right all the same.
+TEST(Generator, TokensInOneDispatchALayerGiveTheTrainingForwardsLogits) {
+  const ModelState state = load_tiny(ProductPath::f32);
+  const Tokens tokens = golden_row(0);
+  for (const bool with_adapter : {true, false}) {
+    const auto expected = training_logits(state, tokens, with_adapter);
+    for (const std::uint32_t workgroups : {1u, 2u}) {
+      Generator generator(state, {.capacity = 128, .step_workgroups = workgroups});
+      ASSERT_TRUE(generator.steps_in_one_dispatch());
+      generator.use_adapter(with_adapter);
+      for (std::size_t count = 20; count <= (workgroups == 1 ? tokens.size() : 22); ++count) {
+        EXPECT_LT(test::relative_error(generator.logits(first(tokens, count)), expected[count - 1]), allowed_error(ProductPath::f32))
+            << count << " tokens, " << workgroups << " workgroups" << (with_adapter ? "" : " without adapter");
+      }
+      EXPECT_TRUE(workgroups > 1 || generator.steps_in_one_dispatch());
+    }
+  }
+}
+
+// More workgroups than threads: those that run wait for those that do not.
+TEST(Generator, WorkgroupsThatWaitInVainAreGivenUp) {
+  const ModelState state = load_tiny(ProductPath::f32);
+  const Tokens tokens = golden_row(0);
+  const auto expected = training_logits(state, tokens);
+  Generator generator(state, {.capacity = 128, .step_workgroups = 64});
+  ASSERT_TRUE(generator.steps_in_one_dispatch());
+  for (std::size_t count = 20; count <= 23; ++count) {
+    EXPECT_LT(test::relative_error(generator.logits(first(tokens, count)), expected[count - 1]), allowed_error(ProductPath::f32)) << count;
+    EXPECT_EQ(generator.steps_in_one_dispatch(), count == 20 || test::device().info().type != gpu::AdapterType::software);
+    EXPECT_EQ(generator.seen(), count);
+    EXPECT_EQ(generator.computed(), count);
+  }
+}
+
 TEST(Generator, APromptInPiecesIsAsOneInWhole) {
   for (const ProductPath path : test::product_paths()) {
     const ModelState state = load_tiny(path);
@@ -109,10 +144,12 @@ TEST(Generator, StepsAfterALongPromptGiveTheTrainingForwardsLogits) {
   Tokens tokens;
   while (tokens.size() < 560) tokens.insert(tokens.end(), row.begin(), row.end());
   const auto expected = training_logits(state, tokens);
-  Generator generator(state, {.capacity = static_cast<std::uint32_t>(tokens.size())});
-  for (const std::size_t count : {500, 508, 512, 513, 514, 520, 521, 540, 541}) {
-    EXPECT_LT(test::relative_error(generator.logits(first(tokens, count)), expected[count - 1]), allowed_error(ProductPath::f32))
-        << count << " tokens";
+  for (const std::uint32_t workgroups : {0u, 1u}) {
+    Generator generator(state, {.capacity = static_cast<std::uint32_t>(tokens.size()), .step_workgroups = workgroups});
+    for (const std::size_t count : {500, 508, 512, 513, 514, 520, 521, 540, 541}) {
+      EXPECT_LT(test::relative_error(generator.logits(first(tokens, count)), expected[count - 1]), allowed_error(ProductPath::f32))
+          << count << " tokens, " << workgroups;
+    }
   }
 }
 
@@ -201,6 +238,34 @@ TEST(Generator, OtherFamiliesGiveTheTrainingForwardsLogits) {
   }
 }
 
+TEST(Generator, OtherFamiliesTokensInOneDispatchALayerDoToo) {
+  for (const std::string family : {"mistral", "qwen2"}) {
+    const std::string folder = test::source_path("tests/golden/" + family);
+    const ModelState state = ModelState::load(test::device(), folder + "/model", {.adapter = folder + "/adapter_nonzero", .trainable = false});
+    Tokens tokens = golden_row(0);
+    for (std::uint32_t& token : tokens) token %= state.config().vocab_size;
+    const auto expected = training_logits(state, tokens);
+    Generator generator(state, {.capacity = 128, .step_workgroups = 1});
+    ASSERT_TRUE(generator.steps_in_one_dispatch()) << family;
+    for (std::size_t count = 20; count <= 24; ++count) {
+      EXPECT_LT(test::relative_error(generator.logits(first(tokens, count)), expected[count - 1]), 1e-5) << family << " " << count;
+    }
+  }
+}
+
+TEST(Generator, ATokenOfALayerWithoutRotationInOneDispatchStandsAtZero) {
+  ModelConfig config = load_tiny(ProductPath::f32, false).config();
+  config.nope = {false, true, false, true};
+  const ModelState state = ModelState::made_up(test::device(), config, {.path = ProductPath::f32, .trainable = false});
+  const Tokens tokens = golden_row(0);
+  const auto expected = training_logits(state, tokens);
+  Generator generator(state, {.capacity = 128, .step_workgroups = 1});
+  for (std::size_t count = 20; count <= 24; ++count) {
+    EXPECT_LT(test::relative_error(generator.logits(first(tokens, count)), expected[count - 1]), 1e-5) << count;
+  }
+  EXPECT_TRUE(generator.steps_in_one_dispatch());
+}
+
 // Texts side by side, begun at different times, of which one ends and another takes its place.
 TEST(Generator, SeveralTextsGiveWhatEachGivesAlone) {
   for (const ProductPath path : test::product_paths()) {
@@ -232,7 +297,7 @@ TEST(Generator, CountsItsMemory) {
   auto& device = test::device();
   for (const ProductPath path : test::product_paths()) {
     const ModelState state = load_tiny(path);
-    const GeneratorOptions options{.path = path, .capacity = 300, .piece = 64, .sequences = 5};
+    const GeneratorOptions options{.path = path, .capacity = 300, .piece = 64, .sequences = 5, .step_workgroups = 1};
     const std::uint64_t before = device.memory().current;
     const Generator generator(state, options);
     const auto made = static_cast<double>(device.memory().current - before);

@@ -1,0 +1,269 @@
+#include "nibble/kernels/layer_step.h"
+
+#include "nibble/base/error.h"
+#include "nibble/kernels/row_kernel.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace nibble {
+namespace {
+
+constexpr std::string_view in_layer_step = "layer_step";
+constexpr std::uint32_t lane_elements = 16;
+constexpr std::uint32_t storage_bindings = 16;
+constexpr std::uint32_t most_parts = 16;  // of a head's keys
+
+std::uint32_t ceil_div(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
+
+// Places of what is handed on, in words of a region.
+struct Places {
+  std::uint32_t qkv, parts, numbers, attended, middle, gated, lora, end;
+
+  explicit Places(const LayerStepPlan& plan) {
+    const LayerStepShape& s = plan.shape;
+    std::uint32_t at = 0;
+    const auto next = [&](std::uint32_t words) { return std::exchange(at, at + words); };
+    qkv = next((s.heads + 2 * s.key_heads) * s.head_dim);
+    parts = next(s.heads * plan.most_parts * s.head_dim);
+    numbers = next(2 * s.heads * plan.most_parts);
+    attended = next(s.heads * s.head_dim);
+    middle = next(s.hidden);
+    gated = next(s.intermediate);
+    lora = next(4 * 3 * s.rank);
+    end = (at + 63) / 64 * 64;
+  }
+};
+
+// A layer's vectors in the constants.
+struct Constants {
+  std::uint32_t attention_norm, mlp_norm, q_norm, k_norm, bias, end;
+
+  explicit Constants(const LayerStepShape& s) {
+    attention_norm = 0, mlp_norm = s.hidden, q_norm = 2 * s.hidden, k_norm = q_norm + s.head_dim, bias = k_norm + s.head_dim;
+    end = bias + (s.bias ? (s.heads + 2 * s.key_heads) * s.head_dim : 0);
+  }
+};
+
+// A product as layer_step.wgsl cuts it; see lib/step_product.wgsl.
+struct Cut {
+  std::uint32_t slices, sweeps, width, most_units, shares, cost;
+
+  Cut(std::uint32_t inputs, std::uint32_t units, std::uint32_t halves, std::uint32_t subgroup, std::uint32_t subgroups, std::uint32_t workgroups) {
+    slices = ceil_div(inputs, subgroup * lane_elements);
+    sweeps = ceil_div(slices, subgroups);
+    width = ceil_div(slices, sweeps);
+    most_units = ceil_div(units, workgroups);
+    shares = most_units * halves * slices;
+    const std::uint32_t rows = ceil_div(most_units, subgroups / width) * halves;
+    cost = sweeps * ceil_div(rows, 4) * subgroups;
+  }
+};
+
+std::array<Cut, 4> cuts_of(const LayerStepShape& s, std::uint32_t subgroup, std::uint32_t workgroup, std::uint32_t workgroups) {
+  const auto cut = [&](std::uint32_t inputs, std::uint32_t units, std::uint32_t halves) {
+    return Cut(inputs, units, halves, subgroup, workgroup / subgroup, workgroups);
+  };
+  return {cut(s.hidden, (s.heads + 2 * s.key_heads) * s.head_dim, 1), cut(s.heads * s.head_dim, s.hidden, 1),
+          cut(s.hidden, s.intermediate, 2), cut(s.intermediate, s.hidden, 1)};
+}
+
+std::uint32_t parts_of(const LayerStepShape& shape, std::uint32_t workgroups) { return std::clamp(workgroups / shape.key_heads, 2u, most_parts); }
+
+LayerStepPlan plan_for(const LayerStepShape& shape, std::uint32_t subgroup, std::uint32_t workgroup, std::uint32_t workgroups) {
+  LayerStepPlan plan{.shape = shape, .subgroup = subgroup, .workgroup = workgroup, .workgroups = workgroups};
+  plan.most_parts = parts_of(shape, workgroups);
+  const std::uint32_t attended = ceil_div(shape.heads * shape.head_dim, workgroups);
+  const std::uint32_t fresh = (shape.heads / shape.key_heads + 2) * shape.head_dim;
+  plan.values = std::max(workgroup / subgroup * shape.head_dim + fresh, 3 * attended * plan.most_parts);
+  for (const Cut& cut : cuts_of(shape, subgroup, workgroup, workgroups)) {
+    plan.values = std::max(plan.values, cut.width * subgroup * (lane_elements + 1));
+    plan.shares = std::max(plan.shares, cut.shares);
+  }
+  return plan;
+}
+
+// The workgroup size that leaves the fewest lanes idle, of those that the adapter has room for: a GPU needs some 512 lanes to have enough
+// codes on their way.
+std::optional<LayerStepPlan> best_plan(const gpu::Device& device, const LayerStepShape& shape, std::uint32_t workgroups) {
+  const gpu::AdapterInfo& info = device.info();
+  const bool software = info.type == gpu::AdapterType::software;
+  const std::uint32_t subgroup = info.subgroup_min_size, least = software ? 8 * subgroup : 512;
+  const std::uint32_t most = std::min(software ? least : 768, info.limits.workgroup_invocations);
+  std::optional<LayerStepPlan> best;
+  std::uint32_t best_cost = 0;
+  for (std::uint32_t size = least; size <= most; size += subgroup) {
+    const LayerStepPlan plan = plan_for(shape, subgroup, size, workgroups);
+    if (size / subgroup <= shape.heads / shape.key_heads || plan.workgroup_bytes() > info.limits.workgroup_storage) continue;
+    std::uint32_t cost = 0;
+    for (const Cut& cut : cuts_of(shape, subgroup, size, workgroups)) cost += cut.cost;
+    if (best && cost > best_cost) continue;
+    best = plan, best_cost = cost;
+  }
+  return best;
+}
+
+bool suits(const gpu::Device& device, const LayerStepShape& s) {
+  const gpu::AdapterInfo& info = device.info();
+  return info.subgroups && info.subgroup_min_size == info.subgroup_max_size && info.subgroup_min_size >= 8 &&
+         info.limits.storage_bindings >= storage_bindings && s.hidden % 64 == 0 && s.intermediate % 64 == 0 && s.head_dim % 8 == 0 &&
+         s.heads * s.head_dim % 64 == 0 && s.heads % s.key_heads == 0;
+}
+
+struct LayerStepParams {
+  std::uint32_t workgroups, region, other_region, patience;
+  float eps;
+  std::uint32_t capacity, first_key, new_key, parts, part_keys, position, constants, adapted = 0;
+  std::array<std::uint32_t, 3> unused{};  // up to what follows, in vectors
+  std::array<std::uint32_t, 8> a_begin{}, b_begin{};
+  std::array<float, 8> scaling{};
+};
+
+gpu::Kernel step_kernel(gpu::Device& device, const LayerStepPlan& plan, CodeBook codes) {
+  const LayerStepShape& s = plan.shape;
+  const Places places(plan);
+  gpu::Prelude prelude;
+  prelude.enable("subgroups").constant("SUBGROUP", plan.subgroup).constant("WORKGROUP", plan.workgroup);
+  prelude.constant("HIDDEN", s.hidden).constant("ATTENDED", s.heads * s.head_dim).constant("QKV", (s.heads + 2 * s.key_heads) * s.head_dim);
+  prelude.constant("INTERMEDIATE", s.intermediate).constant("HEADS", s.heads).constant("KEY_HEADS", s.key_heads).constant("HEAD_DIM", s.head_dim);
+  prelude.constant("HEAD_NORM", s.head_norm).constant("BIAS", s.bias).constant("RANK", s.rank).constant("LEAST_WORKGROUPS", plan.workgroups);
+  prelude.constant("VALUES", plan.values).constant("SHARES", plan.shares).constant("REGION", places.end).constant("QKV_AT", places.qkv);
+  prelude.constant("PARTS_AT", places.parts).constant("NUMBERS_AT", places.numbers).constant("ATTENDED_AT", places.attended);
+  prelude.constant("MIDDLE_AT", places.middle).constant("GATED_AT", places.gated).constant("LORA_AT", places.lora);
+  const Constants constants(s);
+  prelude.constant("TROUBLE_AT", 2 * places.end).constant("ATTENTION_NORM_AT", constants.attention_norm).constant("MLP_NORM_AT", constants.mlp_norm);
+  prelude.constant("Q_NORM_AT", constants.q_norm).constant("K_NORM_AT", constants.k_norm).constant("BIAS_AT", constants.bias);
+  prelude.text(nf4_codes_text(codes));
+  return kernel(device, "layer_step", prelude,
+                {"subgroup_codes", "step_product", "step_exchange", s.rank > 0 ? "step_lora" : "step_lora_none", "step_attention"}, "main");
+}
+
+void check_shapes(const LayerStep& op) {
+  const LayerStepShape& s = op.plan.shape;
+  const std::uint32_t qkv = (s.heads + 2 * s.key_heads) * s.head_dim, attended = s.heads * s.head_dim;
+  expect_shape(op.input, DType::f32, {1, s.hidden}, in_layer_step, "input");
+  expect_shape(op.output, DType::f32, {1, s.hidden}, in_layer_step, "output");
+  const std::array<std::uint64_t, 4> sizes{std::uint64_t{qkv} * s.hidden, std::uint64_t{attended} * s.hidden,
+                                           2ull * s.intermediate * s.hidden, std::uint64_t{s.intermediate} * s.hidden};
+  for (std::size_t i = 0; i < 4; ++i) {
+    check(op.weights[i].packed.bytes() * 2 == sizes[i] && op.weights[i].absmax.size() * 64 == sizes[i], in_layer_step,
+          "Weight {} has {} packed bytes for {} elements.", i, op.weights[i].packed.bytes(), sizes[i]);
+    check(op.weights[i].codes == op.weights[0].codes, in_layer_step, "The weights have different code books.");
+  }
+  check(op.k && op.k.rank() == 3 && op.k.dim(0) == s.key_heads && op.k.dim(2) == s.head_dim && op.k.shape_text() == op.v.shape_text(),
+        in_layer_step, "Keys and values do not match.");
+  check(op.new_key < op.k.dim(1) && op.keys >= 1 && op.keys <= op.new_key + 1, in_layer_step, "{} keys up to row {} came of caches of {}.",
+        op.keys, op.new_key, op.k.dim(1));
+}
+
+void set_adapters(LayerStepParams& params, const LayerStep& op) {
+  for (std::size_t i = 0; i < op.adapters.size(); ++i) {
+    if (!op.adapters[i]) continue;
+    params.adapted |= 1u << i;
+    params.a_begin[i] = op.adapters[i]->a, params.b_begin[i] = op.adapters[i]->b, params.scaling[i] = op.adapters[i]->scaling;
+  }
+}
+
+Tensor words_of(const Tensor& packed) {
+  return Tensor(packed.buffer(), packed.offset(), DType::u32, {static_cast<std::uint32_t>(packed.bytes() / 4)});
+}
+
+}  // namespace
+
+std::uint32_t LayerStepPlan::region() const { return Places(*this).end; }
+
+std::uint64_t LayerStepPlan::workgroup_bytes() const {
+  const std::uint32_t subgroups = workgroup / subgroup;
+  const std::uint32_t hidden_rows = 3 * shape.rank;
+  return 4ull * (values + shares + 3 * subgroups + hidden_rows +
+                 ceil_div(hidden_rows, workgroups) * subgroups);
+}
+
+std::uint32_t resident_workgroups(gpu::Device& device, std::uint32_t workgroup, std::uint64_t workgroup_bytes) {
+  // More than any adapter runs at one time, and long enough for all that do to begin.
+  constexpr std::uint32_t many = 1024, gpu_patience = 2000, software_patience = 1000000;
+  const Tensor arrived = device.tensor(DType::u32, {1}, "resident"), seen = device.tensor(DType::u32, {1}, "resident");
+  gpu::Prelude prelude;
+  prelude.constant("WORKGROUP", workgroup).constant("ROOM", static_cast<std::uint32_t>(workgroup_bytes / 4));
+  struct Params {
+    std::uint32_t patience;
+  };
+  const bool software = device.info().type == gpu::AdapterType::software;
+  gpu::Recorder recorder(device);
+  recorder.dispatch(kernel(device, "resident", prelude), {gpu::read_write(arrived), gpu::write(seen)},
+                    Params{software ? software_patience : gpu_patience}, {software ? 64 : many});
+  recorder.submit();
+  return device.read<std::uint32_t>(seen)[0];
+}
+
+std::optional<LayerStepPlan> layer_step_plan(gpu::Device& device, const LayerStepShape& shape, std::uint32_t workgroups) {
+  constexpr std::uint32_t guess = 128, gpu_patience = 1u << 20, software_patience = 1u << 24;
+  if (!suits(device, shape)) return {};
+  const auto first = best_plan(device, shape, workgroups ? workgroups : guess);
+  if (!first) return {};
+  if (!workgroups) workgroups = resident_workgroups(device, first->workgroup, first->workgroup_bytes());
+  auto plan = best_plan(device, shape, workgroups);
+  if (plan) plan->patience = device.info().type == gpu::AdapterType::software ? software_patience : gpu_patience;
+  return plan;
+}
+
+LayerStepRoom make_layer_step_room(gpu::Device& device, const LayerStepPlan& plan, std::span<const LayerStepVectors> layers) {
+  const LayerStepShape& s = plan.shape;
+  const Constants places(s);
+  LayerStepRoom room{.exchange = device.tensor(DType::u32, {2 * plan.region() + 1}, "exchange"),
+                     .constants = device.tensor(DType::f32, {static_cast<std::uint32_t>(layers.size()), places.end}, "constants")};
+  gpu::Recorder recorder(device);
+  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+    const auto put = [&](const Tensor& from, std::uint32_t at, std::uint32_t size, bool wanted) {
+      check(static_cast<bool>(from) == wanted, in_layer_step, "A norm or a bias came that the plan has not, or the other way round.");
+      if (!wanted) return;
+      expect_shape(from, DType::f32, {size}, in_layer_step, "a vector");
+      recorder.copy(from, room.constants.part(layer * places.end + at, {size}));
+    };
+    put(layers[layer].attention_norm, places.attention_norm, s.hidden, true);
+    put(layers[layer].mlp_norm, places.mlp_norm, s.hidden, true);
+    put(layers[layer].q_norm, places.q_norm, s.head_dim, s.head_norm);
+    put(layers[layer].k_norm, places.k_norm, s.head_dim, s.head_norm);
+    put(layers[layer].qkv_bias, places.bias, (s.heads + 2 * s.key_heads) * s.head_dim, s.bias);
+  }
+  recorder.submit();
+  return room;
+}
+
+std::uint64_t layer_step_room_bytes(const LayerStepShape& shape, std::uint32_t layers, std::uint32_t workgroups) {
+  const LayerStepPlan plan{.shape = shape, .most_parts = workgroups ? parts_of(shape, workgroups) : most_parts};
+  return gpu::buffer_bytes(4 * (2ull * plan.region() + 1)) + gpu::buffer_bytes(4ull * layers * Constants(shape).end);
+}
+
+void clear(gpu::Recorder& recorder, const LayerStepRoom& room) {
+  recorder.clear(room.exchange.part(0, {static_cast<std::uint32_t>(room.exchange.size() - 1)}));
+}
+
+void record(gpu::Recorder& recorder, const LayerStep& op) {
+  check_shapes(op);
+  gpu::Device& device = recorder.device();
+  const LayerStepPlan& plan = op.plan;
+  const std::uint32_t part_keys = ceil_div(op.keys, plan.most_parts), parts = ceil_div(op.keys, part_keys);
+  const std::uint32_t region = plan.region();
+  LayerStepParams params{.workgroups = plan.workgroups, .region = op.layer % 2 * region, .other_region = (op.layer + 1) % 2 * region,
+                         .patience = plan.patience, .eps = op.eps, .capacity = op.k.dim(1), .first_key = op.new_key + 1 - op.keys,
+                         .new_key = op.new_key, .parts = parts, .part_keys = part_keys,
+                         .position = op.position, .constants = op.layer * Constants(plan.shape).end};
+  set_adapters(params, op);
+  std::vector<gpu::Binding> bindings{gpu::read_write(op.room.exchange)};
+  double bytes = 8.0 * op.keys * plan.shape.key_heads * plan.shape.head_dim, flops = 0;
+  for (const Nf4& w : op.weights) {
+    bindings.push_back(gpu::read(words_of(w.packed)));
+    bindings.push_back(gpu::read(w.absmax));
+    bytes += static_cast<double>(w.packed.bytes() + w.absmax.bytes()), flops += 4.0 * static_cast<double>(w.packed.bytes());
+  }
+  for (const gpu::Binding& binding : {gpu::read_write(op.k), gpu::read_write(op.v), gpu::read(op.table), gpu::read(op.room.constants),
+                                      gpu::read(op.input), gpu::write(op.output)}) {
+    bindings.push_back(binding);
+  }
+  if (plan.shape.rank > 0) bindings.push_back(gpu::read(op.lora ? op.lora : op.room.constants));
+  recorder.dispatch_bytes(step_kernel(device, plan, op.weights[0].codes), bindings, std::as_bytes(std::span<const LayerStepParams, 1>(&params, 1)),
+                          {plan.workgroups}, {.bytes = bytes, .flops = flops});
+}
+
+}  // namespace nibble

@@ -1,0 +1,80 @@
+#pragma once
+
+#include "nibble/kernels/nf4.h"
+
+#include <array>
+#include <optional>
+
+namespace nibble {
+
+// A whole layer for one new token in one dispatch: what Nf4Vec, AttentionStep and Nf4VecSwiGlu do in five, and LoraVec in four more.
+// f32 arithmetic, sums in an order that the plan fixes.
+//
+// Its workgroups wait for each other's results, so all of them must run at one time, which WebGPU does not promise. How many do is
+// counted on the device (resident_workgroups). Where one waits in vain nevertheless, it gives up after a while: the output is NaN,
+// trouble() is not zero, and nothing that follows waits again.
+struct LayerStepShape {
+  std::uint32_t hidden, intermediate;  // multiples of 64
+  std::uint32_t heads, key_heads, head_dim;
+  bool head_norm = false, bias = false;
+  std::uint32_t rank = 0;  // of the adapters; 0: none
+};
+
+// How a shape is spread over an adapter.
+struct LayerStepPlan {
+  LayerStepShape shape;
+  std::uint32_t subgroup = 0, workgroup = 0, workgroups = 0;
+  std::uint32_t values = 0, shares = 0;  // elements of workgroup memory
+  std::uint32_t most_parts = 0;          // of a head's keys
+  std::uint32_t patience = 0;            // looks at a value that is not there yet
+  std::uint32_t region() const;          // words of the exchange that a layer takes
+  std::uint64_t workgroup_bytes() const;
+};
+
+// Empty where the adapter or the shape does not suit. `workgroups` for tests; 0: as many as are resident.
+std::optional<LayerStepPlan> layer_step_plan(gpu::Device& device, const LayerStepShape& shape, std::uint32_t workgroups = 0);
+
+// Workgroups of `workgroup` invocations and so many bytes of workgroup memory that run at one time, as a dispatch of more counted.
+std::uint32_t resident_workgroups(gpu::Device& device, std::uint32_t workgroup, std::uint64_t workgroup_bytes);
+
+// A layer's vectors, f32.
+struct LayerStepVectors {
+  Tensor attention_norm, mlp_norm;  // (hidden)
+  Tensor q_norm, k_norm;            // (head_dim), with head_norm
+  Tensor qkv_bias;                  // (q + k + v), with bias
+};
+
+struct LayerStepRoom {
+  Tensor exchange;   // u32: two regions of what layers hand on within a dispatch, in turns; then a word that says whether one waited in vain
+  Tensor constants;  // (layers, ...) f32: the vectors of each
+  Tensor trouble() const { return exchange.part(exchange.size() - 1, {1}); }
+};
+LayerStepRoom make_layer_step_room(gpu::Device& device, const LayerStepPlan& plan, std::span<const LayerStepVectors> layers);
+// Of so many workgroups; 0: at most.
+std::uint64_t layer_step_room_bytes(const LayerStepShape& shape, std::uint32_t layers, std::uint32_t workgroups = 0);
+// Before the first layer of each token.
+void clear(gpu::Recorder& recorder, const LayerStepRoom& room);
+
+struct LayerStep {
+  const LayerStepPlan& plan;
+  LayerStepRoom room;
+  std::uint32_t layer;  // counted from the token's first
+  Tensor input, output;  // (1, hidden), different tensors
+  std::array<Nf4, 4> weights;  // qkv (q + k + v, hidden), o (hidden, heads * head_dim), gate_up (2 intermediate, hidden), down
+  float eps = 1e-6f;
+  std::uint32_t position = 0;
+  Tensor table;                     // (positions, D/2, 2)
+  Tensor k, v;                      // (key_heads, capacity, D)
+  std::uint32_t new_key = 0, keys = 0;  // the row of the new token's, and how many rows up to it are met
+  // With a rank: all adapters, the places of a projection's A (rank, in) and B (out, rank) there in elements, by Projection, and
+  // their factors; empty where a projection has none.
+  struct Adapter {
+    std::uint32_t a, b;
+    float scaling;
+  };
+  Tensor lora = {};
+  std::array<std::optional<Adapter>, 7> adapters = {};
+};
+void record(gpu::Recorder& recorder, const LayerStep& op);
+
+}  // namespace nibble

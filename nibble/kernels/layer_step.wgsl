@@ -1,0 +1,186 @@
+// A whole layer for one new token in one dispatch, for GPUs, where the start and the end of a dispatch cost more than most of a
+// layer's products. All workgroups must run at one time (layer_step.h), for they hand their results to each other through
+// `exchange` (lib/step_exchange.wgsl): projection of queries, keys and values; attention by parts; its parts together; o; gate and
+// up; down. Before a result is waited for, the first codes that it will meet are asked for.
+//
+// Prelude: SUBGROUP, at least 8; WORKGROUP, a multiple of it; HIDDEN, ATTENDED, QKV, INTERMEDIATE, multiples of 64; HEADS, KEY_HEADS,
+// HEAD_DIM; HEAD_NORM, BIAS, RANK; VALUES and SHARES, room of workgroup memory; REGION and the places in it: QKV_AT, PARTS_AT,
+// NUMBERS_AT, ATTENDED_AT, MIDDLE_AT, GATED_AT, LORA_AT, and behind both regions TROUBLE_AT; LEAST_WORKGROUPS; places in a layer's
+// constants: ATTENTION_NORM_AT, MLP_NORM_AT, Q_NORM_AT, K_NORM_AT, BIAS_AT.
+
+struct Params {
+  workgroups: u32,
+  region: u32,        // of the exchange, this layer's
+  other_region: u32,  // that of the layer before
+  patience: u32,      // looks at a word that is not there yet
+  eps: f32,
+  capacity: u32,      // of the caches, rows of a head
+  first_key: u32,     // the first row that is met
+  new_key: u32,       // the new token's, and the last
+  parts: u32,         // of the keys
+  part_keys: u32,
+  position: u32,      // of the new token
+  constants: u32,     // where this layer's begin
+  adapted: u32,       // a bit for each projection that has an adapter
+  a_begin: array<vec4<u32>, 2>,  // by projection, in `lora`
+  b_begin: array<vec4<u32>, 2>,
+  scaling: array<vec4<f32>, 2>,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(13) var<storage, read> constants: array<f32>;  // of all layers: norms of a layer and of heads, bias
+@group(0) @binding(14) var<storage, read> input: array<f32>;
+@group(0) @binding(15) var<storage, read_write> output: array<f32>;
+
+const HIDDEN_PLACES = 3u * RANK;
+
+var<workgroup> square_shares: array<f32, SUBGROUPS>;
+
+fn constant_at(at: u32) -> f32 {
+  return constants[params.constants + at];
+}
+
+// Who asks, within a workgroup.
+struct Invocation {
+  index: u32,
+  subgroup: u32,
+  lane: u32,
+}
+
+// `values` of a sweep, and for a norm the share of the squares' sum.
+fn fetch_normed(from_input: bool, first: u32, count: u32, who: Invocation) -> f32 {
+  if (!from_input) {
+    fetch(MIDDLE_AT + first, count, who.index);
+  }
+  var squares = 0.0;
+  for (var k = who.index; k < count; k += WORKGROUP) {
+    var value = 0.0;
+    if (from_input) {
+      value = input[first + k];
+      values[place(k)] = value * constant_at(ATTENTION_NORM_AT + first + k);
+    } else {
+      value = values[place(k)];
+      values[place(k)] = value * constant_at(MLP_NORM_AT + first + k);
+    }
+    squares = fma(value, value, squares);
+  }
+  return squares;
+}
+
+fn norm_factor() -> f32 {
+  var sum = 0.0;
+  for (var s = 0u; s < SUBGROUPS; s++) {
+    sum += square_shares[s];
+  }
+  return 1.0 / sqrt(sum / f32(HIDDEN) + params.eps);
+}
+
+// A product up to its shares, with the hidden values of its adapters. Returns the norm's factor where there is one.
+fn run_product(p: Product, source: u32, first_projection: u32, members: u32, who: Invocation, workgroup: u32) -> f32 {
+  let own = own_units(p.units, workgroup);
+  let normed = p.weight == 0u || p.weight == 2u;
+  var squares = 0.0;
+  var factor = 1.0;
+  for (var sweep = 0u; sweep < sweeps_of(p.inputs); sweep++) {
+    let walk = walk_of(p, own, sweep, who.subgroup, who.lane);
+    let ahead = look_ahead(p, own, walk);
+    let first = sweep * width_of(p.inputs) * SPAN;
+    let count = min(p.inputs - first, width_of(p.inputs) * SPAN);
+    if (sweep > 0u) {
+      workgroupBarrier();
+    }
+    if (normed) {
+      squares += fetch_normed(p.weight == 0u, first, count, who);
+      let sum = subgroupAdd(squares);
+      if (who.lane == 0u) {
+        square_shares[who.subgroup] = sum;
+      }
+    } else {
+      fetch(source + first, count, who.index);
+    }
+    workgroupBarrier();
+    if (RANK > 0u) {
+      add_hidden(first_projection, members, p.inputs, first, count, who.index, who.subgroup, who.lane, workgroup);
+      if (sweep + 1u == sweeps_of(p.inputs)) {
+        workgroupBarrier();
+        if (normed) {
+          factor = norm_factor();
+        }
+        put_hidden(LORA_AT + p.weight * HIDDEN_PLACES, first_projection, members, factor, who.index, workgroup);
+      }
+    }
+    multiply(p, own, walk, sweep, ahead, who.lane);
+  }
+  take_hidden(LORA_AT + p.weight * HIDDEN_PLACES, first_projection, members, who.index);
+  workgroupBarrier();
+  if (normed) {
+    factor = norm_factor();
+  }
+  return factor;
+}
+
+fn project(who: Invocation, workgroup: u32) {
+  let own = own_units(QKV, workgroup);
+  let factor = run_product(QKV_PRODUCT, 0u, 0u, 3u, who, workgroup);
+  for (var n = who.index; n < own.count; n += WORKGROUP) {
+    let row = own.first + n;
+    let member = u32(row >= ATTENDED) + u32(row >= ATTENDED + KEY_HEADS * HEAD_DIM);
+    let begin = select(0u, ATTENDED + (member - 1u) * KEY_HEADS * HEAD_DIM, member > 0u);
+    var result = total(n, slices_of(HIDDEN)) * factor + share_of_adapter(member, member, row - begin);
+    if (BIAS) {
+      result += constant_at(BIAS_AT + row);
+    }
+    put(QKV_AT + row, result);
+  }
+}
+
+fn attend_all(who: Invocation, workgroup: u32) {
+  for (var item = workgroup; item < KEY_HEADS * params.parts; item += params.workgroups) {
+    workgroupBarrier();
+    attend(item, who.index, who.subgroup, who.lane);
+  }
+  put_attended(own_units(ATTENDED, workgroup), who.index);
+}
+
+fn project_attended(who: Invocation, workgroup: u32) {
+  let own = own_units(HIDDEN, workgroup);
+  run_product(O_PRODUCT, ATTENDED_AT, 3u, 1u, who, workgroup);
+  for (var n = who.index; n < own.count; n += WORKGROUP) {
+    let row = own.first + n;
+    put(MIDDLE_AT + row, input[row] + total(n, slices_of(ATTENDED)) + share_of_adapter(3u, 0u, row));
+  }
+}
+
+fn gate(who: Invocation, workgroup: u32) {
+  let own = own_units(INTERMEDIATE, workgroup);
+  let factor = run_product(GATE_UP_PRODUCT, MIDDLE_AT, 4u, 2u, who, workgroup);
+  for (var n = who.index; n < own.count; n += WORKGROUP) {
+    let row = own.first + n;
+    let g = total(2u * n, slices_of(HIDDEN)) * factor + share_of_adapter(4u, 0u, row);
+    let u = total(2u * n + 1u, slices_of(HIDDEN)) * factor + share_of_adapter(5u, 1u, row);
+    put(GATED_AT + row, g / (1.0 + exp(-max(g, -87.0))) * u);
+  }
+}
+
+fn project_gated(who: Invocation, workgroup: u32) {
+  let own = own_units(HIDDEN, workgroup);
+  run_product(DOWN_PRODUCT, GATED_AT, 6u, 1u, who, workgroup);
+  for (var n = who.index; n < own.count; n += WORKGROUP) {
+    let row = own.first + n;
+    output[row] = take(MIDDLE_AT + row, 0u) + total(n, slices_of(INTERMEDIATE)) + share_of_adapter(6u, 0u, row);
+  }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32,
+        @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) lane: u32) {
+  let who = Invocation(index, subgroup, lane);
+  patience = select(params.patience, 0u, in_trouble());
+  empty_other_region(index, group.x);
+  prepare_codes(lane);
+  project(who, group.x);
+  attend_all(who, group.x);
+  project_attended(who, group.x);
+  gate(who, group.x);
+  project_gated(who, group.x);
+}

@@ -1,0 +1,248 @@
+// Attention of the new token over the cached keys and itself. Keys are cut into parts; a workgroup has a part of one key head's
+// (item), a subgroup one of the head's queries and every TEAMS-th key of the part, whose scores and weighted values it keeps by the
+// running maximum. The teams' results are put together in workgroup memory, the parts' by whoever has those columns of the output.
+@group(0) @binding(10) var<storage, read_write> k_cache: array<vec4<f32>>;
+@group(0) @binding(11) var<storage, read_write> v_cache: array<vec4<f32>>;
+@group(0) @binding(12) var<storage, read> rope: array<vec2<f32>>;  // (positions, HEAD_DIM / 2) of cos, sin
+
+const LOWEST = -1e30;
+const GROUP = HEADS / KEY_HEADS;
+const VECTORS = HEAD_DIM / 4u;
+const OWN_VECTORS = (VECTORS + SUBGROUP - 1u) / SUBGROUP;  // of a lane
+const TEAMS = SUBGROUPS / GROUP;  // subgroups of each query
+const KEYS = 4u;                  // of a subgroup at a time
+// In `values`, behind the subgroups' results: the item's queries, the new key, the new values.
+const FRESH_AT = SUBGROUPS * HEAD_DIM;
+const FRESH = (GROUP + 2u) * HEAD_DIM;
+
+var<workgroup> largests: array<f32, SUBGROUPS>;
+var<workgroup> totals: array<f32, SUBGROUPS>;
+
+alias Vectors = array<vec4<f32>, OWN_VECTORS>;
+
+fn own_vector(lane: u32, i: u32) -> u32 {
+  return min(lane + i * SUBGROUP, VECTORS - 1u);
+}
+
+// A lane's share of a row's rotation: pairs (d, d + HALF).
+const HALF = HEAD_DIM / 2u;
+const OWN_PAIRS = (HALF + SUBGROUP - 1u) / SUBGROUP;
+struct Turn {
+  turn: array<vec2<f32>, OWN_PAIRS>,
+  norm: array<vec2<f32>, OWN_PAIRS>,
+}
+fn turn_of(row: u32, lane: u32) -> Turn {
+  var result: Turn;
+  for (var i = 0u; i < OWN_PAIRS; i++) {
+    let d = min(lane + i * SUBGROUP, HALF - 1u);
+    result.turn[i] = rope[params.position * HALF + d];
+    if (HEAD_NORM) {
+      let norm = select(K_NORM_AT, Q_NORM_AT, row < GROUP) + d;
+      result.norm[i] = vec2<f32>(constant_at(norm), constant_at(norm + HALF));
+    }
+  }
+  return result;
+}
+
+fn fetch_fresh(key_head: u32, invocation: u32) {
+  for (var k = invocation; k < FRESH; k += WORKGROUP) {
+    let row = k / HEAD_DIM;
+    let head = select(HEADS + select(key_head, KEY_HEADS + key_head, row > GROUP), key_head * GROUP + row, row < GROUP);
+    values[FRESH_AT + k] = take(QKV_AT + head * HEAD_DIM + k % HEAD_DIM, 0u);
+  }
+}
+
+// Norm and rotation of a query, with the factor of the scores, or of the key; in place.
+fn turn_row(row: u32, turn: Turn, lane: u32, changes: bool) {
+  let at = FRESH_AT + row * HEAD_DIM;
+  var pairs: array<vec2<f32>, OWN_PAIRS>;
+  var sum = 0.0;
+  for (var i = 0u; i < OWN_PAIRS; i++) {
+    let d = lane + i * SUBGROUP;
+    if (d < HALF) {
+      pairs[i] = vec2<f32>(values[at + d], values[at + d + HALF]);
+      sum += dot(pairs[i], pairs[i]);
+    }
+  }
+  var factor = select(1.0, 1.0 / sqrt(f32(HEAD_DIM)), row < GROUP);
+  if (HEAD_NORM) {
+    factor *= 1.0 / sqrt(subgroupAdd(sum) / f32(HEAD_DIM) + params.eps);
+  }
+  for (var i = 0u; i < OWN_PAIRS; i++) {
+    let d = lane + i * SUBGROUP;
+    if (changes && d < HALF) {
+      let pair = pairs[i] * select(vec2<f32>(1.0), turn.norm[i], HEAD_NORM) * factor;
+      values[at + d] = pair.x * turn.turn[i].x - pair.y * turn.turn[i].y;
+      values[at + d + HALF] = pair.y * turn.turn[i].x + pair.x * turn.turn[i].y;
+    }
+  }
+}
+
+fn fresh_vector(row: u32, vector: u32) -> vec4<f32> {
+  let at = FRESH_AT + row * HEAD_DIM + 4u * vector;
+  return vec4<f32>(values[at], values[at + 1u], values[at + 2u], values[at + 3u]);
+}
+
+// Some keys of a subgroup, every TEAMS-th row.
+struct Tile {
+  k: array<Vectors, KEYS>,
+  v: array<Vectors, KEYS>,
+}
+// The new token's row holds something else as yet.
+fn cached_tile(key_head: u32, first: u32, lane: u32) -> Tile {
+  var tile: Tile;
+  for (var j = 0u; j < KEYS; j++) {
+    let row = (key_head * params.capacity + min(first + j * TEAMS, params.new_key)) * VECTORS;
+    for (var i = 0u; i < OWN_VECTORS; i++) {
+      tile.k[j][i] = k_cache[row + own_vector(lane, i)];
+      tile.v[j][i] = v_cache[row + own_vector(lane, i)];
+    }
+  }
+  return tile;
+}
+
+fn put_new_key(key_head: u32, invocation: u32) {
+  if (invocation < VECTORS) {
+    let at = (key_head * params.capacity + params.new_key) * VECTORS + invocation;
+    k_cache[at] = fresh_vector(GROUP, invocation);
+    v_cache[at] = fresh_vector(GROUP + 1u, invocation);
+  }
+}
+
+// What a subgroup has of its query's keys.
+struct Running {
+  largest: f32,
+  total: f32,
+  sums: Vectors,
+}
+
+fn add_tile(running: Running, tile: Tile, query: Vectors, first: u32, end: u32, lane: u32) -> Running {
+  var scores: array<f32, KEYS>;
+  var largest = running.largest;
+  for (var j = 0u; j < KEYS; j++) {
+    let row = first + j * TEAMS;
+    var score = 0.0;
+    for (var i = 0u; i < OWN_VECTORS; i++) {
+      let k = select(tile.k[j][i], fresh_vector(GROUP, own_vector(lane, i)), row == params.new_key);
+      score += select(0.0, dot(query[i], k), lane + i * SUBGROUP < VECTORS);
+    }
+    scores[j] = select(LOWEST, subgroupAdd(score), row < end);
+    largest = max(largest, scores[j]);
+  }
+  var result = running;
+  let shrink = exp(running.largest - largest);
+  result.largest = largest;
+  result.total *= shrink;
+  for (var i = 0u; i < OWN_VECTORS; i++) {
+    result.sums[i] *= shrink;
+  }
+  for (var j = 0u; j < KEYS; j++) {
+    let row = first + j * TEAMS;
+    let weight = select(0.0, exp(scores[j] - largest), row < end);
+    result.total += weight;
+    for (var i = 0u; i < OWN_VECTORS; i++) {
+      result.sums[i] += weight * select(tile.v[j][i], fresh_vector(GROUP + 1u, own_vector(lane, i)), row == params.new_key);
+    }
+  }
+  return result;
+}
+
+// Puts the teams' results for each query together and hands them on as part `part`.
+fn put_part(key_head: u32, part: u32, invocation: u32) {
+  for (var n = invocation; n < GROUP * HEAD_DIM; n += WORKGROUP) {
+    let h = n / HEAD_DIM;
+    var largest = f32(LOWEST);
+    for (var t = 0u; t < TEAMS; t++) {
+      largest = max(largest, largests[t * GROUP + h]);
+    }
+    var sum = 0.0;
+    var total = 0.0;
+    for (var t = 0u; t < TEAMS; t++) {
+      let weight = exp(largests[t * GROUP + h] - largest);
+      sum += weight * values[(t * GROUP + h) * HEAD_DIM + n % HEAD_DIM];
+      total += weight * totals[t * GROUP + h];
+    }
+    let at = (key_head * GROUP + h) * params.parts + part;
+    put(PARTS_AT + at * HEAD_DIM + n % HEAD_DIM, sum);
+    if (n % HEAD_DIM == 0u) {
+      put(NUMBERS_AT + 2u * at, largest);
+      put(NUMBERS_AT + 2u * at + 1u, total);
+    }
+  }
+}
+
+fn attend(item: u32, invocation: u32, subgroup: u32, lane: u32) {
+  let key_head = item / params.parts;
+  let part = item % params.parts;
+  let begin = params.first_key + part * params.part_keys;
+  let end = min(params.new_key + 1u, begin + params.part_keys);
+  let team = subgroup / GROUP;
+  let turn = turn_of(subgroup, lane);
+  var tile = cached_tile(key_head, begin + team, lane);
+  fetch_fresh(key_head, invocation);
+  workgroupBarrier();
+  turn_row(min(subgroup, GROUP), turn, lane, subgroup <= GROUP);
+  workgroupBarrier();
+  if (begin < end && end == params.new_key + 1u) {
+    put_new_key(key_head, invocation);
+  }
+  var query: Vectors;
+  for (var i = 0u; i < OWN_VECTORS; i++) {
+    query[i] = fresh_vector(subgroup % GROUP, own_vector(lane, i));
+  }
+  var running: Running;
+  running.largest = LOWEST;
+  for (var first = begin; first < end; first += KEYS * TEAMS) {
+    running = add_tile(running, tile, query, first + team, end, lane);
+    if (first + KEYS * TEAMS < end) {
+      tile = cached_tile(key_head, first + KEYS * TEAMS + team, lane);
+    }
+  }
+  if (team < TEAMS) {
+    for (var i = 0u; i < OWN_VECTORS; i++) {
+      let vector = lane + i * SUBGROUP;
+      if (vector < VECTORS) {
+        for (var c = 0u; c < 4u; c++) {
+          values[subgroup * HEAD_DIM + 4u * vector + c] = running.sums[i][c];
+        }
+      }
+    }
+    if (lane == 0u) {
+      largests[subgroup] = running.largest;
+      totals[subgroup] = running.total;
+    }
+  }
+  workgroupBarrier();
+  put_part(key_head, part, invocation);
+}
+
+// Columns [first, first + count) of the output from all parts; `values` has room for three numbers of each part of each. 3 barriers.
+fn put_attended(own: Own, invocation: u32) {
+  workgroupBarrier();
+  for (var n = invocation; n < own.count * params.parts; n += WORKGROUP) {
+    let column = own.first + n % own.count;
+    let at = column / HEAD_DIM * params.parts + n / own.count;
+    let places = vec3<u32>(NUMBERS_AT + 2u * at, NUMBERS_AT + 2u * at + 1u, PARTS_AT + at * HEAD_DIM + column % HEAD_DIM);
+    let seen = vec3<u32>(look(places.x), look(places.y), look(places.z));
+    for (var i = 0u; i < 3u; i++) {
+      values[3u * n + i] = take(places[i], seen[i]);
+    }
+  }
+  workgroupBarrier();
+  for (var n = invocation; n < own.count; n += WORKGROUP) {
+    var largest = f32(LOWEST);
+    for (var p = 0u; p < params.parts; p++) {
+      largest = max(largest, values[3u * (p * own.count + n)]);
+    }
+    var sum = 0.0;
+    var total = 0.0;
+    for (var p = 0u; p < params.parts; p++) {
+      let at = 3u * (p * own.count + n);
+      let weight = exp(values[at] - largest);
+      total += weight * values[at + 1u];
+      sum += weight * values[at + 2u];
+    }
+    put(ATTENDED_AT + own.first + n, sum / total);
+  }
+  workgroupBarrier();
+}
