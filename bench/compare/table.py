@@ -17,7 +17,7 @@ OUTPUTS = {"comparison.json"}
 def column_of(report):
     """(tool, how activations are kept)"""
     if report.get("tool") == "nibble":
-        return "nibble", "full" if report["settings"]["gradient_checkpointing"] else "none"
+        return "nibble", "none" if report["settings"]["gradient_checkpointing"] == "off" else "full"
     return report["tool"], report["checkpointing"]
 
 

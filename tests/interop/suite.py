@@ -60,8 +60,11 @@ class Suite:
     def llama_cpp(self):
         return self.script("llama_cpp.py", self.nibble, TINY, GOLDEN / "adapter_nonzero", "--node", self.node)
 
+    def compare_table(self):
+        return self.script("compare_table.py", self.nibble)
 
-NAMES = ["tokenizer_lines", "chat_templates", "weights_in", "safetensors_files", "peft_adapters", "gguf_files", "merge", "llama_cpp"]
+
+NAMES = ["tokenizer_lines", "chat_templates", "weights_in", "safetensors_files", "peft_adapters", "gguf_files", "merge", "compare_table", "llama_cpp"]
 
 
 def main():
