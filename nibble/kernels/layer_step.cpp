@@ -70,7 +70,9 @@ std::array<Cut, 4> cuts_of(const LayerStepShape& s, std::uint32_t subgroup, std:
 
 std::uint32_t parts_of(const LayerStepShape& shape, std::uint32_t workgroups) { return std::clamp(workgroups / shape.key_heads, 2u, most_parts); }
 
-LayerStepPlan plan_for(const LayerStepShape& shape, std::uint32_t subgroup, std::uint32_t workgroup, std::uint32_t workgroups) {
+LayerStepPlan plan_for(const gpu::Device& device, const LayerStepShape& shape, std::uint32_t workgroup, std::uint32_t workgroups) {
+  const gpu::AdapterInfo& info = device.info();
+  const std::uint32_t subgroup = info.subgroup_min_size;
   LayerStepPlan plan{.shape = shape, .subgroup = subgroup, .workgroup = workgroup, .workgroups = workgroups};
   plan.most_parts = parts_of(shape, workgroups);
   const std::uint32_t attended = ceil_div(shape.heads * shape.head_dim, workgroups);
@@ -80,6 +82,9 @@ LayerStepPlan plan_for(const LayerStepShape& shape, std::uint32_t subgroup, std:
     plan.values = std::max(plan.values, cut.width * subgroup * (lane_elements + 1));
     plan.shares = std::max(plan.shares, cut.shares);
   }
+  // With more than half of the memory a workgroup is alone on its multiprocessor, so that registers do not decide how many run.
+  const std::uint64_t alone = info.type == gpu::AdapterType::software ? 0 : info.limits.workgroup_storage / 2 + 64, bytes = plan.workgroup_bytes();
+  if (bytes < alone) plan.values += static_cast<std::uint32_t>((alone - bytes) / 4);
   return plan;
 }
 
@@ -93,7 +98,7 @@ std::optional<LayerStepPlan> best_plan(const gpu::Device& device, const LayerSte
   std::optional<LayerStepPlan> best;
   std::uint32_t best_cost = 0;
   for (std::uint32_t size = least; size <= most; size += subgroup) {
-    const LayerStepPlan plan = plan_for(shape, subgroup, size, workgroups);
+    const LayerStepPlan plan = plan_for(device, shape, size, workgroups);
     if (size / subgroup <= shape.heads / shape.key_heads || plan.workgroup_bytes() > info.limits.workgroup_storage) continue;
     std::uint32_t cost = 0;
     for (const Cut& cut : cuts_of(shape, subgroup, size, workgroups)) cost += cut.cost;
@@ -111,10 +116,9 @@ bool suits(const gpu::Device& device, const LayerStepShape& s) {
 }
 
 struct LayerStepParams {
-  std::uint32_t workgroups, region, other_region, patience;
+  std::uint32_t region, other_region, patience;
   float eps;
   std::uint32_t capacity, first_key, new_key, parts, part_keys, position, constants, adapted = 0;
-  std::array<std::uint32_t, 3> unused{};  // up to what follows, in vectors
   std::array<std::uint32_t, 8> a_begin{}, b_begin{};
   std::array<float, 8> scaling{};
 };
@@ -126,7 +130,7 @@ gpu::Kernel step_kernel(gpu::Device& device, const LayerStepPlan& plan, CodeBook
   prelude.enable("subgroups").constant("SUBGROUP", plan.subgroup).constant("WORKGROUP", plan.workgroup);
   prelude.constant("HIDDEN", s.hidden).constant("ATTENDED", s.heads * s.head_dim).constant("QKV", (s.heads + 2 * s.key_heads) * s.head_dim);
   prelude.constant("INTERMEDIATE", s.intermediate).constant("HEADS", s.heads).constant("KEY_HEADS", s.key_heads).constant("HEAD_DIM", s.head_dim);
-  prelude.constant("HEAD_NORM", s.head_norm).constant("BIAS", s.bias).constant("RANK", s.rank).constant("LEAST_WORKGROUPS", plan.workgroups);
+  prelude.constant("HEAD_NORM", s.head_norm).constant("BIAS", s.bias).constant("RANK", s.rank).constant("WORKGROUPS", plan.workgroups);
   prelude.constant("VALUES", plan.values).constant("SHARES", plan.shares).constant("REGION", places.end).constant("QKV_AT", places.qkv);
   prelude.constant("PARTS_AT", places.parts).constant("NUMBERS_AT", places.numbers).constant("ATTENDED_AT", places.attended);
   prelude.constant("MIDDLE_AT", places.middle).constant("GATED_AT", places.gated).constant("LORA_AT", places.lora);
@@ -173,10 +177,12 @@ Tensor words_of(const Tensor& packed) {
 std::uint32_t LayerStepPlan::region() const { return Places(*this).end; }
 
 std::uint64_t LayerStepPlan::workgroup_bytes() const {
-  const std::uint32_t subgroups = workgroup / subgroup;
-  const std::uint32_t hidden_rows = 3 * shape.rank;
-  return 4ull * (values + shares + 3 * subgroups + hidden_rows +
-                 ceil_div(hidden_rows, workgroups) * subgroups);
+  const std::uint32_t subgroups = workgroup / subgroup, hidden_rows = 3 * shape.rank;
+  std::uint64_t bytes = 0;
+  for (const std::uint32_t words : {values, shares, subgroups, subgroups, subgroups, hidden_rows, ceil_div(hidden_rows, workgroups) * subgroups}) {
+    bytes += ceil_div(words, 4) * 16;  // as Dawn counts each variable
+  }
+  return bytes;
 }
 
 std::uint32_t resident_workgroups(gpu::Device& device, std::uint32_t workgroup, std::uint64_t workgroup_bytes) {
@@ -199,10 +205,16 @@ std::uint32_t resident_workgroups(gpu::Device& device, std::uint32_t workgroup, 
 std::optional<LayerStepPlan> layer_step_plan(gpu::Device& device, const LayerStepShape& shape, std::uint32_t workgroups) {
   constexpr std::uint32_t guess = 128, gpu_patience = 1u << 20, software_patience = 1u << 24;
   if (!suits(device, shape)) return {};
-  const auto first = best_plan(device, shape, workgroups ? workgroups : guess);
-  if (!first) return {};
-  if (!workgroups) workgroups = resident_workgroups(device, first->workgroup, first->workgroup_bytes());
-  auto plan = best_plan(device, shape, workgroups);
+  auto plan = best_plan(device, shape, workgroups ? workgroups : guess);
+  if (plan && !workgroups) {
+    const std::uint64_t counted_with = plan->workgroup_bytes();
+    const std::uint32_t resident = resident_workgroups(device, plan->workgroup, counted_with);
+    plan = plan_for(device, shape, plan->workgroup, resident);
+    // Fewer workgroups have more rows each.
+    const std::uint64_t bytes = plan->workgroup_bytes();
+    if (bytes > device.info().limits.workgroup_storage) return {};
+    if (bytes > counted_with && resident_workgroups(device, plan->workgroup, bytes) < resident) return {};
+  }
   if (plan) plan->patience = device.info().type == gpu::AdapterType::software ? software_patience : gpu_patience;
   return plan;
 }
@@ -245,7 +257,7 @@ void record(gpu::Recorder& recorder, const LayerStep& op) {
   const LayerStepPlan& plan = op.plan;
   const std::uint32_t part_keys = ceil_div(op.keys, plan.most_parts), parts = ceil_div(op.keys, part_keys);
   const std::uint32_t region = plan.region();
-  LayerStepParams params{.workgroups = plan.workgroups, .region = op.layer % 2 * region, .other_region = (op.layer + 1) % 2 * region,
+  LayerStepParams params{.region = op.layer % 2 * region, .other_region = (op.layer + 1) % 2 * region,
                          .patience = plan.patience, .eps = op.eps, .capacity = op.k.dim(1), .first_key = op.new_key + 1 - op.keys,
                          .new_key = op.new_key, .parts = parts, .part_keys = part_keys,
                          .position = op.position, .constants = op.layer * Constants(plan.shape).end};

@@ -5,11 +5,10 @@
 //
 // Prelude: SUBGROUP, at least 8; WORKGROUP, a multiple of it; HIDDEN, ATTENDED, QKV, INTERMEDIATE, multiples of 64; HEADS, KEY_HEADS,
 // HEAD_DIM; HEAD_NORM, BIAS, RANK; VALUES and SHARES, room of workgroup memory; REGION and the places in it: QKV_AT, PARTS_AT,
-// NUMBERS_AT, ATTENDED_AT, MIDDLE_AT, GATED_AT, LORA_AT, and behind both regions TROUBLE_AT; LEAST_WORKGROUPS; places in a layer's
+// NUMBERS_AT, ATTENDED_AT, MIDDLE_AT, GATED_AT, LORA_AT, and behind both regions TROUBLE_AT; WORKGROUPS, those of the dispatch; places in a layer's
 // constants: ATTENTION_NORM_AT, MLP_NORM_AT, Q_NORM_AT, K_NORM_AT, BIAS_AT.
 
 struct Params {
-  workgroups: u32,
   region: u32,        // of the exchange, this layer's
   other_region: u32,  // that of the layer before
   patience: u32,      // looks at a word that is not there yet
@@ -86,9 +85,8 @@ fn run_product(p: Product, source: u32, first_projection: u32, members: u32, who
     let ahead = look_ahead(p, own, walk);
     let first = sweep * width_of(p.inputs) * SPAN;
     let count = min(p.inputs - first, width_of(p.inputs) * SPAN);
-    if (sweep > 0u) {
-      workgroupBarrier();
-    }
+    // What this workgroup has put is taken by others of its subgroups, which only barriers promise to run.
+    workgroupBarrier();
     if (normed) {
       squares += fetch_normed(p.weight == 0u, first, count, who);
       let sum = subgroupAdd(squares);
@@ -135,7 +133,7 @@ fn project(who: Invocation, workgroup: u32) {
 }
 
 fn attend_all(who: Invocation, workgroup: u32) {
-  for (var item = workgroup; item < KEY_HEADS * params.parts; item += params.workgroups) {
+  for (var item = workgroup; item < KEY_HEADS * params.parts; item += WORKGROUPS) {
     workgroupBarrier();
     attend(item, who.index, who.subgroup, who.lane);
   }

@@ -125,6 +125,7 @@ void Generator::use_adapter(bool use) {
   if (wanted == lora_) return;
   head_.use_base(!use);
   lora_ = wanted;
+  prepared_.reset();
   for (auto& seen : seen_) seen.clear();
 }
 
@@ -209,6 +210,7 @@ void Generator::forget_changed_adapters() {
   adapters_->on_device();
   if (std::exchange(adapters_version_, adapters_->version()) == adapters_->version()) return;
   if (adapters_->dora()) adapters_->dora()->renew();
+  prepared_.reset();
   for (auto& seen : seen_) seen.clear();
 }
 

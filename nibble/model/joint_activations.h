@@ -28,7 +28,8 @@ struct JointActivations {
 
 // Room that the passes of all layers share. What attention's own kernels neither find nor leave has the same memory as what lies
 // between those (AlternatingRoom): of all that, only attention_in, d_narrow and d_wide are written before attention's kernels and read
-// behind them, or the other way round, be it in a layer's forward pass or in its backward pass.
+// behind them, or the other way round, be it in a layer's forward pass or in its backward pass. dy and the sums in lora_scratch, which go
+// from layer to layer, are given up or added up before attention.
 struct JointRoom {
   // What is cheaper to compute again than to keep: f16 data, whose scales are kept.
   Tensor attention_in, mlp_in;                        // (T, C) normed

@@ -218,7 +218,7 @@ void JointLayers::mlp_again(const At& at) {
 }
 
 void JointLayers::attention_half(const At& at, const Tensor& input) {
-  holds_.dy.reset();  // lies where attention's kernels have their room, as do sums
+  holds_.dy.reset();  // dy and sums lie where attention's kernels have their room
   sums_.add_up(at.rec);
   shared_.fill(at.layer, LayerPart::attention);
   project(at, Joint::qkv, attention_in(at, input), at.kept.qkv);

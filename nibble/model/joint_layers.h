@@ -82,7 +82,7 @@ class JointLayers : public Layers {
   SharedActivations shared_;
   std::optional<ExpertMlp> experts_;  // where the model has them
   JointRoom room_;
-  LoraSums sums_;  // wait in the room's scratch, which attention and the narrow products of a forward pass take too
+  LoraSums sums_;  // wait in the room's scratch until something else takes it: attention, or narrow products of a forward pass, of recompute and of chunks
   Holds holds_;
 };
 

@@ -55,7 +55,7 @@ class Layers {
   // still be there. input (T, C) as it was.
   virtual void recompute(const LayerPass& pass, std::uint32_t layer, const Tensor& input) = 0;
   // dx (T, C) holds the gradient at the layer's output and receives that at its input, whose adapters' gradients are added
-  // to. `input_gradient` false leaves dx as it is: below the first layer nothing learns. From layer to layer of a pass dx stays as it was left.
+  // to, at the latest by end(). `input_gradient` false leaves dx as it is: below the first layer nothing learns. From layer to layer of a pass dx stays as it was left.
   virtual void backward(const LayerPass& pass, std::uint32_t layer, const Tensor& input, const Tensor& dx,
                         bool input_gradient) = 0;
   // Behind the layers of a backward pass, which may be one alone: then gradients of adapters are there.

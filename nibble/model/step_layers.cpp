@@ -72,7 +72,7 @@ void StepLayers::forward(const Pass& pass, std::uint32_t layer, const gpu::Tenso
     step.lora = pass.lora->params;
     for (const Projection p : all_projections) {
       const LoraSlot& slot = pass.lora->slot(layer, p);
-      const auto begin = [](const gpu::Tensor& matrix) { return static_cast<std::uint32_t>(matrix.offset() / sizeof(float)); };
+      const auto begin = [&](const gpu::Tensor& matrix) { return static_cast<std::uint32_t>((matrix.offset() - step.lora.offset()) / sizeof(float)); };
       if (slot.used()) step.adapters[static_cast<std::size_t>(p)] = {begin(slot.a), begin(slot.b), slot.scaling};
     }
   }

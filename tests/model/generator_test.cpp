@@ -1,12 +1,14 @@
 #include "nibble/model/generator.h"
 
 #include "nibble/base/error.h"
+#include "nibble/base/rng.h"
 #include "nibble/model/model.h"
 #include "nibble/model/parity.h"
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
 #include <numeric>
+#include <thread>
 
 namespace nibble::generator_test {
 namespace {
@@ -58,6 +60,16 @@ std::vector<std::vector<float>> training_logits(const ModelState& state, const T
     result.emplace_back(at, at + state.vocab_size());
   }
   return result;
+}
+
+// A new adapter's B is zero, which would hide its products.
+void fill_b(ModelState& state) {
+  Rng rng(1);
+  for (LoraLayer& layer : state.edit_lora()) {
+    for (const Projection p : all_projections) {
+      for (float& value : layer.at(p).b) value = rng.uniform(-0.1f, 0.1f);
+    }
+  }
 }
 
 // In f32 the two differ by the order of sums: about 2^-24 sqrt(K) = 1e-6 in each of the 28 products on the way, which add
@@ -264,6 +276,43 @@ TEST(Generator, ATokenOfALayerWithoutRotationInOneDispatchStandsAtZero) {
     EXPECT_LT(test::relative_error(generator.logits(first(tokens, count)), expected[count - 1]), 1e-5) << count;
   }
   EXPECT_TRUE(generator.steps_in_one_dispatch());
+}
+
+// More inputs than a workgroup's subgroups take at once, so that products sweep over them.
+TEST(Generator, ATokenInOneDispatchSweepsOverWideInputs) {
+  ModelConfig config = load_tiny(ProductPath::f32, false).config();
+  config.intermediate_size = 1152;
+  for (const std::uint32_t rank : {0u, 3u}) {
+    StateOptions options{.path = ProductPath::f32, .trainable = false};
+    if (rank > 0) options.lora = LoraConfig{.rank = rank, .lora_alpha = 2.0 * rank, .target_modules = usual_targets(config)};
+    ModelState state = ModelState::made_up(test::device(), config, options);
+    if (rank > 0) fill_b(state);
+    const Tokens tokens = golden_row(0);
+    const auto expected = training_logits(state, tokens);
+    Generator generator(state, {.capacity = 128, .step_workgroups = 1});
+    for (std::size_t count = 20; count <= 24; ++count) {
+      EXPECT_LT(test::relative_error(generator.logits(first(tokens, count)), expected[count - 1]), 1e-5) << count << ", rank " << rank;
+    }
+    EXPECT_TRUE(generator.steps_in_one_dispatch());
+  }
+}
+
+TEST(Generator, CountsTheWorkgroupsThatRunAtOneTime) {
+  const std::uint32_t resident = resident_workgroups(test::device(), 64, 16384);
+  EXPECT_GE(resident, 1u);
+  EXPECT_LE(resident, test::device().info().type == gpu::AdapterType::software ? std::thread::hardware_concurrency() + 1 : 1024u);
+}
+
+// A step that is prepared is one with the adapter.
+TEST(Generator, AStepPreparedWithTheAdapterIsNotTakenWithout) {
+  const ModelState state = load_tiny(ProductPath::f32);
+  const Tokens tokens = golden_row(0);
+  for (const std::uint32_t workgroups : {0u, 1u}) {
+    Generator generator(state, {.capacity = 128, .piece = 16, .step_workgroups = workgroups});
+    for (std::size_t count = 15; count <= 16; ++count) generator.logits(first(tokens, count));
+    generator.use_adapter(false);
+    EXPECT_LT(test::relative_error(generator.logits(first(tokens, 17)), training_logits(state, tokens, false)[16]), 1e-5) << workgroups;
+  }
 }
 
 // Texts side by side, begun at different times, of which one ends and another takes its place.

@@ -59,7 +59,7 @@ fn turn_row(row: u32, turn: Turn, lane: u32, changes: bool) {
   var sum = 0.0;
   for (var i = 0u; i < OWN_PAIRS; i++) {
     let d = lane + i * SUBGROUP;
-    if (d < HALF) {
+    if (changes && d < HALF) {
       pairs[i] = vec2<f32>(values[at + d], values[at + d + HALF]);
       sum += dot(pairs[i], pairs[i]);
     }
@@ -141,7 +141,9 @@ fn add_tile(running: Running, tile: Tile, query: Vectors, first: u32, end: u32, 
     let weight = select(0.0, exp(scores[j] - largest), row < end);
     result.total += weight;
     for (var i = 0u; i < OWN_VECTORS; i++) {
-      result.sums[i] += weight * select(tile.v[j][i], fresh_vector(GROUP + 1u, own_vector(lane, i)), row == params.new_key);
+      let v = select(tile.v[j][i], fresh_vector(GROUP + 1u, own_vector(lane, i)), row == params.new_key);
+      // Behind the end stands anything, NaN too.
+      result.sums[i] += weight * select(vec4<f32>(), v, row < end);
     }
   }
   return result;
@@ -216,7 +218,7 @@ fn attend(item: u32, invocation: u32, subgroup: u32, lane: u32) {
   put_part(key_head, part, invocation);
 }
 
-// Columns [first, first + count) of the output from all parts; `values` has room for three numbers of each part of each. 3 barriers.
+// Columns [first, first + count) of the output from all parts; `values` has room for three numbers of each part of each. 2 barriers.
 fn put_attended(own: Own, invocation: u32) {
   workgroupBarrier();
   for (var n = invocation; n < own.count * params.parts; n += WORKGROUP) {
@@ -244,5 +246,4 @@ fn put_attended(own: Own, invocation: u32) {
     }
     put(ATTENDED_AT + own.first + n, sum / total);
   }
-  workgroupBarrier();
 }

@@ -62,7 +62,7 @@ fn fetch(source: u32, count: u32, invocation: u32) {
 
 // Empties the region of the layer before, for the one after this.
 fn empty_other_region(invocation: u32, workgroup: u32) {
-  for (var i = workgroup * WORKGROUP + invocation; i < REGION; i += params.workgroups * WORKGROUP) {
+  for (var i = workgroup * WORKGROUP + invocation; i < REGION; i += WORKGROUPS * WORKGROUP) {
     atomicStore(&exchange[params.other_region + i], 0u);
   }
 }

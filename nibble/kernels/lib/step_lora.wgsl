@@ -4,7 +4,7 @@
 
 const MEMBERS = 3u;                                // of a product, at most
 const HIDDEN_ROWS = MEMBERS * RANK;
-const OWN_HIDDEN = (HIDDEN_ROWS + LEAST_WORKGROUPS - 1u) / LEAST_WORKGROUPS;  // of a workgroup, at most
+const OWN_HIDDEN = (HIDDEN_ROWS + WORKGROUPS - 1u) / WORKGROUPS;  // of a workgroup, at most
 var<workgroup> hidden_shares: array<f32, OWN_HIDDEN * SUBGROUPS>;
 var<workgroup> hidden: array<f32, HIDDEN_ROWS>;
 
@@ -22,7 +22,7 @@ fn adapted(projection: u32) -> bool {
 fn add_hidden(projection: u32, members: u32, inputs: u32, first: u32, count: u32, invocation: u32, subgroup: u32, lane: u32,
               workgroup: u32) {
   for (var n = 0u; n < OWN_HIDDEN; n++) {
-    let row = workgroup + n * params.workgroups;
+    let row = workgroup + n * WORKGROUPS;
     var sum = 0.0;
     if (row < members * RANK && adapted(projection + row / RANK)) {
       let a = place_of_a(projection + row / RANK) + row % RANK * inputs + first;
@@ -40,7 +40,7 @@ fn add_hidden(projection: u32, members: u32, inputs: u32, first: u32, count: u32
 // After a barrier.
 fn put_hidden(at: u32, projection: u32, members: u32, factor: f32, invocation: u32, workgroup: u32) {
   for (var n = invocation; n < OWN_HIDDEN; n += WORKGROUP) {
-    let row = workgroup + n * params.workgroups;
+    let row = workgroup + n * WORKGROUPS;
     if (row < members * RANK && adapted(projection + row / RANK)) {
       var sum = 0.0;
       for (var s = 0u; s < SUBGROUPS; s++) {

@@ -46,8 +46,8 @@ struct Own {
   count: u32,
 }
 fn own_units(units: u32, workgroup: u32) -> Own {
-  let first = workgroup * units / params.workgroups;
-  return Own(first, (workgroup + 1u) * units / params.workgroups - first);
+  let first = workgroup * units / WORKGROUPS;
+  return Own(first, (workgroup + 1u) * units / WORKGROUPS - first);
 }
 
 // Where a subgroup is in a product: its rows among the workgroup's, and the lane's column of the weight, in ELEMENTS.
