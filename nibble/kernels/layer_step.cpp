@@ -139,7 +139,7 @@ gpu::Kernel step_kernel(gpu::Device& device, const LayerStepPlan& plan, CodeBook
   prelude.constant("Q_NORM_AT", constants.q_norm).constant("K_NORM_AT", constants.k_norm).constant("BIAS_AT", constants.bias);
   prelude.text(nf4_codes_text(codes));
   return kernel(device, "layer_step", prelude,
-                {"subgroup_codes", "step_product", "step_exchange", s.rank > 0 ? "step_lora" : "step_lora_none", "step_attention"}, "main");
+                {"silu", "subgroup_codes", "subgroup_sums", "step_product", "step_exchange", s.rank > 0 ? "step_lora" : "step_lora_none", "step_attention"}, "main");
 }
 
 void check_shapes(const LayerStep& op) {
@@ -166,10 +166,6 @@ void set_adapters(LayerStepParams& params, const LayerStep& op) {
     params.adapted |= 1u << i;
     params.a_begin[i] = op.adapters[i]->a, params.b_begin[i] = op.adapters[i]->b, params.scaling[i] = op.adapters[i]->scaling;
   }
-}
-
-Tensor words_of(const Tensor& packed) {
-  return Tensor(packed.buffer(), packed.offset(), DType::u32, {static_cast<std::uint32_t>(packed.bytes() / 4)});
 }
 
 }  // namespace
@@ -265,7 +261,7 @@ void record(gpu::Recorder& recorder, const LayerStep& op) {
   std::vector<gpu::Binding> bindings{gpu::read_write(op.room.exchange)};
   double bytes = 8.0 * op.keys * plan.shape.key_heads * plan.shape.head_dim, flops = 0;
   for (const Nf4& w : op.weights) {
-    bindings.push_back(gpu::read(words_of(w.packed)));
+    bindings.push_back(gpu::read(words_of(w)));
     bindings.push_back(gpu::read(w.absmax));
     bytes += static_cast<double>(w.packed.bytes() + w.absmax.bytes()), flops += 4.0 * static_cast<double>(w.packed.bytes());
   }

@@ -156,7 +156,7 @@ fn gate(who: Invocation, workgroup: u32) {
     let row = own.first + n;
     let g = total(2u * n, slices_of(HIDDEN)) * factor + share_of_adapter(4u, 0u, row);
     let u = total(2u * n + 1u, slices_of(HIDDEN)) * factor + share_of_adapter(5u, 1u, row);
-    put(GATED_AT + row, g / (1.0 + exp(-max(g, -87.0))) * u);
+    put(GATED_AT + row, silu(g) * u);
   }
 }
 

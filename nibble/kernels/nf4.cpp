@@ -90,6 +90,10 @@ void record_tiles(gpu::Recorder& recorder, const DequantizeNf4& op) {
 
 }  // namespace
 
+Tensor words_of(const Nf4& w) {
+  return Tensor(w.packed.buffer(), w.packed.offset(), DType::u32, {static_cast<std::uint32_t>(w.packed.bytes() / 4)});
+}
+
 const std::string& nf4_codes_text(CodeBook book) {
   const auto text = [](CodeBook of) {
     std::string values;

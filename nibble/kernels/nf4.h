@@ -29,6 +29,9 @@ struct DequantizeNf4 {
 };
 void record(gpu::Recorder&, const DequantizeNf4&);
 
+// The packed codes as u32s, whichever type they are kept as.
+Tensor words_of(const Nf4& w);
+
 // A code book as the WGSL constant NF4_CODES.
 const std::string& nf4_codes_text(CodeBook book);
 

@@ -5,7 +5,7 @@
 // weight goes to x on the way, and the inverse root of the mean square, summed along, to the result.
 //
 // Prelude: SUBGROUP, at least 8; LANES, a multiple of it; OUTPUTS, 4 or 8; STEPS; NORM, PLUS, SWIGLU, LORA. code:
-// lib/subgroup_codes.wgsl; params, silu: lib/vec_params.wgsl; share_of_adapters: lib/vec_adapters*.wgsl.
+// lib/subgroup_codes.wgsl; sum_of_four: lib/subgroup_sums.wgsl; params: lib/vec_params.wgsl; share_of_adapters: lib/vec_adapters*.wgsl.
 
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> norm: array<vec4<f32>>;
@@ -75,12 +75,6 @@ fn products_of(four: Four, values: array<vec4<f32>, 4>) -> vec4<f32> {
 
 // Leaves in lane i of a subgroup the lanes' sum of value i % 4, or of i % 8: each exchange adds two lanes' shares of half the
 // values that are left.
-fn sum_of_four(v: vec4<f32>, lane: u32) -> f32 {
-  let upper = (lane & 2u) != 0u;
-  let two = select(v.xy, v.zw, upper) + subgroupShuffleXor(select(v.zw, v.xy, upper), 2u);
-  let odd = (lane & 1u) != 0u;
-  return select(two.x, two.y, odd) + subgroupShuffleXor(select(two.y, two.x, odd), 1u);
-}
 fn sum_of_lanes(first: vec4<f32>, second: vec4<f32>, lane: u32) -> f32 {
   var sum = 0.0;
   if (OUTPUTS == 8u) {

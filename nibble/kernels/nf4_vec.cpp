@@ -98,14 +98,14 @@ gpu::Kernel vec_kernel(gpu::Device& device, const Spread& spread, std::uint32_t 
   prelude.constant("ROWS_M", std::bit_ceil(rows)).constant("OUTPUTS", spread.outputs).constant("LANES", spread.lanes);
   prelude.constant("GROUPS", spread.groups);
   return kernel(device, "nf4_vec", prelude,
-                {"grid", "nf4", "vec_params", variant.adapters(), spread.table ? "vec_codes_table" : "vec_codes_select"}, "main");
+                {"grid", "nf4", "silu", "vec_params", variant.adapters(), spread.table ? "vec_codes_table" : "vec_codes_select"}, "main");
 }
 
 gpu::Kernel row_kernel(gpu::Device& device, const RowSpread& spread, const Variant& variant) {
   gpu::Prelude prelude = variant.prelude();
   prelude.enable("subgroups").constant("SUBGROUP", spread.subgroup).constant("LANES", spread.lanes);
   prelude.constant("OUTPUTS", spread.outputs).constant("STEPS", spread.steps);
-  return kernel(device, "nf4_row", prelude, {"grid", "subgroup_codes", "vec_params", variant.adapters()}, "main");
+  return kernel(device, "nf4_row", prelude, {"grid", "subgroup_codes", "subgroup_sums", "silu", "vec_params", variant.adapters()}, "main");
 }
 
 void check_input(const VecInput& input) {
@@ -174,7 +174,7 @@ void record_job(gpu::Recorder& recorder, const Job& job) {
   const Variant variant{.norm = static_cast<bool>(job.input.weight), .plus = static_cast<bool>(job.plus), .swiglu = job.swiglu,
                         .lora = static_cast<bool>(job.lora.h), .codes = job.w.codes};
   const Tensor& x = job.input.x;
-  const Tensor packed(job.w.packed.buffer(), job.w.packed.offset(), DType::u32, {static_cast<std::uint32_t>(job.w.packed.bytes() / 4)});
+  const Tensor packed = words_of(job.w);
   // What a variant does without has another tensor in its place, unread.
   std::vector<gpu::Binding> bindings{gpu::read(x), gpu::read(variant.norm ? job.input.weight : x), gpu::write(job.y), gpu::read(packed),
                                      gpu::read(job.w.absmax), gpu::read(variant.plus ? job.plus : x)};

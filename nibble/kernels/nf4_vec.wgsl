@@ -5,7 +5,7 @@
 // along, to the result.
 //
 // Prelude: ROWS_M, OUTPUTS (4 or 8), LANES, GROUPS, NORM, PLUS, SWIGLU, LORA. codes8(word, index) gives the codes of a word,
-// after prepare_codes(index) and a barrier (lib/vec_codes_*.wgsl); params, silu: lib/vec_params.wgsl; share_of_adapters:
+// after prepare_codes(index) and a barrier (lib/vec_codes_*.wgsl); params: lib/vec_params.wgsl; share_of_adapters:
 // lib/vec_adapters*.wgsl.
 
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;

@@ -17,12 +17,7 @@ class JointVec {
   JointVec(const DecodeLayers::Pass& pass, const ModelConfig& config, const DeviceWeights& weights, std::uint32_t layer, const Tensor& h)
       : pass_(pass), config_(config), weights_(weights), layer_(layer), h_(h) {}
 
-  Nf4 weight(Joint joint) const {
-    const auto members = members_of(joint);
-    const auto matrices = std::span(layer_projections(pass_.recorder, weights_, pass_.dora, layer_)).subspan(static_cast<std::size_t>(members.front()), members.size());
-    const Nf4Matrix whole = joined_nf4(matrices).value();
-    return {.packed = whole.packed, .absmax = whole.absmax, .codes = whole.codes};
-  }
+  Nf4 weight(Joint joint) const { return joint_weight(layer_projections(pass_.recorder, weights_, pass_.dora, layer_), joint); }
 
   // Records the hidden values of the joint's adapters, where there are any.
   VecLora adapters(Joint joint, const VecInput& input) const {
@@ -59,6 +54,12 @@ LayersOptions expert_options(std::uint32_t rank, std::uint32_t most_tokens) {
 }
 
 }  // namespace
+
+Nf4 joint_weight(const LayerProjections& projections, Joint joint) {
+  const auto members = members_of(joint);
+  const Nf4Matrix whole = joined_nf4(std::span(projections).subspan(static_cast<std::size_t>(members.front()), members.size())).value();
+  return {.packed = whole.packed, .absmax = whole.absmax, .codes = whole.codes};
+}
 
 template <typename Make>
 void DecodeLayers::visit(Room& r, const ModelConfig& config, std::uint32_t tokens, std::uint32_t rank, const Make& make) {

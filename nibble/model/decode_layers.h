@@ -12,6 +12,9 @@
 
 namespace nibble {
 
+// A joint's weights as the one matrix that they lie as.
+Nf4 joint_weight(const LayerProjections& projections, Joint joint);
+
 // The layers for one or a few new tokens: weights are read straight from NF4, in f32 arithmetic, and what stands between two
 // products is part of them, as far as it can be: norm, SwiGLU, the residual stream, the adapters.
 class DecodeLayers {

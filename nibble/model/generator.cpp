@@ -89,9 +89,7 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
     most_steps_ = few_of(config_, given);
     steps_.emplace(device_, config_, weights_, rank, most_steps_);
   }
-  if (wants_step(device_, given) && !(lora_ && lora_->use_dora)) {
-    step_ = StepLayers::make(device_, config_, weights_, rank, given.step_workgroups.value_or(0));
-  }
+  if (wants_step(device_, given)) step_ = StepLayers::make(device_, config_, weights_, lora_, given.step_workgroups.value_or(0));
   const std::uint32_t most = std::max(most_tokens_, most_steps_), rows = sequences() * rows_;
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
     const auto make = [&](std::string_view label) {
@@ -115,7 +113,7 @@ std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& con
   return layers.decoded_weights + layers.activations + layers.scratch + Head::bytes(device, config, head_options(options)) +
          2 * config.num_layers * gpu::buffer_bytes(cache) +
          (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, few) : 0) +
-         (wants_step(device, options) && !use_dora && StepLayers::fits(config) ? StepLayers::bytes(config, rank, options.step_workgroups.value_or(0)) : 0) +
+         (wants_step(device, options) && StepLayers::fits(config, use_dora) ? StepLayers::bytes(config, rank, options.step_workgroups.value_or(0)) : 0) +
          2 * gpu::buffer_bytes(DType::f32, {most, config.hidden_size}) + gpu::buffer_bytes(4ull * stream_parts * part_of_stream(most)) +
          Rotations::bytes(config, capacity_of(config, options), most);
 }

@@ -92,7 +92,7 @@ class Generator {
   void forget_changed_adapters();
   // Computes and keeps the parts, whose texts go on from what has been seen; with their logits where wanted.
   void compute(std::span<const Text> parts, bool want_logits);
-  // The same up to the logits in `passed`; false where `step_` failed, and is gone.
+  // The same up to the logits in `passed`; false where `step_` waited in vain.
   bool run(std::span<const Text> parts, bool want_logits, std::span<float> passed);
   std::span<float> logits_of(std::uint32_t sequence);
 

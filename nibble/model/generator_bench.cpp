@@ -19,16 +19,6 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 // Of a projection, by a token.
 double matrices_read(const ModelConfig& config, Projection p) { return matrices_of(config, p) > 1 ? config.experts.per_token : 1; }
 
-// A new adapter's B is zero, which would hide its products.
-void make_up_adapters(ModelState& state) {
-  Rng rng(1);
-  for (LoraLayer& layer : state.edit_lora()) {
-    for (const Projection p : all_projections) {
-      for (float& value : layer.at(p).b) value = rng.uniform(-0.02f, 0.02f);
-    }
-  }
-}
-
 ModelState make_state(gpu::Device& device, const GeneratorBenchOptions& options) {
   StateOptions of{.path = options.path, .trainable = false, .residency = options.residency, .stream = options.stream};
   if (options.lora_rank) of.lora = LoraConfig{.rank = options.lora_rank, .lora_alpha = 2.0 * options.lora_rank, .target_modules = usual_targets(options.config)};
@@ -135,6 +125,15 @@ class Bench {
 };
 
 }  // namespace
+
+void make_up_adapters(ModelState& state) {
+  Rng rng(1);
+  for (LoraLayer& layer : state.edit_lora()) {
+    for (const Projection p : all_projections) {
+      for (float& value : layer.at(p).b) value = rng.uniform(-0.02f, 0.02f);
+    }
+  }
+}
 
 GeneratorBenchResult bench_generator(gpu::Device& device, const GeneratorBenchOptions& options) {
   const std::uint64_t positions = options.config.max_position_embeddings;

@@ -29,6 +29,9 @@ struct GeneratorBenchResult {
   std::uint64_t peak_bytes = 0;
 };
 
+// Gives new adapters, whose B is zero and would hide their products, a B of random values.
+void make_up_adapters(ModelState& state);
+
 // UsageError where the model has fewer positions than prompt and new tokens.
 GeneratorBenchResult bench_generator(gpu::Device& device, const GeneratorBenchOptions& options);
 

@@ -13,12 +13,6 @@ LayerStepShape shape_of(const ModelConfig& config, std::uint32_t rank) {
           .head_dim = config.head_dim, .head_norm = family.qk_norm, .bias = family.qkv_bias, .rank = rank};
 }
 
-Nf4 joint_weight(const LayerProjections& projections, Joint joint) {
-  const auto members = members_of(joint);
-  const Nf4Matrix whole = joined_nf4(std::span(projections).subspan(static_cast<std::size_t>(members.front()), members.size())).value();
-  return {.packed = whole.packed, .absmax = whole.absmax, .codes = whole.codes};
-}
-
 std::vector<LayerStepVectors> vectors_of(const DeviceWeights& weights) {
   std::vector<LayerStepVectors> result;
   for (const LayerWeights& layer : weights.layers) {
@@ -28,14 +22,13 @@ std::vector<LayerStepVectors> vectors_of(const DeviceWeights& weights) {
 }
 
 // Everything is bound whole.
-bool can_be_bound(const gpu::Device& device, const ModelConfig& config, std::uint32_t rank) {
-  std::uint64_t largest = 0, adapters = 0;
+bool can_be_bound(const gpu::Device& device, const ModelConfig& config, const LoraWeights* lora) {
+  std::uint64_t largest = lora ? lora->params.bytes() : 0;
   for (const Joint joint : all_joints) {
     const ProjectionDims dims = joint_dims(config, joint);
     largest = std::max(largest, std::uint64_t{dims.out} * dims.in / 2);
-    adapters += 4ull * rank * config.num_layers * (dims.out + 3ull * dims.in);
   }
-  return std::max(largest, adapters) <= device.info().limits.max_binding;
+  return largest <= device.info().limits.max_binding;
 }
 
 bool have_one_code_book_a_layer(const DeviceWeights& weights) {
@@ -44,10 +37,10 @@ bool have_one_code_book_a_layer(const DeviceWeights& weights) {
 
 }  // namespace
 
-std::optional<StepLayers> StepLayers::make(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, std::uint32_t rank,
+std::optional<StepLayers> StepLayers::make(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
                                            std::uint32_t workgroups) {
-  if (!fits(config) || !can_be_bound(device, config, rank) || !DecodeLayers::fits(config, weights) || !have_one_code_book_a_layer(weights)) return {};
-  const auto plan = layer_step_plan(device, shape_of(config, rank), workgroups);
+  if (!fits(config, lora && lora->use_dora) || !can_be_bound(device, config, lora) || !DecodeLayers::fits(config, weights) || !have_one_code_book_a_layer(weights)) return {};
+  const auto plan = layer_step_plan(device, shape_of(config, lora ? lora->rank : 0), workgroups);
   if (!plan) return {};
   return StepLayers(device, config, weights, *plan);
 }

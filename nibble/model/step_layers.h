@@ -8,9 +8,14 @@ namespace nibble {
 // The layers for one new token of one text, a dispatch each (kernels/layer_step.h).
 class StepLayers {
  public:
-  // Empty where adapter, sizes or weights do not allow it. `rank` of the adapters, which are not DoRA; 0: none.
-  static std::optional<StepLayers> make(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, std::uint32_t rank,
-                                        std::uint32_t workgroups = 0);
+  // Whether sizes and kind of adapters allow it; the GPU and the weights have their say in make().
+  static bool fits(const ModelConfig& config, bool use_dora) { return DecodeLayers::fits(config) && !config.has_experts() && !use_dora; }
+  // Of the device's memory, with adapters of such a rank; 0: none. `workgroups` as for make(), 0: at most.
+  static std::uint64_t bytes(const ModelConfig& config, std::uint32_t rank, std::uint32_t workgroups);
+  // Empty where it is not possible. `lora` is null, or any adapters that passes may have. `workgroups` for tests; 0: as many as run at one time.
+  static std::optional<StepLayers> make(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
+                                        std::uint32_t workgroups);
+
   struct Pass {
     gpu::Recorder& recorder;
     const DeviceStream& stream;
@@ -18,11 +23,6 @@ class StepLayers {
     const LoraWeights* lora;  // null: the base alone
     std::uint32_t new_key, keys, position;  // the row of the new token's, how many rows up to it are met, and where the token is in its text
   };
-
-  // Whether the sizes allow it; adapter and weights have their say in make().
-  static bool fits(const ModelConfig& config) { return DecodeLayers::fits(config) && !config.has_experts(); }
-  // Of the device's memory; `workgroups` as for make(), 0: at most.
-  static std::uint64_t bytes(const ModelConfig& config, std::uint32_t rank, std::uint32_t workgroups);
 
   // Before the first layer.
   void begin(gpu::Recorder& recorder) const { clear(recorder, room_); }

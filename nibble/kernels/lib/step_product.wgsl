@@ -157,12 +157,9 @@ fn add_words(sums: vec4<f32>, words: vec4<u32>, low: vec4<f32>, high: vec4<f32>)
 
 alias Lane = array<vec4<f32>, 4>;  // a lane's elements of x
 
-// Leaves in lane i of a subgroup the lanes' sum of value i % 4: each exchange adds two lanes' shares of half the values left.
+// Leaves in lane i of a subgroup the lanes' sum of value i % 4.
 fn sum_of_lanes(v: vec4<f32>, lane: u32) -> f32 {
-  let upper = (lane & 2u) != 0u;
-  let two = select(v.xy, v.zw, upper) + subgroupShuffleXor(select(v.zw, v.xy, upper), 2u);
-  let odd = (lane & 1u) != 0u;
-  var sum = select(two.x, two.y, odd) + subgroupShuffleXor(select(two.y, two.x, odd), 1u);
+  var sum = sum_of_four(v, lane);
   for (var i = 4u; i < SUBGROUP; i *= 2u) {
     sum += subgroupShuffleXor(sum, i);
   }

@@ -15,7 +15,3 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-
-fn silu(g: f32) -> f32 {
-  return g / (1.0 + exp(-max(g, -87.0)));
-}
