@@ -29,22 +29,25 @@ constexpr std::uint32_t words_at_once = 64;  // of a workgroup of the kernel for
 
 constexpr std::uint32_t table_words = 8;  // that an invocation of nf4_dequantize_table.wgsl decodes
 
+gpu::Work work_of(const Nf4& w, const Tensor& out, const LoraRowsSum* rows_sum) {
+  return {.bytes = static_cast<double>(out.bytes() + w.packed.bytes() + w.absmax.bytes()) + (rows_sum ? detail::rows_sum_bytes(*rows_sum) : 0)};
+}
+
 // What a kernel with workgroups of so many invocations adds up beside; returns the snippet that does.
 std::string_view add_beside(const LoraRowsSum* rows_sum, std::uint32_t invocations, std::vector<gpu::Binding>& bindings, gpu::Prelude& prelude,
                             detail::LoraRowsSumParams& params) {
   if (!rows_sum) return "lora_rows_sum_none";
-  // Two take no more registers than decoding does, which has the time.
+  // Few: their registers are those of the decoding invocations too.
   params = detail::add_rows_sum(*rows_sum, invocations, bindings, prelude.constant("PARTS_AT_ONCE", 2u));
   return "lora_rows_sum";
 }
 
 // Records a kernel for GPUs on `workgroups` of them, with a share of the cargo: decoding waits for memory, and has the time.
 template <typename P>
-void record_carrying(gpu::Recorder& recorder, std::string_view file, gpu::Prelude& prelude, std::string_view entry, const Nf4& w, const Tensor& out,
+void record_carrying(gpu::Recorder& recorder, std::string_view file, gpu::Prelude prelude, std::string_view entry, const Nf4& w, const Tensor& out,
                      const LoraRowsSum* rows_sum, P params, std::uint64_t workgroups) {
   auto& device = recorder.device();
-  const gpu::Work work{.bytes = static_cast<double>(out.bytes() + w.packed.bytes() + w.absmax.bytes()) +
-                                (rows_sum ? detail::rows_sum_bytes(*rows_sum) : 0)};
+  const gpu::Work work = work_of(w, out, rows_sum);
   std::vector<gpu::Binding> bindings{gpu::read(w.packed), gpu::read(w.absmax), gpu::write(out)};
   const Carry carry = take_cargo(device, flops_as_long_as_a_byte * work.bytes, bindings.size(), decoders);
   if (carry) {
@@ -68,7 +71,7 @@ void record_plain(gpu::Recorder& recorder, gpu::Prelude prelude, const Nf4& w, c
   const std::string_view rows = add_beside(rows_sum, words_at_once, bindings, prelude, params.rows);
   recorder.dispatch_bytes(nibble::kernel(device, "nf4_dequantize", prelude, {"grid", "nf4", "lora_rows_sum_params", rows}), bindings,
                           std::as_bytes(std::span(&params, 1)), gpu::linear_grid(device, workgroups + params.rows.groups),
-                          {.bytes = static_cast<double>(out.bytes() + w.packed.bytes() + w.absmax.bytes())});
+                          work_of(w, out, rows_sum));
 }
 
 void record_tiles(gpu::Recorder& recorder, const DequantizeNf4& op) {
@@ -133,8 +136,7 @@ void record(gpu::Recorder& recorder, const DequantizeNf4& op) {
     const Nf4 w{.packed = packed.rows(range.begin, range.end), .absmax = op.w.absmax.rows(range.begin, range.end)};
     const std::uint32_t workgroups = (params.count + group_words - 1) / group_words;
     if (by_table) {
-      gpu::Prelude own = prelude;
-      record_carrying(recorder, "nf4_dequantize_table", own, "main", w, slice, rows_sum, params, workgroups);
+      record_carrying(recorder, "nf4_dequantize_table", prelude, "main", w, slice, rows_sum, params, workgroups);
       continue;
     }
     record_plain(recorder, prelude, w, slice, rows_sum, params, workgroups);
