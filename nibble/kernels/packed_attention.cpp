@@ -15,6 +15,7 @@ using detail::AttentionPass;
 using detail::AttentionTile;
 
 constexpr std::string_view in_packed_attention = "packed_attention";
+constexpr std::uint32_t enough_key_rows = 65536;  // in all workgroups of key gradients
 // Of a workgroup in key gradients.
 std::uint32_t key_rows(std::uint32_t head_dim) { return head_dim == 128 ? 128 : 64; }
 
@@ -145,13 +146,22 @@ bool packed_attention_fits(const gpu::Device& device, const PackedAttentionShape
 }
 
 std::uint32_t packed_attention_parts(const PackedAttentionShape& shape) {
-  constexpr std::uint32_t enough = 65536;  // rows in all workgroups
   const std::uint32_t group = shape.heads / shape.key_heads;
   std::uint32_t parts = 1;
   for (std::uint32_t p = 2; p <= group; ++p) {
-    if (group % p == 0 && std::uint64_t{shape.tokens} * shape.key_heads * parts < enough) parts = p;
+    if (group % p == 0 && std::uint64_t{shape.tokens} * shape.key_heads * parts < enough_key_rows) parts = p;
   }
   return parts;
+}
+
+std::uint32_t packed_attention_most_rows(const PackedAttentionShape& shape) {
+  std::uint32_t most = shape.tokens * packed_attention_parts(shape);
+  for (std::uint32_t parts = 1; parts < shape.heads / shape.key_heads; ++parts) {
+    PackedAttentionShape last = shape;
+    last.tokens = std::min(shape.tokens, (enough_key_rows - 1) / (shape.key_heads * parts));
+    most = std::max(most, last.tokens * packed_attention_parts(last));
+  }
+  return most;
 }
 
 void record(gpu::Recorder& recorder, const PackedAttention& op) {

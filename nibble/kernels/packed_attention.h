@@ -76,6 +76,8 @@ bool packed_attention_fits(const gpu::Device& device, const PackedAttentionShape
 
 // In how many parts the gradients of keys and values come: short streams have too few blocks of keys for all of a GPU.
 std::uint32_t packed_attention_parts(const PackedAttentionShape& shape);
+// The most rows that all parts have together, of any number of tokens up to the shape's: just before there is one part less.
+std::uint32_t packed_attention_most_rows(const PackedAttentionShape& shape);
 
 namespace detail {
 

@@ -184,16 +184,6 @@ bool is_packed(const gpu::Device& device, const QkvAttentionShape& shape) {
   return shape.packed.value_or(fits && device.info().type != gpu::AdapterType::software);
 }
 
-// A bound for any number of tokens up to the shape's.
-std::uint32_t most_parts_rows(const QkvAttentionShape& shape) {
-  std::uint32_t most = 0;
-  for (std::uint32_t tokens = 64; tokens < shape.tokens + 64; tokens += 64) {
-    const std::uint32_t rows = std::min(tokens, shape.tokens);
-    most = std::max(most, rows * packed_attention_parts({rows, shape.heads, shape.key_heads, shape.head_dim}));
-  }
-  return most;
-}
-
 // One description of every tensor serves making and counting: make(tensor, dtype, dims).
 template <typename Make>
 void visit(QkvAttentionRoom& r, const QkvAttentionShape& s, bool packed, const Make& make) {
@@ -222,7 +212,7 @@ void visit(QkvAttentionRoom& r, const QkvAttentionShape& s, bool packed, const M
   }
   make(r.dq, f, {tokens, queries});
   if (packed) {
-    make(r.dkv, f, {most_parts_rows(s), 2 * keys});
+    make(r.dkv, f, {packed_attention_most_rows({tokens, s.heads, s.key_heads, s.head_dim}), 2 * keys});
     make(r.numbers, f, {2, s.heads, tokens});
     return;
   }

@@ -254,6 +254,20 @@ TEST_P(QkvAttentionModes, MaximaThatGrow) {
   EXPECT_LT(relative_error(outputs.lse, floats(expected.lse)), 0x1p-10);
 }
 
+// Of all streams up to the longest, of which shorter ones have more parts of keys' gradients.
+TEST(QkvAttention, RoomForPartsOfEveryShorterStream) {
+  using Heads = std::pair<std::uint32_t, std::uint32_t>;
+  for (const auto& [heads, key_heads] : {Heads{32, 8}, Heads{16, 8}, Heads{40, 8}, Heads{12, 2}, Heads{14, 2}, Heads{32, 32}}) {
+    for (const std::uint32_t longest : {1u, 100u, 600u, 4095u, 4096u, 9000u}) {
+      std::uint32_t most = 0;
+      for (std::uint32_t tokens = 1; tokens <= longest; ++tokens) {
+        most = std::max(most, tokens * packed_attention_parts({tokens, heads, key_heads, 128}));
+      }
+      EXPECT_EQ(packed_attention_most_rows({longest, heads, key_heads, 128}), most) << heads << " heads on " << key_heads << ", " << longest << " tokens";
+    }
+  }
+}
+
 // The blocks that GPUs are given for heads of 64, by as many invocations, in the software adapter's smaller subgroups. Its
 // workgroup memory has no room for blocks of 128 rows, and heads of 128 would take minutes to compile.
 TEST(QkvAttention, BlocksOfGpus) {
