@@ -9,6 +9,7 @@
 #include <dawn/webgpu_cpp.h>
 
 #include <algorithm>
+#include <chrono>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -120,7 +121,8 @@ struct DeviceState : std::enable_shared_from_this<DeviceState> {
 
   // Runs `create` inside error scopes and throws what they catch.
   void guarded(std::string_view where, const std::function<void()>& create);
-  void wait(wgpu::Future future, std::string_view what);
+  // For `busy` it looks again and again, before the thread sleeps.
+  void wait(wgpu::Future future, std::string_view what, std::chrono::microseconds busy = {});
 };
 
 // Begins to compile the pipeline of a kernel for the given accesses, or checks that they are those it was compiled for. Errors

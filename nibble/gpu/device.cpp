@@ -197,11 +197,14 @@ void DeviceState::guarded(std::string_view where, const std::function<void()>& c
   caught.throw_if_any(where);
 }
 
-void DeviceState::wait(wgpu::Future future, std::string_view what) {
+void DeviceState::wait(wgpu::Future future, std::string_view what, std::chrono::microseconds busy) {
   const auto usual = info.type == AdapterType::software ? std::chrono::seconds(86400) : std::chrono::seconds(600);
   const auto seconds = options.wait_limit.value_or(usual);
   const auto limit = std::chrono::duration_cast<std::chrono::nanoseconds>(seconds).count();
-  const auto status = instance.WaitAny(future, static_cast<std::uint64_t>(limit));
+  const auto begin = std::chrono::steady_clock::now();
+  auto status = wgpu::WaitStatus::TimedOut;
+  while (status == wgpu::WaitStatus::TimedOut && std::chrono::steady_clock::now() - begin < busy) status = instance.WaitAny(future, 0);
+  if (status == wgpu::WaitStatus::TimedOut) status = instance.WaitAny(future, static_cast<std::uint64_t>(limit));
   errors.throw_if_any(what);
   nibble::check<DeviceError>(status == wgpu::WaitStatus::Success, what, "The GPU did not finish within {} s.",
                              seconds.count());

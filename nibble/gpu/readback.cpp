@@ -46,11 +46,11 @@ void Readback::begin(const Tensor& from) {
   state.bytes = from.bytes();
 }
 
-void Readback::finish(std::span<std::byte> into) {
+void Readback::finish(std::span<std::byte> into, std::chrono::microseconds busy) {
   auto& state = *state_;
   check(state.bytes > 0 && into.size() == state.bytes, "read", "A reading of {} bytes was finished into {}.", state.bytes,
         into.size());
-  state.device->wait(state.future, "read");
+  state.device->wait(state.future, "read", busy);
   const void* mapped = state.staging.GetConstMappedRange(0, round_up(state.bytes, 4));
   state.device->errors.throw_if_any("read");
   check<DeviceError>(mapped != nullptr, "read", "The GPU's memory could not be mapped.");

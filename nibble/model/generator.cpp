@@ -6,6 +6,7 @@
 #include "nibble/weights/layer_stream.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <numeric>
 #include <utility>
@@ -58,6 +59,11 @@ std::uint32_t few_of(const ModelConfig& config, const GeneratorOptions& options)
 // On a processor nothing is gained by it.
 bool wants_step(const gpu::Device& device, const GeneratorOptions& options) {
   return options.step_workgroups ? *options.step_workgroups > 0 : device.info().type != gpu::AdapterType::software;
+}
+
+// Of a token that takes longer, waking is less than a hundredth; and a software adapter needs the processor.
+std::chrono::microseconds busy_wait(const gpu::AdapterInfo& info) {
+  return info.type == gpu::AdapterType::software ? std::chrono::milliseconds(0) : std::chrono::milliseconds(5);
 }
 
 // Adapters of experts are allowed for wherever there are some.
@@ -264,7 +270,7 @@ bool Generator::run(std::span<const Text> parts, bool want_logits, std::span<flo
   if (!want_logits) return !pass.one || !step_->in_trouble(device_);
   readback_.begin(*logits);
   prepare_next(parts);
-  readback_.finish(std::as_writable_bytes(passed));
+  readback_.finish(std::as_writable_bytes(passed), busy_wait(device_.info()));
   return !pass.one || !std::isnan(passed[0]) || !step_->in_trouble(device_);
 }
 

@@ -183,7 +183,7 @@ TEST(Readback, TakesWhatWasThereWhenItBegan) {
   std::vector<float> values(3);
   first.finish(std::as_writable_bytes(std::span(values)));
   EXPECT_EQ(values, (std::vector<float>{2, 4, 6}));
-  second.finish(std::as_writable_bytes(std::span(values)));
+  second.finish(std::as_writable_bytes(std::span(values)), std::chrono::seconds(10));
   EXPECT_EQ(values, (std::vector<float>{5, 10, 15}));
   first.begin(x);
   EXPECT_THROW(first.begin(x), Error);
