@@ -228,7 +228,7 @@ TEST(Generator, FillsItsCapacityAndNoMore) {
 TEST(Generator, OtherFamiliesGiveTheTrainingForwardsLogits) {
   for (const std::string family : {"llama", "mistral", "qwen2", "smollm3", "qwen3-moe"}) {
     const std::string folder = test::source_path("tests/golden/" + family);
-    const ModelState state = ModelState::load(test::device(), folder + "/model", {.adapter = folder + "/adapter_nonzero", .trainable = false});
+    const ModelState state = ModelState::load(test::device(), folder + "/model", {.path = ProductPath::f32, .adapter = folder + "/adapter_nonzero", .trainable = false});
     Tokens tokens = golden_row(0);
     for (std::uint32_t& token : tokens) token %= state.config().vocab_size;
     const auto expected = training_logits(state, tokens);
