@@ -58,6 +58,7 @@ def measure_torch(way, args):
     import torch
 
     model = load(way, args)
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     generator = torch.Generator(device="cuda").manual_seed(1)
     cache = {"cache_implementation": "static"} if way == "compiled" else {}
