@@ -141,8 +141,8 @@ bool packed_attention_fits(const gpu::Device& device, const PackedAttentionShape
                     info.limits.workgroup_invocations >= (software ? 32 : 256) && info.limits.storage_bindings >= 14;
   if (std::max({matrix.m, matrix.n, matrix.k}) > 16 || !wide || !room) return false;
   const std::uint64_t qkv_row = (std::uint64_t{shape.heads} + 2 * shape.key_heads) * shape.head_dim * 2;
-  const std::uint64_t dkv_row = std::uint64_t{shape.key_heads} * shape.head_dim * 8 * packed_attention_parts(shape);
-  return shape.tokens * std::max(qkv_row, dkv_row) <= info.limits.max_binding;
+  const std::uint64_t dkv_row = std::uint64_t{shape.key_heads} * shape.head_dim * 8;
+  return std::max(shape.tokens * qkv_row, packed_attention_most_rows(shape) * dkv_row) <= info.limits.max_binding;
 }
 
 std::uint32_t packed_attention_parts(const PackedAttentionShape& shape) {

@@ -71,7 +71,7 @@ struct PackedAttentionShape {
   std::uint32_t tokens, heads, key_heads, head_dim;
 };
 
-// Whether the adapter has matrices for it, and bindings large enough.
+// Whether the adapter has matrices for it, and bindings large enough, of each shorter stream too.
 bool packed_attention_fits(const gpu::Device& device, const PackedAttentionShape& shape);
 
 // In how many parts the gradients of keys and values come: short streams have too few blocks of keys for all of a GPU.

@@ -268,6 +268,19 @@ TEST(QkvAttention, RoomForPartsOfEveryShorterStream) {
   }
 }
 
+// Of one key head for seven, 65,535 tokens have seven parts of keys' gradients and 100,000 one.
+TEST(QkvAttention, AStreamFitsWhereEveryShorterOneDoes) {
+  if (must_skip(matrix_fits(device(), 64, 64))) GTEST_SKIP() << "The adapter has no matrices.";
+  for (const std::uint32_t tokens : {1000u, 30000u, 65535u, 65536u, 100000u, 4000000u}) {
+    if (!packed_attention_fits(device(), {tokens, 7, 1, 64})) continue;
+    for (std::uint32_t shorter = 1; shorter <= tokens; shorter += 999) {
+      ASSERT_TRUE(packed_attention_fits(device(), {shorter, 7, 1, 64})) << shorter << " of " << tokens;
+    }
+    ASSERT_TRUE(packed_attention_fits(device(), {std::min(tokens, 65535u), 7, 1, 64})) << tokens;
+  }
+  EXPECT_TRUE(packed_attention_fits(device(), {1000, 7, 1, 64}));
+}
+
 // The blocks that GPUs are given for heads of 64, by as many invocations, in the software adapter's smaller subgroups. Its
 // workgroup memory has no room for blocks of 128 rows, and heads of 128 would take minutes to compile.
 TEST(QkvAttention, BlocksOfGpus) {
