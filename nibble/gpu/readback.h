@@ -22,7 +22,7 @@ class Readback {
   // Takes the tensor, of at most the bytes there is room for, as the work submitted so far leaves it. The last reading must
   // have been finished.
   void begin(const Tensor& from);
-  // Waits for it; `into` is as long as the tensor. For `busy` the thread does not sleep, which saves what its waking takes, some 50 us.
+  // Waits for it; `into` is as long as the tensor. For `busy` the thread does not sleep, which saves what its waking takes.
   // Throws DeviceError as Device::wait.
   void finish(std::span<std::byte> into, std::chrono::microseconds busy = {});
 
