@@ -36,6 +36,8 @@ std::uint32_t processors(const gpu::AdapterInfo& info) {
   return 0;
 }
 
+bool is_nvidia(const gpu::AdapterInfo& info) { return info.name.find("NVIDIA") != info.name.npos; }
+
 std::uint64_t staged_bytes(const MatrixTile& tile) {
   const std::uint64_t row = 2ull * (tile.block_k + vector_elements);
   return row * (tile.block_m + (tile.direct ? 0 : tile.block_n));
@@ -62,12 +64,12 @@ std::optional<gpu::MatrixConfig> choose_matrix(const gpu::AdapterInfo& info) {
 
 std::uint32_t quotient_up(std::uint32_t count, std::uint32_t size) { return (count + size - 1) / size; }
 
-// Time of so many blocks, in units of what two blocks of 128 x 128 on each processor take for 64 of the inner dimension, 1.8 us
-// on an H100. A block alone on its processor takes 0.56 of that (staged by long steps), one that could have a second beside it
-// 0.7 to 0.8.
+// Time of so many blocks, in units of what two blocks of 128 x 128 with tiles on each processor take for 64 of the inner dimension,
+// 1.8 us on an H100. Staged they take 1.07 of that, a block alone on its processor (staged by long steps) 0.56, one that could have a
+// second beside it 0.7 to 0.8.
 double blocks_cost(const gpu::AdapterInfo& info, const MatrixTile& tile, std::uint32_t blocks, std::uint32_t steps) {
   const std::uint32_t at_once = blocks_at_once(info, tile), rest = blocks % at_once;
-  const double wave = at_once == processors(info) ? 0.56 : 1.0;
+  const double wave = at_once == processors(info) ? 0.56 : tile.direct ? 1.0 : 1.07;
   const double last = rest == 0 ? 0.0 : rest <= processors(info) ? std::min(0.7, wave) : wave;
   return (blocks / at_once * wave + last) * steps * tile.block_k / 64.0;
 }
@@ -173,35 +175,52 @@ bool suits(const gpu::AdapterInfo& info, const MatrixTile& tile) {
 }
 
 bool prefers_tiles(const gpu::Device& device, std::uint32_t rows) {
-  // On an H100 each kind is the faster one for some weights of 512 rows, and tiles save a tenth of a step of 8,192; where between
-  // them they begin to win was not measured.
-  constexpr std::uint32_t enough_on_nvidia = 1024;
-  const bool nvidia = device.info().name.find("NVIDIA") != std::string::npos;
-  return rows >= matrix_tuning(device).tiled_rows.value_or(nvidia ? enough_on_nvidia : UINT32_MAX);
+  // On an H200 a step of 1,024 rows is 0.5% faster over rows, one of 2,048 2% over tiles.
+  constexpr std::uint32_t enough_on_nvidia = 1536;
+  return rows >= matrix_tuning(device).tiled_rows.value_or(is_nvidia(device.info()) ? enough_on_nvidia : UINT32_MAX);
 }
 
-MatrixPlan matrix_plan(const gpu::Device& device, const MatrixShape& shape, bool tiled, std::span<const std::uint32_t> ends) {
-  const gpu::AdapterInfo& info = device.info();
-  const Nearest tuned = nearest(matrix_tuning(device), shape, tiled);
-  MatrixPlan plan;
-  if (tuned.product && tuned.distance < most_distance) {
-    plan = tuned.product->plan;
-  } else {
-    plan.tile = (tiled ? direct_matrix_tile(info) : default_matrix_tile(info)).value();
-  }
-  const bool tuned_splits = tuned.product && tuned.distance < most_split_distance;
-  const auto crosses = [&] {
-    return std::any_of(ends.begin(), ends.end(), [&](std::uint32_t end) { return end % plan.tile.block_n != 0 && end != shape.columns; });
-  };
-  while (plan.tile.block_n > plan.tile.part_n && crosses()) plan.tile.block_n /= 2;
-  if (tuned_splits || processors(info) == 0) return plan;
-  plan.splits = 1;
-  plan.wave = blocks_at_once(info, plan.tile);
+MatrixPlan split_plan(const gpu::AdapterInfo& info, const MatrixShape& shape, const MatrixTile& tile) {
+  MatrixPlan plan{.tile = tile};
+  if (processors(info) == 0) return plan;
+  plan.wave = blocks_at_once(info, tile);
   MatrixPlan split = plan;
   for (split.splits = 2; split.splits <= most_splits; ++split.splits) {
     if (cost(info, shape, split) < cost(info, shape, plan)) plan = split;
   }
   return plan;
+}
+
+namespace {
+
+// With blocks that cross no end, as far as parts allow.
+MatrixTile within(std::span<const std::uint32_t> ends, const MatrixShape& shape, MatrixTile tile) {
+  const auto crosses = [&] {
+    return std::any_of(ends.begin(), ends.end(), [&](std::uint32_t end) { return end % tile.block_n != 0 && end != shape.columns; });
+  };
+  while (tile.block_n > tile.part_n && crosses()) tile.block_n /= 2;
+  return tile;
+}
+
+}  // namespace
+
+MatrixPlan estimated_plan(const gpu::AdapterInfo& info, const MatrixShape& shape, bool tiled, std::span<const std::uint32_t> ends) {
+  const MatrixTile own = within(ends, shape, (tiled ? direct_matrix_tile(info) : default_matrix_tile(info)).value());
+  MatrixPlan best = split_plan(info, shape, own);
+  MatrixTile shorter = own;
+  shorter.block_k /= 2;
+  if (tiled || !is_nvidia(info) || !suits(info, shorter)) return best;
+  // Long steps suit a block that has a processor to itself, half of them two that share one.
+  const MatrixPlan plan = split_plan(info, shape, shorter);
+  return cost(info, shape, plan) < cost(info, shape, best) ? plan : best;
+}
+
+MatrixPlan matrix_plan(const gpu::Device& device, const MatrixShape& shape, bool tiled, std::span<const std::uint32_t> ends) {
+  const Nearest tuned = nearest(matrix_tuning(device), shape, tiled);
+  if (!tuned.product || tuned.distance >= most_distance) return estimated_plan(device.info(), shape, tiled, ends);
+  MatrixPlan plan = tuned.product->plan;
+  plan.tile = within(ends, shape, plan.tile);
+  return tuned.distance < most_split_distance ? plan : split_plan(device.info(), shape, plan.tile);
 }
 
 }  // namespace nibble

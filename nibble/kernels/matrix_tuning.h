@@ -74,8 +74,14 @@ inline MatrixTuning& matrix_tuning(const gpu::Device& device) { return device.at
 // Whether products of batches of so many rows are faster over weights in tiles, where those fit.
 bool prefers_tiles(const gpu::Device& device, std::uint32_t rows);
 
-// `tiled` is whether the weight lies in tiles; `ends` are columns that no block may cross, as far as parts allow. The tile is
-// that of the most similar shape that was tuned, or the adapter's own. Splits are tuned for very similar shapes, else estimated.
+// The tile with as many splits as are estimated to be fastest.
+MatrixPlan split_plan(const gpu::AdapterInfo&, const MatrixShape& shape, const MatrixTile& tile);
+
+// What is estimated to be fastest of the adapter's own tiles. `tiled` is whether the weight lies in tiles; `ends` are columns that no
+// block may cross, as far as parts allow.
+MatrixPlan estimated_plan(const gpu::AdapterInfo&, const MatrixShape& shape, bool tiled, std::span<const std::uint32_t> ends = {});
+
+// The same, but with the tile of the most similar shape that was tuned, and of a very similar one with its splits.
 MatrixPlan matrix_plan(const gpu::Device& device, const MatrixShape& shape, bool tiled, std::span<const std::uint32_t> ends = {});
 
 }  // namespace nibble

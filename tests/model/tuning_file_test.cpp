@@ -116,5 +116,25 @@ TEST(MatrixPlans, SuitTheirTiles) {
   EXPECT_FALSE(suits(info, tile));
 }
 
+// Products of 512 rows through weights of Qwen3-4B.
+TEST(MatrixPlans, TakeLongStepsForBlocksAloneAndShortOnesForPairs) {
+  gpu::AdapterInfo info;
+  info.name = "NVIDIA H100";
+  info.type = gpu::AdapterType::discrete;
+  info.subgroup_min_size = info.subgroup_max_size = 32;
+  info.matrix_configs = {{16, 16, 16}};
+  info.limits.workgroup_storage = 48 << 10;
+  info.limits.workgroup_invocations = 1024;
+  const MatrixShape alone{MatrixLayout::nn, 512, 4096, 2560};   // 128 blocks for 132 processors
+  const MatrixShape pairs{MatrixLayout::nn, 512, 2560, 19456};  // 80 blocks, whose thirds are 240 of 264
+  EXPECT_EQ(estimated_plan(info, alone, false).tile.block_k, 64u);
+  EXPECT_EQ(estimated_plan(info, alone, false).splits, 1u);
+  EXPECT_EQ(estimated_plan(info, pairs, false).tile.block_k, 32u);
+  EXPECT_EQ(estimated_plan(info, pairs, false).splits, 3u);
+  // Of others it is not known how they divide their memory.
+  info.name = "Another H100";
+  EXPECT_EQ(estimated_plan(info, pairs, false).tile.block_k, 64u);
+}
+
 }  // namespace
 }  // namespace nibble::tuning_file_test
