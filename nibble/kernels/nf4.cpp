@@ -14,6 +14,7 @@ struct Nf4Params {
   std::uint32_t count;
   float factor;
   std::uint32_t carriers = 0, cargo_first = 0, cargo_rounds = 0;
+  std::uint32_t workgroups = 0;  // that decode
 };
 
 struct TileParams {
@@ -21,6 +22,7 @@ struct TileParams {
   std::uint32_t row_words, row_groups;
   float factor;
   std::uint32_t carriers = 0, cargo_first = 0, cargo_rounds = 0;
+  std::uint32_t workgroups = 0;  // that decode
 };
 
 constexpr std::uint32_t decoders = 256;  // invocations of a workgroup of kernels for GPUs
@@ -55,6 +57,7 @@ void record_carrying(gpu::Recorder& recorder, std::string_view file, gpu::Prelud
     bindings.push_back(gpu::write(carry.to));
   }
   params.carriers = carry.carriers, params.cargo_first = carry.first_vector, params.cargo_rounds = carry.rounds;
+  params.workgroups = static_cast<std::uint32_t>(workgroups);
   prelude.constant("WORKGROUP", decoders).constant("CARRIED_VECTORS", carried_vectors);
   const std::string_view rows = add_beside(rows_sum, decoders, bindings, prelude, params.rows);
   const auto kernel =

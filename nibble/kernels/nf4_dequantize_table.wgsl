@@ -1,6 +1,6 @@
 // nf4_dequantize.wgsl for GPUs and f16: codes come from a table in workgroup memory, which takes fewer instructions than
 // choosing bit by bit. An invocation decodes WORDS words, neighbours neighbouring ones, and writes
-// the eight elements of each at once.
+// the eight elements of each at once. The weight's end comes first: what is written last is still in the cache, and products begin with it.
 struct Params {
   rows: RowsSum,  // of lib/lora_rows_sum.wgsl
   count: u32,
@@ -8,6 +8,7 @@ struct Params {
   carriers: u32,  // of lib/carry.wgsl
   cargo_first: u32,
   cargo_rounds: u32,
+  workgroups: u32,  // that decode
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> packed: array<u32>;
@@ -30,7 +31,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   if (adds_rows(number, lane)) {
     return;
   }
-  let first = (number - params.rows.groups) * (WORKGROUP * WORDS) + lane;
+  number -= params.rows.groups;
+  if (number >= params.workgroups) {
+    return;
+  }
+  let first = (params.workgroups - 1u - number) * (WORKGROUP * WORDS) + lane;
   // Loads of their own, so that all are on their way at once.
   var words: array<u32, WORDS>;
   var scales: array<f32, WORDS>;

@@ -5,7 +5,7 @@
 // `turned` writes the tiles of the transpose: an invocation takes eight rows of a word, neighbours neighbouring words, but of
 // every PAIR those have the rows of one tile, and turns the 8 x 8 codes before it looks them up. Four (pairs of) neighbours,
 // whose words share their blocks' maxima, then swap words, so that together they write four rows of one tile at a time.
-// Columns are a multiple of 32.
+// Columns are a multiple of 32. The weight's end comes first, as in nf4_dequantize_table.wgsl.
 struct Params {
   rows: RowsSum,  // of lib/lora_rows_sum.wgsl
   row_words: u32,  // columns / 8
@@ -14,6 +14,7 @@ struct Params {
   carriers: u32,  // of lib/carry.wgsl
   cargo_first: u32,
   cargo_rounds: u32,
+  workgroups: u32,  // that decode
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> packed: array<u32>;
@@ -52,7 +53,11 @@ fn straight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
   if (adds_rows(own_workgroup, lane)) {
     return;
   }
-  let number = (own_workgroup - params.rows.groups) * WORKGROUP + lane;
+  own_workgroup -= params.rows.groups;
+  if (own_workgroup >= params.workgroups) {
+    return;
+  }
+  let number = (params.workgroups - 1u - own_workgroup) * WORKGROUP + lane;
   let across = (params.row_words + WORDS - 1u) / WORDS;
   let unit = number / TILE_VECTORS;
   let row = unit / across * TILE + number % TILE_VECTORS / TILE_WORDS;
@@ -112,7 +117,11 @@ fn turned(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
   if (adds_rows(own_workgroup, lane)) {
     return;
   }
-  let number = (own_workgroup - params.rows.groups) * WORKGROUP + lane;
+  own_workgroup -= params.rows.groups;
+  if (own_workgroup >= params.workgroups) {
+    return;
+  }
+  let number = (params.workgroups - 1u - own_workgroup) * WORKGROUP + lane;
   let i = number / PAIR;
   let word = i % params.row_words;
   let rows = i / params.row_words * PAIR + number % PAIR;
