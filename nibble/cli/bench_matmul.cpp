@@ -7,7 +7,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <functional>
 #include <map>
 #include <set>
 
@@ -29,8 +31,10 @@ struct Candidate {
   double error = 0;
   bool correct = false;
   Spread seconds;
+  double decoding = 0;  // seconds of its weight's
 
   const MatrixPlan* plan_or_null() const { return plan ? &*plan : nullptr; }
+  bool in_tiles() const { return plan && plan->tile.direct; }
 };
 
 // Of a problem, the device's own plan first.
@@ -44,45 +48,76 @@ struct Measured {
   const Candidate* best(std::optional<bool> direct = {}) const {
     const Candidate* best = nullptr;
     for (const Candidate& c : candidates) {
-      if (!c.correct || (direct && (!c.plan || c.plan->tile.direct != *direct))) continue;
+      if (!c.correct || (direct && (!c.plan || c.in_tiles() != *direct))) continue;
       if (!best || c.seconds.median < best->seconds.median) best = &c;
     }
     return best;
   }
 };
 
-double batch(gpu::Device& device, MatmulBench& bench, const MatrixPlan* plan, int count) {
+double batch(gpu::Device& device, int count, const std::function<void(gpu::Recorder&)>& record) {
   const auto begin = std::chrono::steady_clock::now();
   gpu::Recorder recorder(device);
-  for (int i = 0; i < count; ++i) bench.record(recorder, plan);
+  for (int i = 0; i < count; ++i) record(recorder);
   recorder.submit();
   device.wait("bench matmul");
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// Each plan in turn, so that a card which grows warm favours none: batches of about 30 ms. What the first round leaves far
-// behind is not timed again.
+// Times a problem's plans as a step has them: right after the weight has been decoded, which sweeps the cache and leaves it with much to
+// write. What decoding takes by itself is taken off.
+class Timer {
+ public:
+  Timer(gpu::Device& device, MatmulBench& bench) : device_(device), bench_(bench) {}
+
+  double decoding(bool tiled, int count) {
+    return batch(device_, count, [&](gpu::Recorder& r) { bench_.record_decoding(r, tiled); }) / count;
+  }
+  double both(const Candidate& c, int count) {
+    return batch(device_, count, [&](gpu::Recorder& r) {
+      bench_.record_decoding(r, c.in_tiles());
+      bench_.record(r, c.plan_or_null());
+    }) / count;
+  }
+  // How often a plan goes into a batch of 30 ms, of a card that is warm.
+  int warm_up(const Candidate& c) {
+    int count = 1;
+    for (double warm = 0; warm < 0.4;) {
+      const double once = both(c, count);
+      warm += once * count;
+      count = std::clamp(static_cast<int>(0.03 / once), 1, 1000);
+    }
+    return count;
+  }
+
+ private:
+  gpu::Device& device_;
+  MatmulBench& bench_;
+};
+
+// Each plan in turn, so that a card which grows warm favours none. What the first round leaves far behind is not timed again.
 void time_all(gpu::Device& device, MatmulBench& bench, std::vector<Candidate>& candidates, std::uint32_t repeats) {
   constexpr double far_behind = 1.15;
-  double once = 1;
-  for (double warm = 0; warm < 0.4;) {
-    const int count = std::clamp(static_cast<int>(0.03 / once), 1, 500);
-    const double spent = batch(device, bench, candidates.front().plan_or_null(), count);
-    once = spent / count;
-    warm += spent;
-  }
+  Timer timer(device, bench);
+  const int count = timer.warm_up(candidates.front());
   std::vector<std::vector<double>> times(candidates.size());
-  const int count = std::clamp(static_cast<int>(0.03 / once), 1, 1000);
+  std::array<std::vector<double>, 2> decoding;
   double best = 0;
   for (std::uint32_t i = 0; i < repeats; ++i) {
+    for (const bool tiled : {false, true}) {
+      const bool any = std::any_of(candidates.begin(), candidates.end(), [&](const Candidate& c) { return c.in_tiles() == tiled; });
+      decoding[tiled].push_back(any ? timer.decoding(tiled, count) : 0);
+    }
     for (std::size_t c = 0; c < candidates.size(); ++c) {
       if (!candidates[c].correct || (i > 0 && c > 0 && times[c].front() > far_behind * best)) continue;
-      times[c].push_back(batch(device, bench, candidates[c].plan_or_null(), count) / count);
+      times[c].push_back(std::max(1e-9, timer.both(candidates[c], count) - decoding[candidates[c].in_tiles()].back()));
       if (best == 0 || times[c].back() < best) best = times[c].back();
     }
   }
   for (std::size_t c = 0; c < candidates.size(); ++c) {
-    if (candidates[c].correct) candidates[c].seconds = spread_of(times[c]);
+    if (!candidates[c].correct) continue;
+    candidates[c].seconds = spread_of(times[c]);
+    candidates[c].decoding = spread_of(decoding[candidates[c].in_tiles()]).median;
   }
 }
 
@@ -97,7 +132,10 @@ std::vector<Candidate> first_candidates(gpu::Device& device, const MatmulFlags& 
   for (const bool in_tiles : {false, true}) {
     if (in_tiles && !direct) continue;
     for (const MatrixTile& tile : candidate_tiles(device.info(), in_tiles)) {
-      if (bench.allows(tile)) candidates.push_back({.plan = MatrixPlan{tile, 1}});
+      if (!bench.allows(tile)) continue;
+      candidates.push_back({.plan = MatrixPlan{tile, 1}});
+      const MatrixPlan split = split_plan(device.info(), bench.shape(), tile);
+      if (split.splits > 1) candidates.push_back({.plan = split});
     }
   }
   return candidates;
@@ -177,7 +215,8 @@ Json row_of(const Measured& m, const Candidate& c, const Peaks& peaks) {
               {"columns", m.shape.columns},
               {"inner", m.shape.inner},
               {"plan", c.plan ? Json(describe(*c.plan)) : Json()},
-              {"direct", c.plan && c.plan->tile.direct},
+              {"direct", c.in_tiles()},
+              {"decode_seconds", c.decoding},
               {"splits", c.plan ? c.plan->splits : 1},
               {"wave", c.plan ? c.plan->wave : 0},
               {"error", std::isnan(c.error) ? Json() : Json(c.error)},
@@ -207,7 +246,7 @@ void print_problem(std::FILE* out, const Measured& m, const Peaks& peaks, bool s
 }
 
 // Winners of both kinds. Which kind serves batches of so many rows is decided by the sum over all products that can have
-// either: tiles from the rows on from which they always win.
+// either, and their decoding: tiles from the rows on from which they always win.
 MatrixTuning tuning_of(const std::vector<Measured>& all, std::FILE* out) {
   MatrixTuning tuning{.products = {}, .tiled_rows = UINT32_MAX};
   struct Sums {
@@ -221,11 +260,11 @@ MatrixTuning tuning_of(const std::vector<Measured>& all, std::FILE* out) {
     }
     if (!staged || !direct) continue;
     Sums& sums = by_rows[m.shape.rows];
-    sums.rows += staged->seconds.median, sums.tiles += direct->seconds.median;
+    sums.rows += staged->seconds.median + staged->decoding, sums.tiles += direct->seconds.median + direct->decoding;
   }
   for (auto it = by_rows.rbegin(); it != by_rows.rend() && it->second.tiles < it->second.rows; ++it) tuning.tiled_rows = it->first;
   for (const auto& [rows, sums] : by_rows) {
-    fmt::print(out, "{:>6} rows: with weights in rows {:.3f} ms over all products that can have either, in tiles {:.3f} ms.\n", rows,
+    fmt::print(out, "{:>6} rows: with weights in rows {:.3f} ms over all products that can have either and decoding, in tiles {:.3f} ms.\n", rows,
                sums.rows * 1e3, sums.tiles * 1e3);
   }
   return tuning;

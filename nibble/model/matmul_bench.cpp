@@ -5,7 +5,6 @@
 #include "nibble/base/nf4_table.h"
 #include "nibble/base/relative_error.h"
 #include "nibble/base/rng.h"
-#include "nibble/kernels/nf4.h"
 #include "nibble/kernels/pack_rows.h"
 #include "nibble/kernels/random_fill.h"
 
@@ -83,19 +82,19 @@ MatmulBench::MatmulBench(gpu::Device& device, const ModelConfig& config, Product
 // From NF4 of random codes, so that rows and tiles hold the same.
 void MatmulBench::make_weight(gpu::Device& device, std::uint32_t outputs, std::uint32_t inputs) {
   const std::uint64_t count = std::uint64_t{outputs} * inputs;
-  const Nf4 nf4{.packed = device.tensor(DType::u32, {static_cast<std::uint32_t>(count / 8)}, "bench"),
-                .absmax = device.tensor(DType::f32, {static_cast<std::uint32_t>(count / nf4_block)}, "bench")};
-  fill(device, nf4.packed, 2);
-  fill(device, nf4.absmax, 3, 0.05f);
+  nf4_ = {.packed = device.tensor(DType::u32, {static_cast<std::uint32_t>(count / 8)}, "bench"),
+          .absmax = device.tensor(DType::f32, {static_cast<std::uint32_t>(count / nf4_block)}, "bench")};
+  fill(device, nf4_.packed, 2);
+  fill(device, nf4_.absmax, 3, 0.05f);
   weight_.data = device.tensor(operand_dtype(path_), {outputs, inputs}, "bench");
   gpu::Recorder recorder(device);
-  nibble::record(recorder, DequantizeNf4{.w = nf4, .out = weight_});
+  nibble::record(recorder, DequantizeNf4{.w = nf4_, .out = weight_});
   const auto direct = direct_matrix_tile(device.info());
   const std::uint32_t tile = direct ? direct->matrix.m : 0;
   if (path_ != ProductPath::matrix || tile == 0 || outputs % tile || inputs % tile || inputs % tiled_columns || !problem_.joint) return;
   tiled_ = {.data = device.tensor(DType::f16, {outputs, inputs}, "bench"), .scale = 1.0f, .tile = tile,
             .turned = problem_.layout == MatrixLayout::nn};
-  nibble::record(recorder, DequantizeNf4{.w = nf4, .out = tiled_});
+  nibble::record(recorder, DequantizeNf4{.w = nf4_, .out = tiled_});
 }
 
 void MatmulBench::make_adapters(gpu::Device& device, const ModelConfig& config) {
@@ -182,6 +181,10 @@ void MatmulBench::record(gpu::Recorder& recorder, const MatrixPlan* plan) {
                               .lora = lora_, .scratch = scratch_, .tile = plan->tile, .splits = plan->splits, .wave = plan->wave};
   if (nt) return record_matrix_nt(recorder, product);
   record_matrix_nn(recorder, product);
+}
+
+void MatmulBench::record_decoding(gpu::Recorder& recorder, bool tiled) {
+  if (problem_.joint) nibble::record(recorder, DequantizeNf4{.w = nf4_, .out = tiled ? tiled_ : weight_});
 }
 
 void MatmulBench::run(const MatrixPlan* plan) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "nibble/kernels/nf4.h"
 #include "nibble/kernels/product_matrix.h"
 #include "nibble/weights/joint.h"
 
@@ -36,6 +37,8 @@ class MatmulBench {
   bool allows(const MatrixTile& tile) const;
   // Plans come from matrix_plan or candidates; other paths have none. With a direct tile the weight in tiles is read.
   void record(gpu::Recorder& recorder, const MatrixPlan* plan);
+  // The weight's decoding, as it goes before a layer's product in a step; nothing of the head, which is never decoded.
+  void record_decoding(gpu::Recorder& recorder, bool tiled);
 
   // Runs it once over a cleared result. The error is the 2-norm of the difference from sums in double over that of the sums, at
   // 16 places of some rows.
@@ -68,6 +71,7 @@ class MatmulBench {
   MatrixShape shape_;
   std::uint32_t outputs_ = 0, inputs_ = 0;  // of the weight
   Operand x_;
+  Nf4 nf4_;
   Weight weight_, tiled_;
   LoraTail lora_ = {};
   Tensor y_, y_scale_, plus_, scratch_;
