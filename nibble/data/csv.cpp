@@ -16,7 +16,7 @@ namespace {
 
 constexpr std::size_t max_columns = 4096;
 constexpr std::size_t csv_block_bytes = std::size_t{256} << 10;
-constexpr std::string_view byte_order_mark = "\xef\xbb\xbf";
+constexpr std::string_view csv_byte_order_mark = "\xef\xbb\xbf";
 
 bool is_utf8(std::string_view text) { return text::valid_utf8_prefix(text) == text.size(); }
 
@@ -30,13 +30,13 @@ struct Record {
 class CsvReader {
  public:
   CsvReader(const ByteReader& in, char separator, const fs::path& name) : in_(in), separator_(separator), name_(name.string()) {
-    block_.resize(byte_order_mark.size());
+    block_.resize(csv_byte_order_mark.size());
     while (end_ < block_.size()) {
       const std::size_t got = in_(std::span(block_).subspan(end_));
       if (got == 0) break;
       end_ += got;
     }
-    if (std::string_view(block_.data(), end_) == byte_order_mark) at_ = end_;
+    if (std::string_view(block_.data(), end_) == csv_byte_order_mark) at_ = end_;
   }
 
   // The next record; empty lines are passed over. False at the end.

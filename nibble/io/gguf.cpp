@@ -13,10 +13,10 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "GGUF files are little-endian, and read as they are.");
 
 constexpr std::string_view magic = "GGUF";
-constexpr std::uint64_t max_header_bytes = std::uint64_t{512} << 20;
+constexpr std::uint64_t max_gguf_header_bytes = std::uint64_t{512} << 20;
 constexpr std::uint64_t max_keys = 1 << 16, max_tensors = 1 << 17;
 constexpr std::uint64_t max_name_bytes = 1 << 10;  // of a key or a tensor; ggml itself allows 64 for tensors
-constexpr std::uint64_t max_dimensions = 4;
+constexpr std::uint64_t max_gguf_dimensions = 4;
 constexpr std::uint64_t max_list_values = 1 << 24;  // in all lists together: each takes some bytes of memory
 constexpr std::uint64_t max_alignment = 1 << 20;
 constexpr std::uint64_t default_alignment = 32;
@@ -59,7 +59,7 @@ bool is_utf8(std::string_view text) {
 // Reads the header from front to end, through a window of the file.
 class Header {
  public:
-  explicit Header(const File& file) : file_(file), end_(std::min(file.size(), max_header_bytes)) {}
+  explicit Header(const File& file) : file_(file), end_(std::min(file.size(), max_gguf_header_bytes)) {}
 
   std::uint64_t position() const { return begin_ + at_; }
   std::uint64_t rest() const { return end_ - position(); }
@@ -143,7 +143,7 @@ Json read_value(Header& header, const std::string& key, ValueType type) {
     case ValueType::i32: return header.number<std::int32_t>();
     case ValueType::f32: return header.number<float>();
     case ValueType::boolean: return header.number<std::uint8_t>() != 0;
-    case ValueType::string: return header.text(max_header_bytes, fmt::format("The value of \"{}\"", key));
+    case ValueType::string: return header.text(max_gguf_header_bytes, fmt::format("The value of \"{}\"", key));
     case ValueType::u64: return header.number<std::uint64_t>();
     case ValueType::i64: return header.number<std::int64_t>();
     case ValueType::f64: return header.number<double>();
@@ -175,8 +175,8 @@ Json read_metadata(Header& header, std::uint64_t count) {
 GgufTensor read_tensor(Header& header) {
   GgufTensor tensor{.name = header.name("The name of a tensor")};
   const auto dimensions = header.number<std::uint32_t>();
-  check<DataError>(dimensions >= 1 && dimensions <= max_dimensions, header.where(),
-                   "The tensor {} has {} dimensions; 1 to {} are read.", tensor.name, dimensions, max_dimensions);
+  check<DataError>(dimensions >= 1 && dimensions <= max_gguf_dimensions, header.where(),
+                   "The tensor {} has {} dimensions; 1 to {} are read.", tensor.name, dimensions, max_gguf_dimensions);
   std::uint64_t numel = 1;
   for (std::uint32_t i = 0; i < dimensions; ++i) {
     const auto size = header.number<std::uint64_t>();

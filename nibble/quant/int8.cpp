@@ -9,7 +9,7 @@
 namespace nibble {
 namespace {
 
-constexpr std::size_t least_blocks_a_thread = 1024;
+constexpr std::size_t least_int8_blocks_a_thread = 1024;
 
 void check_sizes(std::size_t values, std::size_t codes, std::size_t scales) {
   check(codes == values && scales == (values + int8_block - 1) / int8_block, "int8", "{} values, {} codes and {} scales do not belong together.",
@@ -30,7 +30,7 @@ float quantize_block(std::span<const float> values, std::span<std::int8_t> codes
 
 void int8_quantize(std::span<const float> values, std::span<std::int8_t> codes, std::span<float> scales, unsigned threads) {
   check_sizes(values.size(), codes.size(), scales.size());
-  parallel_ranges(scales.size(), least_blocks_a_thread, threads, [&](std::size_t begin, std::size_t end) {
+  parallel_ranges(scales.size(), least_int8_blocks_a_thread, threads, [&](std::size_t begin, std::size_t end) {
     for (std::size_t b = begin; b < end; ++b) {
       const std::size_t first = b * int8_block, size = std::min(int8_block, values.size() - first);
       scales[b] = quantize_block(values.subspan(first, size), codes.subspan(first, size));

@@ -11,9 +11,9 @@
 namespace nibble {
 namespace {
 
-constexpr std::size_t block = 256;        // columns of W whose rows of the thin factor stay in the first-level cache
-constexpr std::size_t gram_rows = 1024;   // that are added up by themselves, so that sums do not depend on the number of cores
-constexpr double negligible = 1e-20;      // of squares, beside the largest
+constexpr std::size_t columns_at_once = 256;  // of W, whose rows of the thin factor stay in the first-level cache
+constexpr std::size_t gram_rows = 1024;       // that are added up by themselves, so that sums do not depend on the number of cores
+constexpr double negligible = 1e-20;          // of squares, beside the largest
 
 struct Matrix {
   std::span<const float> values;
@@ -38,8 +38,8 @@ void add_scaled(float factor, const float* from, float* to, std::size_t q) {
 Thin times(const Matrix& w, const Thin& x, unsigned threads) {
   Thin y(w.rows, x.q);
   parallel_ranges(w.rows, 16, threads, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t first = 0; first < w.columns; first += block) {
-      const std::size_t last = std::min(w.columns, first + block);
+    for (std::size_t first = 0; first < w.columns; first += columns_at_once) {
+      const std::size_t last = std::min(w.columns, first + columns_at_once);
       for (std::size_t i = begin; i < end; ++i) {
         for (std::size_t c = first; c < last; ++c) add_scaled(w.values[i * w.columns + c], x.row(c), y.row(i), x.q);
       }
@@ -51,11 +51,11 @@ Thin times(const Matrix& w, const Thin& x, unsigned threads) {
 // W^T y
 Thin transposed_times(const Matrix& w, const Thin& y, unsigned threads) {
   Thin x(w.columns, y.q);
-  parallel_ranges((w.columns + block - 1) / block, 1, threads, [&](std::size_t begin, std::size_t end) {
+  parallel_ranges((w.columns + columns_at_once - 1) / columns_at_once, 1, threads, [&](std::size_t begin, std::size_t end) {
     for (std::size_t k = begin; k < end; ++k) {
-      const std::size_t last = std::min(w.columns, (k + 1) * block);
+      const std::size_t last = std::min(w.columns, (k + 1) * columns_at_once);
       for (std::size_t i = 0; i < w.rows; ++i) {
-        for (std::size_t c = k * block; c < last; ++c) add_scaled(w.values[i * w.columns + c], y.row(i), x.row(c), y.q);
+        for (std::size_t c = k * columns_at_once; c < last; ++c) add_scaled(w.values[i * w.columns + c], y.row(i), x.row(c), y.q);
       }
     }
   });

@@ -96,9 +96,9 @@ void replace_all(std::string& text, std::string_view from, std::string_view to) 
   text = out.append(text, at);
 }
 
-class Metaspace : public Decoder {
+class MetaspaceDecoder : public Decoder {
  public:
-  Metaspace(std::string mark, bool prepended) : mark_(std::move(mark)), prepended_(prepended) {}
+  MetaspaceDecoder(std::string mark, bool prepended) : mark_(std::move(mark)), prepended_(prepended) {}
   void apply(std::vector<std::string>& tokens) const override {
     for (std::size_t i = 0; i < tokens.size(); ++i) replace_all(tokens[i], mark_, i == 0 && prepended_ ? "" : " ");
   }
@@ -165,7 +165,7 @@ std::unique_ptr<Decoder> make_decoder(const JsonObject& json) {
   if (type == "Fuse") return std::make_unique<Fuse>();
   if (type == "Metaspace") {
     const bool prepended = json.boolean("add_prefix_space", true) && json.string("prepend_scheme", "always") != "never";
-    return std::make_unique<Metaspace>(read_char(json, "replacement"), prepended);
+    return std::make_unique<MetaspaceDecoder>(read_char(json, "replacement"), prepended);
   }
   if (type == "Strip") {
     return std::make_unique<Strip>(read_char(json, "content"), json.integer("start", {}), json.integer("stop", {}));

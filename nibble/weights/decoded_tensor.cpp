@@ -29,16 +29,16 @@ constexpr float from_f8(std::uint8_t bits) {
   return bits >> 7 ? -value : value;
 }
 
-using Table = std::array<float, 256>;
+using F8Table = std::array<float, 256>;
 
 template <int mantissa_bits>
-constexpr Table f8_table = [] {
-  Table table{};
+constexpr F8Table f8_table = [] {
+  F8Table table{};
   for (std::size_t i = 0; i < table.size(); ++i) table[i] = from_f8<mantissa_bits>(static_cast<std::uint8_t>(i));
   return table;
 }();
 
-const Table* table_of(const TensorInfo& tensor) {
+const F8Table* table_of(const TensorInfo& tensor) {
   if (tensor.dtype_name == "F8_E4M3") return &f8_table<3>;
   if (tensor.dtype_name == "F8_E5M2") return &f8_table<2>;
   return nullptr;
@@ -148,7 +148,7 @@ class DecodedTensor : public TensorFile {
   }
 
   Checkpoint::Entry source_;
-  const Table* table_;  // null of F64
+  const F8Table* table_;  // null of F64
   std::optional<Scales> scales_;
   TensorMap tensors_;
 };

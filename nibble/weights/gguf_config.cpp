@@ -11,7 +11,7 @@ namespace nibble {
 namespace {
 
 constexpr std::string_view divisors_name = "rope_freqs.weight";
-constexpr JsonObject::IntegerRange any_id{0, INT32_MAX};
+constexpr JsonObject::IntegerRange any_gguf_id{0, INT32_MAX};
 
 // What Meta published Llama 3.1 and 3.2 with; a file holds only what follows from it.
 constexpr double llama3_original = 8192, llama3_low = 1, llama3_high = 4;
@@ -180,7 +180,7 @@ class ConfigReader {
     Json ids = Json::array();
     for (const auto* name : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"}) {
       if (!metadata_.has(name)) continue;
-      const auto id = metadata_.integer(name, any_id);
+      const auto id = metadata_.integer(name, any_gguf_id);
       if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
     }
     config_["eos_token_id"] = ids;

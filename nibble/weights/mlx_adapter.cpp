@@ -12,7 +12,7 @@
 namespace nibble {
 namespace {
 
-constexpr JsonLimits config_limits{.max_bytes = std::size_t{1} << 20};
+constexpr JsonLimits mlx_config_limits{.max_bytes = std::size_t{1} << 20};
 constexpr std::uint32_t most_layers = 1 << 12;
 
 std::string_view suffix_of(LoraMatrix matrix) {
@@ -25,22 +25,22 @@ std::string tensor_name(std::uint32_t layer, Projection p, LoraMatrix matrix) {
   return fmt::format("{}.{}", projection_module_name(layer, p), suffix_of(matrix));
 }
 
-struct Place {
+struct MlxPlace {
   std::uint32_t layer;
   Projection projection;
   LoraMatrix matrix;
 };
 
 // The place that such a name means.
-std::optional<Place> place_of(std::string_view name) {
+std::optional<MlxPlace> place_of(std::string_view name) {
   constexpr std::string_view prefix = "model.layers.";
-  Place place{};
+  MlxPlace place{};
   if (!name.starts_with(prefix)) return {};
   const auto [end, error] = std::from_chars(name.data() + prefix.size(), name.data() + name.size(), place.layer);
   if (error != std::errc() || place.layer >= most_layers) return {};
   for (const Projection p : all_projections) {
     for (const LoraMatrix matrix : lora_matrices(true)) {
-      if (tensor_name(place.layer, p, matrix) == name) return Place{place.layer, p, matrix};
+      if (tensor_name(place.layer, p, matrix) == name) return MlxPlace{place.layer, p, matrix};
     }
   }
   return {};
@@ -72,18 +72,18 @@ std::vector<float> transposed(const std::vector<float>& values, std::size_t rows
   return result;
 }
 
-fs::path weights_path(const fs::path& folder) { return folder / "adapters.safetensors"; }
+fs::path mlx_weights_path(const fs::path& folder) { return folder / "adapters.safetensors"; }
 
 }  // namespace
 
 bool is_mlx_adapter(const fs::path& folder) {
   const auto path = folder / "adapter_config.json";
-  return path_exists(path) && read_json_file(path, config_limits).contains("lora_parameters");
+  return path_exists(path) && read_json_file(path, mlx_config_limits).contains("lora_parameters");
 }
 
 LoraConfig read_mlx_config(const fs::path& folder) {
   const auto path = folder / "adapter_config.json";
-  const Json parsed = read_json_file(path, config_limits);
+  const Json parsed = read_json_file(path, mlx_config_limits);
   const JsonObject json(parsed, path.string());
   const std::string type = json.string("fine_tune_type", "lora");
   if (type != "lora" && type != "dora") json.fail_key("fine_tune_type", "\"lora\" or \"dora\"");
@@ -95,7 +95,7 @@ LoraConfig read_mlx_config(const fs::path& folder) {
   config.lora_alpha = parameters->number("scale", {0.0, 1e9}) * config.rank;
   config.lora_dropout = parameters->number("dropout", {0.0, 1.0}, 0.0);
   config.use_dora = type == "dora";
-  read_modules(SafetensorsFile(weights_path(folder)), config);
+  read_modules(SafetensorsFile(mlx_weights_path(folder)), config);
   return config;
 }
 
@@ -105,7 +105,7 @@ LoraAdapter load_mlx_adapter(const fs::path& folder, const ModelConfig& model) {
     config.layers_to_transform.clear();
   }
   LoraAdapter adapter = make_lora_adapter(model, std::move(config));
-  const SafetensorsFile file(weights_path(folder));
+  const SafetensorsFile file(mlx_weights_path(folder));
   std::size_t taken = 0;
   for (std::uint32_t layer = 0; layer < model.num_layers; ++layer) {
     for (const Projection p : all_projections) {
@@ -143,7 +143,7 @@ void save_mlx_adapter(const fs::path& folder, const LoraAdapter& adapter, const 
   }
   Json keys = Json::array();
   for (const Projection p : used) keys.push_back(fmt::format("{}.{}", block_of(p), name_of(p)));
-  SafetensorsWriter writer(weights_path(folder), specs, {{"format", "mlx"}});
+  SafetensorsWriter writer(mlx_weights_path(folder), specs, {{"format", "mlx"}});
   for (const TensorSpec& spec : writer.tensors()) {
     const auto& [values, shape] = sources.at(spec.name);
     const auto turned = transposed(*values, static_cast<std::size_t>(shape[0]), static_cast<std::size_t>(shape[1]));

@@ -158,8 +158,8 @@ Value is_alnum(Interpreter&, V v, B) {
   return all_are(v, [](char32_t code) { return is_ascii_digit(code) || unicode::is_alphabetic(code); });
 }
 Value is_space(Interpreter&, V v, B) { return all_are(v, unicode::is_space); }
-Value is_upper(Interpreter& in, V v, B) { return find_test("upper")->apply(in, v, Bound({}, "isupper", {})); }
-Value is_lower(Interpreter& in, V v, B) { return find_test("lower")->apply(in, v, Bound({}, "islower", {})); }
+Value call_is_upper(Interpreter& in, V v, B) { return find_test("upper")->apply(in, v, Bound({}, "isupper", {})); }
+Value call_is_lower(Interpreter& in, V v, B) { return find_test("lower")->apply(in, v, Bound({}, "islower", {})); }
 
 Value keys(Interpreter&, V v, B) { return Value::list(iterate(v)); }
 
@@ -226,8 +226,8 @@ const std::vector<Builtin>& string_methods() {
       {"isalpha", {}, is_alpha},
       {"isalnum", {}, is_alnum},
       {"isspace", {}, is_space},
-      {"isupper", {}, is_upper},
-      {"islower", {}, is_lower},
+      {"isupper", {}, call_is_upper},
+      {"islower", {}, call_is_lower},
   };
   return table;
 }
