@@ -41,23 +41,31 @@ fn place_of(row: u32, word: u32, row_words: u32) -> u32 {
   return (tile * TILE + row % TILE) * TILE_WORDS + word % TILE_WORDS;
 }
 
+// Whether a workgroup decodes, and as which invocation; others did what goes beside.
+fn decodes(workgroup: u32, lane: u32, number: ptr<function, u32>) -> bool {
+  if (carries(workgroup, lane)) {
+    return false;
+  }
+  var own = workgroup - params.carriers;
+  if (adds_rows(own, lane)) {
+    return false;
+  }
+  own -= params.rows.groups;
+  if (own >= params.workgroups) {
+    return false;
+  }
+  *number = (params.workgroups - 1u - own) * WORKGROUP + lane;
+  return true;
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn straight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
             @builtin(local_invocation_index) lane: u32) {
   load_codes(lane);
-  var own_workgroup = linear_workgroup(group, groups);
-  if (carries(own_workgroup, lane)) {
+  var number = 0u;
+  if (!decodes(linear_workgroup(group, groups), lane, &number)) {
     return;
   }
-  own_workgroup -= params.carriers;
-  if (adds_rows(own_workgroup, lane)) {
-    return;
-  }
-  own_workgroup -= params.rows.groups;
-  if (own_workgroup >= params.workgroups) {
-    return;
-  }
-  let number = (params.workgroups - 1u - own_workgroup) * WORKGROUP + lane;
   let across = (params.row_words + WORDS - 1u) / WORDS;
   let unit = number / TILE_VECTORS;
   let row = unit / across * TILE + number % TILE_VECTORS / TILE_WORDS;
@@ -109,19 +117,10 @@ fn turned(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
           @builtin(subgroup_invocation_id) invocation: u32) {
   let lane = subgroup * size + invocation;
   load_codes(lane);
-  var own_workgroup = linear_workgroup(group, groups);
-  if (carries(own_workgroup, lane)) {
+  var number = 0u;
+  if (!decodes(linear_workgroup(group, groups), lane, &number)) {
     return;
   }
-  own_workgroup -= params.carriers;
-  if (adds_rows(own_workgroup, lane)) {
-    return;
-  }
-  own_workgroup -= params.rows.groups;
-  if (own_workgroup >= params.workgroups) {
-    return;
-  }
-  let number = (params.workgroups - 1u - own_workgroup) * WORKGROUP + lane;
   let i = number / PAIR;
   let word = i % params.row_words;
   let rows = i / params.row_words * PAIR + number % PAIR;

@@ -131,6 +131,7 @@ TEST(MatrixPlans, TakeLongStepsForBlocksAloneAndShortOnesForPairs) {
   EXPECT_EQ(estimated_plan(info, alone, false).splits, 1u);
   EXPECT_EQ(estimated_plan(info, pairs, false).tile.block_k, 32u);
   EXPECT_EQ(estimated_plan(info, pairs, false).splits, 3u);
+  EXPECT_EQ(estimated_plan(info, {MatrixLayout::nn, 512, 2560, 151936}, false).tile.block_k, 64u);
   // Of others it is not known how they divide their memory.
   info.name = "Another H100";
   EXPECT_EQ(estimated_plan(info, pairs, false).tile.block_k, 64u);
