@@ -64,8 +64,8 @@ double batch(gpu::Device& device, int count, const std::function<void(gpu::Recor
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// Times a problem's plans as a step has them: right after the weight has been decoded, which sweeps the cache and leaves it with much to
-// write. What decoding takes by itself is taken off.
+// Times a problem's plans as a step has them: right after the weight has been decoded, which leaves the cache in another state than the
+// product itself. What decoding takes by itself is taken off.
 class Timer {
  public:
   Timer(gpu::Device& device, MatmulBench& bench) : device_(device), bench_(bench) {}
