@@ -7,7 +7,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <functional>
 #include <map>
@@ -70,8 +69,11 @@ class Timer {
  public:
   Timer(gpu::Device& device, MatmulBench& bench) : device_(device), bench_(bench) {}
 
-  double decoding(bool tiled, int count) {
-    return batch(device_, count, [&](gpu::Recorder& r) { bench_.record_decoding(r, tiled); }) / count;
+  double decoding(bool tiled, int count, std::uint32_t repeats) {
+    if (!bench_.decodes()) return 0;
+    std::vector<double> times;
+    for (std::uint32_t i = 0; i < repeats; ++i) times.push_back(batch(device_, count, [&](gpu::Recorder& r) { bench_.record_decoding(r, tiled); }) / count);
+    return spread_of(times).median;
   }
   double both(const Candidate& c, int count) {
     return batch(device_, count, [&](gpu::Recorder& r) {
@@ -101,23 +103,22 @@ void time_all(gpu::Device& device, MatmulBench& bench, std::vector<Candidate>& c
   Timer timer(device, bench);
   const int count = timer.warm_up(candidates.front());
   std::vector<std::vector<double>> times(candidates.size());
-  std::array<std::vector<double>, 2> decoding;
+  for (const bool tiled : {false, true}) {
+    std::optional<double> decoding;  // the same for all of a kind, so that it favours none of them
+    for (Candidate& c : candidates) {
+      if (c.in_tiles() == tiled) c.decoding = decoding ? *decoding : decoding.emplace(timer.decoding(tiled, count, repeats));
+    }
+  }
   double best = 0;
   for (std::uint32_t i = 0; i < repeats; ++i) {
-    for (const bool tiled : {false, true}) {
-      const bool any = std::any_of(candidates.begin(), candidates.end(), [&](const Candidate& c) { return c.in_tiles() == tiled; });
-      decoding[tiled].push_back(any ? timer.decoding(tiled, count) : 0);
-    }
     for (std::size_t c = 0; c < candidates.size(); ++c) {
       if (!candidates[c].correct || (i > 0 && c > 0 && times[c].front() > far_behind * best)) continue;
-      times[c].push_back(std::max(1e-9, timer.both(candidates[c], count) - decoding[candidates[c].in_tiles()].back()));
+      times[c].push_back(std::max(1e-9, timer.both(candidates[c], count) - candidates[c].decoding));
       if (best == 0 || times[c].back() < best) best = times[c].back();
     }
   }
   for (std::size_t c = 0; c < candidates.size(); ++c) {
-    if (!candidates[c].correct) continue;
-    candidates[c].seconds = spread_of(times[c]);
-    candidates[c].decoding = spread_of(decoding[candidates[c].in_tiles()]).median;
+    if (candidates[c].correct) candidates[c].seconds = spread_of(times[c]);
   }
 }
 
@@ -320,6 +321,7 @@ int run(const MatmulFlags& flags) {
     }
   }
   report.finish();
+  print_profile(device);
   return correct ? exit_done : exit_device;
 }
 

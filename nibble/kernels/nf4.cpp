@@ -61,7 +61,7 @@ void record_carrying(gpu::Recorder& recorder, std::string_view file, gpu::Prelud
   prelude.constant("WORKGROUP", decoders).constant("CARRIED_VECTORS", carried_vectors);
   const std::string_view rows = add_beside(rows_sum, decoders, bindings, prelude, params.rows);
   const auto kernel =
-      nibble::kernel(device, file, prelude, {"grid", "nf4_codes", carry ? "carry" : "carry_none", "lora_rows_sum_params", rows}, entry);
+      nibble::kernel(device, file, prelude, {"grid", "nf4_codes", carry ? "carry" : "carry_none", "lora_rows_sum_params", rows, "decodes"}, entry);
   recorder.dispatch_bytes(kernel, bindings, std::as_bytes(std::span(&params, 1)),
                           gpu::linear_grid(device, workgroups + carry.carriers + params.rows.groups), work);
 }

@@ -1,6 +1,6 @@
 // nf4_dequantize.wgsl for GPUs and f16: codes come from a table in workgroup memory, which takes fewer instructions than
 // choosing bit by bit. An invocation decodes WORDS words, neighbours neighbouring ones, and writes
-// the eight elements of each at once. The weight's end comes first: what is written last is still in the cache, and products begin with it.
+// the eight elements of each at once.
 struct Params {
   rows: RowsSum,  // of lib/lora_rows_sum.wgsl
   count: u32,
@@ -8,7 +8,7 @@ struct Params {
   carriers: u32,  // of lib/carry.wgsl
   cargo_first: u32,
   cargo_rounds: u32,
-  workgroups: u32,  // that decode
+  workgroups: u32,  // of lib/decodes.wgsl
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> packed: array<u32>;
@@ -23,19 +23,11 @@ fn four(word: u32, scale: f32) -> vec2<u32> {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
   load_codes(lane);
-  var number = linear_workgroup(group, groups);
-  if (carries(number, lane)) {
+  var piece = 0u;
+  if (!decodes(linear_workgroup(group, groups), lane, &piece)) {
     return;
   }
-  number -= params.carriers;
-  if (adds_rows(number, lane)) {
-    return;
-  }
-  number -= params.rows.groups;
-  if (number >= params.workgroups) {
-    return;
-  }
-  let first = (params.workgroups - 1u - number) * (WORKGROUP * WORDS) + lane;
+  let first = piece * (WORKGROUP * WORDS) + lane;
   // Loads of their own, so that all are on their way at once.
   var words: array<u32, WORDS>;
   var scales: array<f32, WORDS>;

@@ -5,7 +5,7 @@
 // `turned` writes the tiles of the transpose: an invocation takes eight rows of a word, neighbours neighbouring words, but of
 // every PAIR those have the rows of one tile, and turns the 8 x 8 codes before it looks them up. Four (pairs of) neighbours,
 // whose words share their blocks' maxima, then swap words, so that together they write four rows of one tile at a time.
-// Columns are a multiple of 32. The weight's end comes first, as in nf4_dequantize_table.wgsl.
+// Columns are a multiple of 32.
 struct Params {
   rows: RowsSum,  // of lib/lora_rows_sum.wgsl
   row_words: u32,  // columns / 8
@@ -14,7 +14,7 @@ struct Params {
   carriers: u32,  // of lib/carry.wgsl
   cargo_first: u32,
   cargo_rounds: u32,
-  workgroups: u32,  // that decode
+  workgroups: u32,  // of lib/decodes.wgsl
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> packed: array<u32>;
@@ -41,31 +41,15 @@ fn place_of(row: u32, word: u32, row_words: u32) -> u32 {
   return (tile * TILE + row % TILE) * TILE_WORDS + word % TILE_WORDS;
 }
 
-// Whether a workgroup decodes, and as which invocation; others did what goes beside.
-fn decodes(workgroup: u32, lane: u32, number: ptr<function, u32>) -> bool {
-  if (carries(workgroup, lane)) {
-    return false;
-  }
-  var own = workgroup - params.carriers;
-  if (adds_rows(own, lane)) {
-    return false;
-  }
-  own -= params.rows.groups;
-  if (own >= params.workgroups) {
-    return false;
-  }
-  *number = (params.workgroups - 1u - own) * WORKGROUP + lane;
-  return true;
-}
-
 @compute @workgroup_size(WORKGROUP)
 fn straight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
             @builtin(local_invocation_index) lane: u32) {
   load_codes(lane);
-  var number = 0u;
-  if (!decodes(linear_workgroup(group, groups), lane, &number)) {
+  var piece = 0u;
+  if (!decodes(linear_workgroup(group, groups), lane, &piece)) {
     return;
   }
+  let number = piece * WORKGROUP + lane;
   let across = (params.row_words + WORDS - 1u) / WORDS;
   let unit = number / TILE_VECTORS;
   let row = unit / across * TILE + number % TILE_VECTORS / TILE_WORDS;
@@ -117,10 +101,11 @@ fn turned(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
           @builtin(subgroup_invocation_id) invocation: u32) {
   let lane = subgroup * size + invocation;
   load_codes(lane);
-  var number = 0u;
-  if (!decodes(linear_workgroup(group, groups), lane, &number)) {
+  var piece = 0u;
+  if (!decodes(linear_workgroup(group, groups), lane, &piece)) {
     return;
   }
+  let number = piece * WORKGROUP + lane;
   let i = number / PAIR;
   let word = i % params.row_words;
   let rows = i / params.row_words * PAIR + number % PAIR;

@@ -184,7 +184,7 @@ void MatmulBench::record(gpu::Recorder& recorder, const MatrixPlan* plan) {
 }
 
 void MatmulBench::record_decoding(gpu::Recorder& recorder, bool tiled) {
-  if (problem_.joint) nibble::record(recorder, DequantizeNf4{.w = nf4_, .out = tiled ? tiled_ : weight_});
+  if (decodes()) nibble::record(recorder, DequantizeNf4{.w = nf4_, .out = tiled ? tiled_ : weight_});
 }
 
 void MatmulBench::run(const MatrixPlan* plan) {

@@ -37,7 +37,9 @@ class MatmulBench {
   bool allows(const MatrixTile& tile) const;
   // Plans come from matrix_plan or candidates; other paths have none. With a direct tile the weight in tiles is read.
   void record(gpu::Recorder& recorder, const MatrixPlan* plan);
-  // The weight's decoding, as it goes before a layer's product in a step; nothing of the head, which is never decoded.
+  // Whether the weight is decoded before the product in a step: all but the head.
+  bool decodes() const { return problem_.joint.has_value(); }
+  // That decoding; nothing where there is none.
   void record_decoding(gpu::Recorder& recorder, bool tiled);
 
   // Runs it once over a cleared result. The error is the 2-norm of the difference from sums in double over that of the sums, at
