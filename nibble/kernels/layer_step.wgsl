@@ -46,22 +46,24 @@ struct Invocation {
   lane: u32,
 }
 
-// `values` of a sweep, and for a norm the share of the squares' sum.
+// `values` of a sweep, by a norm's weights, which are asked for before a value is waited for; returns the share of the squares' sum.
 fn fetch_normed(from_input: bool, first: u32, count: u32, who: Invocation) -> f32 {
-  if (!from_input) {
-    fetch(MIDDLE_AT + first, count, who.index);
-  }
+  let norm = select(MLP_NORM_AT, ATTENTION_NORM_AT, from_input) + first;
   var squares = 0.0;
-  for (var k = who.index; k < count; k += WORKGROUP) {
-    var value = 0.0;
+  for (var begin = who.index; begin < count; begin += 4u * WORKGROUP) {
+    let k = begin + vec4<u32>(0u, 1u, 2u, 3u) * WORKGROUP;
+    let inside = min(k, vec4<u32>(count - 1u));
+    let weights = vec4<f32>(constant_at(norm + inside.x), constant_at(norm + inside.y), constant_at(norm + inside.z), constant_at(norm + inside.w));
+    var taken: vec4<f32>;
     if (from_input) {
-      value = input[first + k];
-      values[place(k)] = value * constant_at(ATTENTION_NORM_AT + first + k);
+      let at = first + inside;
+      taken = vec4<f32>(input[at.x], input[at.y], input[at.z], input[at.w]);
     } else {
-      value = values[place(k)];
-      values[place(k)] = value * constant_at(MLP_NORM_AT + first + k);
+      taken = take_four(MIDDLE_AT + first + inside);
     }
-    squares = fma(value, value, squares);
+    put_values(k, count, taken * weights);
+    let own = select(vec4<f32>(), taken, k < vec4<u32>(count));
+    squares += dot(own, own);
   }
   return squares;
 }
@@ -82,7 +84,7 @@ fn run_product(p: Product, source: u32, first_projection: u32, members: u32, who
   var factor = 1.0;
   for (var sweep = 0u; sweep < sweeps_of(p.inputs); sweep++) {
     let walk = walk_of(p, own, sweep, who.subgroup, who.lane);
-    let ahead = look_ahead(p, own, walk);
+    let ahead = look_ahead(p, own, walk, who.lane);
     let first = sweep * width_of(p.inputs) * SPAN;
     let count = min(p.inputs - first, width_of(p.inputs) * SPAN);
     // What this workgroup has put is taken by others of its subgroups, which only barriers promise to run.
@@ -140,12 +142,24 @@ fn attend_all(who: Invocation, workgroup: u32) {
   put_attended(own_units(ATTENDED, workgroup), who.index);
 }
 
+// The row that an invocation adds its first result to, or where it has none any other, to be asked for before the product.
+fn first_row(own: Own, who: Invocation) -> u32 {
+  return own.first + min(who.index, max(own.count, 1u) - 1u);
+}
+
 fn project_attended(who: Invocation, workgroup: u32) {
   let own = own_units(HIDDEN, workgroup);
+  var before: f32;
+  if (params.parts > 0u) {  // always; compilers move a load down to where it is used, but not out of a branch
+    before = input[first_row(own, who)];
+  }
   run_product(O_PRODUCT, ATTENDED_AT, 3u, 1u, who, workgroup);
   for (var n = who.index; n < own.count; n += WORKGROUP) {
     let row = own.first + n;
-    put(MIDDLE_AT + row, input[row] + total(n, slices_of(ATTENDED)) + share_of_adapter(3u, 0u, row));
+    if (n >= WORKGROUP) {
+      before = input[row];
+    }
+    put(MIDDLE_AT + row, before + total(n, slices_of(ATTENDED)) + share_of_adapter(3u, 0u, row));
   }
 }
 
@@ -162,10 +176,14 @@ fn gate(who: Invocation, workgroup: u32) {
 
 fn project_gated(who: Invocation, workgroup: u32) {
   let own = own_units(HIDDEN, workgroup);
+  var before = take(MIDDLE_AT + first_row(own, who));
   run_product(DOWN_PRODUCT, GATED_AT, 6u, 1u, who, workgroup);
   for (var n = who.index; n < own.count; n += WORKGROUP) {
     let row = own.first + n;
-    output[row] = take(MIDDLE_AT + row, 0u) + total(n, slices_of(INTERMEDIATE)) + share_of_adapter(6u, 0u, row);
+    if (n >= WORKGROUP) {
+      before = take(MIDDLE_AT + row);
+    }
+    output[row] = before + total(n, slices_of(INTERMEDIATE)) + share_of_adapter(6u, 0u, row);
   }
 }
 

@@ -44,11 +44,19 @@ fn turn_of(row: u32, lane: u32) -> Turn {
   return result;
 }
 
+fn fresh_place(key_head: u32, k: u32) -> u32 {
+  let row = k / HEAD_DIM;
+  let head = select(HEADS + select(key_head, KEY_HEADS + key_head, row > GROUP), key_head * GROUP + row, row < GROUP);
+  return QKV_AT + head * HEAD_DIM + k % HEAD_DIM;
+}
 fn fetch_fresh(key_head: u32, invocation: u32) {
-  for (var k = invocation; k < FRESH; k += WORKGROUP) {
-    let row = k / HEAD_DIM;
-    let head = select(HEADS + select(key_head, KEY_HEADS + key_head, row > GROUP), key_head * GROUP + row, row < GROUP);
-    values[FRESH_AT + k] = take(QKV_AT + head * HEAD_DIM + k % HEAD_DIM, 0u);
+  for (var first = invocation; first < FRESH; first += 2u * WORKGROUP) {
+    let second = first + WORKGROUP;
+    let taken = take_four(vec2<u32>(fresh_place(key_head, first), fresh_place(key_head, min(second, FRESH - 1u))).xyxy);
+    values[FRESH_AT + first] = taken.x;
+    if (second < FRESH) {
+      values[FRESH_AT + second] = taken.y;
+    }
   }
 }
 
@@ -224,11 +232,10 @@ fn put_attended(own: Own, invocation: u32) {
   for (var n = invocation; n < own.count * params.parts; n += WORKGROUP) {
     let column = own.first + n % own.count;
     let at = column / HEAD_DIM * params.parts + n / own.count;
-    let places = vec3<u32>(NUMBERS_AT + 2u * at, NUMBERS_AT + 2u * at + 1u, PARTS_AT + at * HEAD_DIM + column % HEAD_DIM);
-    let seen = vec3<u32>(look(places.x), look(places.y), look(places.z));
-    for (var i = 0u; i < 3u; i++) {
-      values[3u * n + i] = take(places[i], seen[i]);
-    }
+    let taken = take_four(vec3<u32>(NUMBERS_AT + 2u * at, NUMBERS_AT + 2u * at + 1u, PARTS_AT + at * HEAD_DIM + column % HEAD_DIM).xyzz);
+    values[3u * n] = taken.x;
+    values[3u * n + 1u] = taken.y;
+    values[3u * n + 2u] = taken.z;
   }
   workgroupBarrier();
   for (var n = invocation; n < own.count; n += WORKGROUP) {

@@ -55,7 +55,7 @@ fn put_hidden(at: u32, projection: u32, members: u32, factor: f32, invocation: u
 fn take_hidden(at: u32, projection: u32, members: u32, invocation: u32) {
   for (var i = invocation; i < members * RANK; i += WORKGROUP) {
     if (adapted(projection + i / RANK)) {
-      hidden[i] = take(at + i, 0u);
+      hidden[i] = take(at + i);
     }
   }
 }

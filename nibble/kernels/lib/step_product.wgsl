@@ -14,6 +14,7 @@ const ELEMENTS = 16u;
 const SPAN = SUBGROUP * ELEMENTS;
 const SUBGROUPS = WORKGROUP / SUBGROUP;
 const BLOCK_LANES = 64u / ELEMENTS;
+const_assert BLOCK_LANES == 4u;  // sum_of_four adds up as many
 
 var<workgroup> shares: array<f32, SHARES>;  // of each row, of its slices
 
@@ -75,11 +76,15 @@ fn walk_of(p: Product, own: Own, sweep: u32, subgroup: u32, lane: u32) -> Walk {
   return walk;
 }
 
-// A lane's codes of four rows, with the scales of their blocks.
+// A lane's codes of four rows, and the scale of its block of row lane % 4: four lanes have a block.
 struct Four {
   first: vec4<u32>,  // eight elements of each
   second: vec4<u32>,
-  scale: vec4<f32>,
+  scale: f32,
+}
+fn of_lane(v: vec4<u32>, lane: u32) -> u32 {
+  let odd = (lane & 1u) != 0u;
+  return select(select(v.x, v.y, odd), select(v.z, v.w, odd), (lane & 2u) != 0u);
 }
 
 fn codes_at(weight: u32, at: u32) -> vec2<u32> {
@@ -99,7 +104,7 @@ fn absmax_at(weight: u32, block: u32) -> f32 {
   }
 }
 
-fn four_of(p: Product, own: Own, walk: Walk, step: u32) -> Four {
+fn four_of(p: Product, own: Own, walk: Walk, step: u32, lane: u32) -> Four {
   let columns = p.inputs / ELEMENTS;
   let column = min(walk.column, columns - 1u);
   let row = walk.row + 4u * step;
@@ -110,13 +115,12 @@ fn four_of(p: Product, own: Own, walk: Walk, step: u32) -> Four {
   } else {
     at = (own.first + min(row + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(own.count - 1u))) * columns + column;
   }
-  let block = at / BLOCK_LANES;
   let a = codes_at(p.weight, at.x);
   let b = codes_at(p.weight, at.y);
   let c = codes_at(p.weight, at.z);
   let d = codes_at(p.weight, at.w);
   return Four(vec4<u32>(a.x, b.x, c.x, d.x), vec4<u32>(a.y, b.y, c.y, d.y),
-              vec4<f32>(absmax_at(p.weight, block.x), absmax_at(p.weight, block.y), absmax_at(p.weight, block.z), absmax_at(p.weight, block.w)));
+              absmax_at(p.weight, of_lane(at, lane) / BLOCK_LANES));
 }
 
 // The first eight rows', to be asked for before x is there.
@@ -124,11 +128,11 @@ struct Ahead {
   one: Four,
   two: Four,
 }
-fn look_ahead(p: Product, own: Own, walk: Walk) -> Ahead {
+fn look_ahead(p: Product, own: Own, walk: Walk, lane: u32) -> Ahead {
   var ahead: Ahead;
   if (walk.busy) {
-    ahead.one = four_of(p, own, walk, 0u);
-    ahead.two = four_of(p, own, walk, 1u);
+    ahead.one = four_of(p, own, walk, 0u, lane);
+    ahead.two = four_of(p, own, walk, 1u, lane);
   }
   return ahead;
 }
@@ -157,9 +161,9 @@ fn add_words(sums: vec4<f32>, words: vec4<u32>, low: vec4<f32>, high: vec4<f32>)
 
 alias Lane = array<vec4<f32>, 4>;  // a lane's elements of x
 
-// Leaves in lane i of a subgroup the lanes' sum of value i % 4.
-fn sum_of_lanes(v: vec4<f32>, lane: u32) -> f32 {
-  var sum = sum_of_four(v, lane);
+// Leaves in lane i of a subgroup the sum of value i % 4 over all blocks, each times its scale.
+fn sum_of_lanes(v: vec4<f32>, scale: f32, lane: u32) -> f32 {
+  var sum = sum_of_four(v, lane) * scale;
   for (var i = 4u; i < SUBGROUP; i *= 2u) {
     sum += subgroupShuffleXor(sum, i);
   }
@@ -168,7 +172,7 @@ fn sum_of_lanes(v: vec4<f32>, lane: u32) -> f32 {
 
 fn put_shares(p: Product, own: Own, walk: Walk, step: u32, four: Four, x: Lane, lane: u32) {
   let first = add_words(vec4<f32>(), four.first, x[0], x[1]);
-  let sum = sum_of_lanes(add_words(first, four.second, x[2], x[3]) * four.scale, lane);
+  let sum = sum_of_lanes(add_words(first, four.second, x[2], x[3]), four.scale, lane);
   let row = walk.row + 4u * step + lane;
   if (walk.busy && lane < 4u && row < own.count * p.halves) {
     shares[row * slices_of(p.inputs) + walk.slice] = sum;
@@ -196,13 +200,13 @@ fn multiply(p: Product, own: Own, walk: Walk, sweep: u32, ahead: Ahead, lane: u3
   for (var step = 0u; step < steps; step += 2u) {
     put_shares(p, own, walk, step, one, x, lane);
     if (walk.busy && step + 2u < steps) {
-      one = four_of(p, own, walk, step + 2u);
+      one = four_of(p, own, walk, step + 2u, lane);
     }
     if (step + 1u < steps) {
       put_shares(p, own, walk, step + 1u, two, x, lane);
     }
     if (walk.busy && step + 3u < steps) {
-      two = four_of(p, own, walk, step + 3u);
+      two = four_of(p, own, walk, step + 3u, lane);
     }
   }
 }
