@@ -60,7 +60,16 @@ Json row_of(const GenerateFlags& flags, const GeneratorBenchResult& r, const Pea
   return row;
 }
 
+// The means of choosing that `generate` has, but none comes from a model's files.
+void add_sampling(CLI::App& generate, SamplingOptions& sampling) {
+  generate.add_option("--temperature", sampling.temperature, "0 takes the most likely token; above, tokens are drawn")->capture_default_str();
+  generate.add_option("--top-k", sampling.top_k, "Draw from so many of the most likely tokens; 0 for all")->capture_default_str();
+  generate.add_option("--top-p", sampling.top_p, "Draw from the most likely tokens that have this probability together")->capture_default_str();
+  generate.add_option("--min-p", sampling.min_p, "Draw from tokens with at least this share of the most likely one's probability")->capture_default_str();
+}
+
 int run(GenerateFlags flags) {
+  check_sampling(flags.generator.sampling);
   flags.generator.config = flags.shape.config();
   flags.generator.residency = flags.residency.of(flags.generator.config.num_layers);
   flags.generator.stream = flags.residency.stream();
@@ -69,7 +78,11 @@ int run(GenerateFlags flags) {
                                                {"lora_rank", flags.generator.lora_rank},
                                                {"streamed_layers", streamed},
                                                {"stream_memory", flags.residency.memory},
-                                               {"double_quant", flags.residency.double_quant}});
+                                               {"double_quant", flags.residency.double_quant},
+                                               {"temperature", flags.generator.sampling.temperature},
+                                               {"top_k", flags.generator.sampling.top_k},
+                                               {"top_p", flags.generator.sampling.top_p},
+                                               {"min_p", flags.generator.sampling.min_p}});
   bool passed = true;
   for (const std::uint32_t length : flags.prompt_length) {
     flags.generator.prompt_length = length;
@@ -105,6 +118,7 @@ void add_bench_generate(CLI::App& bench, Action& action) {
       ->capture_default_str()->check(CLI::Range(0, 256));
   generate->add_option("--repeats", flags->generator.repeats, "Timed texts; the median is shown")
       ->capture_default_str()->check(CLI::Range(1, 1000));
+  add_sampling(*generate, flags->generator.sampling);
   flags->residency.add_to(*generate, ResidencyFlags::Cached::left_out);
   flags->bench.add_to(*generate);
   generate->callback([flags, &action] { action = [flags] { return run(*flags); }; });

@@ -78,12 +78,14 @@ class Bench {
   }
 
   void time_one(GeneratorBenchResult* result) {
-    const Tokens text = made_up_text(options_.prompt_length + options_.new_tokens);
+    Tokens text = made_up_text(options_.prompt_length);
+    TokenSampler sampler(options_.sampling);
     const auto begin = Clock::now();
-    generator_.logits(std::span(text).first(options_.prompt_length));
+    std::span<const float> logits = generator_.logits(text);
     const double prompt = seconds_since(begin);
-    for (std::uint32_t i = 1; i <= options_.new_tokens; ++i) {
-      generator_.logits(std::span(text).first(options_.prompt_length + i));
+    for (std::uint32_t i = 0; i < options_.new_tokens; ++i) {
+      text.push_back(sampler.next(logits, text));
+      logits = generator_.logits(text);
     }
     if (!result) return;
     result->prompt_seconds.push_back(prompt);

@@ -1,19 +1,21 @@
 #pragma once
 
 #include "nibble/model/generator.h"
+#include "nibble/model/sampler.h"
 
 #include <cstdint>
 #include <vector>
 
 namespace nibble {
 
-// Generation over made-up weights and tokens, to measure without files.
+// Generation over made-up weights from made-up prompts, to measure without files.
 struct GeneratorBenchOptions {
   ModelConfig config;
   ProductPath path = ProductPath::f32;
   std::uint32_t lora_rank = 0;  // 0: without an adapter
   std::uint32_t prompt_length = 512, new_tokens = 64;
   std::uint32_t repeats = 5;
+  SamplingOptions sampling = {};  // of the new tokens
   std::vector<Residency> residency = {};  // by layer; empty: all resident
   StreamOptions stream = {};
 };
@@ -22,7 +24,7 @@ struct GeneratorBenchResult {
   // Logits after a prompt and some tokens, one at a time, against those of one pass over all: relative 2-norm.
   double error = 0, allowed = 0;
   std::vector<double> prompt_seconds;  // of each repeat, from the prompt to its logits on the host
-  std::vector<double> token_seconds;   // of each repeat, the mean of its new tokens
+  std::vector<double> token_seconds;   // of each repeat, the mean of its new tokens, each chosen on the host
   double prompt_flops = 0;
   double token_bytes = 0;  // that a new token must read at least: codes and scales of the projections, head, adapters, and keys
                            // and values of the mean length

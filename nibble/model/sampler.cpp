@@ -1,17 +1,37 @@
 #include "nibble/model/sampler.h"
 
 #include "nibble/base/error.h"
+#include "nibble/base/fast_exp.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <limits>
+#include <numeric>
 
 namespace nibble {
 namespace {
 
 // Of a score that is 0 for the most likely token.
-double weight(float score) { return std::exp(double{score}); }
+double weight(float score) { return fast_exp(score); }
+
+float score_of(float logit, float largest, float temperature) { return (logit - largest) / temperature; }
+
+// Eight sums, so that compilers make vectors of them.
+double sum_of_weights(std::span<const float> logits, float largest, float temperature) {
+  constexpr std::size_t lanes = 8;
+  std::array<float, ScoreBlocks::block> weights{};
+  for (std::size_t i = 0; i < logits.size(); ++i) weights[i] = fast_exp(score_of(logits[i], largest, temperature));
+  std::array<double, lanes> sums{};
+  for (std::size_t i = 0; i < weights.size(); i += lanes) {
+    for (std::size_t j = 0; j < lanes; ++j) sums[j] += weights[i + j];
+  }
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
+}
 
 }  // namespace
+
+bool TokenSampler::better(const Candidate& a, const Candidate& b) { return a.score != b.score ? a.score > b.score : a.id < b.id; }
 
 void check_sampling(const SamplingOptions& o) {
   constexpr std::string_view where = "sampling";
@@ -29,38 +49,83 @@ TokenSampler::TokenSampler(const SamplingOptions& options) : options_(options), 
 
 std::uint32_t TokenSampler::next(std::span<const float> logits, std::span<const std::uint32_t> text) {
   check(!logits.empty(), "sampling", "There are no logits to choose from.");
-  candidates_.resize(logits.size());
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    const auto id = static_cast<std::uint32_t>(i);
-    check<Diverged>(std::isfinite(logits[i]), "sampling", "The logit of token {} is not a finite number.", id);
-    candidates_[i] = {logits[i], id};
+  blocks_.read(options_.repetition_penalty == 1.0f ? logits : penalised(logits, text));
+  if (options_.temperature == 0.0f) return blocks_.best();
+  const bool by_k = options_.top_k > 0 && options_.top_k < logits.size(), by_p = options_.top_p < 1.0f;
+  if (!by_k && !by_p && options_.min_p == 0.0f) return draw_from_all();
+  if (by_k) {
+    take_top_k();
+    if (by_p) keep_reaching(double{options_.top_p} * total_weight());
+  } else if (by_p) {
+    take_top_p();
+  } else {
+    take_from(std::log(options_.min_p) - 1e-3f);  // a little more than min-p leaves
   }
-  if (options_.repetition_penalty != 1.0f) penalise(text);
-  const auto best = std::max_element(candidates_.begin(), candidates_.end(),
-                                     [](const Candidate& a, const Candidate& b) { return a.score < b.score; });
-  if (options_.temperature == 0.0f) return best->id;
-  // Against the largest nothing overflows upwards, however low the temperature.
-  const float largest = best->score;
-  for (Candidate& candidate : candidates_) candidate.score = (candidate.score - largest) / options_.temperature;
-  keep_top_k();
-  keep_top_p();
   keep_min_p();
   return draw();
 }
 
-void TokenSampler::penalise(std::span<const std::uint32_t> text) {
-  seen_.assign(candidates_.size(), false);
+std::span<const float> TokenSampler::penalised(std::span<const float> logits, std::span<const std::uint32_t> text) {
+  penalised_.assign(logits.begin(), logits.end());
+  seen_.assign(logits.size(), false);
   for (const std::uint32_t token : text) {
-    if (token >= candidates_.size() || seen_[token]) continue;
+    if (token >= logits.size() || seen_[token]) continue;
     seen_[token] = true;
-    float& score = candidates_[token].score;
+    float& score = penalised_[token];
     score = score < 0 ? score * options_.repetition_penalty : score / options_.repetition_penalty;
   }
+  return penalised_;
 }
 
-void TokenSampler::sort_best(std::size_t count) {
-  std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(count), candidates_.end(),
-                    [](const Candidate& a, const Candidate& b) { return a.score != b.score ? a.score > b.score : a.id < b.id; });
+float TokenSampler::score(float logit) const { return score_of(logit, blocks_.largest(), options_.temperature); }
+
+void TokenSampler::take_from(float least) {
+  candidates_.clear();
+  blocks_.each_from(least, [this](float logit) { return score(logit); }, [this](std::uint32_t id, float score) { candidates_.push_back({score, id}); });
+}
+
+void TokenSampler::take_top_k() {
+  take_from(score(blocks_.reached_by(options_.top_k)));
+  selected_ = candidates_;
+  const auto last = selected_.begin() + static_cast<std::ptrdiff_t>(options_.top_k - 1);
+  std::nth_element(selected_.begin(), last, selected_.end(), better);
+  const float least = last->score;
+  std::erase_if(candidates_, [least](const Candidate& candidate) { return candidate.score < least; });
+}
+
+// A token stays while those before it have not reached the sum. The place of the last is found by halves: nothing is sorted.
+bool TokenSampler::keep_reaching(double wanted) {
+  selected_ = candidates_;
+  auto begin = selected_.begin(), end = selected_.end();
+  while (end - begin > 1) {
+    const auto middle = begin + (end - begin) / 2;
+    std::nth_element(begin, middle, end, better);
+    const double sum = std::accumulate(begin, middle, 0.0, [](double before, const Candidate& candidate) { return before + weight(candidate.score); });
+    if (sum < wanted) {
+      wanted -= sum;
+      begin = middle;
+    } else {
+      end = middle;
+    }
+  }
+  const Candidate last = *begin;
+  std::erase_if(candidates_, [&last](const Candidate& candidate) { return better(last, candidate); });
+  return weight(last.score) >= wanted;
+}
+
+// A few of the best mostly reach the sum.
+void TokenSampler::take_top_p() {
+  constexpr std::size_t few = 64;
+  const double wanted = double{options_.top_p} * weigh_blocks();
+  take_from(score(blocks_.reached_by(few)));
+  if (keep_reaching(wanted)) return;
+  take_from(-std::numeric_limits<float>::infinity());
+  keep_reaching(wanted);
+}
+
+void TokenSampler::keep_min_p() {
+  if (options_.min_p == 0.0f) return;
+  std::erase_if(candidates_, [&](const Candidate& candidate) { return weight(candidate.score) < double{options_.min_p}; });
 }
 
 double TokenSampler::total_weight() const {
@@ -69,46 +134,39 @@ double TokenSampler::total_weight() const {
   return total;
 }
 
-void TokenSampler::keep_top_k() {
-  if (options_.top_k == 0 || options_.top_k >= candidates_.size()) return;
-  const auto last = candidates_.begin() + static_cast<std::ptrdiff_t>(options_.top_k - 1);
-  std::nth_element(candidates_.begin(), last, candidates_.end(),
-                   [](const Candidate& a, const Candidate& b) { return a.score > b.score; });
-  const float least = last->score;
-  std::erase_if(candidates_, [least](const Candidate& candidate) { return candidate.score < least; });
-}
-
-// A token stays while those before it have not reached the sum; sorting stops there, for vocabularies are large.
-void TokenSampler::keep_top_p() {
-  if (options_.top_p >= 1.0f) return;
-  const double wanted = double{options_.top_p} * total_weight();
-  std::size_t sorted = 0, kept = 0;
-  for (double before = 0; kept < candidates_.size() && before < wanted; ++kept) {
-    if (kept == sorted) {
-      sorted = std::min(candidates_.size(), std::max<std::size_t>(64, sorted * 8));
-      sort_best(sorted);
-    }
-    before += weight(candidates_[kept].score);
+double TokenSampler::weigh_blocks() {
+  block_weights_.resize(blocks_.blocks());
+  double total = 0;
+  for (std::size_t b = 0; b < blocks_.blocks(); ++b) {
+    block_weights_[b] = sum_of_weights(blocks_.of(b), blocks_.largest(), options_.temperature);
+    total += block_weights_[b];
   }
-  candidates_.resize(kept);
+  return total;
 }
 
-void TokenSampler::keep_min_p() {
-  if (options_.min_p == 0.0f) return;
-  std::erase_if(candidates_, [&](const Candidate& candidate) { return weight(candidate.score) < double{options_.min_p}; });
+double TokenSampler::random_place(double total) {
+  const double high = rng_.next_u32(), low = rng_.next_u32();
+  return (high + low * 0x1p-32) * 0x1p-32 * total;
 }
 
 std::uint32_t TokenSampler::draw() {
-  // In a set order: the steps before leave what the library's selection makes of it.
-  std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
-  const double high = rng_.next_u32(), low = rng_.next_u32();
-  const double target = (high + low * 0x1p-32) * 0x1p-32 * total_weight();
+  const double target = random_place(total_weight());
   double sum = 0;
   for (const Candidate& candidate : candidates_) {
     sum += weight(candidate.score);
     if (target < sum) return candidate.id;
   }
   return candidates_.back().id;
+}
+
+std::uint32_t TokenSampler::draw_from_all() {
+  double left = random_place(weigh_blocks());
+  std::size_t b = 0;
+  while (b + 1 < blocks_.blocks() && left >= block_weights_[b]) left -= block_weights_[b++];
+  const std::span<const float> logits = blocks_.of(b);
+  std::size_t i = 0;
+  for (double sum = weight(score(logits[0])); i + 1 < logits.size() && left >= sum; sum += weight(score(logits[i]))) ++i;
+  return static_cast<std::uint32_t>(b * ScoreBlocks::block + i);
 }
 
 }  // namespace nibble

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/base/rng.h"
+#include "nibble/model/score_blocks.h"
 
 #include <cstdint>
 #include <span>
@@ -35,19 +36,34 @@ class TokenSampler {
     float score;
     std::uint32_t id;
   };
+  // Among equals the lowest id comes first.
+  static bool better(const Candidate& a, const Candidate& b);
 
-  void penalise(std::span<const std::uint32_t> text);
-  void keep_top_k();
-  void keep_top_p();
+  std::span<const float> penalised(std::span<const float> logits, std::span<const std::uint32_t> text);
+  // Against the largest nothing overflows upwards, however low the temperature.
+  float score(float logit) const;
+  // All that have at least this score, by their ids, as candidates stay.
+  void take_from(float least);
+  void take_top_k();
+  // Those of all that top-p leaves.
+  void take_top_p();
+  // Leaves the fewest of the best whose weights reach the sum `wanted`; false, and all of them, where all together do not.
+  bool keep_reaching(double wanted);
   void keep_min_p();
   std::uint32_t draw();
-  // Puts the `count` best in front, in order.
-  void sort_best(std::size_t count);
+  std::uint32_t draw_from_all();
   double total_weight() const;
+  // Of all, with that of each block in block_weights_.
+  double weigh_blocks();
+  // A place in [0, total) at random.
+  double random_place(double total);
 
   SamplingOptions options_;
   Rng rng_;
-  std::vector<Candidate> candidates_;
+  ScoreBlocks blocks_;
+  std::vector<Candidate> candidates_, selected_;
+  std::vector<float> penalised_;
+  std::vector<double> block_weights_;
   std::vector<bool> seen_;
 };
 

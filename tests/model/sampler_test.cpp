@@ -3,9 +3,12 @@
 #include "nibble/base/error.h"
 #include "tests/support/files.h"
 
+#include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <map>
+#include <numeric>
 
 namespace nibble::sampler_test {
 namespace {
@@ -118,6 +121,85 @@ TEST(TokenSampler, ExtremeScoresDoNotOverflow) {
   EXPECT_LT(hot.next(std::vector<float>{3e38f, -3e38f}, {}), 2u);
   EXPECT_EQ(cold.next(std::vector<float>{1, 3e38f, 2}, {}), 1u);
   EXPECT_EQ(cold.next(std::vector<float>{1, 3, 2}, {}), 1u);
+}
+
+// What SamplingOptions say, word by word, without a look at speed.
+std::uint32_t drawn_by_definition(const SamplingOptions& o, std::span<const float> logits, Rng& rng) {
+  struct Token {
+    double weight;
+    float score;
+    std::uint32_t id;
+  };
+  const float largest = *std::max_element(logits.begin(), logits.end());
+  std::vector<Token> tokens;
+  for (std::uint32_t id = 0; id < logits.size(); ++id) {
+    const float score = (logits[id] - largest) / o.temperature;
+    tokens.push_back({std::exp(double{score}), score, id});
+  }
+  std::stable_sort(tokens.begin(), tokens.end(), [](const Token& a, const Token& b) { return a.score > b.score; });
+  if (o.top_k > 0 && o.top_k < tokens.size()) {
+    const float least = tokens[o.top_k - 1].score;
+    std::erase_if(tokens, [&](const Token& t) { return t.score < least; });
+  }
+  const auto total = [&] { return std::accumulate(tokens.begin(), tokens.end(), 0.0, [](double sum, const Token& t) { return sum + t.weight; }); };
+  const double wanted = double{o.top_p} * total();
+  std::size_t kept = 0;
+  for (double before = 0; kept < tokens.size() && (o.top_p == 1.0f || before < wanted); ++kept) before += tokens[kept].weight;
+  tokens.resize(kept);
+  std::erase_if(tokens, [&](const Token& t) { return t.weight < double{o.min_p}; });
+  std::sort(tokens.begin(), tokens.end(), [](const Token& a, const Token& b) { return a.id < b.id; });
+  const double high = rng.next_u32(), low = rng.next_u32(), target = (high + low * 0x1p-32) * 0x1p-32 * total();
+  double sum = 0;
+  for (const Token& t : tokens) {
+    if (target < (sum += t.weight)) return t.id;
+  }
+  return tokens.back().id;
+}
+
+// Sizes around whole blocks; scores of a normal distribution, and of a few values alone, so that many are equal.
+TEST(TokenSampler, DrawsWhatTheDefinitionDraws) {
+  Rng made(5);
+  for (const std::size_t size : {1u, 255u, 256u, 257u, 3000u, 40000u}) {
+    for (const bool equals : {false, true}) {
+      std::vector<float> logits(size);
+      for (float& logit : logits) logit = equals ? static_cast<float>(made.below(9)) : 3 * made.normal();
+      for (const SamplingOptions& base : std::initializer_list<SamplingOptions>{
+               {.temperature = 1}, {.temperature = 0.6f, .top_k = 20, .top_p = 0.95f}, {.temperature = 1, .top_k = 1}, {.temperature = 2, .top_k = 300, .min_p = 0.1f},
+               {.temperature = 0.7f, .top_p = 0.9f}, {.temperature = 1.5f, .top_p = 0.999f}, {.temperature = 1, .min_p = 0.05f}, {.temperature = 1, .top_p = 0.5f, .min_p = 0.3f},
+               {.temperature = 1e30f, .top_k = 3}}) {
+        SamplingOptions options = base;
+        options.seed = size;
+        TokenSampler sampler(options);
+        Rng rng(options.seed);
+        for (int draw = 0; draw < 6; ++draw) {
+          EXPECT_EQ(sampler.next(logits, {}), drawn_by_definition(options, logits, rng))
+              << size << " scores, equals " << equals << ", temperature " << options.temperature << ", top-k " << options.top_k << ", top-p " << options.top_p;
+        }
+      }
+    }
+  }
+}
+
+TEST(TokenSampler, FindsTheBestWhereverItIs) {
+  TokenSampler sampler({});
+  for (const std::size_t size : {1u, 256u, 257u, 1000u}) {
+    std::vector<float> logits(size, -4.0f);
+    for (std::size_t at = 0; at < size; ++at) {
+      logits[at] = -3.5f;
+      ASSERT_EQ(sampler.next(logits, {}), at) << "of " << size;
+      logits[at] = -4.0f;
+    }
+  }
+  EXPECT_EQ(sampler.next(std::vector<float>{-0.0f, 0.0f}, {}), 0u);
+}
+
+TEST(TokenSampler, NamesTheTokenThatIsNoNumberInAnyBlock) {
+  TokenSampler sampler({});
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity()}) {
+    std::vector<float> logits(1000, 1.0f);
+    logits[777] = bad;
+    test::expect_error<Diverged>([&] { sampler.next(logits, {}); }, "token 777");
+  }
 }
 
 TEST(TokenSampler, RefusesWhatIsOutOfRange) {
