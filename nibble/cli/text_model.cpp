@@ -5,6 +5,7 @@
 #include "nibble/cli/row_flags.h"
 #include "nibble/cli/terminal.h"
 #include "nibble/data/chat_mask.h"
+#include "nibble/model/next_token.h"
 #include "nibble/report/progress.h"
 #include "nibble/text/utf8.h"
 #include "nibble/train/token_choice.h"
@@ -155,9 +156,9 @@ Answer TextModel::answer(Tokens& text, TokenSampler& sampler, const std::functio
   const auto begin = Clock::now();
   std::optional<Answer::End> end;
   while (!end) {
-    const auto logits = generator_.logits(text);
+    const std::uint32_t token = next_token(generator_, sampler, text);
     if (builder.new_tokens() == 0) answer.prompt_seconds = seconds_since(begin);
-    text.push_back(sampler.next(logits, text));
+    text.push_back(token);
     put(builder.push(text));
     end = builder.end();
     if (!end && interrupted && interrupted()) end = Answer::End::interrupted;
@@ -193,12 +194,14 @@ void TextModel::answer_all(std::span<const Tokens> prompts, const SamplingOption
       if (places[place]) texts.push_back({place, places[place]->text});
     }
     if (texts.empty()) return;
-    const auto logits = generator_.all_logits(texts);
+    std::vector<TokenSampler*> samplers;
+    for (const Generator::Text& text : texts) samplers.push_back(&places[text.sequence]->sampler);
+    const std::vector<std::uint32_t> tokens = next_tokens(generator_, samplers, texts);
     for (std::size_t i = 0; i < texts.size(); ++i) {
       std::unique_ptr<Running>& place = places[texts[i].sequence];
       Running& r = *place;
       if (r.builder.new_tokens() == 0) r.answer.prompt_seconds = seconds_since(r.begin);
-      r.text.push_back(r.sampler.next(logits[i], r.text));
+      r.text.push_back(tokens[i]);
       r.answer.text += r.builder.push(r.text);
       if (!r.builder.end()) continue;
       r.answer.text += r.builder.finish();

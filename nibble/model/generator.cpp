@@ -89,7 +89,9 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
       seen_(std::max(given.sequences, 1u)),
       readback_(device_, std::uint64_t{logits_rows(given)} * config_.vocab_size * sizeof(float)),
       logits_(seen_.size() * config_.vocab_size),
-      passed_(seen_.size() > 1 ? std::size_t{logits_rows(given)} * config_.vocab_size : 0) {
+      passed_(seen_.size() > 1 ? std::size_t{logits_rows(given)} * config_.vocab_size : 0),
+      best_(make_best_scores_room(device_, logits_rows(given), config_.vocab_size)),
+      found_(best_.found.size()) {
   const std::uint32_t rank = lora_ ? lora_->rank : 0;
   pieces_ = make_layers(device_, config_, weights_, lora_, layers_options(state.path(), most_tokens_, rank, lora_ && lora_->use_dora));
   if (DecodeLayers::fits(config_, weights_)) {
@@ -118,6 +120,7 @@ std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& con
   const std::uint32_t most = std::max(piece, few);
   const std::uint64_t cache = 4ull * std::max(options.sequences, 1u) * config.num_kv_heads * key_capacity(config, options) * config.head_dim;
   return layers.decoded_weights + layers.activations + layers.scratch + Head::bytes(device, config, head_options(options)) +
+         best_scores_room_bytes(logits_rows(options), config.vocab_size) +
          2 * config.num_layers * gpu::buffer_bytes(cache) +
          (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, few) : 0) +
          (wants_step(device, options) && StepLayers::fits(config, use_dora) ? StepLayers::bytes(config, rank, options.step_workgroups.value_or(0)) : 0) +
@@ -223,9 +226,12 @@ std::span<float> Generator::logits_of(std::uint32_t sequence) {
   return std::span(logits_).subspan(std::size_t{sequence} * config_.vocab_size, config_.vocab_size);
 }
 
-Tensor Generator::record_pass(gpu::Recorder& recorder, const Pass& pass, bool want_logits) {
+Tensor Generator::record_pass(gpu::Recorder& recorder, const Pass& pass, Wanted wanted) {
   const Tensor x = run_layers(recorder, pass);
-  return want_logits ? head_.logits(recorder, x, pass.stream.label_rows, pass.stream.labels) : Tensor{};
+  if (wanted == Wanted::nothing) return {};
+  const Tensor logits = head_.logits(recorder, x, pass.stream.label_rows, pass.stream.labels);
+  if (wanted == Wanted::best) record(recorder, BestScores{logits, best_});
+  return logits;
 }
 
 std::vector<std::uint32_t> Generator::places_of(std::span<const Text> parts) const {
@@ -236,7 +242,7 @@ std::vector<std::uint32_t> Generator::places_of(std::span<const Text> parts) con
 
 // After a step of the same texts, one token each. A change of the adapter forgets what was seen, and with it the places.
 // What the rooms of streamed and of decoded weights and scales hold is noted as it is recorded, so passes through these must be submitted.
-void Generator::prepare_next(std::span<const Text> parts) {
+void Generator::prepare_next(std::span<const Text> parts, Wanted wanted) {
   if (!steps_ || weights_.stream || weights_.scales || head_.in_slices()) return;
   const std::uint32_t any = 0;
   std::vector<Text> next;
@@ -244,50 +250,57 @@ void Generator::prepare_next(std::span<const Text> parts) {
     if (part.tokens.size() != 1 || seen(part.sequence) >= capacity_) return;
     next.push_back({part.sequence, {&any, 1}});
   }
-  Prepared prepared{.places = places_of(next), .recorder = std::make_unique<gpu::Recorder>(device_, gpu::Pace::held), .logits = {}};
-  prepared.logits = record_pass(*prepared.recorder, plan(next).first, true);
+  Prepared prepared{.places = places_of(next), .recorder = std::make_unique<gpu::Recorder>(device_, gpu::Pace::held), .wanted = wanted, .logits = {}};
+  prepared.logits = record_pass(*prepared.recorder, plan(next).first, wanted);
   prepared.recorder->encode();
   prepared_ = std::move(prepared);
 }
 
-std::optional<Tensor> Generator::submit_prepared(std::span<const Text> parts) {
+std::optional<Tensor> Generator::submit_prepared(std::span<const Text> parts, Wanted wanted) {
   const auto prepared = std::exchange(prepared_, {});
   const bool one_each = std::all_of(parts.begin(), parts.end(), [](const Text& part) { return part.tokens.size() == 1; });
-  if (!prepared || !one_each || prepared->places != places_of(parts)) return {};
+  if (!prepared || !one_each || prepared->wanted != wanted || prepared->places != places_of(parts)) return {};
   prepared->recorder->submit();
   return prepared->logits;
 }
 
-bool Generator::run(std::span<const Text> parts, bool want_logits, std::span<float> passed) {
+bool Generator::run(std::span<const Text> parts, Wanted wanted) {
   const auto [pass, values] = plan(parts);
   device_.write(stream_room_.part(0, {static_cast<std::uint32_t>(values.size())}), std::as_bytes(std::span(values)));
-  std::optional<Tensor> logits = want_logits ? submit_prepared(parts) : std::nullopt;
+  std::optional<Tensor> logits = wanted == Wanted::nothing ? std::nullopt : submit_prepared(parts, wanted);
   if (!logits) {
     gpu::Recorder recorder(device_, pass.few ? gpu::Pace::even : gpu::Pace::growing);
-    logits = record_pass(recorder, pass, want_logits);
+    logits = record_pass(recorder, pass, wanted);
     recorder.submit();
   }
   for (const Text& part : parts) seen_[part.sequence].insert(seen_[part.sequence].end(), part.tokens.begin(), part.tokens.end());
-  if (!want_logits) return !pass.one || !step_->in_trouble(device_);
-  readback_.begin(*logits);
-  prepare_next(parts);
-  readback_.finish(std::as_writable_bytes(passed), busy_wait(device_.info()));
-  return !pass.one || !std::isnan(passed[0]) || !step_->in_trouble(device_);
+  if (wanted == Wanted::nothing) return !pass.one || !step_->in_trouble(device_);
+  const auto count = static_cast<std::uint32_t>(parts.size());
+  const std::span<std::uint32_t> found = std::span(found_).first(count * best_.found.dim(1));
+  const std::span<float> passed = count == 1 ? logits_of(parts[0].sequence) : std::span(passed_).first(std::size_t{count} * config_.vocab_size);
+  readback_.begin(wanted == Wanted::best ? best_.found.rows(0, count) : *logits);
+  prepare_next(parts, wanted);
+  readback_.finish(wanted == Wanted::best ? std::as_writable_bytes(found) : std::as_writable_bytes(passed), busy_wait(device_.info()));
+  last_logits_ = wanted == Wanted::best ? *logits : Tensor{};
+  const bool finite = wanted == Wanted::best ? is_finite(found) : !std::isnan(passed[0]);
+  return !pass.one || finite || !step_->in_trouble(device_);
 }
 
-void Generator::compute(std::span<const Text> parts, bool want_logits) {
-  const bool one = parts.size() == 1;
-  const std::span<float> passed = one ? logits_of(parts[0].sequence) : std::span(passed_).first(parts.size() * config_.vocab_size);
-  if (!run(parts, want_logits, want_logits ? passed : std::span<float>{})) {
+void Generator::compute(std::span<const Text> parts, Wanted wanted) {
+  if (!run(parts, wanted)) {
     log_warning("Workgroups of the GPU waited for each other in vain, as when it is shared with other work; tokens are computed in several dispatches a layer from here on, which takes longer.");
     prepared_.reset();
     step_.reset();
     for (const Text& part : parts) seen_[part.sequence].resize(seen_[part.sequence].size() - part.tokens.size());
-    run(parts, want_logits, passed);
+    run(parts, wanted);
   }
-  for (const Text& part : parts) computed_ += part.tokens.size();
-  for (std::size_t i = 0; want_logits && !one && i < parts.size(); ++i) {
-    std::copy_n(passed.begin() + static_cast<std::ptrdiff_t>(i * config_.vocab_size), config_.vocab_size, logits_of(parts[i].sequence).begin());
+  last_sequences_.clear();
+  for (const Text& part : parts) {
+    computed_ += part.tokens.size();
+    if (wanted == Wanted::best) last_sequences_.push_back(part.sequence);
+  }
+  for (std::size_t i = 0; wanted == Wanted::logits && parts.size() > 1 && i < parts.size(); ++i) {
+    std::copy_n(passed_.begin() + static_cast<std::ptrdiff_t>(i * config_.vocab_size), config_.vocab_size, logits_of(parts[i].sequence).begin());
   }
 }
 
@@ -296,11 +309,10 @@ std::span<const float> Generator::logits(std::span<const std::uint32_t> tokens) 
   return all_logits({&text, 1}).front();
 }
 
-std::vector<std::span<const float>> Generator::all_logits(std::span<const Text> texts) {
+std::vector<Generator::Text> Generator::compute_beginnings(std::span<const Text> texts) {
   for (const Text& text : texts) check_text(text);
   forget_changed_adapters();
-  std::vector<std::span<const float>> result;
-  std::vector<Text> last;  // those of which the last token alone is left
+  std::vector<Text> last;
   for (const auto& [sequence, tokens] : texts) {
     std::vector<std::uint32_t>& seen = seen_[sequence];
     // The last token is always computed, since its logits are wanted.
@@ -309,16 +321,48 @@ std::vector<std::span<const float>> Generator::all_logits(std::span<const Text> 
       const std::size_t left = tokens.size() - seen.size();
       const std::size_t most = left <= most_steps_ ? most_steps_ : most_tokens_;
       const Text part{sequence, tokens.subspan(seen.size(), std::min(left, most))};
-      compute({&part, 1}, part.tokens.size() == left);
+      compute({&part, 1}, part.tokens.size() == left ? Wanted::logits : Wanted::nothing);
     }
     if (seen.size() < tokens.size()) last.push_back({sequence, tokens.last(1)});
-    result.push_back(logits_of(sequence));
   }
+  return last;
+}
+
+std::vector<std::span<const float>> Generator::all_logits(std::span<const Text> texts) {
+  const std::vector<Text> last = compute_beginnings(texts);
   const std::size_t at_once = together_ ? logits_rows({.sequences = sequences()}) : 1;
   for (std::size_t i = 0; i < last.size(); i += at_once) {
-    compute(std::span(last).subspan(i, std::min(at_once, last.size() - i)), true);
+    compute(std::span(last).subspan(i, std::min(at_once, last.size() - i)), Wanted::logits);
+  }
+  std::vector<std::span<const float>> result;
+  for (const Text& text : texts) result.push_back(logits_of(text.sequence));
+  return result;
+}
+
+std::vector<Generator::Next> Generator::next(std::span<const Text> texts) {
+  const bool all_at_once = texts.size() == 1 || (together_ && texts.size() <= logits_rows({.sequences = sequences()}));
+  const std::vector<Text> last = all_at_once ? compute_beginnings(texts) : std::vector<Text>{};
+  if (!all_at_once) all_logits(texts);
+  if (!last.empty()) compute(last, Wanted::best);
+  std::vector<Next> result;
+  for (const Text& text : texts) {
+    const auto at = std::find_if(last.begin(), last.end(), [&](const Text& one) { return one.sequence == text.sequence; });
+    std::optional<BestOfRow> best;
+    if (at != last.end()) best = best_of(std::span(found_).subspan(static_cast<std::size_t>(at - last.begin()) * best_.found.dim(1), best_.found.dim(1)));
+    if (best) result.push_back({{}, *std::move(best)});
+    else result.push_back({at == last.end() ? logits_of(text.sequence) : read_logits(text.sequence), {}});
   }
   return result;
+}
+
+std::span<const float> Generator::read_logits(std::uint32_t sequence) {
+  const auto at = std::find(last_sequences_.begin(), last_sequences_.end(), sequence);
+  check(last_logits_ && at != last_sequences_.end(), "generator", "The logits of place {} are not those of the last step.", sequence);
+  const auto row = static_cast<std::uint32_t>(at - last_sequences_.begin());
+  readback_.begin(last_logits_.rows(row, row + 1));
+  const std::span<float> logits = logits_of(sequence);
+  readback_.finish(std::as_writable_bytes(logits), busy_wait(device_.info()));
+  return logits;
 }
 
 }  // namespace nibble

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "nibble/gpu/readback.h"
+#include "nibble/kernels/best_scores.h"
 #include "nibble/model/decode_layers.h"
 #include "nibble/model/head.h"
 #include "nibble/model/layers.h"
@@ -45,6 +46,18 @@ class Generator {
   };
   std::vector<std::span<const float>> all_logits(std::span<const Text> texts);
 
+  // What is known of the token that follows a text: its logits, or where these were not read back, which takes hundreds of times the
+  // bytes, the best of them.
+  struct Next {
+    std::span<const float> logits;
+    BestOfRow best;  // where there are no logits
+  };
+  // As all_logits(); the best are enough for the caller, who may ask for the logits of those texts before the next call.
+  std::vector<Next> next(std::span<const Text> texts);
+  std::span<const float> read_logits(std::uint32_t sequence);
+  // How many of the best are known at least.
+  std::uint32_t best_known() const { return best_scores_found(config_.vocab_size); }
+
   // With the adapters (as at first) or without. A change forgets what has been seen.
   void use_adapter(bool use);
 
@@ -71,11 +84,15 @@ class Generator {
     bool apart = false;  // of several texts
   };
 
+  // What is read back of a pass.
+  enum class Wanted { nothing, logits, best };
+
   // The step after the last one, recorded while the GPU computes that one: it differs from what will be asked for in nothing but
   // the tokens, which are uploaded before it is submitted.
   struct Prepared {
     std::vector<std::uint32_t> places;  // sequence and tokens seen, of each text
     std::unique_ptr<gpu::Recorder> recorder;
+    Wanted wanted;
     Tensor logits;
   };
 
@@ -83,17 +100,20 @@ class Generator {
   std::uint32_t first_row(std::uint32_t sequence) const { return sequence * rows_; }  // of the keys
   // What upload() writes, and how a pass sees it.
   std::pair<Pass, std::vector<std::uint32_t>> plan(std::span<const Text> parts) const;
-  Tensor record_pass(gpu::Recorder& recorder, const Pass& pass, bool want_logits);
+  Tensor record_pass(gpu::Recorder& recorder, const Pass& pass, Wanted wanted);
   std::vector<std::uint32_t> places_of(std::span<const Text> parts) const;
-  void prepare_next(std::span<const Text> parts);
-  std::optional<Tensor> submit_prepared(std::span<const Text> parts);
+  void prepare_next(std::span<const Text> parts, Wanted wanted);
+  std::optional<Tensor> submit_prepared(std::span<const Text> parts, Wanted wanted);
   Tensor run_layers(gpu::Recorder& recorder, const Pass& pass);
   Dora* dora() const { return lora_ ? adapters_->dora() : nullptr; }
   void forget_changed_adapters();
-  // Computes and keeps the parts, whose texts go on from what has been seen; with their logits where wanted.
-  void compute(std::span<const Text> parts, bool want_logits);
-  // The same up to the logits in `passed`; false where `step_` waited in vain.
-  bool run(std::span<const Text> parts, bool want_logits, std::span<float> passed);
+  // Computes all but the last token of each text, and where that is one piece with what comes before it, its logits; returns the texts
+  // whose last token is left.
+  std::vector<Text> compute_beginnings(std::span<const Text> texts);
+  // Computes and keeps the parts, whose texts go on from what has been seen.
+  void compute(std::span<const Text> parts, Wanted wanted);
+  // The same up to what is wanted, in found_, in passed_ or of one part where its logits are kept; false where `step_` waited in vain.
+  bool run(std::span<const Text> parts, Wanted wanted);
   std::span<float> logits_of(std::uint32_t sequence);
 
   gpu::Device& device_;
@@ -118,7 +138,11 @@ class Generator {
   std::vector<std::vector<std::uint32_t>> seen_;  // by sequence
   std::optional<Prepared> prepared_;
   gpu::Readback readback_;                        // of the logits of a pass
-  std::vector<float> logits_, passed_;            // of all sequences, and of a pass of several
+  std::vector<float> logits_, passed_;            // of all sequences, and of a pass
+  BestScoresRoom best_;
+  std::vector<std::uint32_t> found_;              // the lists of a pass
+  Tensor last_logits_;                            // of the pass whose best were read
+  std::vector<std::uint32_t> last_sequences_;
   std::uint64_t computed_ = 0;
 };
 

@@ -3,6 +3,7 @@
 #include "nibble/base/error.h"
 #include "nibble/base/relative_error.h"
 #include "nibble/base/rng.h"
+#include "nibble/model/next_token.h"
 
 #include <algorithm>
 #include <chrono>
@@ -81,12 +82,10 @@ class Bench {
     Tokens text = made_up_text(options_.prompt_length);
     TokenSampler sampler(options_.sampling);
     const auto begin = Clock::now();
-    std::span<const float> logits = generator_.logits(text);
+    const std::span<const float> logits = generator_.logits(text);
     const double prompt = seconds_since(begin);
-    for (std::uint32_t i = 0; i < options_.new_tokens; ++i) {
-      text.push_back(sampler.next(logits, text));
-      logits = generator_.logits(text);
-    }
+    text.push_back(sampler.next(logits, text));
+    for (std::uint32_t i = 0; i < options_.new_tokens; ++i) text.push_back(next_token(generator_, sampler, text));
     if (!result) return;
     result->prompt_seconds.push_back(prompt);
     result->token_seconds.push_back((seconds_since(begin) - prompt) / options_.new_tokens);

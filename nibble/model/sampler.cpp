@@ -50,20 +50,44 @@ TokenSampler::TokenSampler(const SamplingOptions& options) : options_(options), 
 std::uint32_t TokenSampler::next(std::span<const float> logits, std::span<const std::uint32_t> text) {
   check(!logits.empty(), "sampling", "There are no logits to choose from.");
   blocks_.read(options_.repetition_penalty == 1.0f ? logits : penalised(logits, text));
+  largest_ = blocks_.largest();
   if (options_.temperature == 0.0f) return blocks_.best();
   const bool by_k = options_.top_k > 0 && options_.top_k < logits.size(), by_p = options_.top_p < 1.0f;
   if (!by_k && !by_p && options_.min_p == 0.0f) return draw_from_all();
   if (by_k) {
     take_top_k();
-    if (by_p) keep_reaching(double{options_.top_p} * total_weight());
   } else if (by_p) {
     take_top_p();
   } else {
     take_from(std::log(options_.min_p) - 1e-3f);  // a little more than min-p leaves
   }
+  return draw_from_few(by_k && by_p);
+}
+
+// What is not among the best is below their bound, and a penalty brings nothing above it.
+std::optional<std::uint32_t> TokenSampler::next(const BestOfRow& best, std::span<const std::uint32_t> text) {
+  if (options_.repetition_penalty < 1.0f || !looks_at_few(static_cast<std::uint32_t>(best.tokens.size()))) return {};
+  candidates_.clear();
+  for (const auto& [id, logit] : best.tokens) {
+    const bool seen = options_.repetition_penalty != 1.0f && std::find(text.begin(), text.end(), id) != text.end();
+    candidates_.push_back({seen ? penalised(logit) : logit, id});
+  }
+  const auto first = std::min_element(candidates_.begin(), candidates_.end(), better);
+  if (first->score < best.bound) return {};
+  if (options_.temperature == 0.0f) return first->id;
+  largest_ = first->score;
+  for (Candidate& candidate : candidates_) candidate.score = score(candidate.score);
+  if (keep_top_k() <= score(std::nextafter(best.bound, -std::numeric_limits<float>::infinity()))) return {};
+  return draw_from_few(options_.top_p < 1.0f);
+}
+
+std::uint32_t TokenSampler::draw_from_few(bool by_p) {
+  if (by_p) keep_reaching(double{options_.top_p} * total_weight());
   keep_min_p();
   return draw();
 }
+
+float TokenSampler::penalised(float logit) const { return logit < 0 ? logit * options_.repetition_penalty : logit / options_.repetition_penalty; }
 
 std::span<const float> TokenSampler::penalised(std::span<const float> logits, std::span<const std::uint32_t> text) {
   penalised_.assign(logits.begin(), logits.end());
@@ -71,13 +95,12 @@ std::span<const float> TokenSampler::penalised(std::span<const float> logits, st
   for (const std::uint32_t token : text) {
     if (token >= logits.size() || seen_[token]) continue;
     seen_[token] = true;
-    float& score = penalised_[token];
-    score = score < 0 ? score * options_.repetition_penalty : score / options_.repetition_penalty;
+    penalised_[token] = penalised(penalised_[token]);
   }
   return penalised_;
 }
 
-float TokenSampler::score(float logit) const { return score_of(logit, blocks_.largest(), options_.temperature); }
+float TokenSampler::score(float logit) const { return score_of(logit, largest_, options_.temperature); }
 
 void TokenSampler::take_from(float least) {
   candidates_.clear();
@@ -86,11 +109,16 @@ void TokenSampler::take_from(float least) {
 
 void TokenSampler::take_top_k() {
   take_from(score(blocks_.reached_by(options_.top_k)));
+  keep_top_k();
+}
+
+float TokenSampler::keep_top_k() {
   selected_ = candidates_;
   const auto last = selected_.begin() + static_cast<std::ptrdiff_t>(options_.top_k - 1);
   std::nth_element(selected_.begin(), last, selected_.end(), better);
   const float least = last->score;
   std::erase_if(candidates_, [least](const Candidate& candidate) { return candidate.score < least; });
+  return least;
 }
 
 // A token stays while those before it have not reached the sum. The place of the last is found by halves: nothing is sorted.
@@ -138,7 +166,7 @@ double TokenSampler::weigh_blocks() {
   block_weights_.resize(blocks_.blocks());
   double total = 0;
   for (std::size_t b = 0; b < blocks_.blocks(); ++b) {
-    block_weights_[b] = sum_of_weights(blocks_.of(b), blocks_.largest(), options_.temperature);
+    block_weights_[b] = sum_of_weights(blocks_.of(b), largest_, options_.temperature);
     total += block_weights_[b];
   }
   return total;

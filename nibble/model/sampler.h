@@ -1,9 +1,11 @@
 #pragma once
 
 #include "nibble/base/rng.h"
+#include "nibble/kernels/best_scores.h"
 #include "nibble/model/score_blocks.h"
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -31,6 +33,11 @@ class TokenSampler {
   // A token given the logits (vocab) of its place and the text before it. Throws Diverged for a logit that is no number.
   std::uint32_t next(std::span<const float> logits, std::span<const std::uint32_t> text);
 
+  // Whether so many of the best logits are mostly enough.
+  bool looks_at_few(std::uint32_t best) const { return options_.temperature == 0.0f || (options_.top_k > 0 && options_.top_k <= best); }
+  // The same token from the best of the logits alone; empty where it might be another with all of them, and nothing is drawn.
+  std::optional<std::uint32_t> next(const BestOfRow& best, std::span<const std::uint32_t> text);
+
  private:
   struct Candidate {
     float score;
@@ -39,12 +46,17 @@ class TokenSampler {
   // Among equals the lowest id comes first.
   static bool better(const Candidate& a, const Candidate& b);
 
+  float penalised(float logit) const;
   std::span<const float> penalised(std::span<const float> logits, std::span<const std::uint32_t> text);
   // Against the largest nothing overflows upwards, however low the temperature.
   float score(float logit) const;
+  // What top-p and min-p leave of the candidates, and one of these.
+  std::uint32_t draw_from_few(bool by_p);
   // All that have at least this score, by their ids, as candidates stay.
   void take_from(float least);
   void take_top_k();
+  // Leaves as many of the best, and what equals the last of them; returns its score.
+  float keep_top_k();
   // Those of all that top-p leaves.
   void take_top_p();
   // Leaves the fewest of the best whose weights reach the sum `wanted`; false, and all of them, where all together do not.
@@ -61,6 +73,7 @@ class TokenSampler {
   SamplingOptions options_;
   Rng rng_;
   ScoreBlocks blocks_;
+  float largest_ = 0;  // logit
   std::vector<Candidate> candidates_, selected_;
   std::vector<float> penalised_;
   std::vector<double> block_weights_;

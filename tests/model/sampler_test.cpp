@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <initializer_list>
 #include <limits>
 #include <map>
@@ -178,6 +179,47 @@ TEST(TokenSampler, DrawsWhatTheDefinitionDraws) {
       }
     }
   }
+}
+
+// As the GPU lists them: all from some bound on.
+BestOfRow best_from(std::span<const float> logits, std::size_t count) {
+  std::vector<float> sorted(logits.begin(), logits.end());
+  std::sort(sorted.begin(), sorted.end(), std::greater<float>());
+  BestOfRow best{.tokens = {}, .bound = sorted[count - 1]};
+  for (std::uint32_t id = 0; id < logits.size(); ++id) {
+    if (logits[id] >= best.bound) best.tokens.push_back({id, logits[id]});
+  }
+  return best;
+}
+
+TEST(TokenSampler, TheBestAloneGiveTheSameTokenOrNone) {
+  Rng made(8);
+  std::size_t given = 0, refused = 0;
+  for (int round = 0; round < 40; ++round) {
+    std::vector<float> logits(2000);
+    for (float& logit : logits) logit = round % 3 == 0 ? static_cast<float>(made.below(12)) : 3 * made.normal();
+    std::vector<std::uint32_t> text(300);
+    for (std::uint32_t& id : text) id = made.below(2000);
+    const BestOfRow best = best_from(logits, 30);
+    for (SamplingOptions options : std::initializer_list<SamplingOptions>{
+             {}, {.repetition_penalty = 1.5f}, {.repetition_penalty = 0.5f}, {.temperature = 1, .top_k = 20, .top_p = 0.9f}, {.temperature = 1, .top_k = 30, .repetition_penalty = 1.1f},
+             {.temperature = 1, .top_k = 25, .min_p = 0.1f, .repetition_penalty = 3}, {.temperature = 1e-8f, .top_k = 5}, {.temperature = 1e9f, .top_k = 20}, {.temperature = 1}}) {
+      options.seed = static_cast<std::uint64_t>(round);
+      TokenSampler few(options), all(options);
+      for (int draw = 0; draw < 3; ++draw) {
+        const auto token = few.next(best, text);
+        const std::uint32_t expected = all.next(logits, text);
+        if (token) {
+          EXPECT_EQ(*token, expected) << "temperature " << options.temperature << ", top-k " << options.top_k << ", penalty " << options.repetition_penalty;
+        } else {
+          EXPECT_EQ(few.next(logits, text), expected) << "something was drawn in vain";
+        }
+        (token ? given : refused) += 1;
+      }
+    }
+  }
+  EXPECT_GT(given, 500u);
+  EXPECT_GT(refused, 200u);
 }
 
 TEST(TokenSampler, FindsTheBestWhereverItIs) {
