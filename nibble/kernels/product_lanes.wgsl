@@ -1,9 +1,9 @@
-// product_nt.wgsl and, TURNED, product_nn.wgsl for processors with vectors of eight lanes and f32 operands whose inner
-// dimension is a multiple of 8: the same sums, 8 of the inner dimension a turn. A workgroup is one vector of lanes; an
+// product_nt.wgsl and, TURNED, product_nn.wgsl for processors with vectors of eight lanes and operands whose inner dimension
+// is a multiple of 8: the same sums, 8 of the inner dimension a turn. A workgroup is one vector of lanes; an
 // invocation computes TILE_M rows by TILE_N columns of y, 8 apart. TURNED has no dropout. See product_nf4.wgsl for what the
 // software adapter is good at, and for INDEX.
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> w: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<ElementX>>;
+@group(0) @binding(2) var<storage, read> w: array<ElementW>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 
 const LANES = 8u;
@@ -33,13 +33,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var b: array<array<f32, TILE_N>, 8>;
     for (var j = 0u; j < TILE_N; j++) {
       for (var l = 0u; l < 8u; l++) {
-        b[l][j] = w[select(column[j] * inner + begin + l, (begin + l) * width + column[j], TURNED)];
+        b[l][j] = f32(w[select(column[j] * inner + begin + l, (begin + l) * width + column[j], TURNED)]);
       }
     }
     for (var i = 0u; i < TILE_M; i++) {
       let at = (at_x[i] + begin / 4u) & INDEX;
-      var a0 = x[at];
-      var a1 = x[at + 1u];
+      var a0 = vec4<f32>(x[at]);
+      var a1 = vec4<f32>(x[at + 1u]);
       if (!TURNED) {
         a0 = kept(row + i, begin, a0);
         a1 = kept(row + i, begin + 4u, a1);
@@ -58,10 +58,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   }
   for (var i = 0u; i < TILE_M; i++) {
     let m = row + i;
+    let factor = params.scale * row_scale(min(m, params.rows - 1u));
     for (var j = 0u; j < TILE_N; j++) {
       if (m < params.rows && first + lane + LANES * j < width) {
         let at = select(m * params.stride + params.first, m * width, TURNED) + column[j];
-        y[at] = select(0.0, y[at], ACCUMULATE) + params.scale * sum[i][j];
+        y[at] = select(0.0, y[at], ACCUMULATE) + factor * sum[i][j];
       }
     }
   }
