@@ -4,6 +4,8 @@
 #include <sys/mount.h>
 
 #include <chrono>
+#include <map>
+#include <memory>
 #include <random>
 #include <thread>
 
@@ -61,9 +63,17 @@ struct WholeRun {
   }
 };
 
+// One run for all tests that only compare with it, made by the first of them. Those that go on from a run make their own.
+const WholeRun& shared_run(const Arguments& changes) {
+  static std::map<Arguments, std::unique_ptr<const WholeRun>> runs;
+  auto& run = runs[changes];
+  if (!run) run = std::make_unique<const WholeRun>(changes);
+  return *run;
+}
+
 // Kills a run `times` times, each at a random moment of its loop, goes on with what it has left, and at last lets it end.
 void expect_kills_change_nothing(const Arguments& changes, int times, unsigned seed) {
-  const WholeRun whole(changes);
+  const WholeRun& whole = shared_run(changes);
   const TinyRun killed;
   std::mt19937 random(seed);
   std::uniform_real_distribution<double> moment(0.1, 0.9);
@@ -81,7 +91,7 @@ void expect_kills_change_nothing(const Arguments& changes, int times, unsigned s
 }
 
 TEST(Resume, TheSameCommandGivesTheSameBytes) {
-  const WholeRun first(all_random);
+  const WholeRun& first = shared_run(all_random);
   const WholeRun second(all_random);
   expect_same_result(first.tiny.output(), second.tiny.output());
   const WholeRun other_seed({{"seed", "43"}, {"lora-dropout", "0.1"}});
@@ -111,7 +121,7 @@ bool saving(const fs::path& output, pid_t process) {
 }
 
 TEST(Resume, KilledWhileSaving) {
-  const WholeRun whole({});
+  const WholeRun& whole = shared_run({});
   const TinyRun killed;
   int caught = 0;
   for (int attempt = 0; attempt < 3; ++attempt) {
@@ -127,7 +137,7 @@ TEST(Resume, KilledWhileSaving) {
 }
 
 TEST(Resume, InterruptSavesAndSaysHowToGoOn) {
-  const WholeRun whole(all_random);
+  const WholeRun& whole = shared_run(all_random);
   const TinyRun stopped;
   test::RunningProgram program(NIBBLE_PROGRAM, stopped.command(all_random));
   ASSERT_TRUE(wait_for(program, "step 1/8"));
@@ -144,7 +154,7 @@ TEST(Resume, InterruptSavesAndSaysHowToGoOn) {
 // Memory that runs out behind a step: what was trained is saved, the program says where and ends with 3, and what goes on from there is
 // the run as if nothing had been.
 void expect_running_out_changes_nothing(const Arguments& changes, const std::vector<int>& steps) {
-  const WholeRun whole(changes);
+  const WholeRun& whole = shared_run(changes);
   for (const int step : steps) {
     SCOPED_TRACE(step);
     const TinyRun broken;
@@ -265,7 +275,7 @@ class SmallDisk {
 };
 
 TEST(Resume, AFullDiskLosesNothing) {
-  const WholeRun whole({});
+  const WholeRun& whole = shared_run({});
   const TinyRun full;
   // There is room for one checkpoint of 1 MB and the adapter of a third of it.
   SmallDisk disk(full.output(), "1600k");
