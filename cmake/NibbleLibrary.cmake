@@ -19,11 +19,16 @@ function(nibble_unity target)
   set_target_properties(${target} PROPERTIES UNITY_BUILD ${NIBBLE_UNITY} UNITY_BUILD_BATCH_SIZE 12)
 endfunction()
 
-# nibble_library(gpu SOURCES device.cpp ... LINKS nibble_base ...): the library nibble_gpu of the folder it is called in.
+# nibble_library(gpu SOURCES device.cpp ... LINKS nibble_base ...): the library nibble_gpu of the folder it is called in. LEVEL of
+# optimisation: -O2 where the GPU does the work, -O1 where nothing is hot, else -O3.
 function(nibble_library name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;LINKS" ${ARGN})
+  cmake_parse_arguments(ARG "" "LEVEL" "SOURCES;LINKS" ${ARGN})
+  if(NOT ARG_LEVEL)
+    set(ARG_LEVEL -O3)
+  endif()
   add_library(nibble_${name} STATIC ${ARG_SOURCES})
   nibble_unity(nibble_${name})
+  nibble_headers(nibble_${name} ${ARG_LEVEL} LIBRARY)
   target_link_libraries(nibble_${name} PUBLIC nibble_options ${ARG_LINKS})
 endfunction()
 
@@ -41,7 +46,7 @@ function(nibble_test name)
   add_executable(test_${name} ${ARG_SOURCES})
   nibble_unity(test_${name})
   target_link_libraries(test_${name} PRIVATE ${ARG_LINKS} nibble_options GTest::gtest_main)
-  target_compile_options(test_${name} PRIVATE $<$<CONFIG:Release>:${level}>)
+  nibble_headers(test_${name} ${level} TEST GTest::gtest)
   target_compile_definitions(test_${name} PRIVATE NIBBLE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
   add_test(NAME ${name} COMMAND test_${name})
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})

@@ -1,0 +1,1 @@
+// Empty: precompiled headers are made for a source.
