@@ -33,9 +33,10 @@ function(nibble_library name)
 endfunction()
 
 # nibble_test(NAME SOURCES ... LINKS ... LABELS ...): one GoogleTest program, run by ctest as a whole. Most wait for the program or the
-# adapter, so that compiling takes longer than running; OPTIMIZED: not those that compute much themselves.
+# adapter, so that compiling takes longer than running; OPTIMIZED: not those that compute much themselves. COST: seconds that a long test
+# takes, for ctest starts the longest first.
 function(nibble_test name)
-  cmake_parse_arguments(ARG "OPTIMIZED" "TIMEOUT" "SOURCES;LINKS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "OPTIMIZED" "TIMEOUT;COST" "SOURCES;LINKS;LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 600)
   endif()
@@ -50,4 +51,13 @@ function(nibble_test name)
   target_compile_definitions(test_${name} PRIVATE NIBBLE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
   add_test(NAME ${name} COMMAND test_${name})
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
+  if(ARG_COST)
+    set_tests_properties(${name} PROPERTIES COST ${ARG_COST})
+  endif()
+  # As many tests run as there are cores: where these are few, the software adapter's threads only take turns with the other tests'.
+  # Kernels and models are tested with threads everywhere.
+  cmake_host_system_information(RESULT cores QUERY NUMBER_OF_LOGICAL_CORES)
+  if("recipe" IN_LIST ARG_LABELS AND cores LESS_EQUAL 4)
+    set_tests_properties(${name} PROPERTIES ENVIRONMENT LP_NUM_THREADS=0)
+  endif()
 endfunction()
