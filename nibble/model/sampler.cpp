@@ -66,11 +66,11 @@ std::uint32_t TokenSampler::next(std::span<const float> logits, std::span<const 
 
 // What is not among the best is below their bound, and a penalty brings nothing above it.
 std::optional<std::uint32_t> TokenSampler::next(const BestOfRow& best, std::span<const std::uint32_t> text) {
-  if (options_.repetition_penalty < 1.0f || !looks_at_few(static_cast<std::uint32_t>(best.tokens.size()))) return {};
+  if (best.tokens.empty() || options_.repetition_penalty < 1.0f || !looks_at_few(static_cast<std::uint32_t>(best.tokens.size()))) return {};
+  if (options_.repetition_penalty != 1.0f) see(text, best.tokens.back().id + 1);
   candidates_.clear();
   for (const auto& [id, logit] : best.tokens) {
-    const bool seen = options_.repetition_penalty != 1.0f && std::find(text.begin(), text.end(), id) != text.end();
-    candidates_.push_back({seen ? penalised(logit) : logit, id});
+    candidates_.push_back({options_.repetition_penalty != 1.0f && seen_[id] ? penalised(logit) : logit, id});
   }
   const auto first = std::min_element(candidates_.begin(), candidates_.end(), better);
   if (first->score < best.bound) return {};
@@ -89,13 +89,18 @@ std::uint32_t TokenSampler::draw_from_few(bool by_p) {
 
 float TokenSampler::penalised(float logit) const { return logit < 0 ? logit * options_.repetition_penalty : logit / options_.repetition_penalty; }
 
-std::span<const float> TokenSampler::penalised(std::span<const float> logits, std::span<const std::uint32_t> text) {
-  penalised_.assign(logits.begin(), logits.end());
-  seen_.assign(logits.size(), false);
+void TokenSampler::see(std::span<const std::uint32_t> text, std::size_t ids) {
+  seen_.assign(ids, false);
   for (const std::uint32_t token : text) {
-    if (token >= logits.size() || seen_[token]) continue;
-    seen_[token] = true;
-    penalised_[token] = penalised(penalised_[token]);
+    if (token < ids) seen_[token] = true;
+  }
+}
+
+std::span<const float> TokenSampler::penalised(std::span<const float> logits, std::span<const std::uint32_t> text) {
+  see(text, logits.size());
+  penalised_.assign(logits.begin(), logits.end());
+  for (std::size_t id = 0; id < logits.size(); ++id) {
+    if (seen_[id]) penalised_[id] = penalised(penalised_[id]);
   }
   return penalised_;
 }

@@ -46,6 +46,8 @@ class TokenSampler {
   // Among equals the lowest id comes first.
   static bool better(const Candidate& a, const Candidate& b);
 
+  // Which of the first `ids` tokens the text has.
+  void see(std::span<const std::uint32_t> text, std::size_t ids);
   float penalised(float logit) const;
   std::span<const float> penalised(std::span<const float> logits, std::span<const std::uint32_t> text);
   // Against the largest nothing overflows upwards, however low the temperature.
