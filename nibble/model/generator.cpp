@@ -87,11 +87,11 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
       tokens_(state.trained_tokens()),
       most_tokens_(piece_of(device_.info(), config_, given)),
       seen_(std::max(given.sequences, 1u)),
-      readback_(device_, std::uint64_t{logits_rows(given)} * config_.vocab_size * sizeof(float)),
       logits_(seen_.size() * config_.vocab_size),
       passed_(seen_.size() > 1 ? std::size_t{logits_rows(given)} * config_.vocab_size : 0),
       best_(make_best_scores_room(device_, logits_rows(given), config_.vocab_size)),
-      found_(best_.found.size()) {
+      found_(best_.found.size()),
+      readback_(device_, std::max(std::uint64_t{logits_rows(given)} * config_.vocab_size * sizeof(float), best_.found.bytes())) {
   const std::uint32_t rank = lora_ ? lora_->rank : 0;
   pieces_ = make_layers(device_, config_, weights_, lora_, layers_options(state.path(), most_tokens_, rank, lora_ && lora_->use_dora));
   if (DecodeLayers::fits(config_, weights_)) {

@@ -137,10 +137,10 @@ class Generator {
   std::array<Tensor, 2> residual_;
   std::vector<std::vector<std::uint32_t>> seen_;  // by sequence
   std::optional<Prepared> prepared_;
-  gpu::Readback readback_;                        // of the logits of a pass
   std::vector<float> logits_, passed_;            // of all sequences, and of a pass
   BestScoresRoom best_;
   std::vector<std::uint32_t> found_;              // the lists of a pass
+  gpu::Readback readback_;                        // of either
   Tensor last_logits_;                            // of the pass whose best were read
   std::vector<std::uint32_t> last_sequences_;
   std::uint64_t computed_ = 0;

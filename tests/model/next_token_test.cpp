@@ -35,6 +35,21 @@ TEST(NextToken, IsWhatTheSamplerTakesFromAllLogits) {
   }
 }
 
+// Their list takes more bytes than all logits.
+TEST(NextToken, OfAVocabularyOfAFewTokens) {
+  ModelConfig config = load_tiny().config();
+  config.vocab_size = 40;
+  const ModelState state = ModelState::made_up(test::device(), config, {.path = ProductPath::f32, .trainable = false});
+  Generator by_best(state, {.capacity = 64, .piece = 8}), by_all(state, {.capacity = 64, .piece = 8});
+  TokenSampler few({}), all({});
+  Tokens text{5, 17, 30};
+  for (int i = 0; i < 6; ++i) {
+    const std::uint32_t token = next_token(by_best, few, text);
+    ASSERT_EQ(token, all.next(by_all.logits(text), text)) << i;
+    text.push_back(token);
+  }
+}
+
 TEST(NextToken, OfSeveralTextsIsThatOfEach) {
   const ModelState state = load_tiny();
   Generator together(state, {.capacity = 64, .piece = 8, .sequences = 3}), alone(state, {.capacity = 64, .piece = 8});
