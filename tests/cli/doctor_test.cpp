@@ -27,7 +27,7 @@ TEST(Doctor, EveryPathOfThisAdapterIsCorrect) {
 TEST(Doctor, SeesAWrongKernel) {
   const test::TemporaryFolder folder;
   std::filesystem::copy(test::source_path("nibble/kernels"), folder.path(), std::filesystem::copy_options::recursive);
-  for (const std::string name : {"product_nn.wgsl", "product_nn_staged.wgsl"}) {
+  for (const std::string name : {"product_lanes.wgsl", "product_nn.wgsl", "product_nn_staged.wgsl"}) {
     std::string text = test::slurp(folder / name);
     const std::string factor = "params.scale *";
     ASSERT_NE(text.find(factor), text.npos) << name;
