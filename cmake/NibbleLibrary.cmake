@@ -33,8 +33,8 @@ function(nibble_library name)
 endfunction()
 
 # nibble_test(NAME SOURCES ... LINKS ... LABELS ...): one GoogleTest program, run by ctest as a whole. Most wait for the program or the
-# adapter, so that compiling takes longer than running; OPTIMIZED: not those that compute much themselves. COST: seconds that a long test
-# takes, for ctest starts the longest first.
+# adapter, so that compiling takes longer than running; OPTIMIZED: not those that compute much themselves. COST: about how many seconds a
+# long test takes, for ctest starts the longest first.
 function(nibble_test name)
   cmake_parse_arguments(ARG "OPTIMIZED" "TIMEOUT;COST" "SOURCES;LINKS;LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)

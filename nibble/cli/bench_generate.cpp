@@ -1,5 +1,6 @@
 #include "nibble/cli/bench.h"
 #include "nibble/cli/residency_flags.h"
+#include "nibble/cli/sampling_flags.h"
 #include "nibble/model/generator_bench.h"
 #include "nibble/report/progress.h"
 
@@ -12,6 +13,7 @@ struct GenerateFlags {
   BenchFlags bench;
   ShapeFlags shape;
   ResidencyFlags residency;
+  SamplingFlags sampling;
   std::vector<std::uint32_t> prompt_length = {512};
   GeneratorBenchOptions generator;
 };
@@ -60,16 +62,8 @@ Json row_of(const GenerateFlags& flags, const GeneratorBenchResult& r, const Pea
   return row;
 }
 
-// The means of choosing that `generate` has, but none comes from a model's files.
-void add_sampling(CLI::App& generate, SamplingOptions& sampling) {
-  generate.add_option("--temperature", sampling.temperature, "0 takes the most likely token; above, tokens are drawn")->capture_default_str();
-  generate.add_option("--top-k", sampling.top_k, "Draw from so many of the most likely tokens; 0 for all")->capture_default_str();
-  generate.add_option("--top-p", sampling.top_p, "Draw from the most likely tokens that have this probability together")->capture_default_str();
-  generate.add_option("--min-p", sampling.min_p, "Draw from tokens with at least this share of the most likely one's probability")->capture_default_str();
-}
-
 int run(GenerateFlags flags) {
-  check_sampling(flags.generator.sampling);
+  flags.generator.sampling = flags.sampling.options({});
   flags.generator.config = flags.shape.config();
   flags.generator.residency = flags.residency.of(flags.generator.config.num_layers);
   flags.generator.stream = flags.residency.stream();
@@ -82,7 +76,8 @@ int run(GenerateFlags flags) {
                                                {"temperature", flags.generator.sampling.temperature},
                                                {"top_k", flags.generator.sampling.top_k},
                                                {"top_p", flags.generator.sampling.top_p},
-                                               {"min_p", flags.generator.sampling.min_p}});
+                                               {"min_p", flags.generator.sampling.min_p},
+                                               {"repetition_penalty", flags.generator.sampling.repetition_penalty}});
   bool passed = true;
   for (const std::uint32_t length : flags.prompt_length) {
     flags.generator.prompt_length = length;
@@ -118,7 +113,7 @@ void add_bench_generate(CLI::App& bench, Action& action) {
       ->capture_default_str()->check(CLI::Range(0, 256));
   generate->add_option("--repeats", flags->generator.repeats, "Timed texts; the median is shown")
       ->capture_default_str()->check(CLI::Range(1, 1000));
-  add_sampling(*generate, flags->generator.sampling);
+  flags->sampling.add_to(*generate, "Without it 0, or 1 with one of the next three, whatever the model's files say");
   flags->residency.add_to(*generate, ResidencyFlags::Cached::left_out);
   flags->bench.add_to(*generate);
   generate->callback([flags, &action] { action = [flags] { return run(*flags); }; });

@@ -46,7 +46,7 @@ class Chat {
   Chat(const TextFiles& files, const ChatFlags& flags)
       : files_(files),
         flags_(flags),
-        sampler_(flags.answer.sampling(files.config)),
+        sampler_(flags.answer.sampling.options(files.config.generation)),
         model_(files, flags.answer, flags.context) {
     begin(flags.system);
   }

@@ -78,7 +78,7 @@ int answer_rows(const GenerateFlags& flags, const TextFiles& files) {
     prompts.push_back(row.tokens);
     longest = std::max(longest, row.tokens.size());
   }
-  const SamplingOptions sampling = flags.answer.sampling(files.config);
+  const SamplingOptions sampling = flags.answer.sampling.options(files.config.generation);
   const auto sequences = static_cast<std::uint32_t>(std::min<std::size_t>(flags.batch_size, rows.size()));
   TextModel model(files, flags.answer, capacity_for(longest, flags, files), sequences);
   Progress progress(stderr, is_terminal(stderr));
@@ -114,7 +114,7 @@ int run(const GenerateFlags& given) {
   if (flags.no_adapter) flags.answer.adapter.clear();
   const TextFiles files(flags.answer.model, flags.answer.adapter);
   if (flags.prompts) return answer_rows(flags, files);
-  TokenSampler sampler(flags.answer.sampling(files.config));
+  TokenSampler sampler(flags.answer.sampling.options(files.config.generation));
   Tokens text = read_prompt(flags, files);
   const std::size_t prompt_tokens = text.size();
   check<DataError>(prompt_tokens > 0, "generate", "The prompt is empty.");
@@ -129,7 +129,7 @@ int run(const GenerateFlags& given) {
     std::fflush(stdout);
   });
   if (flags.json) {
-    fmt::print("{}\n", write_json(report_of(answer, text, flags.answer.seed)));
+    fmt::print("{}\n", write_json(report_of(answer, text, flags.answer.sampling.seed)));
   } else {
     if (!answer.text.ends_with('\n')) fmt::print("\n");
     std::fflush(stdout);

@@ -36,33 +36,13 @@ void AnswerFlags::add_to(CLI::App& verb) {
   add_cache_option(verb, cache_dir);
   verb.add_option("--adapter", adapter, "PEFT adapter folder");
   verb.add_option("--max-new-tokens", max_new_tokens, "Longest answer")->capture_default_str()->check(CLI::Range(1u, 1u << 30));
-  verb.add_option("--temperature", temperature,
-                  "0 takes the most likely token every time; above, tokens are drawn, the more freely the higher it is.\n"
-                  "This and the next three come from generation_config.json where it says so; else 0, or 1 with one of them");
-  verb.add_option("--top-k", top_k, "Draw from so many of the most likely tokens; 0 for all");
-  verb.add_option("--top-p", top_p, "Draw from the most likely tokens that have this probability together");
-  verb.add_option("--min-p", min_p, "Draw from tokens with at least this share of the most likely one's probability");
-  verb.add_option("--repetition-penalty", repetition_penalty, "Above 1: tokens of the text so far become less likely");
-  verb.add_option("--seed", seed, "Of the draws")->capture_default_str();
+  sampling.add_to(verb, "This and the next four come from generation_config.json where it says so; else 0, or 1 with one of the next three");
   verb.add_option("--stop", stop, "End the answer before this text; several may be given");
   verb.add_flag_callback("--thinking", [this] { thinking.enabled = true; }, "Set enable_thinking of the chat template");
   verb.add_flag_callback("--no-thinking", [this] { thinking.enabled = false; }, "Clear it: Qwen3 then answers at once");
   add_think_option(verb, thinking.earlier);
   residency.add_to(verb, ResidencyFlags::Cached::left_out);
   device.add_to(verb, DeviceFlags::AdapterOption::names_lora);
-}
-
-SamplingOptions AnswerFlags::sampling(const ModelConfig& config) const {
-  const GenerationDefaults& made = config.generation;
-  const bool drawn = made.do_sample || top_k || top_p || min_p;
-  SamplingOptions options{.temperature = temperature.value_or(drawn ? made.temperature.value_or(1.0f) : 0.0f),
-                          .top_k = top_k.value_or(made.top_k.value_or(0)),
-                          .top_p = top_p.value_or(made.top_p.value_or(1.0f)),
-                          .min_p = min_p.value_or(made.min_p.value_or(0.0f)),
-                          .repetition_penalty = repetition_penalty.value_or(made.repetition_penalty.value_or(1.0f)),
-                          .seed = seed};
-  check_sampling(options);
-  return options;
 }
 
 TextFiles::TextFiles(const std::string& folder, const std::string& adapter)

@@ -2,6 +2,7 @@
 
 #include "nibble/cli/device_flags.h"
 #include "nibble/cli/residency_flags.h"
+#include "nibble/cli/sampling_flags.h"
 #include "nibble/data/think.h"
 #include "nibble/model/generator.h"
 #include "nibble/model/sampler.h"
@@ -34,15 +35,11 @@ struct AnswerFlags {
   DeviceFlags device;
   ResidencyFlags residency;
   std::uint32_t max_new_tokens = 512;
-  std::optional<float> temperature, top_p, min_p, repetition_penalty;
-  std::optional<std::uint32_t> top_k;
-  std::uint64_t seed = 0;
+  SamplingFlags sampling;
   std::vector<std::string> stop;
   PromptThinking thinking;
 
   void add_to(CLI::App& verb);
-  // The flags before generation_config.json before nibble's defaults. Throws UsageError for a value out of range.
-  SamplingOptions sampling(const ModelConfig& config) const;
 };
 
 // The parts of a model folder that are not weights.

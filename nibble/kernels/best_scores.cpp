@@ -1,5 +1,6 @@
 #include "nibble/kernels/best_scores.h"
 
+#include "nibble/base/error.h"
 #include "nibble/kernels/row_kernel.h"
 
 #include <algorithm>

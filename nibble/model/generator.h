@@ -46,8 +46,8 @@ class Generator {
   };
   std::vector<std::span<const float>> all_logits(std::span<const Text> texts);
 
-  // What is known of the token that follows a text: its logits, or where these were not read back, which takes hundreds of times the
-  // bytes, the best of them.
+  // What is known of the token that follows a text: its logits, or where these were not read back, which takes many times the bytes,
+  // the best of them.
   struct Next {
     std::span<const float> logits;
     BestOfRow best;  // where there are no logits
