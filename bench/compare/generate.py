@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Measures generation of one text with nibble and with transformers on one idle GPU, and prints a table.
+"""Measures generation of one text, or of several at once, with nibble and with transformers on one idle GPU, and prints a table.
 
-    generate.py MODEL [WAY ...] [--prompt-length 512] [--new-tokens 128] [--lora-rank 0] [--json OUT.json]
+    generate.py MODEL [WAY ...] [--batch 1] [--prompt-length 512] [--new-tokens 128] [--lora-rank 0] [--json OUT.json]
 
 MODEL is the folder that `peer.py model` makes. WAY: nibble (NF4, `nibble bench generate`; NIBBLE=build/nibble), bf16, compiled (bf16 with
 a static cache, which transformers compiles) and bnb (bitsandbytes' NF4 with double quantisation); all but what is missing without any.
-Random ids, greedy, and as many tokens as asked for. A token's time is the difference between a text with and one without all new
-tokens but the first, by their number; the median of three texts after one that warms up.
+Random ids, greedy, and as many tokens as asked for; prompts of a batch have one length. The time of a step, a token of each text, is the
+difference between texts with and without all new tokens but the first, by their number; the median of three rounds after one that warms up.
 """
 import argparse
 import json
@@ -28,7 +28,7 @@ def measure_nibble(args):
     program = os.environ.get("NIBBLE", str(pathlib.Path(__file__).resolve().parents[2] / "build" / "nibble"))
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "out.json"
-        command = [program, "bench", "generate", "--model", args.model, "--prompt-length", str(args.prompt_length),
+        command = [program, "bench", "generate", "--model", args.model, "--batch", str(args.batch), "--prompt-length", str(args.prompt_length),
                    "--new-tokens", str(args.new_tokens), "--lora-rank", str(args.lora_rank), "--json", str(out)]
         try:
             subprocess.run(command, check=True, stdout=sys.stderr)
@@ -75,7 +75,7 @@ def measure_torch(way, args):
 
     prompts, tokens = [], []
     for text in range(1 + TEXTS):
-        ids = torch.randint(0, VOCABULARY, (1, args.prompt_length), device="cuda", generator=generator)
+        ids = torch.randint(0, VOCABULARY, (args.batch, args.prompt_length), device="cuda", generator=generator)
         first, all_new = seconds(ids, 1), seconds(ids, 1 + args.new_tokens)
         if text > 0:
             prompts.append(first)
@@ -88,6 +88,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("ways", metavar="WAY", nargs="*", help=", ".join(WAYS))
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--prompt-length", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--lora-rank", type=int, default=0)
@@ -107,7 +108,7 @@ def main():
             print(f"| {way} | left out: {reason} | | |", flush=True)
             continue
         results[way] = result
-        print(f"| {way} | {result['prompt_seconds'] * 1e3:.1f} | {1 / result['token_seconds']:.1f} | {result['memory_bytes'] / 2**30:.1f} |", flush=True)
+        print(f"| {way} | {result['prompt_seconds'] * 1e3:.1f} | {args.batch / result['token_seconds']:.1f} | {result['memory_bytes'] / 2**30:.1f} |", flush=True)
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps({"settings": vars(args), "results": results}, indent=1))
 

@@ -14,7 +14,7 @@ struct GenerateFlags {
   ShapeFlags shape;
   ResidencyFlags residency;
   SamplingFlags sampling;
-  std::vector<std::uint32_t> prompt_length = {512};
+  std::vector<std::uint32_t> batch = {1}, prompt_length = {512};
   GeneratorBenchOptions generator;
 };
 
@@ -22,8 +22,8 @@ void print_head(std::FILE* out, const GenerateFlags& flags) {
   fmt::print(out, "{}, {}, {} new tokens\n", flags.shape.label(),
              flags.generator.lora_rank ? fmt::format("rank {}", flags.generator.lora_rank) : "no adapter",
              flags.generator.new_tokens);
-  fmt::print(out, "{:>8} {:>15} {:>9} {:>8} {:>8} {:>12} {:>9} {:>8} {:>8} {:>10} {:>8} {:>6}\n", "prompt", "prompt tokens/s",
-             "ms", "TFLOP/s", "of peak", "new tokens/s", "ms each", "GB/s", "of peak", "memory", "error", "");
+  fmt::print(out, "{:>14} {:>15} {:>9} {:>8} {:>8} {:>12} {:>9} {:>8} {:>8} {:>10} {:>8} {:>6}\n", "batch x prompt", "prompt tokens/s",
+             "ms", "TFLOP/s", "of peak", "new tokens/s", "step ms", "GB/s", "of peak", "memory", "error", "");
 }
 
 std::string share_of(const Json& rates) {
@@ -32,8 +32,8 @@ std::string share_of(const Json& rates) {
 
 void print_row(std::FILE* out, const Json& row) {
   const Json &prompt = row["prompt"], &token = row["token"];
-  fmt::print(out, "{:>8} {:>15.0f} {:>9.2f} {:>8.1f} {:>8} {:>12.1f} {:>9.3f} {:>8.0f} {:>8} {:>10} {:>8.1e} {:>6}\n",
-             row["prompt_length"].get<std::uint32_t>(), prompt["tokens_per_second"].get<double>(),
+  fmt::print(out, "{:>14} {:>15.0f} {:>9.2f} {:>8.1f} {:>8} {:>12.1f} {:>9.3f} {:>8.0f} {:>8} {:>10} {:>8.1e} {:>6}\n",
+             fmt::format("{} x {}", row["batch"].get<std::uint32_t>(), row["prompt_length"].get<std::uint32_t>()), prompt["tokens_per_second"].get<double>(),
              prompt["seconds"]["median"].get<double>() * 1e3, prompt["tflops"].get<double>(), share_of(prompt),
              token["tokens_per_second"].get<double>(), token["seconds"]["median"].get<double>() * 1e3,
              token["gbs"].get<double>(), share_of(token), human_bytes(row["memory_bytes"].get<std::uint64_t>()),
@@ -42,9 +42,11 @@ void print_row(std::FILE* out, const Json& row) {
 }
 
 Json row_of(const GenerateFlags& flags, const GeneratorBenchResult& r, const Peaks& peaks) {
-  Json row = {{"shape", fmt::format("{}+{}", flags.generator.prompt_length, flags.generator.new_tokens)},
-              {"prompt_length", flags.generator.prompt_length},
-              {"new_tokens", flags.generator.new_tokens},
+  const GeneratorBenchOptions& of = flags.generator;
+  Json row = {{"shape", fmt::format("{}x{}+{}", of.batch, of.prompt_length, of.new_tokens)},
+              {"batch", of.batch},
+              {"prompt_length", of.prompt_length},
+              {"new_tokens", of.new_tokens},
               {"correct", r.error <= r.allowed},
               {"error", r.error},
               {"allowed", r.allowed},
@@ -53,12 +55,12 @@ Json row_of(const GenerateFlags& flags, const GeneratorBenchResult& r, const Pea
               {"memory_bytes", r.peak_bytes}};
   const Spread prompt = spread_of(r.prompt_seconds), token = spread_of(r.token_seconds);
   put_rates(row["prompt"], prompt, r.prompt_flops, 0, peaks);
-  row["prompt"]["tokens_per_second"] = flags.generator.prompt_length / prompt.median;
-  // A token's arithmetic is nothing beside what it reads.
+  row["prompt"]["tokens_per_second"] = of.batch * of.prompt_length / prompt.median;
+  // A few tokens' arithmetic is nothing beside what it reads.
   put_rates(row["token"], token, 0, r.token_bytes, peaks);
   row["token"].erase("tflops");
   row["token"]["bytes"] = r.token_bytes;
-  row["token"]["tokens_per_second"] = 1 / token.median;
+  row["token"]["tokens_per_second"] = of.batch / token.median;
   return row;
 }
 
@@ -79,12 +81,14 @@ int run(GenerateFlags flags) {
                                                {"min_p", flags.generator.sampling.min_p},
                                                {"repetition_penalty", flags.generator.sampling.repetition_penalty}});
   bool passed = true;
-  for (const std::uint32_t length : flags.prompt_length) {
-    flags.generator.prompt_length = length;
+  const std::size_t rows = std::max(flags.batch.size(), flags.prompt_length.size());
+  for (std::size_t i = 0; i < rows; ++i) {
+    flags.generator.batch = flags.batch[std::min(i, flags.batch.size() - 1)];
+    flags.generator.prompt_length = flags.prompt_length[std::min(i, flags.prompt_length.size() - 1)];
     gpu::Device device = flags.bench.device.open();
     flags.generator.path = flags.bench.device.path(device.info());
     report.begin(device, flags.generator.path);
-    if (length == flags.prompt_length.front()) print_head(report.table(), flags);
+    if (i == 0) print_head(report.table(), flags);
     Json row = row_of(flags, bench_generator(device, flags.generator), flags.bench.peaks(device.info()));
     print_row(report.table(), row);
     row["kernels"] = print_kernels(report.table(), profile_of_each(device.profile(), {}), flags.bench.peaks(device.info()));
@@ -102,12 +106,14 @@ void add_bench_generate(CLI::App& bench, Action& action) {
   CLI::App* generate = bench.add_subcommand(
       "generate", "Times generation over made-up weights: reading a prompt, then one token after the other.\n"
                   "Logits of tokens that came one at a time are compared first with those of one pass over the whole text; exit\n"
-                  "code 3 where they are WRONG. GB/s counts what a token must read at least: codes and scales of all\n"
-                  "projections, the head, the adapters, and keys and values so far.");
+                  "code 3 where they are WRONG. GB/s counts what a token of each text must read at least: codes and\n"
+                  "scales of all projections, the head, the adapters, and keys and values so far.");
   flags->shape.add_to(*generate);
-  generate->add_option("--prompt-length", flags->prompt_length, "Tokens of the prompt; several values give several rows")
+  generate->add_option("--batch", flags->batch, "Texts that are continued side by side, as with generate --prompts; several values give several rows")
+      ->capture_default_str()->check(CLI::Range(1, 256));
+  generate->add_option("--prompt-length", flags->prompt_length, "Tokens of each prompt, likewise")
       ->capture_default_str()->check(CLI::Range(1, 1 << 20));
-  generate->add_option("--new-tokens", flags->generator.new_tokens, "Tokens that follow, one at a time")
+  generate->add_option("--new-tokens", flags->generator.new_tokens, "Tokens that follow each, one at a time")
       ->capture_default_str()->check(CLI::Range(1, 1 << 20));
   generate->add_option("--lora-rank", flags->generator.lora_rank, "Rank of an adapter; 0: none")
       ->capture_default_str()->check(CLI::Range(0, 256));

@@ -34,7 +34,7 @@ class Bench {
       : device_(device),
         options_(options),
         state_(make_state(device, options)),
-        generator_(state_, {.capacity = options.prompt_length + options.new_tokens}) {}
+        generator_(state_, {.capacity = options.prompt_length + options.new_tokens, .sequences = options.batch}) {}
 
   GeneratorBenchResult run() {
     GeneratorBenchResult result{.error = decoding_error(), .allowed = allowed()};
@@ -58,17 +58,32 @@ class Bench {
     return text;
   }
 
+  std::vector<Tokens> made_up_texts(std::uint32_t length) {
+    std::vector<Tokens> texts(options_.batch);
+    for (Tokens& text : texts) text = made_up_text(length);
+    return texts;
+  }
+
+  static std::vector<Generator::Text> places_of(std::span<const Tokens> texts, std::uint32_t length) {
+    std::vector<Generator::Text> places;
+    for (const Tokens& text : texts) places.push_back({static_cast<std::uint32_t>(places.size()), std::span(text).first(length)});
+    return places;
+  }
+
   double decoding_error() {
     constexpr std::uint32_t most_prompt = 256, most_new = 8;
     const std::uint32_t prompt = std::min(options_.prompt_length, most_prompt), added = std::min(options_.new_tokens, most_new);
-    const Tokens text = made_up_text(prompt + added);
-    std::span<const float> logits;
-    for (std::uint32_t length = prompt; length <= prompt + added; ++length) {
-      logits = generator_.logits(std::span(text).first(length));
+    const std::vector<Tokens> texts = made_up_texts(prompt + added);
+    std::vector<std::span<const float>> logits;
+    for (std::uint32_t length = prompt; length <= prompt + added; ++length) logits = generator_.all_logits(places_of(texts, length));
+    std::vector<std::vector<float>> decoded;
+    for (const auto& of_one : logits) decoded.emplace_back(of_one.begin(), of_one.end());
+    double error = 0;
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+      generator_.logits(made_up_text(1));  // forgets what the first place holds
+      error = std::max(error, relative_error(decoded[i], generator_.logits(texts[i])));
     }
-    const std::vector<float> decoded(logits.begin(), logits.end());
-    generator_.logits(made_up_text(1));  // forgets the text
-    return relative_error(decoded, generator_.logits(text));
+    return error;
   }
 
   // New tokens are computed in f32, a prompt on the path. Each of a layer's two blocks rounds both operands of its products to
@@ -79,13 +94,19 @@ class Bench {
   }
 
   void time_one(GeneratorBenchResult* result) {
-    Tokens text = made_up_text(options_.prompt_length);
-    TokenSampler sampler(options_.sampling);
+    std::vector<Tokens> texts = made_up_texts(options_.prompt_length);
+    std::vector<TokenSampler> samplers(texts.size(), TokenSampler(options_.sampling));
+    std::vector<TokenSampler*> each;
+    for (TokenSampler& sampler : samplers) each.push_back(&sampler);
+    std::uint32_t length = options_.prompt_length;
     const auto begin = Clock::now();
-    const std::span<const float> logits = generator_.logits(text);
+    const auto logits = generator_.all_logits(places_of(texts, length));
     const double prompt = seconds_since(begin);
-    text.push_back(sampler.next(logits, text));
-    for (std::uint32_t i = 0; i < options_.new_tokens; ++i) text.push_back(next_token(generator_, sampler, text));
+    for (std::size_t i = 0; i < texts.size(); ++i) texts[i].push_back(samplers[i].next(logits[i], texts[i]));
+    for (; length < options_.prompt_length + options_.new_tokens; ++length) {
+      const std::vector<std::uint32_t> next = next_tokens(generator_, each, places_of(texts, length + 1));
+      for (std::size_t i = 0; i < texts.size(); ++i) texts[i].push_back(next[i]);
+    }
     if (!result) return;
     result->prompt_seconds.push_back(prompt);
     result->token_seconds.push_back((seconds_since(begin) - prompt) / options_.new_tokens);
@@ -100,15 +121,15 @@ class Bench {
       weights += matrices_read(config, p) * out * in;
       if (matrices_of(config, p) == 1) weights += 1.0 * options_.lora_rank * (out + in);
     }
-    return config.num_layers * (2 * tokens * weights + 4 * pairs * config.num_heads * config.head_dim) +
-           2.0 * config.vocab_size * config.hidden_size;
+    const double layers = config.num_layers * (2 * tokens * weights + 4 * pairs * config.num_heads * config.head_dim);
+    return options_.batch * (layers + 2.0 * config.vocab_size * config.hidden_size);
   }
 
   double token_bytes() const {
     const ModelConfig& config = options_.config;
     const double length = options_.prompt_length + (options_.new_tokens + 1) / 2.0;
     const double scale = options_.stream.double_quant ? 1 + 8.0 / 256 : 4;
-    double layer = 8.0 * length * config.num_kv_heads * config.head_dim;
+    double layer = 8.0 * options_.batch * length * config.num_kv_heads * config.head_dim;
     for (const Projection p : all_projections) {
       const auto [out, in] = projection_dims(config, p);
       layer += matrices_read(config, p) * out * in * (0.5 + scale / 64);

@@ -25,6 +25,22 @@ TEST(BenchGenerate, ChoosesTokensAsAsked) {
   EXPECT_EQ(drawn["repetition_penalty"], 1.5);
 }
 
+// Of several texts, what each reads beyond the weights counts for all.
+TEST(BenchGenerate, ContinuesSeveralTexts) {
+  const auto result = bench_generate({"--batch", "1", "3", "--peak-gbs", "20"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json rows = parse_json(result.out, "output")["rows"];
+  ASSERT_EQ(rows.size(), 2u);
+  const Json &one = rows[0], &three = rows[1];
+  EXPECT_EQ(three["shape"], "3x5+3");
+  EXPECT_EQ(three["batch"], 3);
+  EXPECT_LE(three["error"], three["allowed"]);
+  const double keys = 4 * 2 * 4.0 * 2 * 64 * (5 + 2);  // of a text: four layers, keys and values in f32
+  EXPECT_DOUBLE_EQ(three["token"]["bytes"].get<double>(), one["token"]["bytes"].get<double>() + 2 * keys);
+  EXPECT_DOUBLE_EQ(three["token"]["tokens_per_second"].get<double>(), 3 / three["token"]["seconds"]["median"].get<double>());
+  EXPECT_DOUBLE_EQ(three["prompt"]["tokens_per_second"].get<double>(), 15 / three["prompt"]["seconds"]["median"].get<double>());
+}
+
 TEST(BenchGenerate, RefusesAWayToChooseThatIsNone) {
   const auto result = bench_generate({"--top-p", "1.5"});
   EXPECT_EQ(result.code, 2) << result.err;
