@@ -204,6 +204,25 @@ MatrixTile within(std::span<const std::uint32_t> ends, const MatrixShape& shape,
 
 }  // namespace
 
+// Blocks as high as the rows are, by few columns, so that several are on each processor while others wait for their codes.
+MatrixPlan decoding_plan(const gpu::AdapterInfo& info, const MatrixShape& shape, std::span<const std::uint32_t> ends) {
+  constexpr std::uint32_t most_rows = 64, a_processor = 4, fewest_steps = 4, most_decoding_splits = 16;
+  MatrixTile tile = default_matrix_tile(info).value();
+  const MatrixTile usual = tile;
+  if (info.type == gpu::AdapterType::software) {
+    tile.block_m = tile.part_m = tile.matrix.m, tile.block_n = tile.part_n = tile.matrix.n, tile.block_k = tile.matrix.k;
+    return {.tile = suits(info, tile) ? tile : within(ends, shape, usual)};
+  }
+  tile.block_m = std::max(tile.matrix.m, 16u), tile.part_n = std::max(tile.matrix.n, 16u), tile.block_k = 64, tile.band = 1;
+  while (tile.block_m < std::min(shape.rows, most_rows)) tile.block_m *= 2;
+  tile.part_m = tile.block_m, tile.block_n = 4 * tile.part_n, tile.two_sets = true;
+  if (!suits(info, tile)) return {.tile = within(ends, shape, usual)};
+  MatrixPlan plan{.tile = within(ends, shape, tile)};
+  const std::uint32_t steps = quotient_up(shape.inner, tile.block_k);
+  plan.splits = std::clamp(a_processor * processors(info) / blocks_of(plan, shape.rows, shape.columns).count(), 1u, std::min(std::max(steps / fewest_steps, 1u), most_decoding_splits));
+  return plan;
+}
+
 MatrixPlan estimated_plan(const gpu::AdapterInfo& info, const MatrixShape& shape, bool tiled, std::span<const std::uint32_t> ends) {
   const MatrixTile own = within(ends, shape, (tiled ? direct_matrix_tile(info) : default_matrix_tile(info)).value());
   MatrixPlan best = split_plan(info, shape, own);

@@ -17,6 +17,7 @@ struct MatrixTile {
   std::uint32_t block_m, block_n, block_k, part_m, part_n;
   std::uint32_t band = 4;  // block rows that blocks go down side by side, sharing operands in the cache
   bool direct = false;     // the weight lies in tiles (Weight::tile) and is loaded from there, not staged
+  bool two_sets = false;   // of registers, where the weight is decoded on its way: what is loaded has two steps' time to come
 
   std::uint32_t subgroups() const { return block_m / part_m * (block_n / part_n); }
   std::uint32_t invocations() const { return subgroups() * subgroup; }
@@ -76,6 +77,10 @@ bool prefers_tiles(const gpu::Device& device, std::uint32_t rows);
 
 // The tile with as many splits as are estimated to be fastest.
 MatrixPlan split_plan(const gpu::AdapterInfo&, const MatrixShape& shape, const MatrixTile& tile);
+
+// For a weight in NF4 that is decoded on its way, which is faster than to decode it before for at most so many rows.
+constexpr std::uint32_t most_decoding_rows = 64;
+MatrixPlan decoding_plan(const gpu::AdapterInfo&, const MatrixShape& shape, std::span<const std::uint32_t> ends = {});
 
 // What is estimated to be fastest of the adapter's own tiles. `tiled` is whether the weight lies in tiles; `ends` are columns that no
 // block may cross, as far as parts allow.

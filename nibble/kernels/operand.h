@@ -1,5 +1,6 @@
 #pragma once
 
+#include "nibble/base/nf4_table.h"
 #include "nibble/kernels/kernel.h"
 
 namespace nibble {
@@ -30,6 +31,12 @@ struct Weight {
   // along a row of tiles; both dimensions are multiples of it. 0: row-major.
   std::uint32_t tile = 0;
   bool turned = false;  // they are tiles of the transpose (in, out), for products that run over `out`
+  // Of a weight in NF4, which NT on the matrix path decodes on its way: data is its codes, (out, in / 8) u32, this the largest magnitudes of
+  // its blocks, (out, in / 64) f32. In f16 values are divided by `scale`.
+  Tensor absmax = {};
+  CodeBook codes = CodeBook::nf4;
+
+  std::uint32_t inputs() const { return absmax ? 8 * data.dim(1) : data.dim(1); }
 };
 
 // An operand of `rows` x `columns` for the path.

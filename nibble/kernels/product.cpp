@@ -4,6 +4,7 @@
 #include "nibble/kernels/product_matrix.h"
 #include "nibble/kernels/product_tiled.h"
 #include "nibble/kernels/product_vec.h"
+#include "nibble/kernels/row_kernel.h"
 
 #include <algorithm>
 
@@ -14,7 +15,7 @@ template <typename Product>
 void check_product(std::string_view where, const Product& op, std::uint32_t x_columns, std::uint32_t y_columns) {
   const DType dtype = operand_dtype(op.path), y_dtype = op.y_scale ? DType::f16 : DType::f32;
   const Tensor &x = op.x.data, &w = op.w.data, &y = op.y;
-  check(x.dtype() == dtype && w.dtype() == dtype && y.dtype() == y_dtype, where,
+  check(x.dtype() == dtype && w.dtype() == (op.w.absmax ? DType::u32 : dtype) && y.dtype() == y_dtype, where,
         "The path takes {} and gives {}, not x of {}, w of {} and y of {}.", name_of(dtype), name_of(y_dtype),
         name_of(x.dtype()), name_of(w.dtype()), name_of(y.dtype()));
   check(x.dim(1) == x_columns && y.dim(1) == y_columns && x.dim(0) == y.dim(0), where,
@@ -26,7 +27,7 @@ void check_product(std::string_view where, const Product& op, std::uint32_t x_co
 // f16 outputs, a base to add to, and LoRA's tail.
 template <typename Product>
 void check_extras(gpu::Recorder& recorder, std::string_view where, const Product& op) {
-  const std::uint32_t outputs = op.w.data.dim(0), inputs = op.w.data.dim(1), rows = op.x.data.dim(0);
+  const std::uint32_t outputs = op.w.data.dim(0), inputs = op.w.inputs(), rows = op.x.data.dim(0);
   if (op.y_scale) {
     check<UsageError>(f16_outputs_fit(recorder.device(), op.path, outputs, inputs), where,
                       "The path has no f16 outputs for a weight of ({}, {}).", outputs, inputs);
@@ -44,7 +45,7 @@ void check_extras(gpu::Recorder& recorder, std::string_view where, const Product
 template <typename Product>
 void check_tail(gpu::Recorder& recorder, std::string_view where, const Product& op) {
   constexpr bool nt = std::is_same_v<Product, ProductNT>;
-  const std::uint32_t outputs = op.w.data.dim(0), inputs = op.w.data.dim(1);
+  const std::uint32_t outputs = op.w.data.dim(0), inputs = op.w.inputs();
   const Tensor &left = op.lora.left, &right = op.lora.right;
   const auto ends = nt ? std::span<const std::uint32_t>(op.lora.ends) : std::span<const std::uint32_t>();
   check<UsageError>(op.path == ProductPath::matrix && lora_tail_fits(recorder.device(), outputs, inputs, ends), where,
@@ -68,16 +69,22 @@ void check_all(gpu::Recorder& recorder, std::string_view where, const Product& o
   if (op.lora.left || op.lora.right) check_tail(recorder, where, op);
 }
 
+void check_codes(gpu::Recorder& recorder, const ProductNT& op) {
+  check(op.path == ProductPath::matrix && matrix_fits(recorder.device(), op.w.data.dim(0), op.w.inputs()), "product_nt", "Weights in NF4 are for matrix units.");
+  check(op.w.inputs() % nf4_block == 0, "product_nt", "A weight in NF4 has rows of {}; they must be whole blocks of {}.", op.w.inputs(), nf4_block);
+  expect_shape(op.w.absmax, DType::f32, {op.w.data.dim(0), op.w.inputs() / nf4_block}, "product_nt", "absmax");
+}
+
 // Where the sizes do not suit the adapter's matrices, f16 vectors do the work.
 template <typename Product>
 bool by_matrices(gpu::Recorder& recorder, const Product& op) {
-  return op.path == ProductPath::matrix && matrix_fits(recorder.device(), op.w.data.dim(0), op.w.data.dim(1));
+  return op.path == ProductPath::matrix && matrix_fits(recorder.device(), op.w.data.dim(0), op.w.inputs());
 }
 
 // A GPU reads a weight for a few rows faster when neighbours read neighbouring elements.
 bool by_vectors(gpu::Recorder& recorder, const ProductNT& op) {
   return recorder.device().info().type != gpu::AdapterType::software && op.x.data.dim(0) > 0 &&
-         op.x.data.dim(0) <= vec_rows && op.w.data.dim(1) % 8 == 0 && op.w.tile == 0 && !op.y_scale && !op.lora.left;
+         op.x.data.dim(0) <= vec_rows && op.w.data.dim(1) % 8 == 0 && op.w.tile == 0 && !op.w.absmax && !op.y_scale && !op.lora.left;
 }
 
 template <typename Product>
@@ -119,7 +126,8 @@ ProductPath fastest_path(const gpu::AdapterInfo& info) {
 }
 
 void record(gpu::Recorder& recorder, const ProductNT& op) {
-  check_all(recorder, "product_nt", op, op.w.data.dim(1), op.w.data.dim(0));
+  check_all(recorder, "product_nt", op, op.w.inputs(), op.w.data.dim(0));
+  if (op.w.absmax) check_codes(recorder, op);
   if (by_vectors(recorder, op)) {
     record(recorder, DenseVec{.x = op.x, .w = op.w, .y = op.y, .accumulate = accumulate_on(recorder, op)});
   } else if (by_matrices(recorder, op)) {
@@ -144,8 +152,10 @@ std::uint64_t product_scratch(const gpu::Device& device, ProductPath path, std::
                               bool tiled) {
   if (path != ProductPath::matrix || !matrix_fits(device, outputs, inputs)) return 0;
   std::uint64_t most = 0;
-  for (const MatrixShape& shape : {MatrixShape{MatrixLayout::nt, rows, outputs, inputs}, {MatrixLayout::nn, rows, inputs, outputs}}) {
-    const MatrixPlan plan = matrix_plan(device, shape, tiled);
+  const MatrixShape nt{MatrixLayout::nt, rows, outputs, inputs}, nn{MatrixLayout::nn, rows, inputs, outputs};
+  std::vector<std::pair<MatrixShape, MatrixPlan>> plans{{nt, matrix_plan(device, nt, tiled)}, {nn, matrix_plan(device, nn, tiled)}};
+  if (rows <= most_decoding_rows) plans.emplace_back(nt, decoding_plan(device.info(), nt));
+  for (const auto& [shape, plan] : plans) {
     if (plan.splits == 1) continue;
     // Fewer rows than these may leave more blocks beyond whole waves, but never a wave.
     const std::uint32_t blocks = blocks_of(plan, rows, shape.columns).count();

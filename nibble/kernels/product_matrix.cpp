@@ -34,9 +34,9 @@ constexpr std::uint32_t vector_elements = 8;  // f16 of the 16 bytes that operan
 
 gpu::Kernel matrix_kernel(gpu::Device& device, const MatrixTile& tile, const MatrixText& text) {
   const char* name = text.layout == MatrixLayout::nt ? "product_matrix:nt" : "product_matrix:nn";
-  const auto key = fmt::format("{} {} {} {} {} {}x{}x{} {}x{} {}x{}x{} {} {} {}", name, static_cast<int>(text.output), text.whole_steps,
-                               text.tail_step, text.splits, text.carries, tile.block_m, tile.block_n, tile.block_k, tile.part_m, tile.part_n, tile.matrix.m,
-                               tile.matrix.n, tile.matrix.k, tile.subgroup, tile.direct);
+  const auto key = fmt::format("{} {} {} {} {} {} {} {}x{}x{} {}x{} {}x{}x{} {} {} {}", name, static_cast<int>(text.output), text.whole_steps,
+                               text.tail_step, text.splits, text.carries, text.decodes ? static_cast<int>(text.codes) : -1, tile.block_m, tile.block_n, tile.block_k, tile.part_m, tile.part_n, tile.matrix.m,
+                               tile.matrix.n, tile.matrix.k, tile.subgroup, tile.direct, tile.two_sets);
   return device.kernel(key, name, "main", [&] { return detail::matrix_text(tile, text); });
 }
 
@@ -45,6 +45,8 @@ struct Slice {
   Operand x;
   Tensor w, y, y_scale, plus, left, right;
   MatrixOutput output;
+  Tensor absmax = {};  // of codes
+  CodeBook codes = CodeBook::nf4;
   Tensor partial = {};  // where blocks may be split
 };
 
@@ -56,7 +58,7 @@ void record_blocks(gpu::Recorder& recorder, const MatrixTile& tile, MatrixLayout
   if (s.output == MatrixOutput::plus) bindings.push_back(gpu::read(s.plus));
   if (s.output == MatrixOutput::f16) bindings.push_back(gpu::write(s.y_scale));
   MatrixText text{.layout = layout, .output = s.output, .whole_steps = params.inner % tile.block_k == 0,
-                  .splits = static_cast<bool>(s.partial)};
+                  .decodes = static_cast<bool>(s.absmax), .codes = s.codes, .splits = static_cast<bool>(s.partial)};
   if (s.left) {
     bindings.push_back(gpu::read(s.left));
     bindings.push_back(gpu::read(s.right));
@@ -64,12 +66,13 @@ void record_blocks(gpu::Recorder& recorder, const MatrixTile& tile, MatrixLayout
   }
   if (s.partial) bindings.push_back(gpu::write(s.partial));
   const double elements = static_cast<double>(params.rows) * params.columns, flops = 2.0 * elements * (params.inner + params.tail_inner);
-  if (const Carry carry = take_cargo(recorder.device(), flops, bindings.size(), tile.invocations())) {
+  if (const Carry carry = take_cargo(recorder.device(), flops, bindings.size() + (s.absmax ? 1 : 0), tile.invocations())) {
     bindings.push_back(gpu::read(carry.from));
     bindings.push_back(gpu::write(carry.to));
     text.carries = true;
     params.carriers = carry.carriers, params.cargo_first = carry.first_vector, params.cargo_rounds = carry.rounds;
   }
+  if (s.absmax) bindings.push_back(gpu::read(s.absmax));
   recorder.dispatch_bytes(matrix_kernel(recorder.device(), tile, text), bindings, std::as_bytes(std::span(&params, 1)),
                           gpu::linear_grid(recorder.device(), workgroups + params.carriers),
                           {.bytes = static_cast<double>(s.x.data.bytes() + s.w.bytes()) +
@@ -180,7 +183,7 @@ namespace {
 MatrixPlan plan_of(gpu::Recorder& recorder, const MatrixProduct& op, const MatrixShape& shape, std::span<const std::uint32_t> ends = {}) {
   MatrixShape planned = shape;
   if (op.plan_rows > 0) planned.rows = op.plan_rows;
-  MatrixPlan plan = matrix_plan(recorder.device(), planned, op.w.tile > 0, ends);
+  MatrixPlan plan = op.w.absmax ? decoding_plan(recorder.device().info(), planned, ends) : matrix_plan(recorder.device(), planned, op.w.tile > 0, ends);
   if (op.tile) plan.tile = *op.tile;
   if (op.splits) plan.splits = *op.splits, plan.wave = op.wave;
   check(plan.tile.direct == (op.w.tile > 0) && (!plan.tile.direct || op.w.tile == plan.tile.matrix.m), "product_matrix",
@@ -207,6 +210,7 @@ void record_matrix_nt(gpu::Recorder& recorder, const MatrixProduct& op) {
     for (const auto columns : gpu::binding_slices(device, outputs, {row_bytes(op.w.data), right_bytes}, plan.tile.block_n)) {
       part.w = rows_of(op.w.data, columns);
       part.right = rows_of(op.lora.right, columns);
+      part.absmax = rows_of(op.w.absmax, columns), part.codes = op.w.codes;
       record_slice(recorder, plan, MatrixLayout::nt, part,
                    {.rows = range.end - range.begin,
                     .columns = columns.end - columns.begin,

@@ -43,7 +43,8 @@ struct MatrixText {
   std::uint32_t tail_step = 0;  // of a LoRA tail's inner dimension: a multiple of 16, at most block_k; 0 without a tail
   bool carries = false;         // the first workgroups move a piece of cargo instead (carry.h)
   bool experts = false;         // w is NF4 of experts, blocks are tiles of their rows (expert_matrix.h); staged, to y in f32
-  CodeBook codes = CodeBook::nf4;  // of such a w
+  bool decodes = false;         // w is in NF4; staged, of NT
+  CodeBook codes = CodeBook::nf4;  // of such a w, and of experts
   std::uint32_t per_token = 0;  // of experts, where x has a row a token: rows that a token has; 0: x has them all
   bool splits = false;          // blocks beyond the whole ones leave partial sums, without any scale, to product_splits.wgsl
 };

@@ -51,7 +51,9 @@ void StagedWriter::place_w() {
   line("  let w_down = {}u * w_length;", rows_at_once(sw));
   line("  let w_put = {}u + w_row * {}u + w_column;", stage_x().size(), sw.stride());
   if (what_.tail_step && nt_) line("  let right_last = params.columns * (params.tail_inner / 8u) - 1u;");
-  for (std::uint32_t i = 0; i < vectors(sw); ++i) declare_w(i);
+  for_sets([&] {
+    for (std::uint32_t i = 0; i < vectors(sw); ++i) declare_w(i);
+  });
 }
 
 std::string StagedWriter::fetch_w() const {
@@ -106,20 +108,56 @@ void StagedWriter::tail_step() {
   }
 }
 
-// Weights of experts in NF4: a vector of w is a word of eight codes, decoded on its way to workgroup memory.
-class ExpertWriter final : public StagedWriter {
+// Weights in NF4: a vector of w is a word of eight codes, decoded on its way to workgroup memory.
+class DecodingWriter : public StagedWriter {
  public:
   using StagedWriter::StagedWriter;
 
- private:
-  std::string_view w_type() const override { return "u32"; }
-  std::string_view w_base() const override { return "w_first + "; }
-  void declare_w(std::uint32_t i) override { line("  var w{0}: u32;\n  var m{0}: f32;", i); }
-  std::string load_w(std::uint32_t i, const std::string& at) const override {
-    return fmt::format("w{0} = w[{1}]; m{0} = absmax[{1} / 8u]; ", i, at);
+ protected:
+  // Its first binding; `lookup` declares four_codes(word), the values of a word's lower half.
+  void declare_codes(std::uint32_t binding, std::string_view lookup) {
+    line("@group(0) @binding({}) var<storage, read> absmax: array<f32>;\n{}\n{}", binding, nf4_codes_text(what_.codes), lookup);
+    line("fn four(word: u32, scale: f32) -> vec2<u32> {{\n  return bitcast<vec2<u32>>(vec4<f16>(four_codes(word) * scale));\n}}");
+    line("fn eight(word: u32, scale: f32) -> vec4<u32> {{\n  return vec4<u32>(four(word, scale), four(word >> 16u, scale));\n}}");
   }
-  std::string vector_w(std::uint32_t i) const override { return fmt::format("eight(w{0}, m{0} * params.factor)", i); }
 
+ private:
+  virtual std::string_view factor() const = 0;
+
+  std::string_view w_type() const override { return "u32"; }
+  void declare_w(std::uint32_t i) override { line("  var w{0}{1}: u32;\n  var m{0}{1}: f32;", i, set()); }
+  std::string load_w(std::uint32_t i, const std::string& at) const override {
+    return fmt::format("w{0}{2} = w[{1}]; m{0}{2} = absmax[{1} / 8u]; ", i, at, set());
+  }
+  std::string vector_w(std::uint32_t i) const override { return fmt::format("eight(w{0}{2}, m{0}{2} * {1})", i, factor(), set()); }
+};
+
+// One weight for all rows. Lanes look codes up in their subgroup's registers.
+class Nf4Writer final : public DecodingWriter {
+ public:
+  using DecodingWriter::DecodingWriter;
+
+ private:
+  std::string_view factor() const override { return "(1.0 / params.scale)"; }
+  void declare_more(std::uint32_t next) override {
+    line("const SUBGROUP = {}u;\n{}", t_.subgroup, embedded_wgsl().at("lib/subgroup_codes"));
+    declare_codes(next, R"(fn four_codes(word: u32) -> vec4<f32> {
+  return vec4<f32>(code((word >> 4u) & 15u), code(word & 15u), code((word >> 12u) & 15u), code((word >> 8u) & 15u));
+})");
+  }
+  void place_block() override {
+    DecodingWriter::place_block();
+    line("  prepare_codes(lane);");
+  }
+};
+
+class ExpertWriter final : public DecodingWriter {
+ public:
+  using DecodingWriter::DecodingWriter;
+
+ private:
+  std::string_view w_base() const override { return "w_first + "; }
+  std::string_view factor() const override { return "params.factor"; }
   std::string_view more_params() const override { return ", tiles: u32, first_expert: u32, bound_experts: u32, factor: f32"; }
   void declare_more(std::uint32_t next) override;
   void place_block() override;
@@ -130,12 +168,9 @@ class ExpertWriter final : public StagedWriter {
 };
 
 void ExpertWriter::declare_more(std::uint32_t next) {
-  line("@group(0) @binding({}) var<storage, read> absmax: array<f32>;", next);
+  declare_codes(next, embedded_wgsl().at("lib/nf4_codes"));
   line("@group(0) @binding({}) var<storage, read> expert_tiles: array<u32>;", next + 1);
   line("@group(0) @binding({}) var<storage, read> slot_of_row: array<u32>;", next + 2);
-  line("{}\n{}", nf4_codes_text(what_.codes), embedded_wgsl().at("lib/nf4_codes"));
-  line("fn four(word: u32, scale: f32) -> vec2<u32> {{\n  return bitcast<vec2<u32>>(vec4<f16>(four_codes(word) * scale));\n}}");
-  line("fn eight(word: u32, scale: f32) -> vec4<u32> {{\n  return vec4<u32>(four(word, scale), four(word >> 16u, scale));\n}}");
   line("fn source_of(row: u32) -> u32 {{\n  return {};\n}}",
        what_.per_token > 0 ? fmt::format("slot_of_row[row] / {}u", what_.per_token) : "row");
 }
@@ -268,6 +303,7 @@ void DirectWriter::multiply_tail() {
 
 std::string matrix_text(const MatrixTile& tile, const MatrixText& text) {
   if (text.experts) return ExpertWriter(tile, text).text();
+  if (text.decodes) return Nf4Writer(tile, text).text();
   if (tile.direct) return DirectWriter(tile, text).text();
   return StagedWriter(tile, text).text();
 }

@@ -148,7 +148,9 @@ void MatrixWriter::place_x() {
     line("  let x_end = params.rows * x_length - 1u;");
     line("  var x_left = i32(params.inner / 8u) - i32(x_column + first_step * {}u);", sx.columns);
   }
-  for (std::uint32_t i = 0; i < vectors(sx); ++i) line("  var x{}: vec4<u32>;", i);
+  for_sets([&] {
+    for (std::uint32_t i = 0; i < vectors(sx); ++i) line("  var x{}{}: vec4<u32>;", i, set());
+  });
 }
 
 std::string MatrixWriter::fetch_x() const {
@@ -156,9 +158,9 @@ std::string MatrixWriter::fetch_x() const {
   auto out = std::back_inserter(text);
   for (std::uint32_t i = 0; i < vectors(stage_x()); ++i) {
     if (what_.whole_steps) {
-      fmt::format_to(out, "x{0} = x[min(x_at + {0}u * x_down, x_last)]; ", i);
+      fmt::format_to(out, "x{0}{1} = x[min(x_at + {0}u * x_down, x_last)]; ", i, set());
     } else {
-      fmt::format_to(out, "x{0} = select(vec4<u32>(), x[min(min(x_at + {0}u * x_down, x_last), x_end)], x_left > 0); ", i);
+      fmt::format_to(out, "x{0}{1} = select(vec4<u32>(), x[min(min(x_at + {0}u * x_down, x_last), x_end)], x_left > 0); ", i, set());
     }
   }
   fmt::format_to(out, "x_at += {0}u; x_last += {0}u; ", stage_x().columns);
@@ -168,21 +170,37 @@ std::string MatrixWriter::fetch_x() const {
 
 void MatrixWriter::store_x() {
   for (std::uint32_t i = 0; i < vectors(stage_x()); ++i) {
-    line("    tiles[x_put + {}u] = x{};", i * rows_at_once(stage_x()) * stage_x().stride(), i);
+    line("    tiles[x_put + {}u] = x{}{};", i * rows_at_once(stage_x()) * stage_x().stride(), i, set());
   }
 }
 
 void MatrixWriter::steps() {
-  const std::string fetch = fetch_x() + fetch_w();
-  line("  {}", fetch);
-  line("  for (var step = first_step; step < end_step; step += params.one) {{");
+  line("  {}{}", fetch_x(), fetch_w());
+  if (!two_sets()) {
+    line("  for (var step = first_step; step < end_step; step += params.one) {{");
+    step(1);
+    return line("  }}");
+  }
+  set_ = "b";
+  line("  if (first_step + 1u < end_step) {{\n    {}{}\n  }}", fetch_x(), fetch_w());
+  set_ = "";
+  line("  for (var step = first_step; step < end_step; step += 2u * params.one) {{");
+  step(2);
+  set_ = "b";
+  line("    if (step + 1u < end_step) {{");
+  step(3);
+  set_ = "";
+  line("    }}\n  }}");
+}
+
+// One step with this set of registers, which then take what comes so many steps later.
+void MatrixWriter::step(std::uint32_t ahead) {
   store_x();
   store_w();
   line("    workgroupBarrier();");
-  line("    if (step + 1u < end_step) {{\n      {}\n    }}", fetch);
+  line("    if (step + {}u < end_step) {{\n      {}{}\n    }}", ahead, fetch_x(), fetch_w());
   multiply();
   line("    workgroupBarrier();");
-  line("  }}");
 }
 
 // Columns of a tile beyond the tail's end are zero in x's, any finite value in w's. The first split takes it along.

@@ -17,6 +17,7 @@ namespace nibble::detail {
 //     tiles in workgroup memory <- registers; barrier
 //     registers <- next step, inside a uniform branch (faster on NVIDIA than reading beyond the end)
 //     every subgroup multiplies its matrices; barrier
+//   With two sets of registers, for even and for odd steps, loads have two steps' time to come.
 //   LoRA's tail, if any, goes the same way, without registers loaded ahead.
 //   the sums go through workgroup memory, where rows get their scale, to y.
 // Operands are read as vectors of 16 bytes (8 elements), rows in workgroup memory are 16 bytes longer than they need to be,
@@ -76,6 +77,18 @@ class MatrixWriter {
   virtual void tail_step() = 0;
   virtual void multiply_tail() = 0;
 
+  // Of registers that hold a step's loads: the letter behind their names, and whether there is a second set.
+  std::string_view set() const { return set_; }
+  bool two_sets() const { return what_.decodes && t_.two_sets; }
+  template <typename F>
+  void for_sets(F declare) {
+    for (const std::string_view set : {"", "b"}) {
+      set_ = set;
+      if (set.empty() || two_sets()) declare();
+    }
+    set_ = "";
+  }
+
   // What others do with experts: the declarations of w and of bindings beyond y and the scales, the block's place, and x's rows.
   virtual std::string_view w_type() const { return "vec4<u32>"; }
   virtual std::string_view more_params() const { return {}; }
@@ -101,10 +114,12 @@ class MatrixWriter {
   void carry();
   void store_x();
   void steps();
+  void step(std::uint32_t ahead);
   void tail();
   void finish();
 
   std::string text_;
+  std::string_view set_;
 };
 
 }  // namespace nibble::detail

@@ -6,6 +6,8 @@
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
+#include <array>
+
 namespace nibble::tuning_file_test {
 namespace {
 
@@ -116,8 +118,7 @@ TEST(MatrixPlans, SuitTheirTiles) {
   EXPECT_FALSE(suits(info, tile));
 }
 
-// Products of 512 rows through weights of Qwen3-4B.
-TEST(MatrixPlans, TakeLongStepsForBlocksAloneAndShortOnesForPairs) {
+gpu::AdapterInfo h100() {
   gpu::AdapterInfo info;
   info.name = "NVIDIA H100";
   info.type = gpu::AdapterType::discrete;
@@ -125,6 +126,29 @@ TEST(MatrixPlans, TakeLongStepsForBlocksAloneAndShortOnesForPairs) {
   info.matrix_configs = {{16, 16, 16}};
   info.limits.workgroup_storage = 48 << 10;
   info.limits.workgroup_invocations = 1024;
+  return info;
+}
+
+// Products of a few rows through weights of Qwen3-4B in NF4.
+TEST(MatrixPlans, SplitFewRowsUntilBlocksOccupyTheAdapter) {
+  const gpu::AdapterInfo info = h100();
+  const auto plan = [&](std::uint32_t rows, std::uint32_t columns, std::uint32_t inner) { return decoding_plan(info, {MatrixLayout::nt, rows, columns, inner}); };
+  EXPECT_EQ(plan(3, 6144, 2560).splits, 5u);   // 96 blocks for 528 places
+  EXPECT_EQ(plan(16, 2560, 9728).splits, 13u);
+  EXPECT_EQ(plan(16, 19456, 2560).splits, 1u);
+  EXPECT_EQ(plan(16, 64, 2560).splits, 10u);   // of at least four steps
+  EXPECT_EQ(plan(3, 6144, 2560).tile.block_m, 16u);
+  EXPECT_EQ(plan(17, 6144, 2560).tile.block_m, 32u);
+  EXPECT_EQ(plan(64, 6144, 2560).tile.block_m, 64u);
+  for (const std::uint32_t rows : {1u, 32u, 64u}) EXPECT_TRUE(suits(info, plan(rows, 6144, 2560).tile)) << rows;
+  // Of projections side by side, blocks cross no end.
+  const std::array<std::uint32_t, 3> ends{4096, 4096 + 96, 4096 + 192};
+  EXPECT_EQ(decoding_plan(info, {MatrixLayout::nt, 16, 4096 + 192, 2560}, ends).tile.block_n, 32u);
+}
+
+// Products of 512 rows through weights of Qwen3-4B.
+TEST(MatrixPlans, TakeLongStepsForBlocksAloneAndShortOnesForPairs) {
+  gpu::AdapterInfo info = h100();
   const MatrixShape alone{MatrixLayout::nn, 512, 4096, 2560};   // 128 blocks for 132 processors
   const MatrixShape pairs{MatrixLayout::nn, 512, 2560, 19456};  // 80 blocks, whose thirds are 240 of 264
   EXPECT_EQ(estimated_plan(info, alone, false).tile.block_k, 64u);
