@@ -9,7 +9,7 @@ namespace nibble {
 struct AttentionParams {
   std::uint32_t tokens, capacity, heads, group, first_head, first_token, last_token, more;
   float scale;
-  std::uint32_t parts = 1, part_keys = 0, first_key = 0;
+  std::uint32_t parts = 1, part_keys = 0;
   float eps = 0;
 };
 

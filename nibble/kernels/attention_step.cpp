@@ -4,6 +4,7 @@
 #include "nibble/kernels/attention_decode.h"
 #include "nibble/kernels/row_kernel.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace nibble {
@@ -16,13 +17,16 @@ void check_shapes(const AttentionStep& op) {
   const std::uint32_t key_heads = op.k.dim(0), capacity = op.k.dim(1), dim = op.k.dim(2);
   check(dim % 16 == 0 && dim >= 16 && dim <= 256 && key_heads > 0 && op.heads > 0 && op.heads % key_heads == 0, in_attention_step,
         "{} heads on {} of {} values came.", op.heads, key_heads, dim);
-  check(op.first_key < capacity, in_attention_step, "Row {} came of caches of {}.", op.first_key, capacity);
-  expect_shape(op.qkv, DType::f32, {1, (op.heads + 2 * key_heads) * dim}, in_attention_step, "qkv");
-  expect_shape(op.position, DType::u32, {1}, in_attention_step, "position");
-  expect_shape(op.key_begin, DType::u32, {1}, in_attention_step, "key_begin");
+  const std::uint32_t tokens = op.qkv.data.dim(0);
+  check(tokens >= 1 && tokens <= std::min(attention_part_rows, capacity), in_attention_step, "{} tokens came for caches of {} rows; 1 to {} are possible.",
+        tokens, capacity, std::min(attention_part_rows, capacity));
+  expect_shape(op.qkv, tokens, (op.heads + 2 * key_heads) * dim, in_attention_step, "qkv");
+  for (const Tensor* of_tokens : {&op.position, &op.key_begin, &op.key_end}) {
+    expect_shape(*of_tokens, DType::u32, {tokens}, in_attention_step, "a position or a bound");
+  }
   expect_shape(op.table, DType::f32, {op.table.dim(0), dim / 2, 2}, in_attention_step, "table");
-  expect_shape(op.o, DType::f32, {1, op.heads * dim}, in_attention_step, "o");
-  expect_shape(op.lse, DType::f32, {op.heads, 1}, in_attention_step, "lse");
+  expect_shape(op.o, DType::f32, {tokens, op.heads * dim}, in_attention_step, "o");
+  expect_shape(op.lse, DType::f32, {op.heads, tokens}, in_attention_step, "lse");
   check(static_cast<bool>(op.q_norm) == static_cast<bool>(op.k_norm), in_attention_step, "Norms of queries and keys must be given together.");
   if (!op.q_norm) return;
   for (const Tensor* weight : {&op.q_norm, &op.k_norm}) expect_shape(*weight, DType::f32, {dim}, in_attention_step, "a norm's weight");
@@ -38,23 +42,24 @@ void record(gpu::Recorder& recorder, const AttentionStep& op) {
   check_shapes(op);
   gpu::Device& device = recorder.device();
   const std::uint32_t key_heads = op.k.dim(0), dim = op.k.dim(2), group = op.heads / key_heads;
-  const std::uint32_t most_keys = op.most_keys > 0 ? op.most_keys : op.first_key + 1;
+  const std::uint32_t tokens = op.qkv.data.dim(0), most_keys = op.most_keys > 0 ? op.most_keys : op.k.dim(1);
   const std::uint32_t heads = decode_heads(group);
   DecodeCut cut{.parts = 1, .keys = most_keys};
-  if (op.parts.o) cut = decode_cut(device, 1, most_keys, op.least_part_keys);
-  const bool split = cut.parts > 1, norm = static_cast<bool>(op.q_norm);
+  if (op.parts.o) cut = decode_cut(device, tokens, most_keys, op.least_part_keys);
+  const bool split = cut.parts > 1, norm = static_cast<bool>(op.q_norm), scaled = is_scaled(op.qkv);
   if (split) check_parts(op.parts, op.heads, dim);
-  const AttentionParams params{.tokens = 1, .capacity = op.k.dim(1), .heads = op.heads, .group = group, .first_head = 0, .first_token = 0,
-                               .last_token = 1, .more = 0, .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim))),
-                               .parts = cut.parts, .part_keys = cut.keys, .first_key = op.first_key, .eps = op.eps};
+  const AttentionParams params{.tokens = tokens, .capacity = op.k.dim(1), .heads = op.heads, .group = group, .first_head = 0, .first_token = 0,
+                               .last_token = tokens, .more = 0, .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim))),
+                               .parts = cut.parts, .part_keys = cut.keys, .eps = op.eps};
   gpu::Prelude prelude;
-  prelude.constant("HEAD_DIM", dim).constant("HEADS", heads).constant("SPLIT", split).constant("NORM", norm);
+  if (scaled) prelude.enable("f16");
+  prelude.constant("SCALED", scaled).alias("X", scaled ? "vec4<f16>" : "vec4<f32>").constant("HEAD_DIM", dim).constant("HEADS", heads).constant("SPLIT", split).constant("NORM", norm);
   recorder.dispatch(kernel(device, "attention_step", prelude, {"attention", "attention_decode"}, "forward"),
-                    {gpu::read(op.qkv), gpu::read_write(op.k), gpu::read_write(op.v), gpu::read(op.key_begin), gpu::read(op.position),
+                    {gpu::read(op.qkv.data), gpu::read_write(op.k), gpu::read_write(op.v), gpu::read(op.key_begin), gpu::read(op.position),
                      gpu::write(split ? op.parts.o : op.o), gpu::write(split ? op.parts.numbers : op.lse), gpu::read(op.table),
-                     gpu::read(norm ? op.q_norm : op.table), gpu::read(norm ? op.k_norm : op.table)},
-                    params, {1, op.heads / heads, cut.parts},
-                    {.bytes = 8.0 * most_keys * key_heads * dim, .flops = 4.0 * most_keys * op.heads * dim});
+                     gpu::read(norm ? op.q_norm : op.table), gpu::read(norm ? op.k_norm : op.table), gpu::read(op.key_end), gpu::read(scaled ? op.qkv.scale : op.table)},
+                    params, {tokens, op.heads / heads, cut.parts},
+                    {.bytes = 8.0 * tokens * most_keys * key_heads * dim, .flops = 4.0 * tokens * most_keys * op.heads * dim});
   if (split) record(recorder, PartsSum{.parts = op.parts, .params = params, .head_dim = dim, .heads = op.heads, .o = op.o, .lse = op.lse});
 }
 

@@ -4,21 +4,22 @@
 
 namespace nibble {
 
-// What QkvHeads and Attention do in turn for one new token, in one dispatch, and one more where there are parts: its row of the
-// joint projection gives the queries, and the key and values that go to row `first_key` of the caches. The queries meet the keys of
-// [key_begin[0], first_key]. All f32 but key_begin and position; D is a multiple of 16 from 16 to 256. Writes `=`.
+// What QkvHeads and Attention do in turn for one new token each of some texts, in one dispatch, and one more where there are parts: token
+// t's row of the joint projection gives the queries, and the key and values that go to row key_end[t] - 1 of the caches. The queries meet
+// the keys of [key_begin[t], key_end[t]), of which no two texts have the same. All f32 but the bounds, position, and qkv where it is f16; D
+// is a multiple of 16 from 16 to 256. Writes `=`.
 struct AttentionStep {
-  Tensor qkv;              // (1, (H + 2 Hk) * D)
+  Operand qkv;             // (T, (H + 2 Hk) * D), T at most attention_part_rows
   Tensor q_norm, k_norm;   // (D); both empty: no norm
-  Tensor position, table;  // (1) u32 and (positions, D/2, 2)
+  Tensor position, table;  // (T) u32 and (positions, D/2, 2)
   float eps = 1e-6f;
   Tensor k, v;             // (Hk, capacity, D)
-  std::uint32_t heads = 0, first_key = 0;
-  Tensor key_begin;        // (1) u32
-  Tensor o;                // (1, H * D)
-  Tensor lse;              // (H, 1)
+  std::uint32_t heads = 0;
+  Tensor key_begin, key_end;  // (T) u32, the ends at most the capacity
+  Tensor o;                // (T, H * D)
+  Tensor lse;              // (H, T)
   AttentionParts parts = {};
-  std::uint32_t most_keys = 0;        // at least first_key + 1 - key_begin[0]; 0: from the first row on
+  std::uint32_t most_keys = 0;        // that a token meets; 0: all rows
   std::uint32_t least_part_keys = 0;  // of a part, a multiple of 32; for tests; 0: by the adapter
 };
 void record(gpu::Recorder& recorder, const AttentionStep& op);

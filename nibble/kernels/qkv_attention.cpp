@@ -102,12 +102,16 @@ class ByHeads {
   }
 
   void forward() {
-    if (one_step()) return;
-    to_heads();
     const Tensor o = scaled_ ? first(op_.room.o, {s_.tokens, s_.queries()}) : op_.o.data;
-    record(rec_, Attention{.q = q_, .k = k_, .v = v_, .key_begin = op_.key_begin, .key_end = op_.key_end, .o = o,
-                           .lse = op_.lse, .pairs = op_.pairs, .parts = op_.room.parts, .most_keys = most_keys()});
+    if (!one_step(o)) attend(o);
     if (scaled_) record(rec_, PackRows{.x = o, .y = op_.o});
+  }
+
+  void attend(const Tensor& o) {
+    to_heads();
+    record(rec_, Attention{.q = q_, .k = k_, .v = v_, .key_begin = op_.key_begin, .key_end = op_.key_end, .o = o,
+                           .lse = op_.lse, .pairs = op_.pairs, .parts = op_.room.parts, .most_keys = most_keys(),
+                           .apart = op_.apart});
   }
 
   void backward(const QkvAttentionBackward& op) {
@@ -138,20 +142,21 @@ class ByHeads {
  private:
   std::uint32_t most_keys() const { return op_.most_keys > 0 ? op_.most_keys : op_.first_key + s_.tokens; }
 
-  // Whether one token's attention is recorded, from its projection; processors are faster without workgroup memory.
-  bool one_step() {
-    if (!op_.k_cache || scaled_ || s_.tokens != 1 || rec_.device().info().type == gpu::AdapterType::software) return false;
-    const AttentionStep step{.qkv = op_.qkv.data, .q_norm = op_.q_norm, .k_norm = op_.k_norm, .position = op_.position,
-                             .table = op_.table, .eps = op_.eps, .k = k_, .v = v_, .heads = s_.heads, .first_key = op_.first_key,
-                             .key_begin = op_.key_begin, .o = op_.o.data, .lse = op_.lse, .parts = op_.room.parts, .most_keys = most_keys()};
+  // Whether attention of one token, or one each of several texts, is recorded, from its projection; processors are faster without workgroup
+  // memory.
+  bool one_step(const Tensor& o) {
+    if (!op_.k_cache || (s_.tokens != 1 && !op_.apart) || rec_.device().info().type == gpu::AdapterType::software) return false;
+    const AttentionStep step{.qkv = op_.qkv, .q_norm = op_.q_norm, .k_norm = op_.k_norm, .position = op_.position,
+                             .table = op_.table, .eps = op_.eps, .k = k_, .v = v_, .heads = s_.heads, .key_begin = op_.key_begin,
+                             .key_end = op_.key_end, .o = o, .lse = op_.lse, .parts = op_.room.parts, .most_keys = most_keys()};
     if (!attention_step_fits(rec_.device(), step)) return false;
     record(rec_, step);
     return true;
   }
 
   void to_heads() {
-    if (op_.k_cache && !scaled_) {
-      const QkvHeads all{.qkv = op_.qkv.data, .q_norm = op_.q_norm, .k_norm = op_.k_norm, .position = op_.position, .table = op_.table,
+    if (op_.k_cache) {
+      const QkvHeads all{.qkv = op_.qkv, .q_norm = op_.q_norm, .k_norm = op_.k_norm, .position = op_.position, .table = op_.table,
                          .eps = op_.eps, .q = q_, .k = k_, .v = v_, .key_end = op_.key_end};
       if (qkv_heads_fits(rec_.device(), all)) return record(rec_, all);
     }

@@ -20,7 +20,7 @@ void check_shapes(const QkvHeads& op) {
   const std::uint32_t heads = op.q.dim(0), tokens = op.q.dim(1), dim = op.q.dim(2);
   const std::uint32_t key_heads = op.k.dim(0), capacity = op.k.dim(1);
   check(dim % 8 == 0 && tokens <= capacity, in_qkv_heads, "{} rows of {} values do not fit into {}.", tokens, dim, op.k.shape_text());
-  expect_shape(op.qkv, DType::f32, {tokens, (heads + 2 * key_heads) * dim}, in_qkv_heads, "qkv");
+  expect_shape(op.qkv, tokens, (heads + 2 * key_heads) * dim, in_qkv_heads, "qkv");
   for (const Tensor* cache : {&op.k, &op.v}) expect_shape(*cache, DType::f32, {key_heads, capacity, dim}, in_qkv_heads, "k or v");
   expect_shape(op.position, DType::u32, {tokens}, in_qkv_heads, "position");
   expect_shape(op.key_end, DType::u32, {tokens}, in_qkv_heads, "key_end");
@@ -34,7 +34,7 @@ void check_shapes(const QkvHeads& op) {
 
 bool qkv_heads_fits(const gpu::Device& device, const QkvHeads& op) {
   const auto fits = [&](const Tensor& tensor) { return tensor.bytes() <= device.info().limits.max_binding; };
-  return fits(op.qkv) && fits(op.q) && fits(op.k) && fits(op.v);
+  return fits(op.qkv.data) && fits(op.q) && fits(op.k) && fits(op.v);
 }
 
 void record(gpu::Recorder& recorder, const QkvHeads& op) {
@@ -44,16 +44,17 @@ void record(gpu::Recorder& recorder, const QkvHeads& op) {
   const std::uint32_t key_heads = op.k.dim(0), capacity = op.k.dim(1);
   const std::uint32_t rows = tokens * (heads + 2 * key_heads);
   check_shapes(op);
-  const bool norm = static_cast<bool>(op.q_norm);
+  const bool norm = static_cast<bool>(op.q_norm), scaled = is_scaled(op.qkv);
   // As for qk_norm_rope.h: a processor is fastest without workgroup memory.
   const bool software = op.kernel_for.value_or(device.info().type) == gpu::AdapterType::software;
   const std::uint32_t lanes = software ? 1 : std::min(16u, std::bit_floor(dim / 8));
   gpu::Prelude prelude;
-  prelude.constant("HEAD_DIM", dim).constant("WORKGROUP", workgroup).constant("LANES", lanes).constant("NORM", norm);
+  if (scaled) prelude.enable("f16");
+  prelude.constant("SCALED", scaled).alias("X", scaled ? "vec4<f16>" : "vec4<f32>").constant("HEAD_DIM", dim).constant("WORKGROUP", workgroup).constant("LANES", lanes).constant("NORM", norm);
   recorder.dispatch(kernel(device, "qkv_heads", prelude, {"grid"}, "main"),
-                    {gpu::read(op.qkv), gpu::write(op.q), gpu::write(op.k), gpu::write(op.v), gpu::read(op.position),
+                    {gpu::read(op.qkv.data), gpu::write(op.q), gpu::write(op.k), gpu::write(op.v), gpu::read(op.position),
                      gpu::read(op.table), gpu::read(norm ? op.q_norm : op.table), gpu::read(norm ? op.k_norm : op.table),
-                     gpu::read(op.key_end)},
+                     gpu::read(op.key_end), gpu::read(scaled ? op.qkv.scale : op.table)},
                     QkvHeadsParams{tokens, heads, key_heads, capacity, op.eps},
                     gpu::linear_grid(device, (rows * lanes + workgroup - 1) / workgroup),
                     {.bytes = 8.0 * rows * dim, .flops = 8.0 * rows * dim});

@@ -8,9 +8,9 @@ namespace nibble {
 
 // What QkNormRope does for queries and keys and ToHeads for values (qk_norm_rope.h), of a joint projection at once: for
 // generation, where each dispatch costs more than what it does. Token t's key and values go to row key_end[t] - 1 of each head
-// of k and v: the last that it meets. All f32 but `position` and `key_end`.
+// of k and v: the last that it meets. All f32 but `position`, `key_end`, and qkv where it is f16.
 struct QkvHeads {
-  Tensor qkv;              // (T, (H + 2 Hk) * D)
+  Operand qkv;             // (T, (H + 2 Hk) * D)
   Tensor q_norm, k_norm;   // (D); both empty: no norm
   Tensor position, table;  // (T) u32 and (positions, D/2, 2)
   float eps = 1e-6f;

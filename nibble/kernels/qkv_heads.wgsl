@@ -2,7 +2,8 @@
 // with RMSNorm (NORM) and rotary embedding, as qk_norm_rope.wgsl has them. LANES invocations share a (token, head) row; each
 // owns vectors c and c + HALF for c = lane, lane + LANES, ...
 //
-// Prelude: HEAD_DIM, a multiple of 8; LANES, a power of two up to WORKGROUP; WORKGROUP; NORM.
+// Prelude: HEAD_DIM, a multiple of 8; LANES, a power of two up to WORKGROUP; WORKGROUP; NORM; SCALED and X, the type of the projection, which
+// may be f16 with a scale a token.
 
 struct Params {
   tokens: u32,
@@ -13,7 +14,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> qkv: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> qkv: array<X>;
 @group(0) @binding(2) var<storage, read_write> q: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> k: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> v: array<vec4<f32>>;
@@ -22,11 +23,19 @@ struct Params {
 @group(0) @binding(7) var<storage, read> q_norm: array<vec4<f32>>;
 @group(0) @binding(8) var<storage, read> k_norm: array<vec4<f32>>;
 @group(0) @binding(9) var<storage, read> key_end: array<u32>;
+@group(0) @binding(10) var<storage, read> qkv_scale: array<f32>;  // of a token; where SCALED, else unused
 
 const VECTORS = HEAD_DIM / 4u;
 const HALF = HEAD_DIM / 8u;
 
 var<workgroup> partial: array<f32, WORKGROUP>;
+
+fn scale_of(token: u32) -> f32 {
+  if (SCALED) {
+    return qkv_scale[token];
+  }
+  return 1.0;
+}
 
 // The sum of a row's lanes' values, added in the order of the lanes.
 fn row_sum(value: f32, invocation: u32) -> f32 {
@@ -51,14 +60,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   let lane = invocation % LANES;
   let token = row / all_heads;
   let head = row % all_heads;
+  let scale = scale_of(token);
   let is_query = head < params.heads;
   let is_value = head >= params.heads + params.key_heads;
   var inv_rms = 1.0;
   if (NORM) {
     var squares = 0.0;
     for (var c = lane; c < HALF; c += LANES) {
-      let low = qkv[row * VECTORS + c];
-      let high = qkv[row * VECTORS + c + HALF];
+      let low = vec4<f32>(qkv[row * VECTORS + c]) * scale;
+      let high = vec4<f32>(qkv[row * VECTORS + c + HALF]) * scale;
       squares += dot(low, low) + dot(high, high);
     }
     inv_rms = 1.0 / sqrt(row_sum(squares, invocation) / f32(HEAD_DIM) + params.eps);
@@ -67,8 +77,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     return;
   }
   for (var c = lane; c < HALF; c += LANES) {
-    var low = qkv[row * VECTORS + c];
-    var high = qkv[row * VECTORS + c + HALF];
+    var low = vec4<f32>(qkv[row * VECTORS + c]) * scale;
+    var high = vec4<f32>(qkv[row * VECTORS + c + HALF]) * scale;
     if (is_value) {
       let at = key_row(head - params.heads - params.key_heads, token) + c;
       v[at] = low;

@@ -1,8 +1,10 @@
 #include "nibble/kernels/attention_step.h"
 
 #include "nibble/base/error.h"
+#include "nibble/kernels/pack_rows.h"
 #include "nibble/kernels/qk_norm_rope.h"
 #include "nibble/kernels/qkv_heads.h"
+#include "nibble/kernels/unpack_rows.h"
 #include "tests/kernels/attention_run.h"
 #include "tests/kernels/qkv_reference.h"
 
@@ -61,7 +63,7 @@ struct Step {
     const auto positions = shape.positions();
     std::vector<std::uint32_t> ends(count);
     std::iota(ends.begin(), ends.end(), first + 1);
-    test::run(QkvHeads{.qkv = upload(std::span(qkv).subspan(std::size_t{first} * row, std::size_t{count} * row), {count, row}),
+    test::run(QkvHeads{.qkv = {upload(std::span(qkv).subspan(std::size_t{first} * row, std::size_t{count} * row), {count, row}), {}},
                  .q_norm = weight(0), .k_norm = weight(1),
                  .position = upload_u32(std::vector(positions.begin() + first, positions.begin() + first + count)), .table = table(),
                  .eps = qkv_eps, .q = device().tensor(DType::f32, {heads, count, shape.dim()}, "q"), .k = k.tensor(),
@@ -69,11 +71,11 @@ struct Step {
   }
 
   AttentionStep step(const Case& c) const {
-    const std::uint32_t last = tokens - 1, width = c.heads * c.dim;
-    AttentionStep op{.qkv = upload(std::span(qkv).last(shape.row()), {1, shape.row()}), .q_norm = weight(0), .k_norm = weight(1),
+    const std::uint32_t width = c.heads * c.dim;
+    AttentionStep op{.qkv = {upload(std::span(qkv).last(shape.row()), {1, shape.row()}), {}}, .q_norm = weight(0), .k_norm = weight(1),
                      .position = upload_u32(std::vector{shape.positions().back()}), .table = table(), .eps = qkv_eps, .k = k.tensor(),
-                     .v = v.tensor(), .heads = c.heads, .first_key = last,
-                     .key_begin = upload_u32(std::vector{shape.attention.key_begin().back()}), .o = o.tensor(), .lse = lse.tensor(),
+                     .v = v.tensor(), .heads = c.heads,
+                     .key_begin = upload_u32(std::vector{shape.attention.key_begin().back()}), .key_end = upload_u32(std::vector{tokens}), .o = o.tensor(), .lse = lse.tensor(),
                      .least_part_keys = c.least_part_keys};
     if (c.least_part_keys) {
       op.parts = {.o = device().tensor(DType::f32, {attention_part_rows, width}, "parts"),
@@ -126,6 +128,51 @@ TEST(AttentionStep, TheSameBitsEachRun) {
   EXPECT_EQ(compute(), compute());
 }
 
+// Each text as alone, in f32 and, where there is f16, from what that holds of the projection.
+TEST(AttentionStep, TokensOfSeveralTexts) {
+  constexpr std::uint32_t heads = 6, key_heads = 2, dim = 64, capacity = 240, row = (heads + 2 * key_heads) * dim, count = 3;
+  const std::array<std::uint32_t, count> begins{0, 20, 110}, ends{5, 101, 240}, positions{4, 80, 300};
+  struct Caches {
+    GuardedTensor k{DType::f32, {key_heads, capacity, dim}}, v{DType::f32, {key_heads, capacity, dim}}, o{DType::f32, {count, heads * dim}}, lse{DType::f32, {heads, count}};
+    Caches() {
+      const auto before = random_values(std::size_t{key_heads} * capacity * dim, 4);
+      for (const GuardedTensor* cache : {&k, &v}) device().write(cache->tensor(), std::as_bytes(std::span(before)));
+    }
+  };
+  Operand qkv{upload(random_values(count * row, 1), {count, row}), {}};
+  const Tensor norm = upload(random_values(dim, 2), {dim}), table = upload(rope_table(512, dim, qkv_theta), {512, dim / 2, 2});
+  const auto step = [&](const Operand& of, std::size_t first, std::uint32_t tokens, const Caches& caches, const Tensor& o, const Tensor& lse) {
+    const auto part = [&](const std::array<std::uint32_t, count>& values) { return upload_u32(std::span(values).subspan(first, tokens)); };
+    run(AttentionStep{.qkv = of, .q_norm = norm, .k_norm = norm, .position = part(positions), .table = table, .k = caches.k.tensor(), .v = caches.v.tensor(),
+                      .heads = heads, .key_begin = part(begins), .key_end = part(ends), .o = o, .lse = lse,
+                      .parts = {.o = device().tensor(DType::f32, {attention_part_rows, heads * dim}, "parts"),
+                                .numbers = device().tensor(DType::f32, {attention_part_rows, heads, 2}, "numbers")},
+                      .most_keys = 130, .least_part_keys = 32});
+  };
+  const auto expect_same = [&](const Operand& of) {
+    const Caches together, apart;
+    step(of, 0, count, together, together.o.tensor(), together.lse.tensor());
+    const auto o = download(together.o.tensor()), lse = download(together.lse.tensor());
+    for (std::uint32_t t = 0; t < count; ++t) {
+      const Tensor own_o = device().tensor(DType::f32, {1, heads * dim}, "o"), own_lse = device().tensor(DType::f32, {heads, 1}, "lse");
+      step({of.data.rows(t, t + 1), of.scale ? upload(std::array{download(of.scale)[t]}, {1}) : Tensor{}}, t, 1, apart, own_o, own_lse);
+      EXPECT_LT(relative_error(std::span(o).subspan(std::size_t{t} * heads * dim, heads * dim), download(own_o)), 64 * 0x1p-24) << t;
+      for (std::uint32_t h = 0; h < heads; ++h) EXPECT_NEAR(lse[h * count + t], download(own_lse)[h], 1e-5) << t;
+    }
+    EXPECT_EQ(download(together.k.tensor()), download(apart.k.tensor()));
+    EXPECT_EQ(download(together.v.tensor()), download(apart.v.tensor()));
+    for (const GuardedTensor* tensor : {&together.k, &together.v, &together.o, &together.lse}) tensor->expect_guards_intact();
+    return o;
+  };
+  if (device().info().f16) {
+    const Operand packed = make_operand(device(), ProductPath::f16, count, row, "qkv");
+    run(PackRows{.x = qkv.data, .y = packed});
+    run(UnpackRows{.x = packed, .y = qkv.data});
+    EXPECT_EQ(expect_same(packed), expect_same(qkv));
+  }
+  expect_same(qkv);
+}
+
 TEST(AttentionStep, RefusesWhatDoesNotFit) {
   const Case c{4, 2, 64, {20}};
   const Step made(c);
@@ -135,10 +182,10 @@ TEST(AttentionStep, RefusesWhatDoesNotFit) {
     change(bad);
     EXPECT_THROW(record(recorder, bad), Error);
   };
-  refuse([&](AttentionStep& op) { op.first_key = made.capacity; });
+  refuse([](AttentionStep& op) { op.key_end = upload_u32(std::array{20u, 20u}); });
   refuse([](AttentionStep& op) { op.heads = 3; });
   refuse([](AttentionStep& op) { op.k_norm = {}; });
-  refuse([](AttentionStep& op) { op.qkv = op.qkv.view({1, 500}); });
+  refuse([](AttentionStep& op) { op.qkv.data = op.qkv.data.view({1, 500}); });
   refuse([](AttentionStep& op) { op.lse = upload(std::vector<float>(8), {4, 2}); });
 }
 

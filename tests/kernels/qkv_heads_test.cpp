@@ -1,7 +1,9 @@
 #include "nibble/kernels/qkv_heads.h"
 
 #include "nibble/base/error.h"
+#include "nibble/kernels/pack_rows.h"
 #include "nibble/kernels/qk_norm_rope.h"
+#include "nibble/kernels/unpack_rows.h"
 #include "tests/support/gpu_test.h"
 
 #include <numeric>
@@ -24,7 +26,7 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
 QkvHeads inputs_of(const Case& c) {
   std::vector<std::uint32_t> positions(c.tokens);
   for (std::uint32_t t = 0; t < c.tokens; ++t) positions[t] = (t * 7 + 3) % 40;
-  QkvHeads op{.qkv = upload(random_values(std::size_t{c.tokens} * c.width(), 1), {c.tokens, c.width()}),
+  QkvHeads op{.qkv = {upload(random_values(std::size_t{c.tokens} * c.width(), 1), {c.tokens, c.width()}), {}},
               .q_norm = {}, .k_norm = {}, .position = upload_u32(positions),
               .table = upload(rope_table(40, c.dim, 1e4), {40, c.dim / 2, 2}), .q = {}, .k = {}, .v = {}, .key_end = {}};
   std::vector<std::uint32_t> ends(c.tokens);
@@ -58,13 +60,13 @@ TEST_P(QkvHeadsTest, DoesWhatItsPartsDo) {
   Heads expected(c);
   const GuardedTensor inv_rms(DType::f32, {c.tokens, c.heads});
   const Tensor scratch = c.norm ? inv_rms.tensor() : Tensor{};
-  const QkNormRope queries{.x = {op.qkv, {}}, .weight = op.q_norm, .position = op.position, .table = op.table,
+  const QkNormRope queries{.x = op.qkv, .weight = op.q_norm, .position = op.position, .table = op.table,
                            .y = expected.q.tensor(), .inv_rms = scratch, .eps = op.eps};
   QkNormRope keys = queries;
   keys.weight = op.k_norm, keys.y = expected.k.tensor(), keys.row_offset = c.first_key, keys.first_column = c.heads * c.dim;
   run(queries);
   run(keys);
-  run(ToHeads{.x = {op.qkv, {}}, .y = expected.v.tensor(), .row_offset = c.first_key,
+  run(ToHeads{.x = op.qkv, .y = expected.v.tensor(), .row_offset = c.first_key,
               .first_column = (c.heads + c.key_heads) * c.dim});
   for (const auto type : {gpu::AdapterType::software, gpu::AdapterType::discrete}) {
     const Heads got(c);
@@ -81,6 +83,23 @@ INSTANTIATE_TEST_SUITE_P(Cases, QkvHeadsTest, testing::Values(
     Case{1, 4, 2, 128, 50, 49, true}, Case{3, 6, 2, 80, 9, 5, true}, Case{8, 5, 5, 24, 8, 0, true},
     Case{7, 3, 1, 256, 16, 2, true}, Case{2, 8, 1, 16, 11, 3, false}, Case{1, 1, 1, 8, 1, 0, true}));
 
+TEST(QkvHeads, ReadsRowsInF16) {
+  if (must_skip(device().info().f16)) GTEST_SKIP() << "The adapter has no f16.";
+  const Case c{5, 4, 2, 64, 20, 3, true};
+  QkvHeads op = inputs_of(c);
+  const Operand packed = make_operand(device(), ProductPath::f16, c.tokens, c.width(), "qkv");
+  run(PackRows{.x = op.qkv.data, .y = packed});
+  run(UnpackRows{.x = packed, .y = op.qkv.data});  // what f16 holds of them
+  const Heads expected(c), got(c);
+  op.q = expected.q.tensor(), op.k = expected.k.tensor(), op.v = expected.v.tensor();
+  run(op);
+  op.qkv = packed, op.q = got.q.tensor(), op.k = got.k.tensor(), op.v = got.v.tensor();
+  run(op);
+  EXPECT_EQ(download(op.q), download(expected.q.tensor()));
+  EXPECT_EQ(download(op.k), download(expected.k.tensor()));
+  EXPECT_EQ(download(op.v), download(expected.v.tensor()));
+}
+
 // Tokens of several texts, whose rows lie apart: each goes where it would go alone.
 TEST(QkvHeads, RowsMayLieApart) {
   const Case c{3, 4, 2, 32, 20, 0, true};
@@ -93,7 +112,7 @@ TEST(QkvHeads, RowsMayLieApart) {
   const auto positions = device().read<std::uint32_t>(op.position);
   for (std::uint32_t t = 0; t < c.tokens; ++t) {
     QkvHeads one = op;
-    one.qkv = op.qkv.rows(t, t + 1);
+    one.qkv.data = op.qkv.data.rows(t, t + 1);
     one.position = upload_u32(std::array{positions[t]});
     one.key_end = upload_u32(std::array{ends[t]});
     one.q = device().tensor(DType::f32, {c.heads, 1, c.dim}, "q");

@@ -13,8 +13,7 @@ struct Params {
   scale: f32,        // 1 / sqrt(HEAD_DIM)
   parts: u32,        // decode: that a query's keys are cut into
   part_keys: u32,    // and keys of each
-  first_key: u32,    // step: row of the new token's key
-  eps: f32,          // and of the norms
+  eps: f32,          // step: of the norms
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
