@@ -153,8 +153,8 @@ void add_generate(CLI::App& app, Action& action) {
                                                   "\"messages\" and \"tools\"");
   verb->add_option("--prompts", flags->prompts, "Prompts of a JSON Lines file, several answered at a time, a line of JSON each: rows\n"
                                                 "{\"prompt\": a text or messages}, or training rows, whose last answer is left out");
-  verb->add_option("--batch-size", flags->batch_size, "With --prompts: answers at a time. Up to 8 share each reading of the weights; memory for\n"
-                                                      "keys and values grows with them")->capture_default_str()->check(CLI::Range(1u, 256u));
+  verb->add_option("--batch-size", flags->batch_size, "With --prompts: answers at a time. Up to 8, on matrix units 64, share each reading of the\n"
+                                                      "weights; memory for keys and values grows with them")->capture_default_str()->check(CLI::Range(1u, 256u));
   verb->add_option("--system", flags->system, "System message to begin with, in place of a chat's own");
   verb->add_flag("--raw", flags->raw, "Continue the text as it is, without the chat template");
   verb->add_flag("--no-adapter", flags->no_adapter, "Leave --adapter out, to compare");

@@ -23,6 +23,9 @@ struct GeneratorOptions {
   std::uint32_t sequences = 1;    // texts that are kept side by side
   // Workgroups that do a layer for one token in one dispatch (step_layers.h); 0: it takes several; empty: by the adapter.
   std::optional<std::uint32_t> step_workgroups = {};
+  // Texts from which on their last tokens are computed at once by matrix units, where the path has them, not by vectors; 0: never; empty:
+  // by the adapter.
+  std::optional<std::uint32_t> least_on_matrices = {};
 };
 
 // A causal language model that continues texts. It keeps keys and values of the tokens that it has seen, so that only what
@@ -39,7 +42,8 @@ class Generator {
   std::span<const float> logits(std::span<const std::uint32_t> tokens);
 
   // The same of several texts, each in a place of its own, from 0 on and in order: prompts one after the other, then the last
-  // token of each together, so that weights are read once for up to eight of them.
+  // token of each together, so that weights are read once for up to eight of them, on matrix
+  // units for most_decoding_rows.
   struct Text {
     std::uint32_t sequence;
     std::span<const std::uint32_t> tokens;
@@ -79,10 +83,21 @@ class Generator {
   struct Pass {
     DeviceStream stream;
     std::uint32_t first_key = 0, most_keys = 0, position = 0;
-    bool few = false;    // through `steps_`
+    bool few = false;    // through `steps_`, else through `pieces_`
     bool one = false;    // through `step_`
     bool apart = false;  // of several texts
   };
+
+  // Most tokens of passes.
+  struct PassSizes {
+    std::uint32_t piece;        // of a prompt, through `pieces_`
+    std::uint32_t few;          // through `steps_`
+    std::uint32_t texts;        // last tokens of several texts, of each one
+    std::uint32_t on_matrices;  // texts from which on these go through `pieces_`; 0: never
+    std::uint32_t most() const { return std::max({piece, few, texts}); }
+  };
+  static PassSizes sizes_of(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options, std::uint32_t rank, bool use_dora);
+  static LayersOptions pieces_options(ProductPath path, const PassSizes& sizes, std::uint32_t rank, bool use_dora);
 
   // What is read back of a pass.
   enum class Wanted { nothing, logits, best };
@@ -122,16 +137,14 @@ class Generator {
   LoraMirror* adapters_;  // of the state; null without
   std::uint64_t adapters_version_ = 0;  // that what has been seen was computed with
   std::uint32_t capacity_, rows_;  // of a text: tokens, and rows of the keys
-  Head head_;
   const LoraWeights* lora_ = nullptr;   // in use
+  PassSizes sizes_;
+  Head head_;
   TrainedTokens* tokens_ = nullptr;     // the state's
-  std::uint32_t most_tokens_;           // of a piece of a prompt
   std::unique_ptr<Layers> pieces_;
   std::optional<DecodeLayers> steps_;   // of a few tokens; empty where sizes do not allow it, and pieces serve
-  std::uint32_t most_steps_ = 0;
   std::optional<StepLayers> step_;      // of one token of one text; empty where it is not possible, and `steps_` serve
   std::vector<KeyCache> keys_;  // by layer: of all sequences
-  bool together_ = false;     // whether last tokens of several texts may be computed at once
   Tensor stream_room_;
   Rotations rotations_;
   std::array<Tensor, 2> residual_;

@@ -55,6 +55,7 @@ JointLayers::JointLayers(gpu::Device& device, const ModelConfig& config, const D
     : config_(config),
       weights_(weights),
       options_(options),
+      decodes_in_products_(options.decodes_in_products.value_or(device.info().type != gpu::AdapterType::software)),
       frozen_(device, weights, config, options.residency, options.one_decoded_room, options.max_tokens, options.use_dora),
       activations_(make_joint_activations(device, config, options)),
       shared_(options.activations) {
@@ -163,7 +164,8 @@ QkvAttention JointLayers::attention(const At& at) const {
           .k_norm = at.weights.k_norm, .position = rotation.position, .table = rotation.table, .eps = config_.rms_norm_eps,
           .key_begin = stream.key_begin, .key_end = stream.key_end, .pairs = stream.pairs, .o = at.kept.attention,
           .lse = at.kept.log_sum_exp, .room = at.room.attention, .k_cache = cache.k, .v_cache = cache.v,
-          .first_key = at.pass.first_key, .own_begin = stream.own_key_begin, .own_end = stream.own_key_end};
+          .first_key = at.pass.first_key, .own_begin = stream.own_key_begin, .own_end = stream.own_key_end, .most_keys = at.pass.most_keys,
+          .apart = at.pass.apart};
 }
 
 // Batches of training go by the plan of the longest, prompts, whose lengths differ more, by one of a few.
@@ -178,6 +180,15 @@ std::optional<LoraRowsSum> JointLayers::narrow(const At& at, Joint joint, const 
                                              .dropout = dropout(at, joint)});
 }
 
+// Of few rows in NF4, else decoded.
+Weight JointLayers::forward_weight(const At& at, Joint joint, const std::optional<LoraRowsSum>& rows) {
+  const bool few = decodes_in_products_ && plan_rows(at, joint) <= most_decoding_rows;
+  const auto codes = few ? frozen_.codes(at.rec, at.layer, joint, at.pass.dora) : std::nullopt;
+  if (!codes) return frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nt, at.pass.dora, rows);
+  if (rows) record(at.rec, *rows);
+  return *codes;
+}
+
 // y = x W^T + the adapters' share, in f16 where y has a scale, else on top of `plus`.
 void JointLayers::project(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus) {
   const auto rows = narrow(at, joint, x);
@@ -185,8 +196,8 @@ void JointLayers::project(const At& at, Joint joint, const Operand& x, const Ope
 }
 
 void JointLayers::wide(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus, const std::optional<LoraRowsSum>& rows) {
-  ProductNT product{.path = ProductPath::matrix, .x = x, .w = frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nt, at.pass.dora, rows),
-                    .y = y.data, .y_scale = y.scale, .plus = plus, .scratch = at.room.product_scratch, .plan_rows = plan_rows(at, joint)};
+  ProductNT product{.path = ProductPath::matrix, .x = x, .w = forward_weight(at, joint, rows), .y = y.data, .y_scale = y.scale, .plus = plus,
+                    .scratch = at.room.product_scratch, .plan_rows = plan_rows(at, joint)};
   if (const LoraGroup* group = adapters(at.pass, at.layer, joint)) {
     product.lora = {.left = at.lora_h(joint), .right = group->b, .ends = joint_ends(config_, joint)};
   }

@@ -59,6 +59,7 @@ class JointLayers : public Layers {
   std::uint32_t plan_rows(const At& at, Joint joint) const;
 
   std::optional<LoraRowsSum> narrow(const At& at, Joint joint, const Operand& x);
+  Weight forward_weight(const At& at, Joint joint, const std::optional<LoraRowsSum>& rows);
   void wide(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus, const std::optional<LoraRowsSum>& rows = {});
   void project(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus = {});
   void gradients(const At& at, Joint joint, const Operand& x, const Operand& dy, const Operand& dx,
@@ -76,6 +77,7 @@ class JointLayers : public Layers {
   ModelConfig config_;
   const DeviceWeights& weights_;
   LayersOptions options_;
+  bool decodes_in_products_;
   JointWeights frozen_;
   std::optional<JointLora> lora_;
   std::vector<JointActivations> activations_;  // of each layer

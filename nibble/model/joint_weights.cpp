@@ -84,6 +84,13 @@ float JointWeights::scale(std::uint32_t layer, Joint joint) const {
   return std::ldexp(1.0f, exponent);
 }
 
+std::optional<Weight> JointWeights::codes(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, Dora* dora) const {
+  const auto joined = joined_nf4(members_in(layer_projections(recorder, weights_, dora, layer), joint));
+  if (!joined || joined->in % nf4_block != 0) return {};
+  return Weight{.data = joined->packed.view({joined->out, joined->in / 8}), .scale = scale(layer, joint),
+                .absmax = joined->absmax.view({joined->out, joined->in / nf4_block}), .codes = joined->codes};
+}
+
 Weight JointWeights::weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout, Dora* dora,
                             const std::optional<LoraRowsSum>& rows) {
   const std::uint32_t row = rows_.row_of(layer), tile = rows_.shared(row) ? tile_ : 0;

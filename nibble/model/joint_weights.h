@@ -32,6 +32,9 @@ class JointWeights {
   Weight weight(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, MatrixLayout layout, Dora* dora,
                 const std::optional<LoraRowsSum>& rows = {});
 
+  // The same for NT, in NF4; empty where it cannot be read so.
+  std::optional<Weight> codes(gpu::Recorder& recorder, std::uint32_t layer, Joint joint, Dora* dora) const;
+
   // The power of two that brings the largest magnitude (of DoRA with the largest gain that is promised) to [1/2, 1): with rows of operands below 2^14, products then stay within
   // f16 as their rows are stored (product.h), unless hundreds of terms of the largest magnitudes have one sign.
   float scale(std::uint32_t layer, Joint joint) const;

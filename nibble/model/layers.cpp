@@ -26,6 +26,10 @@ std::unique_ptr<Layers> make_layers(gpu::Device& device, const ModelConfig& conf
   return std::make_unique<PlainLayers>(device, config, weights, options);
 }
 
+std::uint32_t texts_apart(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
+  return JointLayers::fits(device, config, options) ? attention_part_rows : 0;
+}
+
 LayersBytes layers_bytes(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options) {
   if (JointLayers::fits(device, config, options)) return JointLayers::bytes(device, config, options);
   return PlainLayers::bytes(device, config, options);

@@ -26,6 +26,8 @@ struct LayerPass {
   LoraDropout dropout = {};
   std::span<const KeyCache> caches = {};  // of each layer; empty: keys and values are the stream's alone
   std::uint32_t first_key = 0;            // row of the caches where the stream's first key goes; bounds count rows of them
+  std::uint32_t most_keys = 0;            // that a query meets; 0: all rows of the caches so far
+  bool apart = false;                     // one token each of several texts (QkvAttention::apart); at most texts_apart()
 };
 
 struct LayersOptions {
@@ -36,6 +38,7 @@ struct LayersOptions {
   std::uint32_t rank = 0;      // of the adapters; 0: none
   bool use_dora = false;
   bool trainable = true;       // room for the backward pass
+  std::optional<bool> decodes_in_products = {};  // whether forward products of few rows (most_decoding_rows) read NF4 themselves; for tests; empty: by the adapter
   ActivationChoices activations = {};  // of the backward pass
   std::uint32_t mlp_chunk = 0;  // rows of which the MLP's values exist at a time; 0: all rows
   bool lora_dropout = false;   // passes may drop inputs of the adapters
@@ -76,6 +79,9 @@ void check_mlp_chunk(const ModelConfig& config, const ActivationChoices& choices
 struct LayersBytes {
   std::uint64_t decoded_weights = 0, activations = 0, scratch = 0;
 };
+
+// Texts of which passes may have one token each; 0: none.
+std::uint32_t texts_apart(const gpu::Device& device, const ModelConfig& config, const LayersOptions& options);
 
 // `lora` may be null; its address must stay valid.
 std::unique_ptr<Layers> make_layers(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights,

@@ -295,11 +295,16 @@ TEST(Generator, AStepPreparedWithTheAdapterIsNotTakenWithout) {
 }
 
 // Texts side by side, begun at different times, of which one ends and another takes its place.
+// By vectors, and on matrix units, whose products read NF4 themselves.
 TEST(Generator, SeveralTextsGiveWhatEachGivesAlone) {
-  for (const ProductPath path : test::product_paths()) {
+  std::vector<std::pair<ProductPath, std::uint32_t>> ways;
+  for (const ProductPath path : test::product_paths()) ways.emplace_back(path, 0);
+  if (ways.back().first == ProductPath::matrix) ways.emplace_back(ProductPath::matrix, 2);
+  for (const auto& [path, least_on_matrices] : ways) {
     const ModelState state = load_tiny(path);
     const std::array<Tokens, 4> texts{golden_row(0), golden_row(1), golden_row(2), golden_row(3)};
-    Generator together(state, {.capacity = 128, .piece = 16, .sequences = 3}), alone(state, {.capacity = 128, .piece = 16});
+    Generator together(state, {.capacity = 128, .piece = 16, .sequences = 3, .least_on_matrices = least_on_matrices});
+    Generator alone(state, {.capacity = 128, .piece = 16});
     EXPECT_EQ(together.sequences(), 3u);
     const auto expect_same = [&](std::span<const Generator::Text> asked) {
       const auto logits = together.all_logits(asked);
