@@ -138,6 +138,7 @@ void record(gpu::Recorder& recorder, const ProductNT& op) {
 }
 
 void record(gpu::Recorder& recorder, const ProductNN& op) {
+  check(!op.w.absmax, "product_nn", "A weight in NF4 came, which NT alone reads.");
   check_all(recorder, "product_nn", op, op.w.data.dim(0), op.w.data.dim(1));
   if (by_matrices(recorder, op)) {
     MatrixProduct product = matrix_product(op);

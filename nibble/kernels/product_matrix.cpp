@@ -203,11 +203,12 @@ void record_matrix_nt(gpu::Recorder& recorder, const MatrixProduct& op) {
   auto& device = recorder.device();
   const std::uint32_t inputs = op.x.data.dim(1), outputs = op.w.data.dim(0);
   const std::uint64_t right_bytes = op.lora.right ? row_bytes(op.lora.right) : row_bytes(op.w.data);
+  const std::uint64_t absmax_bytes = op.w.absmax ? row_bytes(op.w.absmax) : row_bytes(op.w.data);
   const auto ends = op.lora.right ? std::span<const std::uint32_t>(op.lora.ends) : std::span<const std::uint32_t>();
   for (const auto range : row_slices(device, op)) {
     Slice part = slice_of(op, range);
     const MatrixPlan plan = plan_of(recorder, op, {MatrixLayout::nt, range.end - range.begin, outputs, inputs}, ends);
-    for (const auto columns : gpu::binding_slices(device, outputs, {row_bytes(op.w.data), right_bytes}, plan.tile.block_n)) {
+    for (const auto columns : gpu::binding_slices(device, outputs, {row_bytes(op.w.data), right_bytes, absmax_bytes}, plan.tile.block_n)) {
       part.w = rows_of(op.w.data, columns);
       part.right = rows_of(op.lora.right, columns);
       part.absmax = rows_of(op.w.absmax, columns), part.codes = op.w.codes;

@@ -131,7 +131,7 @@ TEST_F(ProductCodes, RefuseWhatDoesNotFit) {
   refuse([](ProductNT& op) { op.w.absmax = op.w.absmax.view({32, 4}); });
   refuse([&](ProductNT& op) { op.w.data = op.w.data.view({32, 32}); });
   EXPECT_THROW(record(recorder, ProductNN{.path = ProductPath::matrix, .x = test::upload_operand(test::random_values(2 * 64, 1), 2, 64, ProductPath::matrix),
-                                          .w = weights.codes, .y = test::device().tensor(DType::f32, {2, 128}, "dx")}),
+                                          .w = weights.codes, .y = test::device().tensor(DType::f32, {2, 16}, "dx")}),
                Error);
 }
 
