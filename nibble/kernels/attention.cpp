@@ -191,7 +191,7 @@ void record(gpu::Recorder& recorder, const Attention& op) {
   check_rows(shape, "lse", op.lse, rows);
   check_rows(shape, "key_begin", op.key_begin, shape.tokens);
   check_rows(shape, "key_end", op.key_end, shape.tokens);
-  const bool few_queries = shape.tokens <= (op.apart ? attention_part_rows : most_decode_queries);
+  const bool few_queries = shape.tokens <= most_decode_queries;
   const auto variant = op.variant.value_or(few_queries ? AttentionVariant::decode : usual_variant(device));
   if (variant == AttentionVariant::decode) return record_decode(recorder, shape, op);
   const Plan plan = plan_of(device, shape.head_dim, variant);

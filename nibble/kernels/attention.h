@@ -37,7 +37,6 @@ struct Attention {
   std::optional<AttentionVariant> variant;  // for tests; empty: by the adapter
   AttentionParts parts = {};
   std::uint32_t most_keys = 0;        // that a query meets; with `parts`
-  bool apart = false;                 // no two queries meet the same keys, of at most attention_part_rows
   std::uint32_t least_part_keys = 0;  // of a part, a multiple of 32; for tests; 0: by the adapter
 };
 void record(gpu::Recorder& recorder, const Attention& op);

@@ -53,13 +53,15 @@ void record(gpu::Recorder& recorder, const AttentionStep& op) {
                                .parts = cut.parts, .part_keys = cut.keys, .eps = op.eps};
   gpu::Prelude prelude;
   if (scaled) prelude.enable("f16");
-  prelude.constant("SCALED", scaled).alias("X", scaled ? "vec4<f16>" : "vec4<f32>").constant("HEAD_DIM", dim).constant("HEADS", heads).constant("SPLIT", split).constant("NORM", norm);
-  recorder.dispatch(kernel(device, "attention_step", prelude, {"attention", "attention_decode"}, "forward"),
-                    {gpu::read(op.qkv.data), gpu::read_write(op.k), gpu::read_write(op.v), gpu::read(op.key_begin), gpu::read(op.position),
-                     gpu::write(split ? op.parts.o : op.o), gpu::write(split ? op.parts.numbers : op.lse), gpu::read(op.table),
-                     gpu::read(norm ? op.q_norm : op.table), gpu::read(norm ? op.k_norm : op.table), gpu::read(op.key_end), gpu::read(scaled ? op.qkv.scale : op.table)},
-                    params, {tokens, op.heads / heads, cut.parts},
-                    {.bytes = 8.0 * tokens * most_keys * key_heads * dim, .flops = 4.0 * tokens * most_keys * op.heads * dim});
+  prelude.alias("X", scaled ? "vec4<f16>" : "vec4<f32>").constant("SCALE_BINDING", 12u);
+  prelude.constant("HEAD_DIM", dim).constant("HEADS", heads).constant("SPLIT", split).constant("NORM", norm);
+  std::vector<gpu::Binding> bindings{gpu::read(op.qkv.data), gpu::read_write(op.k), gpu::read_write(op.v), gpu::read(op.key_begin), gpu::read(op.position),
+                                     gpu::write(split ? op.parts.o : op.o), gpu::write(split ? op.parts.numbers : op.lse), gpu::read(op.table),
+                                     gpu::read(norm ? op.q_norm : op.table), gpu::read(norm ? op.k_norm : op.table), gpu::read(op.key_end)};
+  if (scaled) bindings.push_back(gpu::read(op.qkv.scale));
+  recorder.dispatch_bytes(kernel(device, "attention_step", prelude, {"attention", "attention_decode", scaled ? "x_scale" : "x_scale_one"}, "forward"), bindings,
+                          std::as_bytes(std::span<const AttentionParams, 1>(&params, 1)), {tokens, op.heads / heads, cut.parts},
+                          {.bytes = 8.0 * tokens * most_keys * key_heads * dim, .flops = 4.0 * tokens * most_keys * op.heads * dim});
   if (split) record(recorder, PartsSum{.parts = op.parts, .params = params, .head_dim = dim, .heads = op.heads, .o = op.o, .lse = op.lse});
 }
 

@@ -1,10 +1,10 @@
-// Attention of one new token each of some texts, from their rows of the joint projection: what qkv_heads.wgsl and attention_decode.wgsl do in turn, for
-// GPUs, where each dispatch costs more than what it does. Every workgroup makes its heads' queries and the new key; the first of
-// those that meet it put it, and the new values, into the caches. Formulas, layouts: attention_step.h; how a workgroup is spread:
-// attention_decode.wgsl.
+// Attention of one new token each of some texts, from their rows of the joint projection: what qkv_heads.wgsl and
+// attention_decode.wgsl do in turn, for GPUs, where each dispatch costs more than what it does. Every workgroup makes its heads'
+// queries and the new key; the first of those that meet it put it, and the new values, into the caches. Formulas, layouts:
+// attention_step.h; how a workgroup is spread: attention_decode.wgsl.
 //
-// Prelude: HEAD_DIM; HEADS, at most 4, a divisor of the group; SPLIT; NORM; SCALED and X, the type of the projection, which may be f16 with
-// a scale a token.
+// Prelude: HEAD_DIM; HEADS, at most 4, a divisor of the group; SPLIT; NORM; X, the type of the projection, whose tokens' scales are
+// row_scale (lib/x_scale*.wgsl).
 
 @group(0) @binding(1) var<storage, read> qkv: array<X>;
 @group(0) @binding(2) var<storage, read_write> k: array<vec4<f32>>;
@@ -15,7 +15,6 @@
 @group(0) @binding(9) var<storage, read> q_norm: array<vec4<f32>>;
 @group(0) @binding(10) var<storage, read> k_norm: array<vec4<f32>>;
 @group(0) @binding(11) var<storage, read> key_end: array<u32>;
-@group(0) @binding(12) var<storage, read> qkv_scale: array<f32>;  // of a token; where SCALED, else unused
 
 const HALF = VECTORS / 2u;
 const FRESH = (HEADS + 1u) * VECTORS;
@@ -28,11 +27,7 @@ var<workgroup> squares: array<f32, FRESH>;
 // Vector c of a head of a token's row: queries', then keys', then values'.
 fn projected(query: u32, head: u32, c: u32) -> vec4<f32> {
   let all_heads = params.heads + 2u * params.heads / params.group;
-  let value = vec4<f32>(qkv[(query * all_heads + head) * VECTORS + c]);
-  if (SCALED) {
-    return value * qkv_scale[query];
-  }
-  return value;
+  return vec4<f32>(qkv[(query * all_heads + head) * VECTORS + c]) * row_scale(query);
 }
 
 // Vector c of the norm's weight times the inverse root of the mean square, of row `row` of what is fresh.

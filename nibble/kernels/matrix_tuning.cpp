@@ -206,7 +206,7 @@ MatrixTile within(std::span<const std::uint32_t> ends, const MatrixShape& shape,
 
 // Blocks as high as the rows are, by few columns, so that several are on each processor while others wait for their codes.
 MatrixPlan decoding_plan(const gpu::AdapterInfo& info, const MatrixShape& shape, std::span<const std::uint32_t> ends) {
-  constexpr std::uint32_t most_rows = 64, a_processor = 4, fewest_steps = 4, most_decoding_splits = 16;
+  constexpr std::uint32_t a_processor = 4, fewest_steps = 4, most_decoding_splits = 16;
   MatrixTile tile = default_matrix_tile(info).value();
   const MatrixTile usual = tile;
   if (info.type == gpu::AdapterType::software) {
@@ -214,7 +214,7 @@ MatrixPlan decoding_plan(const gpu::AdapterInfo& info, const MatrixShape& shape,
     return {.tile = suits(info, tile) ? tile : within(ends, shape, usual)};
   }
   tile.block_m = std::max(tile.matrix.m, 16u), tile.part_n = std::max(tile.matrix.n, 16u), tile.block_k = 64, tile.band = 1;
-  while (tile.block_m < std::min(shape.rows, most_rows)) tile.block_m *= 2;
+  while (tile.block_m < std::min(shape.rows, most_decoding_rows)) tile.block_m *= 2;
   tile.part_m = tile.block_m, tile.block_n = 4 * tile.part_n, tile.two_sets = true;
   if (!suits(info, tile)) return {.tile = within(ends, shape, usual)};
   MatrixPlan plan{.tile = within(ends, shape, tile)};

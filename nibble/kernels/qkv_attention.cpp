@@ -110,8 +110,7 @@ class ByHeads {
   void attend(const Tensor& o) {
     to_heads();
     record(rec_, Attention{.q = q_, .k = k_, .v = v_, .key_begin = op_.key_begin, .key_end = op_.key_end, .o = o,
-                           .lse = op_.lse, .pairs = op_.pairs, .parts = op_.room.parts, .most_keys = most_keys(),
-                           .apart = op_.apart});
+                           .lse = op_.lse, .pairs = op_.pairs, .parts = op_.room.parts, .most_keys = most_keys()});
   }
 
   void backward(const QkvAttentionBackward& op) {

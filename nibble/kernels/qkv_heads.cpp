@@ -50,14 +50,15 @@ void record(gpu::Recorder& recorder, const QkvHeads& op) {
   const std::uint32_t lanes = software ? 1 : std::min(16u, std::bit_floor(dim / 8));
   gpu::Prelude prelude;
   if (scaled) prelude.enable("f16");
-  prelude.constant("SCALED", scaled).alias("X", scaled ? "vec4<f16>" : "vec4<f32>").constant("HEAD_DIM", dim).constant("WORKGROUP", workgroup).constant("LANES", lanes).constant("NORM", norm);
-  recorder.dispatch(kernel(device, "qkv_heads", prelude, {"grid"}, "main"),
-                    {gpu::read(op.qkv.data), gpu::write(op.q), gpu::write(op.k), gpu::write(op.v), gpu::read(op.position),
-                     gpu::read(op.table), gpu::read(norm ? op.q_norm : op.table), gpu::read(norm ? op.k_norm : op.table),
-                     gpu::read(op.key_end), gpu::read(scaled ? op.qkv.scale : op.table)},
-                    QkvHeadsParams{tokens, heads, key_heads, capacity, op.eps},
-                    gpu::linear_grid(device, (rows * lanes + workgroup - 1) / workgroup),
-                    {.bytes = 8.0 * rows * dim, .flops = 8.0 * rows * dim});
+  prelude.alias("X", scaled ? "vec4<f16>" : "vec4<f32>").constant("SCALE_BINDING", 10u);
+  prelude.constant("HEAD_DIM", dim).constant("WORKGROUP", workgroup).constant("LANES", lanes).constant("NORM", norm);
+  std::vector<gpu::Binding> bindings{gpu::read(op.qkv.data), gpu::write(op.q), gpu::write(op.k), gpu::write(op.v), gpu::read(op.position), gpu::read(op.table),
+                                     gpu::read(norm ? op.q_norm : op.table), gpu::read(norm ? op.k_norm : op.table), gpu::read(op.key_end)};
+  if (scaled) bindings.push_back(gpu::read(op.qkv.scale));
+  const QkvHeadsParams params{tokens, heads, key_heads, capacity, op.eps};
+  recorder.dispatch_bytes(kernel(device, "qkv_heads", prelude, {"grid", scaled ? "x_scale" : "x_scale_one"}, "main"), bindings,
+                          std::as_bytes(std::span<const QkvHeadsParams, 1>(&params, 1)), gpu::linear_grid(device, (rows * lanes + workgroup - 1) / workgroup),
+                          {.bytes = 8.0 * rows * dim, .flops = 8.0 * rows * dim});
 }
 
 }  // namespace nibble

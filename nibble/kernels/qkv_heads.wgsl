@@ -2,8 +2,8 @@
 // with RMSNorm (NORM) and rotary embedding, as qk_norm_rope.wgsl has them. LANES invocations share a (token, head) row; each
 // owns vectors c and c + HALF for c = lane, lane + LANES, ...
 //
-// Prelude: HEAD_DIM, a multiple of 8; LANES, a power of two up to WORKGROUP; WORKGROUP; NORM; SCALED and X, the type of the projection, which
-// may be f16 with a scale a token.
+// Prelude: HEAD_DIM, a multiple of 8; LANES, a power of two up to WORKGROUP; WORKGROUP; NORM; X, the type of the projection, whose tokens'
+// scales are row_scale (lib/x_scale*.wgsl).
 
 struct Params {
   tokens: u32,
@@ -23,19 +23,11 @@ struct Params {
 @group(0) @binding(7) var<storage, read> q_norm: array<vec4<f32>>;
 @group(0) @binding(8) var<storage, read> k_norm: array<vec4<f32>>;
 @group(0) @binding(9) var<storage, read> key_end: array<u32>;
-@group(0) @binding(10) var<storage, read> qkv_scale: array<f32>;  // of a token; where SCALED, else unused
 
 const VECTORS = HEAD_DIM / 4u;
 const HALF = HEAD_DIM / 8u;
 
 var<workgroup> partial: array<f32, WORKGROUP>;
-
-fn scale_of(token: u32) -> f32 {
-  if (SCALED) {
-    return qkv_scale[token];
-  }
-  return 1.0;
-}
 
 // The sum of a row's lanes' values, added in the order of the lanes.
 fn row_sum(value: f32, invocation: u32) -> f32 {
@@ -60,7 +52,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   let lane = invocation % LANES;
   let token = row / all_heads;
   let head = row % all_heads;
-  let scale = scale_of(token);
+  let scale = row_scale(token);
   let is_query = head < params.heads;
   let is_value = head >= params.heads + params.key_heads;
   var inv_rms = 1.0;

@@ -55,7 +55,7 @@ JointLayers::JointLayers(gpu::Device& device, const ModelConfig& config, const D
     : config_(config),
       weights_(weights),
       options_(options),
-      decodes_in_products_(options.decodes_in_products.value_or(device.info().type != gpu::AdapterType::software)),
+      decodes_in_products_(!options.trainable && options.decodes_in_products.value_or(device.info().type != gpu::AdapterType::software)),
       frozen_(device, weights, config, options.residency, options.one_decoded_room, options.max_tokens, options.use_dora),
       activations_(make_joint_activations(device, config, options)),
       shared_(options.activations) {

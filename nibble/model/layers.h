@@ -38,7 +38,7 @@ struct LayersOptions {
   std::uint32_t rank = 0;      // of the adapters; 0: none
   bool use_dora = false;
   bool trainable = true;       // room for the backward pass
-  std::optional<bool> decodes_in_products = {};  // whether forward products of few rows (most_decoding_rows) read NF4 themselves; for tests; empty: by the adapter
+  std::optional<bool> decodes_in_products = {};  // not trainable: products of few rows (most_decoding_rows) read NF4 themselves; for tests; empty: by the adapter
   ActivationChoices activations = {};  // of the backward pass
   std::uint32_t mlp_chunk = 0;  // rows of which the MLP's values exist at a time; 0: all rows
   bool lora_dropout = false;   // passes may drop inputs of the adapters

@@ -107,9 +107,9 @@ INSTANTIATE_TEST_SUITE_P(Cases, ProductCodes, testing::Values(
     Case{1, 64, 64, Output::write, 1}, Case{5, 40, 192, Output::f16, 1}, Case{16, 128, 320, Output::plus, 2, 16}, Case{37, 72, 128, Output::accumulate, 1},
     Case{9, 72, 256, Output::f16, 2, 32}, Case{4, 48, 128, Output::write, 2, 0, CodeBook::fp4}));
 
-// As GPUs have it: several subgroups side by side, and steps of whole blocks, of which the last ones of one split and of the row are none.
+// As GPUs have it: several subgroups side by side, and splits of five and of four steps, in which either set of registers is loaded anew.
 TEST_F(ProductCodes, ByStepsOfBlocks) {
-  const Products products({20, 88, 320, Output::plus, 2});
+  const Products products({20, 88, 576, Output::plus, 2});
   MatrixTile tile = default_matrix_tile(test::device().info()).value();
   tile.block_m = 2 * tile.matrix.m, tile.part_m = tile.matrix.m, tile.part_n = tile.matrix.n, tile.block_n = 2 * tile.part_n, tile.block_k = 64, tile.two_sets = true;
   ASSERT_TRUE(suits(test::device().info(), tile));

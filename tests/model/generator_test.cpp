@@ -326,6 +326,29 @@ TEST(Generator, SeveralTextsGiveWhatEachGivesAlone) {
   }
 }
 
+// A step of texts on matrix units decodes nothing before its products, and takes no vectors.
+TEST(Generator, SeveralTextsOnMatrixUnitsReadNf4InProducts) {
+  if (test::must_skip(supports(test::device().info(), ProductPath::matrix))) GTEST_SKIP() << "The adapter has no matrices.";
+  gpu::Device device({.profile = true});
+  const ModelState state = ModelState::load(device, test::source_path("models/tiny-qwen3"), {.path = ProductPath::matrix, .trainable = false});
+  Generator generator(state, {.capacity = 64, .sequences = 2, .least_on_matrices = 2});
+  const Tokens tokens = golden_row(0);
+  const auto calls = [&](std::string_view kernel) {
+    std::uint64_t count = 0;
+    for (const auto& row : device.profile()) count += row.label.starts_with(kernel) ? row.count : 0;
+    return count;
+  };
+  const std::array prompts{Generator::Text{0, first(tokens, 4)}, Generator::Text{1, first(tokens, 6)}};
+  const std::array next{Generator::Text{0, first(tokens, 5)}, Generator::Text{1, first(tokens, 7)}};
+  generator.all_logits(prompts);
+  const std::uint64_t vectors = calls("nf4_vec"), products = calls("product_matrix:nt");
+  EXPECT_GT(vectors, 0u);
+  generator.all_logits(next);
+  EXPECT_EQ(calls("nf4_vec"), vectors);
+  EXPECT_EQ(calls("nf4_dequantize"), 0u);
+  EXPECT_GE(calls("product_matrix:nt"), products + 4 * state.num_layers());
+}
+
 TEST(Generator, CountsItsMemory) {
   auto& device = test::device();
   for (const ProductPath path : test::product_paths()) {
