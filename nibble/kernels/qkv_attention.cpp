@@ -133,18 +133,32 @@ class ByHeads {
 
   // Rotated keys, and values, alone.
   void put_keys() {
+    QkvHeads keys = all_heads();
+    keys.keys_only = true;
+    if (qkv_heads_fits(rec_.device(), keys)) return record(rec_, keys);
+    put_keys_in_turn();
+  }
+
+ private:
+  QkvHeads all_heads() const {
+    return {.qkv = op_.qkv, .q_norm = op_.q_norm, .k_norm = op_.k_norm, .position = op_.position, .table = op_.table, .eps = op_.eps,
+            .q = q_, .k = k_, .v = v_, .key_end = op_.key_end};
+  }
+
+  void put_keys_in_turn() {
+    check(!op_.apart, in_qkv_attention, "Tokens of several texts came for caches beyond a binding.");
     record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.k_norm, .position = op_.position, .table = op_.table, .y = k_,
                             .inv_rms = k_inv_rms_, .eps = op_.eps, .row_offset = op_.first_key, .first_column = s_.queries()});
     record(rec_, ToHeads{.x = op_.qkv, .y = v_, .row_offset = op_.first_key, .first_column = s_.queries() + s_.keys()});
   }
 
- private:
   std::uint32_t most_keys() const { return op_.most_keys > 0 ? op_.most_keys : op_.first_key + s_.tokens; }
 
   // Whether attention of one token, or one each of several texts, is recorded, from its projection; processors are faster without workgroup
   // memory.
   bool one_step(const Tensor& o) {
-    if (!op_.k_cache || (s_.tokens != 1 && !op_.apart) || rec_.device().info().type == gpu::AdapterType::software) return false;
+    const bool one_each = s_.tokens == 1 || (op_.apart && !op_.own_end);
+    if (!op_.k_cache || !one_each || rec_.device().info().type == gpu::AdapterType::software) return false;
     const AttentionStep step{.qkv = op_.qkv, .q_norm = op_.q_norm, .k_norm = op_.k_norm, .position = op_.position,
                              .table = op_.table, .eps = op_.eps, .k = k_, .v = v_, .heads = s_.heads, .key_begin = op_.key_begin,
                              .key_end = op_.key_end, .o = o, .lse = op_.lse, .parts = op_.room.parts, .most_keys = most_keys()};
@@ -154,15 +168,10 @@ class ByHeads {
   }
 
   void to_heads() {
-    if (op_.k_cache) {
-      const QkvHeads all{.qkv = op_.qkv, .q_norm = op_.q_norm, .k_norm = op_.k_norm, .position = op_.position, .table = op_.table,
-                         .eps = op_.eps, .q = q_, .k = k_, .v = v_, .key_end = op_.key_end};
-      if (qkv_heads_fits(rec_.device(), all)) return record(rec_, all);
-    }
-    check(!op_.apart, in_qkv_attention, "Tokens of several texts came for caches beyond a binding.");
+    if (op_.k_cache && qkv_heads_fits(rec_.device(), all_heads())) return record(rec_, all_heads());
     record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.q_norm, .position = op_.position, .table = op_.table, .y = q_,
                             .inv_rms = q_inv_rms_, .eps = op_.eps});
-    put_keys();
+    put_keys_in_turn();
   }
 
   // The operand itself, or unpacked.

@@ -12,7 +12,7 @@ namespace {
 constexpr std::string_view in_qkv_heads = "qkv_heads";
 
 struct QkvHeadsParams {
-  std::uint32_t tokens, heads, key_heads, capacity;
+  std::uint32_t tokens, heads, key_heads, capacity, first_head;
   float eps;
 };
 
@@ -42,7 +42,8 @@ void record(gpu::Recorder& recorder, const QkvHeads& op) {
   gpu::Device& device = recorder.device();
   const std::uint32_t heads = op.q.dim(0), tokens = op.q.dim(1), dim = op.q.dim(2);
   const std::uint32_t key_heads = op.k.dim(0), capacity = op.k.dim(1);
-  const std::uint32_t rows = tokens * (heads + 2 * key_heads);
+  const std::uint32_t first_head = op.keys_only ? heads : 0;
+  const std::uint32_t rows = tokens * (heads + 2 * key_heads - first_head);
   check_shapes(op);
   const bool norm = static_cast<bool>(op.q_norm), scaled = is_scaled(op.qkv);
   // As for qk_norm_rope.h: a processor is fastest without workgroup memory.
@@ -55,7 +56,7 @@ void record(gpu::Recorder& recorder, const QkvHeads& op) {
   std::vector<gpu::Binding> bindings{gpu::read(op.qkv.data), gpu::write(op.q), gpu::write(op.k), gpu::write(op.v), gpu::read(op.position), gpu::read(op.table),
                                      gpu::read(norm ? op.q_norm : op.table), gpu::read(norm ? op.k_norm : op.table), gpu::read(op.key_end)};
   if (scaled) bindings.push_back(gpu::read(op.qkv.scale));
-  const QkvHeadsParams params{tokens, heads, key_heads, capacity, op.eps};
+  const QkvHeadsParams params{tokens, heads, key_heads, capacity, first_head, op.eps};
   recorder.dispatch_bytes(kernel(device, "qkv_heads", prelude, {"grid", scaled ? "x_scale" : "x_scale_one"}, "main"), bindings,
                           std::as_bytes(std::span<const QkvHeadsParams, 1>(&params, 1)), gpu::linear_grid(device, (rows * lanes + workgroup - 1) / workgroup),
                           {.bytes = 8.0 * rows * dim, .flops = 8.0 * rows * dim});

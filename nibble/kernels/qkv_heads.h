@@ -14,9 +14,10 @@ struct QkvHeads {
   Tensor q_norm, k_norm;   // (D); both empty: no norm
   Tensor position, table;  // (T) u32 and (positions, D/2, 2)
   float eps = 1e-6f;
-  Tensor q;                // (H, T, D)
+  Tensor q;                // (H, T, D); with keys_only left as it is
   Tensor k, v;             // (Hk, capacity, D)
   Tensor key_end;          // (T) u32, from 1 to the capacity, all different
+  bool keys_only = false;  // and values: queries are none of its business
   std::optional<gpu::AdapterType> kernel_for = {};  // of another type of adapter than the one in use, for tests
 };
 void record(gpu::Recorder& recorder, const QkvHeads& op);

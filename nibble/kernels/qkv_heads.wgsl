@@ -10,6 +10,7 @@ struct Params {
   heads: u32,
   key_heads: u32,
   capacity: u32,  // rows of a head in k and v
+  first_head: u32,  // of those of a token that are done
   eps: f32,
 }
 
@@ -47,11 +48,13 @@ fn row_sum(value: f32, invocation: u32) -> f32 {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) invocation: u32) {
   let all_heads = params.heads + 2u * params.key_heads;
+  let done = all_heads - params.first_head;
   let asked = linear_workgroup(group, groups) * (WORKGROUP / LANES) + invocation / LANES;
-  let row = min(asked, params.tokens * all_heads - 1u);
+  let row = min(asked, params.tokens * done - 1u);
   let lane = invocation % LANES;
-  let token = row / all_heads;
-  let head = row % all_heads;
+  let token = row / done;
+  let head = params.first_head + row % done;
+  let source = (token * all_heads + head) * VECTORS;
   let scale = row_scale(token);
   let is_query = head < params.heads;
   let is_value = head >= params.heads + params.key_heads;
@@ -59,8 +62,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   if (NORM) {
     var squares = 0.0;
     for (var c = lane; c < HALF; c += LANES) {
-      let low = vec4<f32>(qkv[row * VECTORS + c]) * scale;
-      let high = vec4<f32>(qkv[row * VECTORS + c + HALF]) * scale;
+      let low = vec4<f32>(qkv[source + c]) * scale;
+      let high = vec4<f32>(qkv[source + c + HALF]) * scale;
       squares += dot(low, low) + dot(high, high);
     }
     inv_rms = 1.0 / sqrt(row_sum(squares, invocation) / f32(HEAD_DIM) + params.eps);
@@ -69,8 +72,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     return;
   }
   for (var c = lane; c < HALF; c += LANES) {
-    var low = vec4<f32>(qkv[row * VECTORS + c]) * scale;
-    var high = vec4<f32>(qkv[row * VECTORS + c + HALF]) * scale;
+    var low = vec4<f32>(qkv[source + c]) * scale;
+    var high = vec4<f32>(qkv[source + c + HALF]) * scale;
     if (is_value) {
       let at = key_row(head - params.heads - params.key_heads, token) + c;
       v[at] = low;

@@ -2,7 +2,6 @@
 
 #include "nibble/base/error.h"
 #include "nibble/base/log.h"
-#include "nibble/kernels/product_vec.h"
 #include "nibble/weights/layer_stream.h"
 
 #include <algorithm>
@@ -14,43 +13,9 @@
 namespace nibble {
 namespace {
 
-// Rows of a multiple of this begin where bindings may begin.
-constexpr std::uint32_t key_rows = 16;
-
-std::uint32_t capacity_of(const ModelConfig& config, const GeneratorOptions& options) {
-  return std::max(1u, std::min(options.capacity, config.max_position_embeddings));
-}
-
-// A prompt in one piece is done by matrix units throughout (qkv_attention.h), and decodes each weight once; its activations take
-// about 0.1 to 0.3 MB a token.
-std::uint32_t piece_of(const gpu::AdapterInfo& info, const ModelConfig& config, const GeneratorOptions& options) {
-  constexpr std::uint64_t large_memory = std::uint64_t{16} << 30;
-  const bool large = info.type != gpu::AdapterType::software && info.memory_bytes >= large_memory;
-  const std::uint32_t usual = large ? 4096 : 512;
-  return std::clamp(options.piece ? options.piece : usual, 1u, capacity_of(config, options));
-}
-
-std::uint32_t key_capacity(const ModelConfig& config, const GeneratorOptions& options) {
-  return (capacity_of(config, options) + key_rows - 1) / key_rows * key_rows;
-}
-
-// What a pass uploads at once, each part where a binding may begin: ids, positions, begins and ends of keys in the caches and
-// within the stream, and the rows whose logits are wanted.
-constexpr std::uint32_t stream_parts = 7;
-std::uint32_t part_of_stream(std::uint32_t tokens) { return (tokens + 63) / 64 * 64; }
-
-HeadOptions head_options(ProductPath path, std::uint32_t rows) {
-  return {.path = path, .max_labels = rows, .chunk_rows = rows, .trainable = false};
-}
-
 GeneratorOptions with_path(GeneratorOptions options, ProductPath path) {
   options.path = path;
   return options;
-}
-
-// On a processor nothing is gained by it.
-bool wants_step(const gpu::Device& device, const GeneratorOptions& options) {
-  return options.step_workgroups ? *options.step_workgroups > 0 : device.info().type != gpu::AdapterType::software;
 }
 
 // Waking took some 0.09 ms with an H200: of a token that takes longer than this, less than a hundredth. And a software adapter needs the
@@ -59,45 +24,18 @@ std::chrono::microseconds busy_wait(const gpu::AdapterInfo& info) {
   return info.type == gpu::AdapterType::software ? std::chrono::milliseconds(0) : std::chrono::milliseconds(10);
 }
 
-// Adapters of experts are allowed for wherever there are some.
-LayersOptions layers_options(ProductPath path, std::uint32_t tokens, std::uint32_t rank, bool use_dora) {
-  return {.path = path, .residency = {}, .max_tokens = tokens, .rank = rank, .use_dora = use_dora, .trainable = false,
-          .activations = {Activations::recompute}, .expert_adapters = rank > 0};
-}
-
 }  // namespace
-
-LayersOptions Generator::pieces_options(ProductPath path, const PassSizes& sizes, std::uint32_t rank, bool use_dora) {
-  LayersOptions options = layers_options(path, std::max(sizes.piece, sizes.texts), rank, use_dora);
-  if (sizes.on_matrices > 0) options.decodes_in_products = true;
-  return options;
-}
-
-// On an H200 the products of a layer of 4B take 74 us with two texts by vectors, 250 with eight, and 91 to 96 with 2 to 16 on matrix units,
-// between which there are more dispatches: of 0.6B four texts take 2.0 ms by vectors and 2.3 on matrix units. Of experts each has few of the
-// rows.
-Generator::PassSizes Generator::sizes_of(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options, std::uint32_t rank,
-                                         bool use_dora) {
-  const bool never = device.info().type == gpu::AdapterType::software || config.has_experts();
-  const std::uint32_t usual = config.hidden_size < 2048 ? 5 : 4, wanted = options.least_on_matrices.value_or(never ? 0 : usual);
-  const std::uint32_t sequences = std::max(options.sequences, 1u);
-  PassSizes sizes{.piece = piece_of(device.info(), config, options), .few = std::min(vec_rows, std::max(capacity_of(config, options), sequences)),
-                  .texts = 0, .on_matrices = 0};
-  if (wanted > 0 && texts_apart(device, config, layers_options(options.path, most_decoding_rows, rank, use_dora)) >= most_decoding_rows) sizes.on_matrices = wanted;
-  sizes.texts = std::min(sequences, sizes.on_matrices > 0 ? most_decoding_rows : vec_rows);
-  return sizes;
-}
 
 Generator::Generator(const ModelState& state, const GeneratorOptions& given)
     : device_(state.device()),
       config_(state.config()),
       weights_(state.weights()),
       adapters_(state.has_lora() ? &state.lora_mirror() : nullptr),
-      capacity_(capacity_of(config_, given)),
+      capacity_(text_capacity(config_, given)),
       rows_(key_capacity(config_, given)),
       lora_(adapters_ ? adapters_->on_device() : nullptr),
-      sizes_(sizes_of(device_, config_, with_path(given, state.path()), lora_ ? lora_->rank : 0, lora_ && lora_->use_dora)),
-      head_(device_, config_, weights_, head_options(state.path(), sizes_.texts)),
+      sizes_(pass_sizes(device_, config_, with_path(given, state.path()), lora_ ? lora_->rank : 0, lora_ && lora_->use_dora)),
+      head_(device_, config_, weights_, generator_head_options(state.path(), sizes_)),
       tokens_(state.trained_tokens()),
       seen_(std::max(given.sequences, 1u)),
       logits_(seen_.size() * config_.vocab_size),
@@ -121,27 +59,12 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
     keys_.push_back({.k = make("keys"), .v = make("values")});
   }
   if (!steps_ || keys_.front().k.bytes() > device_.info().limits.max_binding) {
-    sizes_.texts = 1;
+    sizes_.texts = sizes_.joined = 1;
     step_.reset();  // which binds them whole too
   }
   stream_room_ = device_.tensor(DType::u32, {stream_parts * part_of_stream(most)}, "stream");
   for (Tensor& residual : residual_) residual = device_.tensor(DType::f32, {most, config_.hidden_size}, "residual");
   rotations_ = Rotations(device_, config_, capacity_, most);
-}
-
-std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options,
-                               std::uint32_t rank, bool use_dora) {
-  const PassSizes sizes = sizes_of(device, config, options, rank, use_dora);
-  const LayersBytes layers = layers_bytes(device, config, pieces_options(options.path, sizes, rank, use_dora));
-  const std::uint32_t most = sizes.most();
-  const std::uint64_t cache = 4ull * std::max(options.sequences, 1u) * config.num_kv_heads * key_capacity(config, options) * config.head_dim;
-  return layers.decoded_weights + layers.activations + layers.scratch + Head::bytes(device, config, head_options(options.path, sizes.texts)) +
-         best_scores_room_bytes(sizes.texts, config.vocab_size) +
-         2 * config.num_layers * gpu::buffer_bytes(cache) +
-         (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, sizes.few) : 0) +
-         (wants_step(device, options) && StepLayers::fits(config, use_dora) ? StepLayers::bytes(config, rank, options.step_workgroups.value_or(0)) : 0) +
-         2 * gpu::buffer_bytes(DType::f32, {most, config.hidden_size}) + gpu::buffer_bytes(4ull * stream_parts * part_of_stream(most)) +
-         Rotations::bytes(config, capacity_of(config, options), most);
 }
 
 void Generator::use_adapter(bool use) {
@@ -179,7 +102,8 @@ std::pair<Generator::Pass, std::vector<std::uint32_t>> Generator::plan(std::span
   const auto view = [&](std::uint32_t index, std::size_t length) {
     return stream_room_.part(std::uint64_t{index} * stride, {static_cast<std::uint32_t>(length)});
   };
-  const bool fresh = parts.size() == 1 && seen(parts[0].sequence) == 0;
+  const bool one_each = count == parts.size();
+  const bool fresh = (parts.size() == 1 || !one_each) && seen(parts[0].sequence) == 0;
   const Pass pass{.stream = {.tokens = count, .labels = static_cast<std::uint32_t>(parts.size()), .pairs = pairs, .token_ids = view(0, count),
                      .position = view(1, count), .segment_begin = {}, .segment_end = {}, .key_begin = view(2, count),
                      .key_end = view(3, count), .query_end = {}, .own_key_begin = fresh ? view(4, count) : Tensor{},
@@ -187,8 +111,9 @@ std::pair<Generator::Pass, std::vector<std::uint32_t>> Generator::plan(std::span
           .first_key = end[0] - 1,
           .most_keys = most,
           .position = position[0],
-          .few = count <= sizes_.few && (parts.size() == 1 || sizes_.on_matrices == 0 || count < sizes_.on_matrices),
+          .few = count <= sizes_.few && (parts.size() == 1 || (one_each && (sizes_.on_matrices == 0 || count < sizes_.on_matrices))),
           .one = step_ && count == 1,
+          .one_each = one_each,
           .apart = parts.size() > 1};
   return {pass, std::move(values)};
 }
@@ -286,7 +211,7 @@ bool Generator::run(std::span<const Text> parts, Wanted wanted) {
   device_.write(stream_room_.part(0, {static_cast<std::uint32_t>(values.size())}), std::as_bytes(std::span(values)));
   std::optional<Tensor> logits = wanted == Wanted::nothing ? std::nullopt : submit_prepared(parts, wanted);
   if (!logits) {
-    gpu::Recorder recorder(device_, pass.few || pass.apart ? gpu::Pace::even : gpu::Pace::growing);
+    gpu::Recorder recorder(device_, pass.few || pass.one_each ? gpu::Pace::even : gpu::Pace::growing);
     logits = record_pass(recorder, pass, wanted);
     recorder.submit();
   }
@@ -326,22 +251,44 @@ std::span<const float> Generator::logits(std::span<const std::uint32_t> tokens) 
   return all_logits({&text, 1}).front();
 }
 
+bool Generator::joins(std::span<const Text> parts, const Text& text) const {
+  std::size_t tokens = text.tokens.size();
+  for (const Text& part : parts) tokens += part.tokens.size();
+  return seen(text.sequence) == 0 && text.tokens.size() > 1 && parts.size() < sizes_.joined && tokens <= sizes_.piece;
+}
+
+void Generator::compute_beginning(const Text& text) {
+  const auto& [sequence, tokens] = text;
+  while (tokens.size() - seen(sequence) > 1) {
+    const std::size_t left = tokens.size() - seen(sequence);
+    const std::size_t most = left <= sizes_.few ? sizes_.few : sizes_.piece;
+    const Text part{sequence, tokens.subspan(seen(sequence), std::min(left, most))};
+    compute({&part, 1}, part.tokens.size() == left ? Wanted::logits : Wanted::nothing);
+  }
+}
+
 std::vector<Generator::Text> Generator::compute_beginnings(std::span<const Text> texts) {
   for (const Text& text : texts) check_text(text);
   forget_changed_adapters();
-  std::vector<Text> last;
-  for (const auto& [sequence, tokens] : texts) {
-    std::vector<std::uint32_t>& seen = seen_[sequence];
+  std::vector<Text> last, joined;
+  const auto compute_joined = [&] {
+    if (joined.size() == 1) compute_beginning(joined.front());
+    else if (!joined.empty()) compute(joined, Wanted::logits);
+    joined.clear();
+  };
+  for (const Text& text : texts) {
+    std::vector<std::uint32_t>& seen = seen_[text.sequence];
     // The last token is always computed, since its logits are wanted.
-    seen.erase(std::mismatch(seen.begin(), seen.end(), tokens.begin(), tokens.end() - 1).first, seen.end());
-    while (tokens.size() - seen.size() > 1) {
-      const std::size_t left = tokens.size() - seen.size();
-      const std::size_t most = left <= sizes_.few ? sizes_.few : sizes_.piece;
-      const Text part{sequence, tokens.subspan(seen.size(), std::min(left, most))};
-      compute({&part, 1}, part.tokens.size() == left ? Wanted::logits : Wanted::nothing);
+    seen.erase(std::mismatch(seen.begin(), seen.end(), text.tokens.begin(), text.tokens.end() - 1).first, seen.end());
+    if (!joins(joined, text)) compute_joined();
+    if (joins(joined, text)) {
+      joined.push_back(text);
+      continue;
     }
-    if (seen.size() < tokens.size()) last.push_back({sequence, tokens.last(1)});
+    compute_beginning(text);
+    if (seen.size() < text.tokens.size()) last.push_back({text.sequence, text.tokens.last(1)});
   }
+  compute_joined();
   return last;
 }
 

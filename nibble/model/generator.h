@@ -3,6 +3,7 @@
 #include "nibble/gpu/readback.h"
 #include "nibble/kernels/best_scores.h"
 #include "nibble/model/decode_layers.h"
+#include "nibble/model/generator_sizes.h"
 #include "nibble/model/head.h"
 #include "nibble/model/layers.h"
 #include "nibble/model/model_state.h"
@@ -19,7 +20,7 @@ namespace nibble {
 struct GeneratorOptions {
   ProductPath path = ProductPath::f32;  // of a state, its own
   std::uint32_t capacity = 4096;  // tokens of one text, prompt and answer; cut to what the model's positions allow
-  std::uint32_t piece = 0;        // most tokens of a prompt computed at a time; 0: by the adapter
+  std::uint32_t piece = 0;        // most tokens of prompts computed at a time; 0: by the adapter
   std::uint32_t sequences = 1;    // texts that are kept side by side
   // Workgroups that do a layer for one token in one dispatch (step_layers.h); 0: it takes several; empty: by the adapter.
   std::optional<std::uint32_t> step_workgroups = {};
@@ -41,9 +42,9 @@ class Generator {
   // Throws DataError for no token, more than capacity(), or an id beyond the vocabulary. The span holds until the next call.
   std::span<const float> logits(std::span<const std::uint32_t> tokens);
 
-  // The same of several texts, each in a place of its own, from 0 on and in order: prompts one after the other, then the last
-  // token of each together, so that weights are read once for up to eight of them, on matrix
-  // units for most_decoding_rows.
+  // The same of several texts, each in a place of its own, from 0 on and in order. Of those that go on the last token of each is computed
+  // together, so that weights are read once for up to eight of them, on matrix units for most_decoding_rows; new texts that fit into one
+  // piece are too, on matrix units.
   struct Text {
     std::uint32_t sequence;
     std::span<const std::uint32_t> tokens;
@@ -79,25 +80,15 @@ class Generator {
                              std::uint32_t rank, bool use_dora = false);
 
  private:
-  // Tokens that are computed at once: some of one text, or the last one of several; and where the first one's keys go.
+  // Tokens that are computed at once: some of one text, the last one of several, or all of several; and where the first one's keys go.
   struct Pass {
     DeviceStream stream;
     std::uint32_t first_key = 0, most_keys = 0, position = 0;
     bool few = false;    // through `steps_`, else through `pieces_`
     bool one = false;    // through `step_`
+    bool one_each = false;  // token of each text
     bool apart = false;  // of several texts
   };
-
-  // Most tokens of passes.
-  struct PassSizes {
-    std::uint32_t piece;        // of a prompt, through `pieces_`
-    std::uint32_t few;          // through `steps_`
-    std::uint32_t texts;        // last tokens of several texts, of each one
-    std::uint32_t on_matrices;  // texts from which on these go through `pieces_`; 0: never
-    std::uint32_t most() const { return std::max({piece, few, texts}); }
-  };
-  static PassSizes sizes_of(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options, std::uint32_t rank, bool use_dora);
-  static LayersOptions pieces_options(ProductPath path, const PassSizes& sizes, std::uint32_t rank, bool use_dora);
 
   // What is read back of a pass.
   enum class Wanted { nothing, logits, best };
@@ -122,6 +113,10 @@ class Generator {
   Tensor run_layers(gpu::Recorder& recorder, const Pass& pass);
   Dora* dora() const { return lora_ ? adapters_->dora() : nullptr; }
   void forget_changed_adapters();
+  // Whether a new text may be computed with these, which are new too.
+  bool joins(std::span<const Text> parts, const Text& text) const;
+  // All but its last token, and that too where it is in one piece with what comes before it.
+  void compute_beginning(const Text& text);
   // Computes all but the last token of each text, and where that is one piece with what comes before it, its logits; returns the texts
   // whose last token is left.
   std::vector<Text> compute_beginnings(std::span<const Text> texts);

@@ -27,7 +27,7 @@ struct LayerPass {
   std::span<const KeyCache> caches = {};  // of each layer; empty: keys and values are the stream's alone
   std::uint32_t first_key = 0;            // row of the caches where the stream's first key goes; bounds count rows of them
   std::uint32_t most_keys = 0;            // that a query meets; 0: all rows of the caches so far
-  bool apart = false;                     // one token each of several texts (QkvAttention::apart); at most texts_apart()
+  bool apart = false;                     // tokens of several texts (QkvAttention::apart); of one each at most texts_apart()
 };
 
 struct LayersOptions {

@@ -352,6 +352,47 @@ TEST_P(QkvAttentionModes, CachesOfKeysAndValues) {
   EXPECT_LT(relative_error(o, whole.o), 2 * mode.result(64));
 }
 
+// Several new texts at once leave what each leaves alone, in rows of the caches that lie apart.
+TEST_P(QkvAttentionModes, NewTextsInOnePass) {
+  const Mode mode = GetParam();
+  const QkvCase shape{.attention = {.heads = 4, .key_heads = 2, .head_dim = 64, .segments = {5, 40, 1, 9}}};
+  const Inputs inputs(shape);
+  const Outputs whole = run(shape, mode, inputs);
+  auto sizes = room_shape(shape, mode);
+  sizes.backward = false;
+  const Operand out = make_operand(device(), mode.path, shape.tokens(), 256, "o");
+  std::array<Tensor, 2> together, apart;
+  for (auto* caches : {&together, &apart}) {
+    for (Tensor& cache : *caches) cache = device().tensor(DType::f32, {2, 200, 64}, "cache");
+  }
+  const auto pass = [&](std::uint32_t first, std::span<const std::uint32_t> lengths, const Operand& o, const std::array<Tensor, 2>& caches) {
+    const std::uint32_t count = std::accumulate(lengths.begin(), lengths.end(), 0u);
+    QkvAttention op = forward_of(shape, mode, inputs, o, device().tensor(DType::f32, {4, count}, "lse"));
+    op.qkv = upload_operand(std::span(inputs.qkv).subspan(std::size_t{first} * shape.row(), std::size_t{count} * shape.row()), count, shape.row(), mode.path);
+    std::vector<std::uint32_t> position, begin, end, own_begin, own_end;
+    for (const std::uint32_t length : lengths) {
+      const auto text = static_cast<std::uint32_t>(position.size());
+      for (std::uint32_t i = 0; i < length; ++i) {
+        const std::uint32_t row = 2 * (first + text);
+        position.push_back(i), begin.push_back(row), end.push_back(row + i + 1), own_begin.push_back(text), own_end.push_back(text + i + 1);
+      }
+    }
+    op.position = upload_u32(position), op.key_begin = upload_u32(begin), op.key_end = upload_u32(end);
+    op.own_begin = upload_u32(own_begin), op.own_end = upload_u32(own_end);
+    op.room = make_qkv_attention_room(device(), sizes);
+    op.k_cache = caches[0], op.v_cache = caches[1], op.first_key = begin[0], op.apart = lengths.size() > 1, op.most_keys = 40;
+    test::run(op);
+  };
+  pass(0, shape.attention.segments, out, together);
+  EXPECT_LT(relative_error(download(out), whole.o), 2 * mode.result(64));
+  std::uint32_t first = 0;
+  for (const std::uint32_t length : shape.attention.segments) {
+    pass(first, {&length, 1}, make_operand(device(), mode.path, length, 256, "o"), apart);
+    first += length;
+  }
+  for (std::size_t i = 0; i < 2; ++i) EXPECT_EQ(download(together[i]), download(apart[i]));
+}
+
 TEST(QkvReference, GradientsAreSlopes) {
   for (const bool norm : {false, true}) {
     const QkvCase shape{.attention = {.heads = 2, .key_heads = 1, .head_dim = 8, .segments = {1, 4, 2}}, .norm = norm};

@@ -123,6 +123,24 @@ TEST(QkvHeads, RowsMayLieApart) {
   EXPECT_EQ(download(op.v), download(apart.v.tensor()));
 }
 
+TEST(QkvHeads, KeysAlone) {
+  const Case c{5, 4, 2, 64, 20, 3, true};
+  for (const auto type : {gpu::AdapterType::software, gpu::AdapterType::discrete}) {
+    const Heads expected(c), got(c);
+    QkvHeads op = inputs_of(c);
+    op.kernel_for = type;
+    op.q = expected.q.tensor(), op.k = expected.k.tensor(), op.v = expected.v.tensor();
+    run(op);
+    const auto queries = random_values(std::size_t{c.heads} * c.tokens * c.dim, 5);
+    device().write(got.q.tensor(), std::as_bytes(std::span(queries)));
+    op.q = got.q.tensor(), op.k = got.k.tensor(), op.v = got.v.tensor(), op.keys_only = true;
+    run(op);
+    EXPECT_EQ(download(op.q), queries);
+    EXPECT_EQ(download(op.k), download(expected.k.tensor()));
+    EXPECT_EQ(download(op.v), download(expected.v.tensor()));
+  }
+}
+
 TEST(QkvHeads, RefusesWhatDoesNotFit) {
   const Case c{3, 4, 2, 32, 10, 7, true};
   const Heads heads(c);

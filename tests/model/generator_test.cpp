@@ -340,13 +340,45 @@ TEST(Generator, SeveralTextsOnMatrixUnitsReadNf4InProducts) {
   };
   const std::array prompts{Generator::Text{0, first(tokens, 4)}, Generator::Text{1, first(tokens, 6)}};
   const std::array next{Generator::Text{0, first(tokens, 5)}, Generator::Text{1, first(tokens, 7)}};
-  generator.all_logits(prompts);
+  for (const Generator::Text& prompt : prompts) generator.all_logits({&prompt, 1});
   const std::uint64_t vectors = calls("nf4_vec"), products = calls("product_matrix:nt");
   EXPECT_GT(vectors, 0u);
   generator.all_logits(next);
   EXPECT_EQ(calls("nf4_vec"), vectors);
   EXPECT_EQ(calls("nf4_dequantize"), 0u);
   EXPECT_GE(calls("product_matrix:nt"), products + 4 * state.num_layers());
+}
+
+// Texts that are new fill pieces together; one that goes on, or is longer than what is left of a piece, is computed by itself.
+TEST(Generator, NewTextsAreComputedTogether) {
+  if (test::must_skip(supports(test::device().info(), ProductPath::matrix))) GTEST_SKIP() << "The adapter has no matrices.";
+  gpu::Device device({.profile = true});
+  const ModelState state = ModelState::load(device, test::source_path("models/tiny-qwen3"), {.path = ProductPath::matrix, .trainable = false});
+  const std::array<Tokens, 4> texts{golden_row(0), golden_row(1), golden_row(2), golden_row(3)};
+  const auto passes = [&] {
+    std::uint64_t count = 0;
+    for (const auto& row : device.profile()) count += row.label.starts_with("embedding") ? row.count : 0;
+    return count;
+  };
+  Generator alone(state, {.capacity = 64});
+  for (const auto& [piece, expected] : {std::pair{64u, 1u}, {40u, 2u}}) {
+    Generator together(state, {.capacity = 64, .piece = piece, .sequences = 4});
+    const auto expect_same = [&](std::span<const Generator::Text> asked, std::uint64_t count) {
+      const std::uint64_t before = passes();
+      const auto logits = together.all_logits(asked);
+      EXPECT_EQ(passes() - before, count) << piece;
+      for (std::size_t i = 0; i < asked.size(); ++i) {
+        EXPECT_LT(test::relative_error(logits[i], alone.logits(asked[i].tokens)), allowed_error(ProductPath::matrix)) << asked[i].sequence;
+        EXPECT_EQ(together.seen(asked[i].sequence), asked[i].tokens.size());
+      }
+    };
+    const std::array asked{Generator::Text{0, first(texts[0], 19)}, Generator::Text{1, first(texts[1], 2)}, Generator::Text{2, first(texts[2], 11)},
+                           Generator::Text{3, first(texts[3], 23)}};
+    expect_same(asked, expected);
+    const std::array next{Generator::Text{0, first(texts[3], 19)}, Generator::Text{1, first(texts[1], 3)}, Generator::Text{2, first(texts[2], 12)},
+                          Generator::Text{3, first(texts[3], 24)}};
+    expect_same(next, 2);
+  }
 }
 
 TEST(Generator, CountsItsMemory) {
