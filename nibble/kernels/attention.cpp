@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/kernels/attention_decode.h"
+#include "nibble/kernels/key_cache.h"
 #include "nibble/kernels/row_kernel.h"
 
 #include <algorithm>
@@ -29,7 +30,8 @@ struct Shape {
 };
 
 Shape shape_of(const Tensor& q, const Tensor& k, const Tensor& v, std::uint64_t pairs) {
-  check(q.rank() == 3 && k.rank() == 3 && q.dim(2) == k.dim(2) && k.shape_text() == v.shape_text(), in_attention,
+  expect_keys(k, v, in_attention);
+  check(q.rank() == 3 && q.dim(2) == k.dim(2), in_attention,
         "Queries of shape {}, keys of {} and values of {} do not match.", q.shape_text(), k.shape_text(),
         v.shape_text());
   check(k.dim(0) > 0 && q.dim(0) % k.dim(0) == 0, in_attention, "{} query heads cannot share {} key heads evenly.", q.dim(0),
@@ -85,26 +87,31 @@ std::uint32_t groups_for(std::uint32_t rows, std::uint32_t rows_per_group) {
 
 // A variant's kernels and the rows that one of their workgroups covers.
 struct Plan {
-  std::string_view file;
+  std::string_view file, of_keys;  // the second: gradients of keys
   gpu::Prelude prelude;
   std::uint32_t rows;
+  bool tiles = false;
 
   gpu::Kernel entry(gpu::Device& device, std::string_view name) const {
-    return kernel(device, file, prelude, {"attention"}, name);
+    const std::string_view of = name == "key_gradients" ? of_keys : file;
+    if (tiles) return kernel(device, of, prelude, {"attention", "attention_tiles"}, name);
+    return kernel(device, of, prelude, {"attention"}, name);
   }
 };
 
-Plan rows_plan(const gpu::Device& device, std::uint32_t head_dim) {
+Plan rows_plan(const gpu::Device& device, std::uint32_t head_dim, const Tensor& keys) {
   const std::uint32_t width = std::max(8u, device.info().subgroup_max_size);
-  Plan plan{.file = "attention_rows", .rows = width};
+  Plan plan{.file = "attention_rows", .of_keys = "attention_rows", .rows = width};
+  declare_keys(plan.prelude, keys);
   plan.prelude.constant("HEAD_DIM", head_dim).constant("WIDTH", width);
   return plan;
 }
 
-Plan tiles_plan(std::uint32_t head_dim, std::uint32_t block) {
+Plan tiles_plan(std::uint32_t head_dim, std::uint32_t block, const Tensor& keys) {
   const std::uint32_t stage_vectors = 2 * block * 5;
   const std::uint32_t stage_rows = std::min(block, std::bit_floor(stage_vectors / (head_dim / 4)));
-  Plan plan{.file = "attention_tiles", .rows = block};
+  Plan plan{.file = "attention_tiles", .of_keys = "attention_key_tiles", .rows = block, .tiles = true};
+  declare_keys(plan.prelude, keys);
   plan.prelude.constant("HEAD_DIM", head_dim).constant("BLOCK", block).constant("STAGE_ROWS", stage_rows);
   return plan;
 }
@@ -116,11 +123,11 @@ AttentionVariant usual_variant(const gpu::Device& device) {
   return large ? AttentionVariant::tiles : AttentionVariant::small_tiles;
 }
 
-Plan plan_of(const gpu::Device& device, std::uint32_t head_dim, AttentionVariant variant) {
+Plan plan_of(const gpu::Device& device, std::uint32_t head_dim, AttentionVariant variant, const Tensor& keys) {
   switch (variant) {
-    case AttentionVariant::rows: return rows_plan(device, head_dim);
-    case AttentionVariant::tiles: return tiles_plan(head_dim, 64);
-    case AttentionVariant::small_tiles: return tiles_plan(head_dim, 32);
+    case AttentionVariant::rows: return rows_plan(device, head_dim, keys);
+    case AttentionVariant::tiles: return tiles_plan(head_dim, 64, keys);
+    case AttentionVariant::small_tiles: return tiles_plan(head_dim, 32, keys);
     case AttentionVariant::decode: break;
   }
   fail(in_attention, "A variant was asked for that has no backward.");
@@ -142,6 +149,7 @@ void record_delta(gpu::Recorder& recorder, const Shape& shape, const AttentionBa
 }
 
 void check_backward(const Shape& shape, const AttentionBackward& op) {
+  check(op.k.dtype() == DType::f32, in_attention, "Gradients of keys in {} were asked for; they must be f32.", name_of(op.k.dtype()));
   const std::uint64_t rows = std::uint64_t{shape.tokens} * shape.heads;
   check(shape.tokens <= shape.capacity, in_attention, "{} tokens do not fit into keys of shape {}.", shape.tokens,
         op.k.shape_text());
@@ -164,6 +172,7 @@ void record_decode(gpu::Recorder& recorder, const Shape& shape, const Attention&
   if (split) check_parts(op.parts, shape.heads, shape.head_dim);
   const std::uint32_t heads = decode_heads(shape.group());
   gpu::Prelude prelude;
+  declare_keys(prelude, op.k);
   prelude.constant("HEAD_DIM", shape.head_dim).constant("HEADS", heads).constant("SPLIT", split);
   const auto entry = kernel(recorder.device(), "attention_decode", prelude, {"attention", "attention_decode"}, "forward");
   for_slices(recorder.device(), shape, [&](AttentionSlice slice) {
@@ -194,7 +203,7 @@ void record(gpu::Recorder& recorder, const Attention& op) {
   const bool few_queries = shape.tokens <= most_decode_queries;
   const auto variant = op.variant.value_or(few_queries ? AttentionVariant::decode : usual_variant(device));
   if (variant == AttentionVariant::decode) return record_decode(recorder, shape, op);
-  const Plan plan = plan_of(device, shape.head_dim, variant);
+  const Plan plan = plan_of(device, shape.head_dim, variant, op.k);
   const auto entry = plan.entry(device, "forward");
   for_slices(device, shape, [&](const AttentionSlice& slice) {
     const std::uint32_t workgroups = groups_for(slice.tokens.end - slice.tokens.begin, plan.rows);
@@ -211,7 +220,7 @@ void record(gpu::Recorder& recorder, const AttentionBackward& op) {
   const Shape shape = shape_of(op.q, op.k, op.v, op.pairs);
   check_backward(shape, op);
   record_delta(recorder, shape, op);
-  const Plan plan = plan_of(device, shape.head_dim, op.variant.value_or(usual_variant(device)));
+  const Plan plan = plan_of(device, shape.head_dim, op.variant.value_or(usual_variant(device)), op.k);
   const auto queries = plan.entry(device, "query_gradients");
   const auto keys = plan.entry(device, "key_gradients");
   for_slices(device, shape, [&](const AttentionSlice& slice) {

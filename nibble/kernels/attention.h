@@ -25,7 +25,7 @@ struct AttentionParts {
 // Causal attention with grouped heads and running softmax; no matrix of scores in memory. Query head h reads key head
 // h / (H / Hk), and query i the keys j of [key_begin[i], key_end[i]):
 //   s_ij = q_i . k_j / sqrt(D),  lse_i = log sum_j exp(s_ij),  o_i = sum_j exp(s_ij - lse_i) v_j
-// All f32 but the bounds (u32). Each query meets at least one key; both bounds never fall from one query to the next.
+// All f32 but the bounds (u32), and k and v, which may be f16. Each query meets at least one key; both bounds never fall from one query to the next.
 // D is a multiple of 16 from 16 to 256. Writes `=`.
 struct Attention {
   Tensor q;                   // (H, Tq, D)

@@ -5,11 +5,11 @@
 // SPLIT: a part leaves the largest score, the sum of weights against it and the weighted sum of values
 // (attention_decode_parts.wgsl); else there is one part, and the result is written.
 //
-// Prelude: HEAD_DIM; HEADS, at most 4, a divisor of the group; SPLIT.
+// Prelude: HEAD_DIM; HEADS, at most 4, a divisor of the group; SPLIT; K: key_cache.h.
 
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> k: array<K>;
+@group(0) @binding(3) var<storage, read> v: array<K>;
 @group(0) @binding(4) var<storage, read> key_begin: array<u32>;
 @group(0) @binding(5) var<storage, read> key_end: array<u32>;
 
@@ -18,7 +18,7 @@ fn put_dots(query: u32, first_head: u32, key_at: u32, invocation: u32) {
   let share = invocation % SHARES;
   var sums: array<f32, HEADS>;
   for (var c = 0u; c < VECTORS / SHARES; c++) {
-    let key = k[key_at + SHARES * c];
+    let key = vec4<f32>(k[key_at + SHARES * c]);
     for (var h = 0u; h < HEADS; h++) {
       sums[h] += dot(key, q[((first_head + h) * params.tokens + query) * VECTORS + SHARES * c + share]);
     }
@@ -41,7 +41,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
   var sums: array<vec4<f32>, HEADS>;
   for (var first = begin; first < end; first += TILE) {
     // On their way while scores are computed.
-    var values: array<vec4<f32>, VALUES>;
+    var values: array<K, VALUES>;
     for (var i = 0u; i < VALUES; i++) {
       values[i] = v[keys + min(first + slot + SLOTS * i, end - 1u) * VECTORS + column];
     }

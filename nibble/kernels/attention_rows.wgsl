@@ -2,11 +2,11 @@
 // addresses of what they meet (keys, or queries in key_gradients) are the same for all of them: loads that a software
 // adapter does once for all lanes. Formulas and layouts: attention.h.
 //
-// Prelude: HEAD_DIM, WIDTH (rows of a workgroup; its workgroups number (tile of rows, head)).
+// Prelude: HEAD_DIM, WIDTH (rows of a workgroup; its workgroups number (tile of rows, head)); K: key_cache.h.
 
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> k: array<K>;
+@group(0) @binding(3) var<storage, read> v: array<K>;
 @group(0) @binding(4) var<storage, read> key_begin: array<u32>;
 @group(0) @binding(5) var<storage, read> key_end: array<u32>;
 @group(0) @binding(4) var<storage, read> query_end: array<u32>;
@@ -27,6 +27,13 @@
 
 // Keys or queries met at a time: the row's own values are then fetched once for all of them.
 const STEP = 4u;
+
+fn key_at(vector: u32) -> vec4<f32> {
+  return vec4<f32>(k[vector]);
+}
+fn value_at(vector: u32) -> vec4<f32> {
+  return vec4<f32>(v[vector]);
+}
 
 @compute @workgroup_size(WIDTH)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -51,8 +58,8 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let at = keys + index * VECTORS;
     var score = vec4<f32>();
     for (var c = 0u; c < VECTORS; c++) {
-      score += vec4<f32>(dot(own[c], k[at.x + c]), dot(own[c], k[at.y + c]), dot(own[c], k[at.z + c]),
-                         dot(own[c], k[at.w + c]));
+      score += vec4<f32>(dot(own[c], key_at(at.x + c)), dot(own[c], key_at(at.y + c)), dot(own[c], key_at(at.z + c)),
+                         dot(own[c], key_at(at.w + c)));
     }
     let number = key + vec4<u32>(0u, 1u, 2u, 3u);
     let met = (number >= vec4<u32>(own_begin)) & (number < vec4<u32>(own_end));
@@ -63,7 +70,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let p = select(vec4<f32>(), exp(score - largest), met);
     total = total * shrink + (p.x + p.y + p.z + p.w);
     for (var c = 0u; c < VECTORS; c++) {
-      sum[c] = sum[c] * shrink + p.x * v[at.x + c] + p.y * v[at.y + c] + p.z * v[at.z + c] + p.w * v[at.w + c];
+      sum[c] = sum[c] * shrink + p.x * value_at(at.x + c) + p.y * value_at(at.y + c) + p.z * value_at(at.z + c) + p.w * value_at(at.w + c);
     }
   }
 
@@ -104,17 +111,17 @@ fn query_gradients(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
     var score = vec4<f32>();
     var dp = vec4<f32>();
     for (var c = 0u; c < VECTORS; c++) {
-      score += vec4<f32>(dot(own[c], k[at.x + c]), dot(own[c], k[at.y + c]), dot(own[c], k[at.z + c]),
-                         dot(own[c], k[at.w + c]));
-      dp += vec4<f32>(dot(own_d_o[c], v[at.x + c]), dot(own_d_o[c], v[at.y + c]), dot(own_d_o[c], v[at.z + c]),
-                      dot(own_d_o[c], v[at.w + c]));
+      score += vec4<f32>(dot(own[c], key_at(at.x + c)), dot(own[c], key_at(at.y + c)), dot(own[c], key_at(at.z + c)),
+                         dot(own[c], key_at(at.w + c)));
+      dp += vec4<f32>(dot(own_d_o[c], value_at(at.x + c)), dot(own_d_o[c], value_at(at.y + c)), dot(own_d_o[c], value_at(at.z + c)),
+                      dot(own_d_o[c], value_at(at.w + c)));
     }
     let number = key + vec4<u32>(0u, 1u, 2u, 3u);
     let met = (number >= vec4<u32>(own_begin)) & (number < vec4<u32>(own_end));
     let p = select(vec4<f32>(), exp(min(score - own_lse, vec4<f32>())), met);
     let ds = p * (dp - own_delta);
     for (var c = 0u; c < VECTORS; c++) {
-      sum[c] += ds.x * k[at.x + c] + ds.y * k[at.y + c] + ds.z * k[at.z + c] + ds.w * k[at.w + c];
+      sum[c] += ds.x * key_at(at.x + c) + ds.y * key_at(at.y + c) + ds.z * key_at(at.z + c) + ds.w * key_at(at.w + c);
     }
   }
 
@@ -139,8 +146,8 @@ fn key_gradients(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
   var sum_k: array<vec4<f32>, VECTORS>;
   var sum_v: array<vec4<f32>, VECTORS>;
   for (var c = 0u; c < VECTORS; c++) {
-    own_k[c] = k[row + c] * params.scale;
-    own_v[c] = v[row + c];
+    own_k[c] = key_at(row + c) * params.scale;
+    own_v[c] = value_at(row + c);
   }
 
   let begin = max(first, params.first_token);

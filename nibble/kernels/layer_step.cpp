@@ -1,6 +1,7 @@
 #include "nibble/kernels/layer_step.h"
 
 #include "nibble/base/error.h"
+#include "nibble/kernels/key_cache.h"
 #include "nibble/kernels/row_kernel.h"
 
 #include <algorithm>
@@ -123,7 +124,7 @@ struct LayerStepParams {
   std::array<float, 8> scaling{};
 };
 
-gpu::Kernel step_kernel(gpu::Device& device, const LayerStepPlan& plan, CodeBook codes) {
+gpu::Kernel step_kernel(gpu::Device& device, const LayerStepPlan& plan, CodeBook codes, const Tensor& keys) {
   const LayerStepShape& s = plan.shape;
   const Places places(plan);
   gpu::Prelude prelude;
@@ -137,9 +138,10 @@ gpu::Kernel step_kernel(gpu::Device& device, const LayerStepPlan& plan, CodeBook
   const Constants constants(s);
   prelude.constant("TROUBLE_AT", 2 * places.end).constant("ATTENTION_NORM_AT", constants.attention_norm).constant("MLP_NORM_AT", constants.mlp_norm);
   prelude.constant("Q_NORM_AT", constants.q_norm).constant("K_NORM_AT", constants.k_norm).constant("BIAS_AT", constants.bias);
+  declare_keys(prelude, keys);
   prelude.text(nf4_codes_text(codes));
   return kernel(device, "layer_step", prelude,
-                {"silu", "subgroup_codes", "subgroup_sums", "step_product", "step_exchange", s.rank > 0 ? "step_lora" : "step_lora_none", "step_attention"}, "main");
+                {"silu", "subgroup_codes", "subgroup_sums", "step_product", "step_exchange", s.rank > 0 ? "step_lora" : "step_lora_none", "key_cache", "step_attention"}, "main");
 }
 
 void check_shapes(const LayerStep& op) {
@@ -154,8 +156,9 @@ void check_shapes(const LayerStep& op) {
           "Weight {} has {} packed bytes for {} elements.", i, op.weights[i].packed.bytes(), sizes[i]);
     check(op.weights[i].codes == op.weights[0].codes, in_layer_step, "The weights have different code books.");
   }
-  check(op.k && op.k.rank() == 3 && op.k.dim(0) == s.key_heads && op.k.dim(2) == s.head_dim && op.k.shape_text() == op.v.shape_text(),
-        in_layer_step, "Keys and values do not match.");
+  expect_keys(op.k, op.v, in_layer_step);
+  check(op.k.dim(0) == s.key_heads && op.k.dim(2) == s.head_dim, in_layer_step, "Caches of shape {} came for {} heads of {}.", op.k.shape_text(), s.key_heads,
+        s.head_dim);
   check(op.new_key < op.k.dim(1) && op.keys >= 1 && op.keys <= op.new_key + 1, in_layer_step, "{} keys up to row {} came of caches of {}.",
         op.keys, op.new_key, op.k.dim(1));
 }
@@ -259,7 +262,7 @@ void record(gpu::Recorder& recorder, const LayerStep& op) {
                          .position = op.position, .constants = op.layer * Constants(plan.shape).end};
   set_adapters(params, op);
   std::vector<gpu::Binding> bindings{gpu::read_write(op.room.exchange)};
-  double bytes = 8.0 * op.keys * plan.shape.key_heads * plan.shape.head_dim, flops = 0;
+  double bytes = 2.0 * static_cast<double>(size_of(op.k.dtype())) * op.keys * plan.shape.key_heads * plan.shape.head_dim, flops = 0;
   for (const Nf4& w : op.weights) {
     bindings.push_back(gpu::read(words_of(w)));
     bindings.push_back(gpu::read(w.absmax));
@@ -270,7 +273,7 @@ void record(gpu::Recorder& recorder, const LayerStep& op) {
     bindings.push_back(binding);
   }
   if (plan.shape.rank > 0) bindings.push_back(gpu::read(op.lora ? op.lora : op.room.constants));
-  recorder.dispatch_bytes(step_kernel(device, plan, op.weights[0].codes), bindings, std::as_bytes(std::span<const LayerStepParams, 1>(&params, 1)),
+  recorder.dispatch_bytes(step_kernel(device, plan, op.weights[0].codes, op.k), bindings, std::as_bytes(std::span<const LayerStepParams, 1>(&params, 1)),
                           {plan.workgroups}, {.bytes = bytes, .flops = flops});
 }
 

@@ -64,7 +64,7 @@ struct LayerStep {
   float eps = 1e-6f;
   std::uint32_t position = 0;
   Tensor table;                     // (positions, D/2, 2)
-  Tensor k, v;                      // (key_heads, capacity, D)
+  Tensor k, v;                      // (key_heads, capacity, D), f32 or f16
   std::uint32_t new_key = 0, keys = 0;  // the row of the new token's, and how many rows up to it are met
   // With a rank: all adapters, the places of a projection's A (rank, in) and B (out, rank) there in elements, by Projection, and
   // their factors; empty where a projection has none.

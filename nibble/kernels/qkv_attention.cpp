@@ -146,7 +146,7 @@ class ByHeads {
   }
 
   void put_keys_in_turn() {
-    check(!op_.apart, in_qkv_attention, "Tokens of several texts came for caches beyond a binding.");
+    check(!op_.apart && k_.dtype() == DType::f32, in_qkv_attention, "Tokens of several texts, or keys in f16, came for caches beyond a binding.");
     record(rec_, QkNormRope{.x = op_.qkv, .weight = op_.k_norm, .position = op_.position, .table = op_.table, .y = k_,
                             .inv_rms = k_inv_rms_, .eps = op_.eps, .row_offset = op_.first_key, .first_column = s_.queries()});
     record(rec_, ToHeads{.x = op_.qkv, .y = v_, .row_offset = op_.first_key, .first_column = s_.queries() + s_.keys()});

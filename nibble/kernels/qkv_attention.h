@@ -40,10 +40,10 @@ std::uint64_t qkv_attention_room_bytes(const gpu::Device& device, const QkvAtten
 // rotary embedding (qk_norm_rope.h), causal attention with grouped heads (attention.h), its output as an operand. Operands
 // are f16 with scales on the f16 paths, else f32. Writes `=`.
 //
-// With `k_cache` and `v_cache`, for generation, rotated keys and values go there, from row `first_key` of each head on, in
-// f32, and bounds count rows of the cache; key_end[i] is first_key + i + 1. With `apart` tokens are of several texts, whose rows
+// With `k_cache` and `v_cache`, for generation, rotated keys and values go there, from row `first_key` of each head on,
+// and bounds count rows of the cache; key_end[i] is first_key + i + 1. With `apart` tokens are of several texts, whose rows
 // in the caches never fall: each goes to row key_end[i] - 1. These are texts from their first token on where `own_end` is given,
-// else one token each. Matrix units serve a pass that meets no earlier row of the caches; others meet their f32.
+// else one token each. Matrix units serve a pass that meets no earlier row of the caches; others read the caches, which are f32 or f16.
 struct QkvAttention {
   Operand qkv;                     // (T, (H + 2 Hk) * D): of each token its queries, keys and values
   std::uint32_t heads, key_heads;
@@ -55,7 +55,7 @@ struct QkvAttention {
   Operand o;                       // (T, H * D)
   Tensor lse;                      // (H, T)
   QkvAttentionRoom room;
-  Tensor k_cache = {}, v_cache = {};    // (Hk, capacity, D)
+  Tensor k_cache = {}, v_cache = {};    // (Hk, capacity, D); f16 where they fit into a binding each
   std::uint32_t first_key = 0;
   Tensor own_begin = {}, own_end = {};  // (T), u32: the bounds within the stream, where no earlier row is met
   std::uint32_t most_keys = 0;          // that a query meets; 0: all rows of the caches so far

@@ -1,6 +1,7 @@
 #include "nibble/kernels/qkv_heads.h"
 
 #include "nibble/base/error.h"
+#include "nibble/kernels/key_cache.h"
 #include "nibble/kernels/row_kernel.h"
 
 #include <algorithm>
@@ -21,7 +22,8 @@ void check_shapes(const QkvHeads& op) {
   const std::uint32_t key_heads = op.k.dim(0), capacity = op.k.dim(1);
   check(dim % 8 == 0 && tokens <= capacity, in_qkv_heads, "{} rows of {} values do not fit into {}.", tokens, dim, op.k.shape_text());
   expect_shape(op.qkv, tokens, (heads + 2 * key_heads) * dim, in_qkv_heads, "qkv");
-  for (const Tensor* cache : {&op.k, &op.v}) expect_shape(*cache, DType::f32, {key_heads, capacity, dim}, in_qkv_heads, "k or v");
+  expect_keys(op.k, op.v, in_qkv_heads);
+  expect_shape(op.k, op.k.dtype(), {key_heads, capacity, dim}, in_qkv_heads, "k");
   expect_shape(op.position, DType::u32, {tokens}, in_qkv_heads, "position");
   expect_shape(op.key_end, DType::u32, {tokens}, in_qkv_heads, "key_end");
   expect_shape(op.table, DType::f32, {op.table.dim(0), dim / 2, 2}, in_qkv_heads, "table");
@@ -51,13 +53,14 @@ void record(gpu::Recorder& recorder, const QkvHeads& op) {
   const std::uint32_t lanes = software ? 1 : std::min(16u, std::bit_floor(dim / 8));
   gpu::Prelude prelude;
   if (scaled) prelude.enable("f16");
+  declare_keys(prelude, op.k);
   prelude.alias("X", scaled ? "vec4<f16>" : "vec4<f32>").constant("SCALE_BINDING", 10u);
   prelude.constant("HEAD_DIM", dim).constant("WORKGROUP", workgroup).constant("LANES", lanes).constant("NORM", norm);
   std::vector<gpu::Binding> bindings{gpu::read(op.qkv.data), gpu::write(op.q), gpu::write(op.k), gpu::write(op.v), gpu::read(op.position), gpu::read(op.table),
                                      gpu::read(norm ? op.q_norm : op.table), gpu::read(norm ? op.k_norm : op.table), gpu::read(op.key_end)};
   if (scaled) bindings.push_back(gpu::read(op.qkv.scale));
   const QkvHeadsParams params{tokens, heads, key_heads, capacity, first_head, op.eps};
-  recorder.dispatch_bytes(kernel(device, "qkv_heads", prelude, {"grid", scaled ? "x_scale" : "x_scale_one"}, "main"), bindings,
+  recorder.dispatch_bytes(kernel(device, "qkv_heads", prelude, {"grid", "key_cache", scaled ? "x_scale" : "x_scale_one"}, "main"), bindings,
                           std::as_bytes(std::span<const QkvHeadsParams, 1>(&params, 1)), gpu::linear_grid(device, (rows * lanes + workgroup - 1) / workgroup),
                           {.bytes = 8.0 * rows * dim, .flops = 8.0 * rows * dim});
 }

@@ -8,7 +8,8 @@ namespace nibble {
 
 // What QkNormRope does for queries and keys and ToHeads for values (qk_norm_rope.h), of a joint projection at once: for
 // generation, where each dispatch costs more than what it does. Token t's key and values go to row key_end[t] - 1 of each head
-// of k and v: the last that it meets. All f32 but `position`, `key_end`, and qkv where it is f16.
+// of k and v: the last that it meets. All f32 but `position`, `key_end`, and qkv, or k and v,
+// where these are f16.
 struct QkvHeads {
   Operand qkv;             // (T, (H + 2 Hk) * D)
   Tensor q_norm, k_norm;   // (D); both empty: no norm

@@ -3,7 +3,7 @@
 // owns vectors c and c + HALF for c = lane, lane + LANES, ...
 //
 // Prelude: HEAD_DIM, a multiple of 8; LANES, a power of two up to WORKGROUP; WORKGROUP; NORM; X, the type of the projection, whose tokens'
-// scales are row_scale (lib/x_scale*.wgsl).
+// scales are row_scale (lib/x_scale*.wgsl); K, MOST_KEY: key_cache.h.
 
 struct Params {
   tokens: u32,
@@ -17,8 +17,8 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> qkv: array<X>;
 @group(0) @binding(2) var<storage, read_write> q: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> k: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> v: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> k: array<K>;
+@group(0) @binding(4) var<storage, read_write> v: array<K>;
 @group(0) @binding(5) var<storage, read> position: array<u32>;
 @group(0) @binding(6) var<storage, read> table: array<vec4<f32>>;  // cos, sin, cos, sin: VECTORS a position
 @group(0) @binding(7) var<storage, read> q_norm: array<vec4<f32>>;
@@ -76,8 +76,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var high = vec4<f32>(qkv[source + c + HALF]) * scale;
     if (is_value) {
       let at = key_row(head - params.heads - params.key_heads, token) + c;
-      v[at] = low;
-      v[at + HALF] = high;
+      v[at] = stored(low);
+      v[at + HALF] = stored(high);
       continue;
     }
     if (NORM) {
@@ -97,8 +97,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       q[at + HALF] = turned_high;
     } else {
       let at = key_row(head - params.heads, token) + c;
-      k[at] = turned_low;
-      k[at + HALF] = turned_high;
+      k[at] = stored(turned_low);
+      k[at + HALF] = stored(turned_high);
     }
   }
 }

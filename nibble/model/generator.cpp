@@ -51,10 +51,11 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
     sizes_.few = 0;
   }
   if (wants_step(device_, given)) step_ = StepLayers::make(device_, config_, weights_, lora_, given.step_workgroups.value_or(0));
+  const DType keys = cache_dtype(device_, config_, with_path(given, state.path()), rank, lora_ && lora_->use_dora);
   const std::uint32_t most = sizes_.most(), rows = sequences() * rows_;
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
     const auto make = [&](std::string_view label) {
-      return device_.tensor(DType::f32, {config_.num_kv_heads, rows, config_.head_dim}, label);
+      return device_.tensor(keys, {config_.num_kv_heads, rows, config_.head_dim}, label);
     };
     keys_.push_back({.k = make("keys"), .v = make("values")});
   }
@@ -251,6 +252,18 @@ std::span<const float> Generator::logits(std::span<const std::uint32_t> tokens) 
   return all_logits({&text, 1}).front();
 }
 
+void Generator::forget_what_changed(std::span<const Text> texts) {
+  std::vector<std::uint32_t> mostly_new;
+  for (const auto& [sequence, tokens] : texts) {
+    std::vector<std::uint32_t>& seen = seen_[sequence];
+    // The last token is always computed, since its logits are wanted.
+    seen.erase(std::mismatch(seen.begin(), seen.end(), tokens.begin(), tokens.end() - 1).first, seen.end());
+    if (tokens.size() > 1 && 2 * seen.size() < tokens.size()) mostly_new.push_back(sequence);
+  }
+  if (sizes_.joined < 2 || mostly_new.size() < 2) return;
+  for (const std::uint32_t sequence : mostly_new) seen_[sequence].clear();
+}
+
 bool Generator::joins(std::span<const Text> parts, const Text& text) const {
   std::size_t tokens = text.tokens.size();
   for (const Text& part : parts) tokens += part.tokens.size();
@@ -270,6 +283,7 @@ void Generator::compute_beginning(const Text& text) {
 std::vector<Generator::Text> Generator::compute_beginnings(std::span<const Text> texts) {
   for (const Text& text : texts) check_text(text);
   forget_changed_adapters();
+  forget_what_changed(texts);
   std::vector<Text> last, joined;
   const auto compute_joined = [&] {
     if (joined.size() == 1) compute_beginning(joined.front());
@@ -277,16 +291,13 @@ std::vector<Generator::Text> Generator::compute_beginnings(std::span<const Text>
     joined.clear();
   };
   for (const Text& text : texts) {
-    std::vector<std::uint32_t>& seen = seen_[text.sequence];
-    // The last token is always computed, since its logits are wanted.
-    seen.erase(std::mismatch(seen.begin(), seen.end(), text.tokens.begin(), text.tokens.end() - 1).first, seen.end());
     if (!joins(joined, text)) compute_joined();
     if (joins(joined, text)) {
       joined.push_back(text);
       continue;
     }
     compute_beginning(text);
-    if (seen.size() < text.tokens.size()) last.push_back({text.sequence, text.tokens.last(1)});
+    if (seen(text.sequence) < text.tokens.size()) last.push_back({text.sequence, text.tokens.last(1)});
   }
   compute_joined();
   return last;

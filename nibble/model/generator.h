@@ -27,6 +27,8 @@ struct GeneratorOptions {
   // Texts from which on their last tokens are computed at once by matrix units, where the path has them, not by vectors; 0: never; empty:
   // by the adapter.
   std::optional<std::uint32_t> least_on_matrices = {};
+  // Of keys and values, f32 or f16, where they may be f16; empty: by the adapter.
+  std::optional<DType> key_dtype = {};
 };
 
 // A causal language model that continues texts. It keeps keys and values of the tokens that it has seen, so that only what
@@ -70,6 +72,8 @@ class Generator {
   std::uint32_t sequences() const { return static_cast<std::uint32_t>(seen_.size()); }
   // Whether a token takes one dispatch a layer (step_layers.h). Where this fails once, it takes several from there on, and a warning says so.
   bool steps_in_one_dispatch() const { return step_.has_value(); }
+  // Of keys and values.
+  DType key_dtype() const { return keys_.front().k.dtype(); }
   // Tokens whose keys and values are kept.
   std::uint32_t seen(std::uint32_t sequence = 0) const { return static_cast<std::uint32_t>(seen_[sequence].size()); }
   // Tokens computed so far, over all calls.
@@ -113,6 +117,8 @@ class Generator {
   Tensor run_layers(gpu::Recorder& recorder, const Pass& pass);
   Dora* dora() const { return lora_ ? adapters_->dora() : nullptr; }
   void forget_changed_adapters();
+  // Keeps what is common to each text and what has been seen; a short beginning is given up where texts can be computed together instead.
+  void forget_what_changed(std::span<const Text> texts);
   // Whether a new text may be computed with these, which are new too.
   bool joins(std::span<const Text> parts, const Text& text) const;
   // All but its last token, and that too where it is in one piece with what comes before it.

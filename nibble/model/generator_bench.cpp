@@ -129,7 +129,7 @@ class Bench {
     const ModelConfig& config = options_.config;
     const double length = options_.prompt_length + (options_.new_tokens + 1) / 2.0;
     const double scale = options_.stream.double_quant ? 1 + 8.0 / 256 : 4;
-    double layer = 8.0 * options_.batch * length * config.num_kv_heads * config.head_dim;
+    double layer = 2.0 * static_cast<double>(size_of(generator_.key_dtype())) * options_.batch * length * config.num_kv_heads * config.head_dim;
     for (const Projection p : all_projections) {
       const auto [out, in] = projection_dims(config, p);
       layer += matrices_read(config, p) * out * in * (0.5 + scale / 64);

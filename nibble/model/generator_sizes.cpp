@@ -52,6 +52,17 @@ LayersOptions pieces_options(ProductPath path, const PassSizes& sizes, std::uint
   return options;
 }
 
+std::uint64_t keys_bytes(const ModelConfig& config, const GeneratorOptions& options, DType dtype) {
+  return std::uint64_t{size_of(dtype)} * std::max(options.sequences, 1u) * config.num_kv_heads * key_capacity(config, options) * config.head_dim;
+}
+
+DType cache_dtype(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options, std::uint32_t rank, bool use_dora) {
+  const bool joint = texts_apart(device, config, layers_options(options.path, most_decoding_rows, rank, use_dora)) > 0;
+  const bool fits = keys_bytes(config, options, DType::f16) <= device.info().limits.max_binding;
+  if (!joint || !fits) return DType::f32;
+  return options.key_dtype.value_or(device.info().type == gpu::AdapterType::software ? DType::f32 : DType::f16);
+}
+
 // On an H200 the products of a layer of 4B take 74 us with two texts by vectors, 250 with eight, and 91 to 96 with 2 to 16 on matrix units,
 // between which there are more dispatches: of 0.6B four texts take 2.0 ms by vectors and 2.3 on matrix units. Of experts each has few of the
 // rows.
@@ -73,10 +84,10 @@ std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& con
   const PassSizes sizes = pass_sizes(device, config, options, rank, use_dora);
   const LayersBytes layers = layers_bytes(device, config, pieces_options(options.path, sizes, rank, use_dora));
   const std::uint32_t most = sizes.most();
-  const std::uint64_t cache = 4ull * std::max(options.sequences, 1u) * config.num_kv_heads * key_capacity(config, options) * config.head_dim;
+  const std::uint64_t keys = gpu::buffer_bytes(keys_bytes(config, options, cache_dtype(device, config, options, rank, use_dora)));
   return layers.decoded_weights + layers.activations + layers.scratch + Head::bytes(device, config, generator_head_options(options.path, sizes)) +
          best_scores_room_bytes(sizes.texts, config.vocab_size) +
-         2 * config.num_layers * gpu::buffer_bytes(cache) +
+         2 * config.num_layers * keys +
          (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, sizes.few) : 0) +
          (wants_step(device, options) && StepLayers::fits(config, use_dora) ? StepLayers::bytes(config, rank, options.step_workgroups.value_or(0)) : 0) +
          2 * gpu::buffer_bytes(DType::f32, {most, config.hidden_size}) + gpu::buffer_bytes(4ull * stream_parts * part_of_stream(most)) +

@@ -30,6 +30,11 @@ HeadOptions generator_head_options(ProductPath path, const PassSizes& sizes);
 // Tokens of a text, and rows of its keys.
 std::uint32_t text_capacity(const ModelConfig& config, const GeneratorOptions& options);
 std::uint32_t key_capacity(const ModelConfig& config, const GeneratorOptions& options);
+// Of keys and values: f16 where layers compute in f16 and meet them in one binding, but on software adapters, which have little
+// to gain by it.
+DType cache_dtype(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options, std::uint32_t rank, bool use_dora);
+// Of one layer's, of all texts.
+std::uint64_t keys_bytes(const ModelConfig& config, const GeneratorOptions& options, DType dtype);
 
 // What a pass uploads at once, each part where a binding may begin: ids, positions, begins and ends of keys in the caches and
 // within the stream, and the rows whose logits are wanted.

@@ -13,7 +13,7 @@ namespace nibble {
 
 // Rotated keys, and values, of one layer, kept from pass to pass.
 struct KeyCache {
-  Tensor k, v;  // (Hk, capacity, D)
+  Tensor k, v;  // (Hk, capacity, D), f32, or f16 where several texts may pass (texts_apart())
 };
 
 // What the layers of one pass share.

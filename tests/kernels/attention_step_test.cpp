@@ -1,6 +1,7 @@
 #include "nibble/kernels/attention_step.h"
 
 #include "nibble/base/error.h"
+#include "nibble/base/half.h"
 #include "nibble/kernels/pack_rows.h"
 #include "nibble/kernels/qk_norm_rope.h"
 #include "nibble/kernels/qkv_heads.h"
@@ -37,16 +38,17 @@ struct Step {
   std::vector<float> qkv, norms;
   GuardedTensor k, v, o, lse;
 
-  explicit Step(const Case& c)
+  explicit Step(const Case& c, DType keys = DType::f32)
       : shape(c.shape()),
         tokens(shape.tokens()),
         capacity((tokens + 18) / 16 * 16),
         qkv(random_values(std::size_t{tokens} * shape.row(), 1)),
         norms(random_values(2 * c.dim, 3)),
-        k(DType::f32, {c.key_heads, capacity, c.dim}),
-        v(DType::f32, {c.key_heads, capacity, c.dim}),
+        k(keys, {c.key_heads, capacity, c.dim}),
+        v(keys, {c.key_heads, capacity, c.dim}),
         o(DType::f32, {1, c.heads * c.dim}),
         lse(DType::f32, {c.heads, 1}) {
+    if (keys != DType::f32) return;
     const auto before = random_values(std::size_t{c.key_heads} * capacity * c.dim, 4);
     for (const GuardedTensor* cache : {&k, &v}) device().write(cache->tensor(), std::as_bytes(std::span(before)));
   }
@@ -92,11 +94,12 @@ struct Step {
 class AttentionStepTest : public testing::TestWithParam<Case> {};
 
 // Tolerances are those of attention in f32 (qkv_attention_test.cpp) and, for the cache, of qkv_heads_test.cpp.
-TEST_P(AttentionStepTest, IsTheLastTokenOfAll) {
-  const Case& c = GetParam();
+void expect_last_of_all(const Case& c, bool by_lanes) {
   Step got(c), expected_cache(c);
   got.cache(0, got.tokens - 1);
-  run(got.step(c));
+  AttentionStep op = got.step(c);
+  op.by_lanes = by_lanes;
+  run(op);
   expected_cache.cache(0, got.tokens - 1);
   expected_cache.cache(got.tokens - 1, 1);
   EXPECT_LT(relative_error(download(got.k.tensor()), download(expected_cache.k.tensor())), 16 * 0x1p-24);
@@ -112,10 +115,17 @@ TEST_P(AttentionStepTest, IsTheLastTokenOfAll) {
   got.expect_guards_intact();
 }
 
+TEST_P(AttentionStepTest, IsTheLastTokenOfAll) {
+  for (const bool by_lanes : {false, true}) expect_last_of_all(GetParam(), by_lanes);
+}
+
 INSTANTIATE_TEST_SUITE_P(Cases, AttentionStepTest, testing::Values(
     Case{1, 1, 16, {1}}, Case{4, 2, 64, {33}}, Case{6, 2, 80, {5, 70}, true, 32}, Case{8, 2, 128, {31}}, Case{8, 1, 128, {129}, true, 32},
-    Case{5, 5, 48, {40, 1}, false, 64}, Case{3, 1, 256, {1, 200}, false, 96}, Case{12, 2, 32, {160}, true, 32}, Case{2, 1, 16, {300}, true, 64},
+    Case{5, 5, 48, {40, 1}, false, 64}, Case{3, 1, 256, {1, 200}, false, 96}, Case{12, 2, 32, {160}, true, 32}, Case{2, 1, 16, {300}, true, 64}, Case{5, 1, 32, {70, 90}, false, 64}, Case{8, 2, 32, {65}},
     Case{32, 8, 128, {150}, true, 32}));
+
+// Run once more with LP_NATIVE_VECTOR_WIDTH=512, where the software adapter has subgroups of 16, so that 16 lanes share a key.
+TEST(AttentionStep, OneLaneAVector) { expect_last_of_all({3, 1, 64, {5, 90}, true, 64}, true); }
 
 TEST(AttentionStep, TheSameBitsEachRun) {
   const Case c{8, 2, 64, {190}, true, 32};
@@ -128,15 +138,17 @@ TEST(AttentionStep, TheSameBitsEachRun) {
   EXPECT_EQ(compute(), compute());
 }
 
-// Each text as alone, in f32 and, where there is f16, from what that holds of the projection.
-TEST(AttentionStep, TokensOfSeveralTexts) {
+// Each text as alone, in f32 and, where there is f16, from what that holds of the projection, and of keys and values.
+void expect_several_texts_as_alone(DType keys) {
   constexpr std::uint32_t heads = 6, key_heads = 2, dim = 64, capacity = 240, row = (heads + 2 * key_heads) * dim, count = 3;
   const std::array<std::uint32_t, count> begins{0, 20, 110}, ends{5, 101, 240}, positions{4, 80, 300};
   struct Caches {
-    GuardedTensor k{DType::f32, {key_heads, capacity, dim}}, v{DType::f32, {key_heads, capacity, dim}}, o{DType::f32, {count, heads * dim}}, lse{DType::f32, {heads, count}};
-    Caches() {
-      const auto before = random_values(std::size_t{key_heads} * capacity * dim, 4);
-      for (const GuardedTensor* cache : {&k, &v}) device().write(cache->tensor(), std::as_bytes(std::span(before)));
+    GuardedTensor k, v, o{DType::f32, {count, heads * dim}}, lse{DType::f32, {heads, count}};
+    explicit Caches(DType dtype) : k(dtype, {key_heads, capacity, dim}), v(dtype, {key_heads, capacity, dim}) {
+      const Tensor before = upload(random_values(std::size_t{key_heads} * capacity * dim, 4), {key_heads, capacity, dim}, dtype);
+      gpu::Recorder recorder(device());
+      for (const GuardedTensor* cache : {&k, &v}) recorder.copy(before, cache->tensor());
+      recorder.submit();
     }
   };
   Operand qkv{upload(random_values(count * row, 1), {count, row}), {}};
@@ -150,7 +162,7 @@ TEST(AttentionStep, TokensOfSeveralTexts) {
                       .most_keys = 130, .least_part_keys = 32});
   };
   const auto expect_same = [&](const Operand& of) {
-    const Caches together, apart;
+    const Caches together(keys), apart(keys);
     step(of, 0, count, together, together.o.tensor(), together.lse.tensor());
     const auto o = download(together.o.tensor()), lse = download(together.lse.tensor());
     for (std::uint32_t t = 0; t < count; ++t) {
@@ -171,6 +183,36 @@ TEST(AttentionStep, TokensOfSeveralTexts) {
     EXPECT_EQ(expect_same(packed), expect_same(qkv));
   }
   expect_same(qkv);
+}
+
+TEST(AttentionStep, TokensOfSeveralTexts) { expect_several_texts_as_alone(DType::f32); }
+
+TEST(AttentionStep, TokensOfSeveralTextsWithKeysInF16) {
+  if (must_skip(device().info().f16)) GTEST_SKIP() << "The adapter has no f16.";
+  expect_several_texts_as_alone(DType::f16);
+}
+
+// As with what f16 holds of keys and values in f32, but for the new token's own, which are rounded too.
+TEST(AttentionStep, KeysInF16) {
+  if (must_skip(device().info().f16)) GTEST_SKIP() << "The adapter has no f16.";
+  const Case c{8, 2, 128, {300}, true, 96};
+  const Step exact(c), half(c, DType::f16);
+  gpu::Recorder recorder(device());
+  const Tensor rounded = upload(random_values(exact.k.tensor().size(), 4), {c.key_heads, exact.capacity, c.dim}, DType::f16);
+  const Tensor same = upload(download(rounded), {c.key_heads, exact.capacity, c.dim});
+  for (const GuardedTensor* cache : {&half.k, &half.v}) recorder.copy(rounded, cache->tensor());
+  for (const GuardedTensor* cache : {&exact.k, &exact.v}) recorder.copy(same, cache->tensor());
+  recorder.submit();
+  run(exact.step(c));
+  run(half.step(c));
+  // One of 300 keys is off by 2^-11.
+  EXPECT_LT(relative_error(download(half.o.tensor()), download(exact.o.tensor())), 0x1p-15);
+  EXPECT_GT(relative_error(download(half.o.tensor()), download(exact.o.tensor())), 0.0);
+  for (const auto& [of, in_f16] : {std::pair{&exact.k, &half.k}, {&exact.v, &half.v}}) {
+    const auto in_f32 = download(of->tensor()), values = download(in_f16->tensor());
+    for (std::size_t i = 0; i < values.size(); ++i) EXPECT_EQ(values[i], f16_to_f32(f32_to_f16(in_f32[i]))) << i;
+  }
+  half.expect_guards_intact();
 }
 
 TEST(AttentionStep, RefusesWhatDoesNotFit) {

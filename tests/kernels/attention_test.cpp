@@ -1,4 +1,5 @@
 #include "nibble/base/error.h"
+#include "nibble/base/half.h"
 #include "nibble/kernels/attention.h"
 #include "tests/kernels/attention_run.h"
 #include "tests/support/gpu_test.h"
@@ -126,6 +127,7 @@ TEST(AttentionReference, GradientsAreSlopes) {
 struct Piece {
   std::uint32_t first, count;
   std::optional<AttentionVariant> variant = {};
+  DType keys = DType::f32;
 };
 struct Generated {
   std::vector<float> o, lse;
@@ -153,8 +155,8 @@ Generated generate(const AttentionCase& shape, const AttentionInputs& inputs, st
   GuardedTensor part_o(DType::f32, {attention_part_rows, shape.heads * dim});
   GuardedTensor part_numbers(DType::f32, {attention_part_rows, shape.heads, 2});
   const Attention op{.q = upload(q, {shape.heads, count, dim}),
-                     .k = upload(k, {shape.key_heads, capacity, dim}),
-                     .v = upload(v, {shape.key_heads, capacity, dim}),
+                     .k = upload(k, {shape.key_heads, capacity, dim}, piece.keys),
+                     .v = upload(v, {shape.key_heads, capacity, dim}, piece.keys),
                      .key_begin = upload_u32(begins),
                      .key_end = upload_u32(ends),
                      .o = o.tensor(),
@@ -199,6 +201,23 @@ TEST(Attention, GenerationEqualsTheWholeForward) {
     for (const Piece& piece : pieces) expect_generated(shape, generate(shape, inputs, 707, piece), expected, piece);
     const Piece last{700, 1};
     expect_generated(shape, generate(shape, inputs, 707, last, false), expected, last);
+  }
+}
+
+// Keys and values that f16 holds are the same in it, by every variant.
+TEST(Attention, GenerationFromKeysInF16) {
+  if (must_skip(device().info().f16)) GTEST_SKIP() << "The adapter has no f16.";
+  for (const std::uint32_t head_dim : {48u, 128u}) {
+    const AttentionCase shape{.heads = 4, .key_heads = 2, .head_dim = head_dim, .segments = {300}};
+    AttentionInputs inputs(shape);
+    for (auto* values : {&inputs.k, &inputs.v}) {
+      for (float& value : *values) value = f16_to_f32(f32_to_f16(value));
+    }
+    const auto expected = attend(shape, doubles(inputs.q), doubles(inputs.k), doubles(inputs.v));
+    for (const auto variant : {AttentionVariant::decode, AttentionVariant::rows, AttentionVariant::tiles, AttentionVariant::small_tiles}) {
+      const Piece piece{230, 70, variant, DType::f16};
+      expect_generated(shape, generate(shape, inputs, 304, piece), expected, piece);
+    }
   }
 }
 

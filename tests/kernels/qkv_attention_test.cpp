@@ -3,8 +3,7 @@
 #include "nibble/base/error.h"
 #include "nibble/kernels/product_matrix.h"
 #include "nibble/kernels/qk_norm_rope.h"
-#include "tests/kernels/attention_run.h"
-#include "tests/kernels/qkv_reference.h"
+#include "tests/kernels/qkv_run.h"
 
 #include <fmt/ranges.h>
 
@@ -14,32 +13,8 @@
 namespace nibble::test::qkv_attention_test {
 namespace {
 
-// How a pass is done: the path of the operands, and whether on matrix units.
-struct Mode {
-  ProductPath path;
-  bool packed;
-  std::optional<detail::AttentionTiles> tiles = {};
-
-  // Errors that are allowed. In f32 they are those of attention_test.cpp. f16 operands are off by 2^-11 of each value: o and
-  // dv are products of one rounded operand, the weights, and rounded again, which makes 2^-10 at most. The scores' errors,
-  // 2^-10 of q . k / sqrt(D), whose terms are on average 1/4, come to the same in lse; and dq and dk are products with dS,
-  // itself the difference of two.
-  double result(std::uint32_t dim) const {
-    return path == ProductPath::f32 ? (2 * dim * std::sqrt(dim) / 4 + 64) * 0x1p-24 : 0x1p-10;
-  }
-  double lse(std::uint32_t dim) const { return path == ProductPath::f32 ? result(dim) : 0x1p-9; }
-  double gradient(std::uint32_t dim) const { return path == ProductPath::f32 ? 8 * result(dim) : 0x1p-9; }
-  double value_gradient(std::uint32_t dim) const { return path == ProductPath::f32 ? 8 * result(dim) : 0x1p-10; }
-};
-
-struct Inputs {
-  std::vector<float> qkv, d_o, norms;
-
-  explicit Inputs(const QkvCase& shape)
-      : qkv(random_values(std::size_t{shape.tokens()} * shape.row(), 1)),
-        d_o(random_values(shape.attention.query_values(), 2)),
-        norms(random_values(2 * shape.dim(), 3)) {}
-};
+using Mode = QkvMode;
+using Inputs = QkvInputs;
 
 struct Outputs {
   std::vector<float> qkv, d_o;  // as they were after rounding
@@ -59,30 +34,6 @@ struct GuardedOperand {
     scale.expect_guards_intact();
   }
 };
-
-QkvAttentionShape room_shape(const QkvCase& shape, const Mode& mode, std::uint32_t more = 5) {
-  return {.tokens = shape.tokens() + more, .heads = shape.attention.heads, .key_heads = shape.attention.key_heads,
-          .head_dim = shape.dim(), .path = mode.path, .packed = mode.packed, .tiles = mode.tiles};
-}
-
-QkvAttention forward_of(const QkvCase& shape, const Mode& mode, const Inputs& inputs, const Operand& o, const Tensor& lse) {
-  QkvAttention op{.qkv = upload_operand(inputs.qkv, shape.tokens(), shape.row(), mode.path),
-                  .heads = shape.attention.heads,
-                  .key_heads = shape.attention.key_heads,
-                  .position = upload_u32(shape.positions()),
-                  .table = upload(rope_table(512, shape.dim(), qkv_theta), {512, shape.dim() / 2, 2}),
-                  .eps = qkv_eps,
-                  .key_begin = upload_u32(shape.attention.key_begin()),
-                  .key_end = upload_u32(shape.attention.key_end()),
-                  .o = o,
-                  .lse = lse,
-                  .room = make_qkv_attention_room(device(), room_shape(shape, mode))};
-  if (shape.norm) {
-    op.q_norm = upload(std::span(inputs.norms).first(shape.dim()), {shape.dim()});
-    op.k_norm = upload(std::span(inputs.norms).last(shape.dim()), {shape.dim()});
-  }
-  return op;
-}
 
 // As products leave operands: not at the top of f16's range.
 void lower(Operand& operand, int binades) {
@@ -319,78 +270,6 @@ TEST(QkvAttention, GradientsBeyondOneBinding) {
   const auto expected = attend_qkv(end, doubles(from(outputs.qkv, shape.row())), inputs.norms, doubles(from(outputs.d_o, queries)));
   EXPECT_LT(relative_error(from(outputs.o, queries), floats(expected.result.o)), mode.result(64));
   EXPECT_LT(relative_error(from(outputs.d_qkv, shape.row()), floats(expected.d_qkv)), mode.gradient(64));
-}
-
-// Tokens one after the other, with keys and values in a cache, are the same as all at once.
-TEST_P(QkvAttentionModes, CachesOfKeysAndValues) {
-  const Mode mode = GetParam();
-  const QkvCase shape{.attention = {.heads = 4, .key_heads = 2, .head_dim = 64, .segments = {21}}};
-  const Inputs inputs(shape);
-  const Outputs whole = run(shape, mode, inputs);
-  auto sizes = room_shape(shape, mode);
-  sizes.backward = false;
-  const Tensor k = device().tensor(DType::f32, {2, 30, 64}, "k"), v = device().tensor(DType::f32, {2, 30, 64}, "v");
-  std::vector<float> o;
-  for (std::uint32_t first = 0; first < 21; first += first == 0 ? 16u : 1u) {
-    const std::uint32_t count = first == 0 ? 16 : 1;
-    const Operand out = make_operand(device(), mode.path, count, 256, "o");
-    QkvAttention op = forward_of(shape, mode, inputs, out, device().tensor(DType::f32, {4, count}, "lse"));
-    op.qkv = upload_operand(std::span(inputs.qkv).subspan(std::size_t{first} * shape.row(), std::size_t{count} * shape.row()),
-                            count, shape.row(), mode.path);
-    std::vector<std::uint32_t> position(count), end(count);
-    std::iota(position.begin(), position.end(), first);
-    std::iota(end.begin(), end.end(), first + 1);
-    op.position = upload_u32(position);
-    op.key_begin = upload_u32(std::vector<std::uint32_t>(count, 0u));
-    op.key_end = upload_u32(end);
-    op.room = make_qkv_attention_room(device(), sizes);
-    op.k_cache = k, op.v_cache = v, op.first_key = first;
-    test::run(op);
-    const auto values = download(out);
-    o.insert(o.end(), values.begin(), values.end());
-  }
-  EXPECT_LT(relative_error(o, whole.o), 2 * mode.result(64));
-}
-
-// Several new texts at once leave what each leaves alone, in rows of the caches that lie apart.
-TEST_P(QkvAttentionModes, NewTextsInOnePass) {
-  const Mode mode = GetParam();
-  const QkvCase shape{.attention = {.heads = 4, .key_heads = 2, .head_dim = 64, .segments = {5, 40, 1, 9}}};
-  const Inputs inputs(shape);
-  const Outputs whole = run(shape, mode, inputs);
-  auto sizes = room_shape(shape, mode);
-  sizes.backward = false;
-  const Operand out = make_operand(device(), mode.path, shape.tokens(), 256, "o");
-  std::array<Tensor, 2> together, apart;
-  for (auto* caches : {&together, &apart}) {
-    for (Tensor& cache : *caches) cache = device().tensor(DType::f32, {2, 200, 64}, "cache");
-  }
-  const auto pass = [&](std::uint32_t first, std::span<const std::uint32_t> lengths, const Operand& o, const std::array<Tensor, 2>& caches) {
-    const std::uint32_t count = std::accumulate(lengths.begin(), lengths.end(), 0u);
-    QkvAttention op = forward_of(shape, mode, inputs, o, device().tensor(DType::f32, {4, count}, "lse"));
-    op.qkv = upload_operand(std::span(inputs.qkv).subspan(std::size_t{first} * shape.row(), std::size_t{count} * shape.row()), count, shape.row(), mode.path);
-    std::vector<std::uint32_t> position, begin, end, own_begin, own_end;
-    for (const std::uint32_t length : lengths) {
-      const auto text = static_cast<std::uint32_t>(position.size());
-      for (std::uint32_t i = 0; i < length; ++i) {
-        const std::uint32_t row = 2 * (first + text);
-        position.push_back(i), begin.push_back(row), end.push_back(row + i + 1), own_begin.push_back(text), own_end.push_back(text + i + 1);
-      }
-    }
-    op.position = upload_u32(position), op.key_begin = upload_u32(begin), op.key_end = upload_u32(end);
-    op.own_begin = upload_u32(own_begin), op.own_end = upload_u32(own_end);
-    op.room = make_qkv_attention_room(device(), sizes);
-    op.k_cache = caches[0], op.v_cache = caches[1], op.first_key = begin[0], op.apart = lengths.size() > 1, op.most_keys = 40;
-    test::run(op);
-  };
-  pass(0, shape.attention.segments, out, together);
-  EXPECT_LT(relative_error(download(out), whole.o), 2 * mode.result(64));
-  std::uint32_t first = 0;
-  for (const std::uint32_t length : shape.attention.segments) {
-    pass(first, {&length, 1}, make_operand(device(), mode.path, length, 256, "o"), apart);
-    first += length;
-  }
-  for (std::size_t i = 0; i < 2; ++i) EXPECT_EQ(download(together[i]), download(apart[i]));
 }
 
 TEST(QkvReference, GradientsAreSlopes) {

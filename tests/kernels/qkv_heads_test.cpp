@@ -1,11 +1,13 @@
 #include "nibble/kernels/qkv_heads.h"
 
 #include "nibble/base/error.h"
+#include "nibble/base/half.h"
 #include "nibble/kernels/pack_rows.h"
 #include "nibble/kernels/qk_norm_rope.h"
 #include "nibble/kernels/unpack_rows.h"
 #include "tests/support/gpu_test.h"
 
+#include <algorithm>
 #include <numeric>
 
 namespace nibble::test::qkv_heads_test {
@@ -41,10 +43,9 @@ QkvHeads inputs_of(const Case& c) {
 
 struct Heads {
   GuardedTensor q, k, v;
-  explicit Heads(const Case& c)
-      : q(DType::f32, {c.heads, c.tokens, c.dim}),
-        k(DType::f32, {c.key_heads, c.capacity, c.dim}),
-        v(DType::f32, {c.key_heads, c.capacity, c.dim}) {
+  explicit Heads(const Case& c, DType keys = DType::f32)
+      : q(DType::f32, {c.heads, c.tokens, c.dim}), k(keys, {c.key_heads, c.capacity, c.dim}), v(keys, {c.key_heads, c.capacity, c.dim}) {
+    if (keys != DType::f32) return;
     const auto before = random_values(std::size_t{c.key_heads} * c.capacity * c.dim, 4);
     for (const GuardedTensor* cache : {&k, &v}) device().write(cache->tensor(), std::as_bytes(std::span(before)));
   }
@@ -98,6 +99,30 @@ TEST(QkvHeads, ReadsRowsInF16) {
   EXPECT_EQ(download(op.q), download(expected.q.tensor()));
   EXPECT_EQ(download(op.k), download(expected.k.tensor()));
   EXPECT_EQ(download(op.v), download(expected.v.tensor()));
+}
+
+// Of what f16 cannot hold the largest that it can.
+TEST(QkvHeads, KeysAndValuesInF16) {
+  if (must_skip(device().info().f16)) GTEST_SKIP() << "The adapter has no f16.";
+  const Case c{5, 4, 2, 64, 8, 3, false};
+  QkvHeads op = inputs_of(c);
+  auto values = download(op.qkv.data);
+  values[values.size() - 1] = 1e6f, values[values.size() - 2] = -1e9f;
+  op.qkv.data = upload(values, {c.tokens, c.width()});
+  const Heads expected(c), got(c, DType::f16);
+  op.q = expected.q.tensor(), op.k = expected.k.tensor(), op.v = expected.v.tensor();
+  run(op);
+  op.q = got.q.tensor(), op.k = got.k.tensor(), op.v = got.v.tensor();
+  run(op);
+  for (const auto& [of, in_f16] : {std::pair{&expected.k, &got.k}, {&expected.v, &got.v}}) {
+    const auto exact = download(of->tensor()), rounded = download(in_f16->tensor());
+    for (std::uint32_t h = 0; h < c.key_heads; ++h) {
+      for (std::size_t i = (h * c.capacity + c.first_key) * c.dim; i < std::size_t{h + 1} * c.capacity * c.dim; ++i) {
+        EXPECT_EQ(rounded[i], f16_to_f32(f32_to_f16(std::clamp(exact[i], -65504.0f, 65504.0f)))) << i;
+      }
+    }
+    in_f16->expect_guards_intact();
+  }
 }
 
 // Tokens of several texts, whose rows lie apart: each goes where it would go alone.

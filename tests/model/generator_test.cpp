@@ -2,71 +2,14 @@
 
 #include "nibble/base/error.h"
 #include "nibble/model/generator_bench.h"
-#include "nibble/model/model.h"
-#include "nibble/model/parity.h"
+#include "tests/model/generator_texts.h"
 #include "tests/support/files.h"
 #include "tests/support/gpu_test.h"
 
-#include <numeric>
 #include <thread>
 
 namespace nibble::generator_test {
 namespace {
-
-using Tokens = std::vector<std::uint32_t>;
-
-ModelState load_tiny(ProductPath path, bool adapter = true) {
-  return ModelState::load(test::device(), test::source_path("models/tiny-qwen3"),
-                          {.path = path,
-                           .adapter = adapter ? test::source_path("tests/golden/tiny/adapter_nonzero") : "",
-                           .trainable = false});
-}
-
-// The unpadded tokens of a row of the golden file.
-Tokens golden_row(std::size_t row) {
-  const SafetensorsFile golden(test::source_path("tests/golden/tiny/golden.safetensors"));
-  const auto read = [&](std::string_view name) {
-    const TensorInfo& info = golden.at(name);
-    std::vector<std::int32_t> values(info.numel());
-    golden.read(info, 0, std::as_writable_bytes(std::span(values)));
-    return values;
-  };
-  const auto ids = read("input_ids"), mask = read("attention_mask");
-  const auto width = static_cast<std::size_t>(golden.at("input_ids").shape[1]);
-  Tokens tokens;
-  for (std::size_t i = row * width; i < (row + 1) * width && mask[i] == 1; ++i) {
-    tokens.push_back(static_cast<std::uint32_t>(ids[i]));
-  }
-  return tokens;
-}
-
-// The training forward's logits after each of the tokens, one row each.
-std::vector<std::vector<float>> training_logits(const ModelState& state, const Tokens& tokens, bool with_adapter = true) {
-  const auto count = static_cast<std::uint32_t>(tokens.size());
-  Model model(state, {.max_tokens = count, .max_labels = count, .trainable = false});
-  model.use_adapter(with_adapter);
-  Tokens position(count);
-  std::iota(position.begin(), position.end(), 0u);
-  const Tokens begin(count, 0), end(count, count);
-  gpu::Recorder recorder(test::device());
-  const DeviceStream stream = model.upload(
-      recorder, {.tokens = tokens, .position = position, .segment_begin = begin, .segment_end = end, .label_rows = {}, .labels = {}});
-  const Tensor rows = test::upload_u32(position);
-  const Tensor logits = model.logits(recorder, model.forward(recorder, stream), rows, count);
-  recorder.submit();
-  const auto values = test::download(logits);
-  std::vector<std::vector<float>> result;
-  for (auto at = values.begin(); at != values.end(); at += state.vocab_size()) {
-    result.emplace_back(at, at + state.vocab_size());
-  }
-  return result;
-}
-
-// In f32 the two differ by the order of sums: about 2^-24 sqrt(K) = 1e-6 in each of the 28 products on the way, which add
-// as a random walk. With f16 operands, which few tokens do not have, a product differs by 2^-11 / sqrt(3) = 3e-4 instead.
-double allowed_error(ProductPath path) { return path == ProductPath::f32 ? 1e-5 : 3e-3; }
-
-std::span<const std::uint32_t> first(const Tokens& tokens, std::size_t count) { return std::span(tokens).first(count); }
 
 TEST(Generator, PromptAndStepsGiveTheTrainingForwardsLogits) {
   for (const ProductPath path : test::product_paths()) {
@@ -291,93 +234,6 @@ TEST(Generator, AStepPreparedWithTheAdapterIsNotTakenWithout) {
     for (std::size_t count = 15; count <= 16; ++count) generator.logits(first(tokens, count));
     generator.use_adapter(false);
     EXPECT_LT(test::relative_error(generator.logits(first(tokens, 17)), training_logits(state, tokens, false)[16]), 1e-5) << workgroups;
-  }
-}
-
-// Texts side by side, begun at different times, of which one ends and another takes its place.
-// By vectors, and on matrix units, whose products read NF4 themselves.
-TEST(Generator, SeveralTextsGiveWhatEachGivesAlone) {
-  std::vector<std::pair<ProductPath, std::uint32_t>> ways;
-  for (const ProductPath path : test::product_paths()) ways.emplace_back(path, 0);
-  if (ways.back().first == ProductPath::matrix) ways.emplace_back(ProductPath::matrix, 2);
-  for (const auto& [path, least_on_matrices] : ways) {
-    const ModelState state = load_tiny(path);
-    const std::array<Tokens, 4> texts{golden_row(0), golden_row(1), golden_row(2), golden_row(3)};
-    Generator together(state, {.capacity = 128, .piece = 16, .sequences = 3, .least_on_matrices = least_on_matrices});
-    Generator alone(state, {.capacity = 128, .piece = 16});
-    EXPECT_EQ(together.sequences(), 3u);
-    const auto expect_same = [&](std::span<const Generator::Text> asked) {
-      const auto logits = together.all_logits(asked);
-      ASSERT_EQ(logits.size(), asked.size());
-      for (std::size_t i = 0; i < asked.size(); ++i) {
-        EXPECT_LT(test::relative_error(logits[i], alone.logits(asked[i].tokens)), allowed_error(path)) << asked[i].sequence;
-        EXPECT_EQ(together.seen(asked[i].sequence), asked[i].tokens.size());
-      }
-    };
-    for (std::size_t n = 9; n < 14; ++n) {
-      const std::array asked{Generator::Text{0, first(texts[0], n)}, Generator::Text{1, first(texts[1], n + 4)}, Generator::Text{2, first(texts[2], 3)}};
-      expect_same(std::span(asked).first(n < 11 ? 2 : 3));
-    }
-    const std::array changed{Generator::Text{0, first(texts[3], 20)}, Generator::Text{2, first(texts[2], 4)}};
-    expect_same(changed);
-    together.use_adapter(false);
-    alone.use_adapter(false);
-    expect_same(changed);
-  }
-}
-
-// A step of texts on matrix units decodes nothing before its products, and takes no vectors.
-TEST(Generator, SeveralTextsOnMatrixUnitsReadNf4InProducts) {
-  if (test::must_skip(supports(test::device().info(), ProductPath::matrix))) GTEST_SKIP() << "The adapter has no matrices.";
-  gpu::Device device({.profile = true});
-  const ModelState state = ModelState::load(device, test::source_path("models/tiny-qwen3"), {.path = ProductPath::matrix, .trainable = false});
-  Generator generator(state, {.capacity = 64, .sequences = 2, .least_on_matrices = 2});
-  const Tokens tokens = golden_row(0);
-  const auto calls = [&](std::string_view kernel) {
-    std::uint64_t count = 0;
-    for (const auto& row : device.profile()) count += row.label.starts_with(kernel) ? row.count : 0;
-    return count;
-  };
-  const std::array prompts{Generator::Text{0, first(tokens, 4)}, Generator::Text{1, first(tokens, 6)}};
-  const std::array next{Generator::Text{0, first(tokens, 5)}, Generator::Text{1, first(tokens, 7)}};
-  for (const Generator::Text& prompt : prompts) generator.all_logits({&prompt, 1});
-  const std::uint64_t vectors = calls("nf4_vec"), products = calls("product_matrix:nt");
-  EXPECT_GT(vectors, 0u);
-  generator.all_logits(next);
-  EXPECT_EQ(calls("nf4_vec"), vectors);
-  EXPECT_EQ(calls("nf4_dequantize"), 0u);
-  EXPECT_GE(calls("product_matrix:nt"), products + 4 * state.num_layers());
-}
-
-// Texts that are new fill pieces together; one that goes on, or is longer than what is left of a piece, is computed by itself.
-TEST(Generator, NewTextsAreComputedTogether) {
-  if (test::must_skip(supports(test::device().info(), ProductPath::matrix))) GTEST_SKIP() << "The adapter has no matrices.";
-  gpu::Device device({.profile = true});
-  const ModelState state = ModelState::load(device, test::source_path("models/tiny-qwen3"), {.path = ProductPath::matrix, .trainable = false});
-  const std::array<Tokens, 4> texts{golden_row(0), golden_row(1), golden_row(2), golden_row(3)};
-  const auto passes = [&] {
-    std::uint64_t count = 0;
-    for (const auto& row : device.profile()) count += row.label.starts_with("embedding") ? row.count : 0;
-    return count;
-  };
-  Generator alone(state, {.capacity = 64});
-  for (const auto& [piece, expected] : {std::pair{64u, 1u}, {40u, 2u}}) {
-    Generator together(state, {.capacity = 64, .piece = piece, .sequences = 4});
-    const auto expect_same = [&](std::span<const Generator::Text> asked, std::uint64_t count) {
-      const std::uint64_t before = passes();
-      const auto logits = together.all_logits(asked);
-      EXPECT_EQ(passes() - before, count) << piece;
-      for (std::size_t i = 0; i < asked.size(); ++i) {
-        EXPECT_LT(test::relative_error(logits[i], alone.logits(asked[i].tokens)), allowed_error(ProductPath::matrix)) << asked[i].sequence;
-        EXPECT_EQ(together.seen(asked[i].sequence), asked[i].tokens.size());
-      }
-    };
-    const std::array asked{Generator::Text{0, first(texts[0], 19)}, Generator::Text{1, first(texts[1], 2)}, Generator::Text{2, first(texts[2], 11)},
-                           Generator::Text{3, first(texts[3], 23)}};
-    expect_same(asked, expected);
-    const std::array next{Generator::Text{0, first(texts[3], 19)}, Generator::Text{1, first(texts[1], 3)}, Generator::Text{2, first(texts[2], 12)},
-                          Generator::Text{3, first(texts[3], 24)}};
-    expect_same(next, 2);
   }
 }
 

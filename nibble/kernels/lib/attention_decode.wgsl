@@ -1,5 +1,5 @@
 // What attention_decode.wgsl and attention_step.wgsl share: the weights of a tile's keys from their products, and the result from
-// the slots' sums.
+// the slots' sums. K: key_cache.h.
 @group(0) @binding(6) var<storage, read_write> o: array<vec4<f32>>;  // SPLIT: weighted sums of parts
 @group(0) @binding(7) var<storage, read_write> lse: array<f32>;      // SPLIT: of each part the largest score and the sum of weights
 
@@ -63,12 +63,12 @@ fn weigh(running: ptr<function, Running>, count: u32, invocation: u32) {
 }
 
 // Adds a slot's values of a tile, by their weights.
-fn add_values(sums: ptr<function, array<vec4<f32>, HEADS>>, values: array<vec4<f32>, VALUES>, slot: u32) {
+fn add_values(sums: ptr<function, array<vec4<f32>, HEADS>>, values: array<K, VALUES>, slot: u32) {
   for (var h = 0u; h < HEADS; h++) {
     var sum = (*sums)[h] * shrinks[h];
     for (var i = 0u; i < VALUES; i++) {
       let at = slot + SLOTS * i;
-      sum += select(0.0, weights[h * TILE + min(at, TILE - 1u)], at < TILE) * values[i];
+      sum += select(0.0, weights[h * TILE + min(at, TILE - 1u)], at < TILE) * vec4<f32>(values[i]);
     }
     (*sums)[h] = sum;
   }

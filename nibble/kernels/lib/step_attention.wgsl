@@ -1,8 +1,9 @@
 // Attention of the new token over the cached keys and itself. Keys are cut into parts; a workgroup has a part of one key head's
 // (item), a subgroup one of the head's queries and every TEAMS-th key of the part, whose scores and weighted values it keeps by the
 // running maximum. The teams' results are put together in workgroup memory, the parts' by whoever has those columns of the output.
-@group(0) @binding(10) var<storage, read_write> k_cache: array<vec4<f32>>;
-@group(0) @binding(11) var<storage, read_write> v_cache: array<vec4<f32>>;
+// Of the prelude: K: key_cache.h.
+@group(0) @binding(10) var<storage, read_write> k_cache: array<K>;
+@group(0) @binding(11) var<storage, read_write> v_cache: array<K>;
 @group(0) @binding(12) var<storage, read> rope: array<vec2<f32>>;  // (positions, HEAD_DIM / 2) of cos, sin
 
 const LOWEST = -1e30;
@@ -10,7 +11,8 @@ const GROUP = HEADS / KEY_HEADS;
 const VECTORS = HEAD_DIM / 4u;
 const OWN_VECTORS = (VECTORS + SUBGROUP - 1u) / SUBGROUP;  // of a lane
 const TEAMS = SUBGROUPS / GROUP;  // subgroups of each query
-const KEYS = 4u;                  // of a subgroup at a time
+const KEYS = 8u;                  // of a subgroup at a time
+const KEY_LANES = SUBGROUP / KEYS;
 // In `values`, behind the subgroups' results: the item's queries, the new key, the new values.
 const FRESH_AT = SUBGROUPS * HEAD_DIM;
 const FRESH = (GROUP + 2u) * HEAD_DIM;
@@ -19,6 +21,7 @@ var<workgroup> largests: array<f32, SUBGROUPS>;
 var<workgroup> totals: array<f32, SUBGROUPS>;
 
 alias Vectors = array<vec4<f32>, OWN_VECTORS>;
+alias KeyVectors = array<K, OWN_VECTORS>;
 
 fn own_vector(lane: u32, i: u32) -> u32 {
   return min(lane + i * SUBGROUP, VECTORS - 1u);
@@ -93,10 +96,9 @@ fn fresh_vector(row: u32, vector: u32) -> vec4<f32> {
 
 // Some keys of a subgroup, every TEAMS-th row.
 struct Tile {
-  k: array<Vectors, KEYS>,
-  v: array<Vectors, KEYS>,
+  k: array<KeyVectors, KEYS>,
+  v: array<KeyVectors, KEYS>,
 }
-// The new token's row holds something else as yet.
 fn cached_tile(key_head: u32, first: u32, lane: u32) -> Tile {
   var tile: Tile;
   for (var j = 0u; j < KEYS; j++) {
@@ -112,46 +114,73 @@ fn cached_tile(key_head: u32, first: u32, lane: u32) -> Tile {
 fn put_new_key(key_head: u32, invocation: u32) {
   if (invocation < VECTORS) {
     let at = (key_head * params.capacity + params.new_key) * VECTORS + invocation;
-    k_cache[at] = fresh_vector(GROUP, invocation);
-    v_cache[at] = fresh_vector(GROUP + 1u, invocation);
+    k_cache[at] = stored(fresh_vector(GROUP, invocation));
+    v_cache[at] = stored(fresh_vector(GROUP + 1u, invocation));
   }
 }
 
 // What a subgroup has of its query's keys.
 struct Running {
   largest: f32,
-  total: f32,
+  total: f32,  // of the keys whose first lane it is
   sums: Vectors,
 }
 
-fn add_tile(running: Running, tile: Tile, query: Vectors, first: u32, end: u32, lane: u32) -> Running {
-  var scores: array<f32, KEYS>;
-  var largest = running.largest;
-  for (var j = 0u; j < KEYS; j++) {
-    let row = first + j * TEAMS;
-    var score = 0.0;
-    for (var i = 0u; i < OWN_VECTORS; i++) {
-      let k = select(tile.k[j][i], fresh_vector(GROUP, own_vector(lane, i)), row == params.new_key);
-      score += select(0.0, dot(query[i], k), lane + i * SUBGROUP < VECTORS);
-    }
-    scores[j] = select(LOWEST, subgroupAdd(score), row < end);
-    largest = max(largest, scores[j]);
+// Of two keys' products the sum that this lane keeps, of both lanes.
+fn halved(low: f32, high: f32, bit: u32, lane: u32) -> f32 {
+  let upper = (lane & bit) != 0u;
+  return select(low, high, upper) + subgroupShuffleXor(select(high, low, upper), bit);
+}
+
+// Of the products of eight keys the whole subgroup's sum of key lane / KEY_LANES.
+fn sum_of_key(p: array<f32, KEYS>, lane: u32) -> f32 {
+  let half = SUBGROUP / 2u;
+  let a = halved(halved(p[0], p[4], half, lane), halved(p[2], p[6], half, lane), half / 2u, lane);
+  let b = halved(halved(p[1], p[5], half, lane), halved(p[3], p[7], half, lane), half / 2u, lane);
+  var sum = halved(a, b, half / 4u, lane);
+  for (var bit = KEY_LANES / 2u; bit > 0u; bit /= 2u) {
+    sum += subgroupShuffleXor(sum, bit);
   }
+  return sum;
+}
+
+// With the new key alone, or without any.
+fn begun(query: Vectors, lane: u32, with_new: bool) -> Running {
+  var score = 0.0;
+  for (var i = 0u; i < OWN_VECTORS; i++) {
+    score += select(0.0, dot(query[i], fresh_vector(GROUP, own_vector(lane, i))), lane + i * SUBGROUP < VECTORS);
+  }
+  var result: Running;
+  result.largest = select(LOWEST, subgroupAdd(score), with_new);
+  result.total = select(0.0, 1.0, with_new && lane == 0u);
+  for (var i = 0u; i < OWN_VECTORS; i++) {
+    result.sums[i] = select(vec4<f32>(), fresh_vector(GROUP + 1u, own_vector(lane, i)), with_new);
+  }
+  return result;
+}
+
+fn add_tile(running: Running, tile: Tile, query: Vectors, first: u32, end: u32, lane: u32) -> Running {
+  var products: array<f32, KEYS>;
+  for (var j = 0u; j < KEYS; j++) {
+    for (var i = 0u; i < OWN_VECTORS; i++) {
+      products[j] += select(0.0, dot(query[i], vec4<f32>(tile.k[j][i])), lane + i * SUBGROUP < VECTORS);
+    }
+  }
+  let met = first + lane / KEY_LANES * TEAMS < end;
+  let score = select(LOWEST, sum_of_key(products, lane), met);
   var result = running;
-  let shrink = exp(running.largest - largest);
-  result.largest = largest;
-  result.total *= shrink;
+  result.largest = max(running.largest, subgroupMax(score));
+  let shrink = exp(running.largest - result.largest);
+  let weight = select(0.0, exp(score - result.largest), met);
+  result.total = running.total * shrink + select(0.0, weight, lane % KEY_LANES == 0u);
   for (var i = 0u; i < OWN_VECTORS; i++) {
     result.sums[i] *= shrink;
   }
   for (var j = 0u; j < KEYS; j++) {
-    let row = first + j * TEAMS;
-    let weight = select(0.0, exp(scores[j] - largest), row < end);
-    result.total += weight;
+    let of_key = subgroupShuffle(weight, j * KEY_LANES);
     for (var i = 0u; i < OWN_VECTORS; i++) {
-      let v = select(tile.v[j][i], fresh_vector(GROUP + 1u, own_vector(lane, i)), row == params.new_key);
       // Behind the end stands anything, NaN too.
-      result.sums[i] += weight * select(vec4<f32>(), v, row < end);
+      result.sums[i] += of_key * select(vec4<f32>(), vec4<f32>(tile.v[j][i]), first + j * TEAMS < end);
     }
   }
   return result;
@@ -200,14 +229,16 @@ fn attend(item: u32, invocation: u32, subgroup: u32, lane: u32) {
   for (var i = 0u; i < OWN_VECTORS; i++) {
     query[i] = fresh_vector(subgroup % GROUP, own_vector(lane, i));
   }
-  var running: Running;
-  running.largest = LOWEST;
-  for (var first = begin; first < end; first += KEYS * TEAMS) {
-    running = add_tile(running, tile, query, first + team, end, lane);
-    if (first + KEYS * TEAMS < end) {
+  // The new token's row of the caches holds something else as yet.
+  let cached_end = min(end, params.new_key);
+  var running = begun(query, lane, team == 0u && begin < end && end > params.new_key);
+  for (var first = begin; first < cached_end; first += KEYS * TEAMS) {
+    running = add_tile(running, tile, query, first + team, cached_end, lane);
+    if (first + KEYS * TEAMS < cached_end) {
       tile = cached_tile(key_head, first + KEYS * TEAMS + team, lane);
     }
   }
+  let total = subgroupAdd(running.total);
   if (team < TEAMS) {
     for (var i = 0u; i < OWN_VECTORS; i++) {
       let vector = lane + i * SUBGROUP;
@@ -219,7 +250,7 @@ fn attend(item: u32, invocation: u32, subgroup: u32, lane: u32) {
     }
     if (lane == 0u) {
       largests[subgroup] = running.largest;
-      totals[subgroup] = running.total;
+      totals[subgroup] = total;
     }
   }
   workgroupBarrier();
