@@ -23,6 +23,7 @@ struct PackedAttentionParams {
   std::uint32_t tokens, heads, key_heads, parts;
   float scale;
   std::uint32_t first_row = 0;  // of dq as it is bound
+  std::uint32_t capacity = 0;   // rows of a head in caches
 };
 
 std::uint32_t blocks_of(std::uint32_t rows, std::uint32_t block) { return (rows + block - 1) / block; }
@@ -31,7 +32,8 @@ std::uint32_t blocks_of(std::uint32_t rows, std::uint32_t block) { return (rows 
 // processor's workgroup memory; the others need all of it. In short streams rows of 128 would leave parts of the GPU without
 // work in the forward pass.
 AttentionTile tile_of(const gpu::AdapterInfo& info, AttentionPass pass, const PackedHeads& of) {
-  if (of.tiles && pass == AttentionPass::forward) return of.tiles->forward;
+  const bool forward = pass == AttentionPass::forward || pass == AttentionPass::forward_from_caches;
+  if (of.tiles && forward) return of.tiles->forward;
   if (of.tiles) return pass == AttentionPass::query_gradients ? of.tiles->query_gradients : of.tiles->key_gradients;
   AttentionTile tile{.matrix = default_matrix_tile(info).value().matrix, .subgroup = info.subgroup_max_size};
   if (info.type == gpu::AdapterType::software) {
@@ -40,7 +42,7 @@ AttentionTile tile_of(const gpu::AdapterInfo& info, AttentionPass pass, const Pa
     tile.unroll = tile.own_in_registers = false;
     return tile;
   }
-  if (pass == AttentionPass::forward) {
+  if (forward) {
     const std::uint64_t tokens = of.plan_tokens ? of.plan_tokens : of.tokens();
     const bool many = of.head_dim() == 128 && tokens * of.heads >= 65536 && info.limits.workgroup_invocations >= 512;
     tile.rows = many ? 128 : 64, tile.columns = 32;
@@ -53,7 +55,7 @@ AttentionTile tile_of(const gpu::AdapterInfo& info, AttentionPass pass, const Pa
 }
 
 gpu::Kernel kernel_of(gpu::Device& device, const AttentionTile& tile, AttentionPass pass, std::uint32_t head_dim) {
-  constexpr std::array labels{"packed_attention:forward", "packed_attention:query_gradients",
+  constexpr std::array labels{"packed_attention:forward", "packed_attention:forward_from_caches", "packed_attention:query_gradients",
                               "packed_attention:key_gradients"};
   const char* label = labels.at(static_cast<std::size_t>(pass));
   return device.kernel(fmt::format("{} {} {}x{} {}", label, head_dim, tile.rows, tile.columns, tile.subgroups), label, "main",
@@ -96,6 +98,12 @@ void check_heads(const gpu::Device& device, const PackedHeads& of) {
   check_u32(of.key_end, tokens, "key_end");
   check(packed_attention_fits(device, shape_of(of)), in_packed_attention,
         "The adapter has no matrices for {} tokens with heads of {}, or too small bindings.", tokens, dim);
+}
+
+void check_caches(const PackedAttention& op) {
+  for (const Tensor* cache : {&op.k_cache, &op.v_cache}) {
+    expect_shape(*cache, DType::f16, {op.of.key_heads, op.k_cache.dim(1), op.of.head_dim()}, in_packed_attention, "a cache");
+  }
 }
 
 // In f32 dq is the largest tensor here, and of long streams larger than a binding.
@@ -171,12 +179,20 @@ void record(gpu::Recorder& recorder, const PackedAttention& op) {
   check_f16(op.o, tokens, op.of.heads * dim, "o");
   expect_shape(op.lse, DType::f32, {op.of.heads, tokens}, in_packed_attention, "lse");
   using gpu::read, gpu::write;
-  const AttentionTile tile = tile_of(device.info(), AttentionPass::forward, op.of);
-  recorder.dispatch(kernel_of(device, tile, AttentionPass::forward, dim),
-                    {read(op.of.qk.data), read(op.of.qk.scale), read(op.of.qkv.data), read(op.of.qkv.scale),
-                     read(op.of.v_most), read(op.of.key_begin), read(op.of.key_end), gpu::read_write(op.o.data),
-                     write(op.o.scale), write(op.lse)},
-                    params_of(op.of), {op.of.heads, blocks_of(tokens, tile.rows)}, work_of(op.of, 2, 3));
+  const auto pass = op.k_cache ? AttentionPass::forward_from_caches : AttentionPass::forward;
+  const AttentionTile tile = tile_of(device.info(), pass, op.of);
+  PackedAttentionParams params = params_of(op.of);
+  std::vector<gpu::Binding> bindings{read(op.of.qk.data), read(op.of.qk.scale)};
+  if (op.k_cache) {
+    check_caches(op);
+    params.capacity = op.k_cache.dim(1);
+    bindings.insert(bindings.end(), {read(op.k_cache), read(op.v_cache)});
+  } else {
+    bindings.insert(bindings.end(), {read(op.of.qkv.data), read(op.of.qkv.scale), read(op.of.v_most)});
+  }
+  bindings.insert(bindings.end(), {read(op.of.key_begin), read(op.of.key_end), gpu::read_write(op.o.data), write(op.o.scale), write(op.lse)});
+  recorder.dispatch_bytes(kernel_of(device, tile, pass, dim), bindings, std::as_bytes(std::span(&params, 1)), {op.of.heads, blocks_of(tokens, tile.rows)},
+                          work_of(op.of, 2, 3));
 }
 
 void record(gpu::Recorder& recorder, const PackedAttentionBackward& op) {

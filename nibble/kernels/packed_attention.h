@@ -47,11 +47,13 @@ struct PackedHeads {
   std::uint32_t head_dim() const { return qk.data.dim(1) / (heads + key_heads); }
 };
 
-// Writes `=`. Rows of o have the scale of the largest value met, so that no head waits for another.
+// Writes `=`. Rows of o have the scale of the largest value met, so that no head waits for another. With caches, keys and values are
+// theirs, the bounds count their rows, and o has the scale 1.
 struct PackedAttention {
   PackedHeads of;
   Operand o;   // (T, H * D), f16
   Tensor lse;  // (H, T)
+  Tensor k_cache = {}, v_cache = {};  // (Hk, capacity, D), f16
 };
 void record(gpu::Recorder& recorder, const PackedAttention& op);
 
@@ -81,7 +83,7 @@ std::uint32_t packed_attention_most_rows(const PackedAttentionShape& shape);
 
 namespace detail {
 
-enum class AttentionPass { forward, query_gradients, key_gradients };
+enum class AttentionPass { forward, forward_from_caches, query_gradients, key_gradients };
 
 // The kernel's text.
 std::string packed_attention_text(const AttentionTile& tile, AttentionPass pass, std::uint32_t head_dim);

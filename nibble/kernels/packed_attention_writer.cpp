@@ -25,13 +25,18 @@ std::uint32_t PackedAttentionWriter::room_size() const {
 
 void PackedAttentionWriter::declarations() {
   line("enable f16;\nenable subgroups;\nenable chromium_experimental_subgroup_matrix;");
-  line("struct Params {{ tokens: u32, heads: u32, key_heads: u32, parts: u32, scale: f32, first_row: u32 }}");
+  line("struct Params {{ tokens: u32, heads: u32, key_heads: u32, parts: u32, scale: f32, first_row: u32, capacity: u32 }}");
   line("@group(0) @binding(0) var<uniform> params: Params;");
   line("@group(0) @binding(1) var<storage, read> qk: array<vec4<u32>>;");
   line("@group(0) @binding(2) var<storage, read> qk_scale: array<f32>;");
-  line("@group(0) @binding(3) var<storage, read> qkv: array<vec4<u32>>;");
-  line("@group(0) @binding(4) var<storage, read> v_scale: array<f32>;");
-  line("@group(0) @binding(5) var<storage, read> v_most: array<f32>;");
+  if (from_caches()) {
+    line("@group(0) @binding(3) var<storage, read> k_cache: array<vec4<u32>>;");
+    line("@group(0) @binding(4) var<storage, read> v_cache: array<vec4<u32>>;");
+  } else {
+    line("@group(0) @binding(3) var<storage, read> qkv: array<vec4<u32>>;");
+    line("@group(0) @binding(4) var<storage, read> v_scale: array<f32>;");
+    line("@group(0) @binding(5) var<storage, read> v_most: array<f32>;");
+  }
   line("var<workgroup> room: array<vec4<u32>, {}>;", room_size());
   line("var<workgroup> partial: array<f32, {}>;", t_.subgroups);
   line("alias Left = subgroup_matrix_left<f16, {}, {}>;", t_.matrix.k, t_.matrix.m);
@@ -156,8 +161,9 @@ void PackedAttentionWriter::declare_stages() {
 void PackedAttentionWriter::fetch(std::uint32_t i, const Source& source, const char* token) {
   for_vectors(t_.columns, [&](auto n, auto v, auto row, auto column) {
     if (v == 0) {
-      line("    let token{}_{} = min({} + fetch_row + {}u, params.tokens - 1u);", i, n, token, row);
-      line("    scale{0}_{1} = {2}[token{0}_{1}];", i, n, source.scales);
+      line("    let token{}_{} = min({} + fetch_row + {}u, {} - 1u);", i, n, token, row, source.count);
+      if (source.scales.empty()) line("    scale{}_{} = 1.0;", i, n);
+      else line("    scale{0}_{1} = {2}[token{0}_{1}];", i, n, source.scales);
     }
     line("    next{0}_{1}_{2} = {3}[{4} + token{0}_{1} * {5} + fetch_column + {6}u];", i, n, v, source.operand, source.rows,
          source.row_length, column);

@@ -22,7 +22,8 @@ class PackedAttentionWriter {
     text_ += '\n';
   }
 
-  bool two() const { return pass_ != AttentionPass::forward; }  // tiles of scores
+  bool from_caches() const { return pass_ == AttentionPass::forward_from_caches; }
+  bool two() const { return pass_ != AttentionPass::forward && !from_caches(); }  // tiles of scores
   bool two_results() const { return pass_ == AttentionPass::key_gradients; }
   std::uint32_t operands() const { return two() ? 2 : 1; }  // of the workgroup's own rows
   std::uint32_t score_subgroups() const { return two() ? t_.subgroups / 2 : t_.subgroups; }
@@ -77,9 +78,9 @@ class PackedAttentionWriter {
   void keep_own();
   // Variables for a block of both looped operands and the scales of their rows.
   void declare_stages();
-  // Operand i's block of rows from `token` on into them, from vector `rows` of each on.
+  // Operand i's block of rows from `token` on into them, from vector `rows` of each on. Without scales they are 1.
   struct Source {
-    const char *operand, *rows, *row_length, *scales;
+    std::string_view operand, rows, row_length, scales, count = "params.tokens";
   };
   void fetch(std::uint32_t i, const Source& source, const char* token);
   // The largest of some values of tokens, or of heads and tokens: `value` is an expression of `at` < count.
@@ -138,5 +139,35 @@ class PackedAttentionWriter {
       for (std::uint32_t v = 0; v < length() / lanes_a_row(); ++v) f(n, v, n * rows_at_once(), v * lanes_a_row());
   }
 };
+
+// What loops over keys has in common.
+class KeysWriter : protected PackedAttentionWriter {
+ protected:
+  using PackedAttentionWriter::PackedAttentionWriter;
+  // The keys that the workgroup's queries meet, and those that all of them meet.
+  void block_of_keys() {
+    line("  let key_head = group.x / group_size;\n  let begin = key_begin[first];\n  let end = key_end[last];");
+    line("  let whole_begin = key_begin[last];\n  let whole_end = key_end[first];");
+    if (from_caches()) return line("  let k_at = key_head * params.capacity * HEAD;\n  let v_at = k_at;");
+    line("  let k_at = q_length + key_head * HEAD;\n  let v_at = qk_length + key_head * HEAD;");
+  }
+  void fetch_k(const char* token) { fetch_of(0, {"qk", "k_at", "qk_length", "qk_scale"}, "k_cache", token); }
+  void fetch_v(const char* token) { fetch_of(1, {"qkv", "v_at", "qkv_length", "v_scale"}, "v_cache", token); }
+  // The scales that keys and values are brought to; caches have none.
+  void largest_of_keys() {
+    if (from_caches()) return line("  let most_k = 1.0;\n  let unit_v = 1.0;\n  let inverse0 = 1.0;\n  let inverse1 = 1.0;");
+    line("  var most_k = TINY;\n  var most_v = TINY;\n  let met = end - begin;");
+    find_largest("met", {{"k", "qk_scale[begin + at]"}, {"v", "v_most[begin + at]"}});
+    line("  let unit_v = unit_of(most_v);\n  let inverse0 = inverse_power(most_k);\n  let inverse1 = inverse_power(unit_v);");
+  }
+
+ private:
+  void fetch_of(std::uint32_t i, const Source& stream, const char* cache, const char* token) {
+    from_caches() ? fetch(i, {cache, i == 0 ? "k_at" : "v_at", "HEAD", "", "params.capacity"}, token) : fetch(i, stream, token);
+  }
+};
+
+// Of the forward pass, whose keys and values come from the stream or from caches.
+std::string packed_forward_text(const AttentionTile& tile, AttentionPass pass, std::uint32_t head_dim);
 
 }  // namespace nibble::detail

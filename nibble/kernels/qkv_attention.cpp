@@ -58,6 +58,11 @@ class Packed {
     record(rec_, PackedAttention{.of = of, .o = op_.o, .lse = op_.lse});
   }
 
+  // Of keys and values that are in the caches already.
+  void forward_from_caches() {
+    record(rec_, PackedAttention{.of = pack(), .o = op_.o, .lse = op_.lse, .k_cache = op_.k_cache, .v_cache = op_.v_cache});
+  }
+
   void backward(const QkvAttentionBackward& op) {
     const QkvAttentionRoom& room = op_.room;
     const std::uint32_t parts = packed_attention_parts({s_.tokens, s_.heads, s_.key_heads, s_.dim});
@@ -197,6 +202,12 @@ bool is_packed(const gpu::Device& device, const QkvAttentionShape& shape) {
   return shape.packed.value_or(fits && device.info().type != gpu::AdapterType::software);
 }
 
+// Whether a pass that meets earlier rows of the caches is for matrix units: not one of a few tokens (attention.h), or of several texts.
+bool packs_with_earlier(const QkvAttention& op) {
+  constexpr std::uint32_t few = 8;
+  return op.k_cache.dtype() == DType::f16 && !op.apart && op.qkv.data.dim(0) > few;
+}
+
 // One description of every tensor serves making and counting: make(tensor, dtype, dims).
 template <typename Make>
 void visit(QkvAttentionRoom& r, const QkvAttentionShape& s, bool packed, const Make& make) {
@@ -267,7 +278,12 @@ void record(gpu::Recorder& recorder, const QkvAttention& op) {
   check(static_cast<bool>(op.k_cache) == static_cast<bool>(op.v_cache) && (op.k_cache || op.first_key == 0), in_qkv_attention,
         "Caches of keys and values must be given together.");
   check(!op.k_cache || op.room.q, in_qkv_attention, "The room has no place for a pass with a cache.");
-  if (!op.room.packed || (op.k_cache && !op.own_end)) return ByHeads(recorder, op).forward();
+  const bool meets_earlier = op.k_cache && !op.own_end;
+  if (!op.room.packed || (meets_earlier && !packs_with_earlier(op))) return ByHeads(recorder, op).forward();
+  if (meets_earlier) {
+    ByHeads(recorder, op).put_keys();
+    return Packed(recorder, op).forward_from_caches();
+  }
   QkvAttention own = op;
   if (op.k_cache) own.key_begin = op.own_begin, own.key_end = op.own_end;
   Packed(recorder, own).forward();

@@ -43,7 +43,8 @@ std::uint64_t qkv_attention_room_bytes(const gpu::Device& device, const QkvAtten
 // With `k_cache` and `v_cache`, for generation, rotated keys and values go there, from row `first_key` of each head on,
 // and bounds count rows of the cache; key_end[i] is first_key + i + 1. With `apart` tokens are of several texts, whose rows
 // in the caches never fall: each goes to row key_end[i] - 1. These are texts from their first token on where `own_end` is given,
-// else one token each. Matrix units serve a pass that meets no earlier row of the caches; others read the caches, which are f32 or f16.
+// else one token each. Matrix units serve a pass that meets no earlier row
+// of the caches, or caches in f16 with more than eight tokens of one text; others read the caches, which are f32 or f16.
 struct QkvAttention {
   Operand qkv;                     // (T, (H + 2 Hk) * D): of each token its queries, keys and values
   std::uint32_t heads, key_heads;

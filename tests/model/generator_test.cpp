@@ -74,10 +74,14 @@ TEST(Generator, APromptInPiecesIsAsOneInWhole) {
       tokens.insert(tokens.end(), more.begin(), more.end());
     }
     const auto expected = training_logits(state, tokens).back();
-    for (const std::uint32_t piece : {7u, 33u, 512u}) {
-      Generator generator(state, {.capacity = static_cast<std::uint32_t>(tokens.size()), .piece = piece});
-      EXPECT_LT(test::relative_error(generator.logits(tokens), expected), allowed_error(path))
-          << test::name_of(path) << ", pieces of " << piece;
+    // Keys in f16 are for the matrix path alone.
+    for (const DType keys : {DType::f32, DType::f16}) {
+      for (const std::uint32_t piece : {7u, 33u, 512u}) {
+        Generator generator(state, {.capacity = static_cast<std::uint32_t>(tokens.size()), .piece = piece, .key_dtype = keys});
+        EXPECT_EQ(generator.key_dtype(), path == ProductPath::matrix ? keys : DType::f32);
+        EXPECT_LT(test::relative_error(generator.logits(tokens), expected), allowed_error(path))
+            << test::name_of(path) << ", pieces of " << piece << ", keys in " << name_of(keys);
+      }
     }
   }
 }
