@@ -1,10 +1,10 @@
-// The product of one row with a weight in NF4, for GPUs whose subgroups have one size; contract and formulas: nf4_vec.h. A lane
-// of a workgroup keeps 16 elements of x in registers and meets the same elements of all ROWS rows of the weight, OUTPUTS at a
-// time, of which the next are on their way meanwhile. Outputs come in pairs: neighbours, or with SWIGLU one of each half of the
+// The product of one row of x, or of ROWS_M, with a weight in NF4, for GPUs whose subgroups have one size; contract and formulas: nf4_vec.h.
+// A lane of a workgroup keeps 16 elements of each in registers and meets the same elements of all ROWS rows of the weight, OUTPUTS at a
+// time, of which the next are on their way meanwhile; a code is looked up once. Outputs come in pairs: neighbours, or with SWIGLU one of each half of the
 // weight. A subgroup adds up its lanes' shares in a fixed order, and the subgroups' are added in theirs at the end. Of a norm the
 // weight goes to x on the way, and the inverse root of the mean square, summed along, to the result.
 //
-// Prelude: SUBGROUP, at least 8; LANES, a multiple of it; OUTPUTS, 4 or 8; STEPS; NORM, PLUS, SWIGLU, LORA. code:
+// Prelude: ROWS_M; SUBGROUP, at least 8; LANES, a multiple of it; OUTPUTS, 4 or 8; STEPS; NORM, PLUS, SWIGLU, LORA. code:
 // lib/subgroup_codes.wgsl; sum_of_four: lib/subgroup_sums.wgsl; params: lib/vec_params.wgsl; share_of_adapters: lib/vec_adapters*.wgsl.
 
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
@@ -20,8 +20,13 @@ const RESULTS = select(ROWS, ROWS / 2u, SWIGLU);
 const ELEMENTS = 16u;  // of a lane
 const BLOCK_LANES = 64u / ELEMENTS;
 
-var<workgroup> shares: array<f32, (ROWS + 1u) * SUBGROUPS>;  // of each row, then of squares
-var<workgroup> adapters: array<f32, select(1u, 8u * ROWS, LORA)>;
+const SHARES = (ROWS + 1u) * SUBGROUPS;  // of each row of the weight, then of squares
+
+var<workgroup> shares: array<f32, SHARES * ROWS_M>;
+var<workgroup> adapters: array<f32, select(1u, 8u * ROWS * ROWS_M, LORA)>;
+
+alias Lane = array<vec4<f32>, 4>;         // a lane's elements of a row of x
+alias Sums = array<vec4<f32>, ROWS_M>;    // of four rows of the weight with each row of x
 
 // A lane's codes of four rows, with the scales of their blocks.
 struct Four {
@@ -50,27 +55,35 @@ fn four_of(first_pair: u32, j: u32, column: u32) -> Four {
               vec4<f32>(absmax[block.x], absmax[block.y], absmax[block.z], absmax[block.w]));
 }
 
-// Of four rows' words the elements at `shift` with their common factor.
-fn add_element(sums: vec4<f32>, words: vec4<u32>, shift: u32, value: f32) -> vec4<f32> {
+// Of four rows' words the elements at `shift`.
+fn codes_of(words: vec4<u32>, shift: u32) -> vec4<f32> {
   // With two copies of the book in a subgroup the next code's last bit is no matter, and the mask is what a shuffle does anyway.
   let at = (words >> vec4<u32>(shift)) & vec4<u32>(select(15u, 31u, SUBGROUP >= 32u));
-  return fma(vec4<f32>(code(at.x), code(at.y), code(at.z), code(at.w)), vec4<f32>(value), sums);
+  return vec4<f32>(code(at.x), code(at.y), code(at.z), code(at.w));
 }
 
-fn add_eight(sums: vec4<f32>, words: vec4<u32>, low: vec4<f32>, high: vec4<f32>) -> vec4<f32> {
-  var result = add_element(sums, words, 4u, low.x);
-  result = add_element(result, words, 0u, low.y);
-  result = add_element(result, words, 12u, low.z);
-  result = add_element(result, words, 8u, low.w);
-  result = add_element(result, words, 20u, high.x);
-  result = add_element(result, words, 16u, high.y);
-  result = add_element(result, words, 28u, high.z);
-  return add_element(result, words, 24u, high.w);
+// Of four words the elements of vector `part` of x, four that begin at `shift`.
+fn add_four(sums: ptr<function, Sums>, words: vec4<u32>, shift: u32, values: ptr<function, array<Lane, ROWS_M>>, part: u32) {
+  let a = codes_of(words, shift + 4u);
+  let b = codes_of(words, shift);
+  let c = codes_of(words, shift + 12u);
+  let d = codes_of(words, shift + 8u);
+  for (var m = 0u; m < ROWS_M; m++) {
+    let value = (*values)[m][part];
+    (*sums)[m] = fma(d, value.wwww, fma(c, value.zzzz, fma(b, value.yyyy, fma(a, value.xxxx, (*sums)[m]))));
+  }
 }
 
-fn products_of(four: Four, values: array<vec4<f32>, 4>) -> vec4<f32> {
-  let first = add_eight(vec4<f32>(), four.first, values[0], values[1]);
-  return add_eight(first, four.second, values[2], values[3]) * four.scale;
+fn products_of(four: Four, values: ptr<function, array<Lane, ROWS_M>>) -> Sums {
+  var sums: Sums;
+  add_four(&sums, four.first, 0u, values, 0u);
+  add_four(&sums, four.first, 16u, values, 1u);
+  add_four(&sums, four.second, 0u, values, 2u);
+  add_four(&sums, four.second, 16u, values, 3u);
+  for (var m = 0u; m < ROWS_M; m++) {
+    sums[m] *= four.scale;
+  }
+  return sums;
 }
 
 // Leaves in lane i of a subgroup the lanes' sum of value i % 4, or of i % 8: each exchange adds two lanes' shares of half the
@@ -90,42 +103,56 @@ fn sum_of_lanes(first: vec4<f32>, second: vec4<f32>, lane: u32) -> f32 {
 }
 
 fn prepare_adapters(first_pair: u32, lane: u32) {
-  for (var t = lane; t < 8u * ROWS; t += LANES) {
-    adapters[t] = share_of_adapters(0u, row_of(first_pair, t / 8u), t % 8u);
+  for (var t = lane; t < 8u * ROWS * ROWS_M; t += LANES) {
+    adapters[t] = share_of_adapters(params.first_row + t / (8u * ROWS), row_of(first_pair, t / 8u % ROWS), t % 8u);
   }
 }
 
-fn total(row: u32) -> f32 {
+fn total(m: u32, row: u32) -> f32 {
   var sum = 0.0;
   for (var s = 0u; s < SUBGROUPS; s++) {
-    sum += shares[row * SUBGROUPS + s];
+    sum += shares[m * SHARES + row * SUBGROUPS + s];
   }
   return sum;
 }
 
-fn result_of(row: u32, factor: f32) -> f32 {
-  var result = total(row) * factor;
+fn result_of(m: u32, row: u32, factor: f32) -> f32 {
+  var result = total(m, row) * factor;
   if (LORA) {
     for (var p = 0u; p < 8u; p++) {
-      result += adapters[8u * row + p];
+      result += adapters[8u * (m * ROWS + row) + p];
     }
   }
   return result;
 }
 
-fn write_result(first_pair: u32, r: u32) {
+fn write_result(first_pair: u32, m: u32, r: u32) {
   let output = select(2u * first_pair, first_pair, SWIGLU) + r;
   if (output >= params.outputs) {
     return;
   }
   var factor = 1.0;
   if (NORM) {
-    factor = 1.0 / sqrt(total(ROWS) / f32(params.inputs) + params.eps);
+    factor = 1.0 / sqrt(total(m, ROWS) / f32(params.inputs) + params.eps);
   }
+  let at = (params.first_row + m) * params.outputs + output;
   if (SWIGLU) {
-    y[output] = silu(result_of(2u * r, factor)) * result_of(2u * r + 1u, factor);
+    y[at] = silu(result_of(m, 2u * r, factor)) * result_of(m, 2u * r + 1u, factor);
   } else {
-    y[output] = select(0.0, plus[output], PLUS) + result_of(r, factor);
+    y[at] = select(0.0, plus[at], PLUS) + result_of(m, r, factor);
+  }
+}
+
+// Of each row of x the sum of a subgroup's squares.
+fn put_squares(squares: array<f32, ROWS_M>, subgroup: u32, invocation: u32) {
+  for (var m = 0u; m < ROWS_M; m++) {
+    var sum = squares[m];
+    for (var i = 1u; i < SUBGROUP; i *= 2u) {
+      sum += subgroupShuffleXor(sum, i);
+    }
+    if (invocation == 0u) {
+      shares[m * SHARES + ROWS * SUBGROUPS + subgroup] = sum;
+    }
   }
 }
 
@@ -141,13 +168,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   if (OUTPUTS == 8u) {
     next_four = four_of(first_pair, 4u, column);
   }
-  var values: array<vec4<f32>, 4>;
-  var squares = 0.0;
-  for (var i = 0u; i < 4u; i++) {
-    values[i] = select(vec4<f32>(), x[4u * column + i], lane < columns);
-    if (NORM) {
-      squares += dot(values[i], values[i]);
-      values[i] *= norm[4u * column + i];
+  var values: array<Lane, ROWS_M>;
+  var squares: array<f32, ROWS_M>;
+  for (var m = 0u; m < ROWS_M; m++) {
+    for (var i = 0u; i < 4u; i++) {
+      values[m][i] = select(vec4<f32>(), x[4u * ((params.first_row + m) * columns + column) + i], lane < columns);
+      if (NORM) {
+        squares[m] += dot(values[m][i], values[m][i]);
+        values[m][i] *= norm[4u * column + i];
+      }
     }
   }
   prepare_codes(invocation);
@@ -157,32 +186,29 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   for (var step = 0u; step < STEPS; step++) {
     let more = step + 1u < STEPS;
     let after = (step + 1u) * OUTPUTS;
-    let first = products_of(next, values);
+    let first = products_of(next, &values);
     if (more) {
       next = four_of(first_pair, after, column);
     }
-    var second: vec4<f32>;
+    var second: Sums;
     if (OUTPUTS == 8u) {
-      second = products_of(next_four, values);
+      second = products_of(next_four, &values);
       if (more) {
         next_four = four_of(first_pair, after + 4u, column);
       }
     }
-    let sum = sum_of_lanes(first, second, invocation);
-    if (invocation < OUTPUTS) {
-      shares[(step * OUTPUTS + invocation) * SUBGROUPS + subgroup] = sum;
+    for (var m = 0u; m < ROWS_M; m++) {
+      let sum = sum_of_lanes(first[m], second[m], invocation);
+      if (invocation < OUTPUTS) {
+        shares[m * SHARES + (step * OUTPUTS + invocation) * SUBGROUPS + subgroup] = sum;
+      }
     }
   }
   if (NORM) {
-    for (var i = 1u; i < SUBGROUP; i *= 2u) {
-      squares += subgroupShuffleXor(squares, i);
-    }
-    if (invocation == 0u) {
-      shares[ROWS * SUBGROUPS + subgroup] = squares;
-    }
+    put_squares(squares, subgroup, invocation);
   }
   workgroupBarrier();
-  for (var r = lane; r < RESULTS; r += LANES) {
-    write_result(first_pair, r);
+  for (var r = lane; r < RESULTS * ROWS_M; r += LANES) {
+    write_result(first_pair, r / RESULTS, r % RESULTS);
   }
 }

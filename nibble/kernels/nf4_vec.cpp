@@ -17,7 +17,7 @@ struct Nf4VecParams {
   std::uint32_t rows, outputs, inputs, rank = 0, first_end = 0, second_end = 0, adapted = 0;
   float eps = 0;
   std::array<float, 3> scaling{};
-  std::uint32_t hidden = 0;
+  std::uint32_t hidden = 0, first_row = 0;
 };
 
 // Invocations that share `outputs` rows of a weight, and of these groups in a workgroup.
@@ -58,9 +58,10 @@ struct LoraParams {
   float eps;
 };
 
-// How nf4_row.wgsl is spread: lanes that hold 16 elements of x each, outputs at a time, and how often.
+// How nf4_row.wgsl is spread: lanes that hold 16 elements of each row of x, outputs at a time, and how often.
 struct RowSpread {
   std::uint32_t subgroup, lanes, outputs, steps;
+  std::uint32_t most_rows = 4;  // at a time, by what registers hold and workgroup memory has room for
 
   // `enough` lanes occupy the adapter; with more of them x is read and sums are added up more often. 0: those of a large GPU.
   RowSpread(const gpu::AdapterInfo& info, std::uint32_t weight_rows, std::uint32_t inputs, std::uint32_t enough)
@@ -71,9 +72,12 @@ struct RowSpread {
     const std::uint64_t rows = std::uint64_t{weight_rows} * lanes / enough;
     outputs = rows >= 32 ? 8 : 4;
     steps = static_cast<std::uint32_t>(std::clamp<std::uint64_t>((rows + outputs / 2) / outputs, 1, most_steps));
+    while (most_rows > 1 && workgroup_bytes() > info.limits.workgroup_storage) most_rows /= 2;
   }
-  static bool fits(const gpu::AdapterInfo& info, gpu::AdapterType type, std::uint32_t rows, std::uint32_t inputs) {
-    return rows == 1 && type != gpu::AdapterType::software && info.subgroups && info.subgroup_min_size == info.subgroup_max_size &&
+  // Shares of sums and of adapters.
+  std::uint32_t workgroup_bytes() const { return 4 * most_rows * ((outputs * steps + 1) * (lanes / subgroup) + 8 * outputs * steps); }
+  static bool fits(const gpu::AdapterInfo& info, gpu::AdapterType type, std::uint32_t inputs) {
+    return type != gpu::AdapterType::software && info.subgroups && info.subgroup_min_size == info.subgroup_max_size &&
            info.subgroup_min_size >= 8 && (inputs + 15) / 16 + info.subgroup_min_size <= info.limits.workgroup_invocations;
   }
   gpu::Grid grid(const gpu::Device& device, std::uint32_t weight_rows) const {
@@ -101,9 +105,9 @@ gpu::Kernel vec_kernel(gpu::Device& device, const Spread& spread, std::uint32_t 
                 {"grid", "nf4", "silu", "vec_params", variant.adapters(), spread.table ? "vec_codes_table" : "vec_codes_select"}, "main");
 }
 
-gpu::Kernel row_kernel(gpu::Device& device, const RowSpread& spread, const Variant& variant) {
+gpu::Kernel row_kernel(gpu::Device& device, const RowSpread& spread, std::uint32_t rows, const Variant& variant) {
   gpu::Prelude prelude = variant.prelude();
-  prelude.enable("subgroups").constant("SUBGROUP", spread.subgroup).constant("LANES", spread.lanes);
+  prelude.enable("subgroups").constant("ROWS_M", rows).constant("SUBGROUP", spread.subgroup).constant("LANES", spread.lanes);
   prelude.constant("OUTPUTS", spread.outputs).constant("STEPS", spread.steps);
   return kernel(device, "nf4_row", prelude, {"grid", "subgroup_codes", "subgroup_sums", "silu", "vec_params", variant.adapters()}, "main");
 }
@@ -187,9 +191,12 @@ void record_job(gpu::Recorder& recorder, const Job& job) {
                             {.bytes = static_cast<double>(packed.bytes() + job.w.absmax.bytes()), .flops = 2.0 * rows * job.rows * inputs});
   };
   const auto type = job.kernel_for.value_or(device.info().type);
-  if (RowSpread::fits(device.info(), type, rows, inputs)) {
+  if (RowSpread::fits(device.info(), type, inputs)) {
     const RowSpread spread(device.info(), job.rows, inputs, job.enough_lanes);
-    return dispatch(row_kernel(device, spread, variant), spread.grid(device, job.rows));
+    for (params.first_row = 0; params.first_row < rows; params.first_row += spread.most_rows) {
+      dispatch(row_kernel(device, spread, std::min(spread.most_rows, rows - params.first_row), variant), spread.grid(device, job.rows));
+    }
+    return;
   }
   const Spread spread(type, rows, job.rows, inputs);
   dispatch(vec_kernel(device, spread, rows, variant), spread.grid(device, job.rows));

@@ -36,7 +36,7 @@ struct Nf4Vec {
   Tensor plus = {};  // (M, N), another tensor
   VecLora lora = {};
   std::optional<gpu::AdapterType> kernel_for = {};  // of another type of adapter than the one in use, for tests
-  std::uint32_t enough_lanes = 0;                   // of one row, that occupy the adapter; for tests; 0: by the adapter
+  std::uint32_t enough_lanes = 0;                   // of one product, that occupy the adapter; for tests; 0: by the adapter
 };
 void record(gpu::Recorder&, const Nf4Vec&);
 

@@ -12,6 +12,7 @@ struct Params {
   second_scaling: f32,
   third_scaling: f32,
   hidden: u32,  // columns of h
+  first_row: u32,  // of nf4_row.wgsl: of x, y, plus and h
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
