@@ -15,12 +15,13 @@
 namespace nibble::cli {
 namespace {
 
+constexpr std::uint32_t most_batch_size = 256;
 constexpr std::uint64_t max_prompt_bytes = std::uint64_t{64} << 20;
 
 struct GenerateFlags {
   AnswerFlags answer;
   std::optional<std::string> prompt, prompt_file, messages, prompts, system;
-  std::uint32_t batch_size = 8;
+  std::optional<std::uint32_t> batch_size;
   bool no_adapter = false, raw = false, json = false;
 };
 
@@ -79,8 +80,8 @@ int answer_rows(const GenerateFlags& flags, const TextFiles& files) {
     longest = std::max(longest, row.tokens.size());
   }
   const SamplingOptions sampling = flags.answer.sampling.options(files.config.generation);
-  const auto sequences = static_cast<std::uint32_t>(std::min<std::size_t>(flags.batch_size, rows.size()));
-  TextModel model(files, flags.answer, capacity_for(longest, flags, files), sequences);
+  const auto most = static_cast<std::uint32_t>(std::min<std::size_t>(flags.batch_size.value_or(most_batch_size), rows.size()));
+  TextModel model(files, flags.answer, capacity_for(longest, flags, files), {.most = most, .as_fit = !flags.batch_size});
   Progress progress(stderr, is_terminal(stderr));
   std::map<std::size_t, Json> waiting;
   std::size_t written = 0, answered = 0, tokens = 0;
@@ -98,7 +99,7 @@ int answer_rows(const GenerateFlags& flags, const TextFiles& files) {
   });
   progress.finish_line();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  fmt::print(stderr, "{} prompts answered, {} at a time: {} new tokens in {:.2f} s, {:.1f} tokens/s\n", rows.size(), sequences, tokens,
+  fmt::print(stderr, "{} prompts answered, {} at a time: {} new tokens in {:.2f} s, {:.1f} tokens/s\n", rows.size(), model.sequences(), tokens,
              seconds, static_cast<double>(tokens) / seconds);
   print_profile(model.device());
   return exit_done;
@@ -154,7 +155,8 @@ void add_generate(CLI::App& app, Action& action) {
   verb->add_option("--prompts", flags->prompts, "Prompts of a JSON Lines file, several answered at a time, a line of JSON each: rows\n"
                                                 "{\"prompt\": a text or messages}, or training rows, whose last answer is left out");
   verb->add_option("--batch-size", flags->batch_size, "With --prompts: answers at a time. Up to 8, on matrix units 64, share each reading of the\n"
-                                                      "weights; memory for keys and values grows with them")->capture_default_str()->check(CLI::Range(1u, 256u));
+                                                      "weights; memory for keys and values grows with them. Not given: so many, but what half of\n"
+                                                      "the GPU's memory that is left has room for")->check(CLI::Range(1u, most_batch_size));
   verb->add_option("--system", flags->system, "System message to begin with, in place of a chat's own");
   verb->add_flag("--raw", flags->raw, "Continue the text as it is, without the chat template");
   verb->add_flag("--no-adapter", flags->no_adapter, "Leave --adapter out, to compare");

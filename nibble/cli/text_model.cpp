@@ -29,6 +29,14 @@ ModelState load(gpu::Device& device, const ModelConfig& config, const AnswerFlag
   return ModelState::load(device, through_cache(flags.model, flags.cache_dir, progress), options);
 }
 
+// The driver counts all of the memory, of which others may have some: half of what the model leaves.
+std::uint32_t texts_that_fit(const ModelState& state, std::uint32_t capacity, std::uint32_t most) {
+  constexpr std::uint32_t where_unknown = 8;
+  const std::uint64_t all = state.device().info().memory_bytes, taken = state.device().memory().current;
+  if (all == 0) return std::min(most, where_unknown);
+  return Generator::texts_that_fit(state, {.capacity = capacity, .sequences = most}, all > taken ? (all - taken) / 2 : 0);
+}
+
 }  // namespace
 
 void AnswerFlags::add_to(CLI::App& verb) {
@@ -116,13 +124,13 @@ std::string AnswerBuilder::finish() {
   return rest + stops_.finish();
 }
 
-TextModel::TextModel(const TextFiles& files, const AnswerFlags& flags, std::uint32_t capacity, std::uint32_t sequences)
+TextModel::TextModel(const TextFiles& files, const AnswerFlags& flags, std::uint32_t capacity, TextPlaces places)
     : files_(files),
       max_new_tokens_(flags.max_new_tokens),
       stop_(flags.stop),
       device_(flags.device.open()),
       state_(load(device_, files.config, flags)),
-      generator_(state_, {.capacity = capacity, .sequences = sequences}) {}
+      generator_(state_, {.capacity = capacity, .sequences = places.as_fit ? texts_that_fit(state_, capacity, places.most) : places.most}) {}
 
 Answer TextModel::answer(Tokens& text, TokenSampler& sampler, const std::function<void(std::string_view)>& show,
                          const std::function<bool()>& interrupted) {

@@ -98,14 +98,22 @@ class AnswerBuilder {
   std::optional<Answer::End> end_;
 };
 
+// Texts at a time: `most`, or, `as_fit`, as many of these as share a reading of the weights and as half of the memory that is left has
+// room for.
+struct TextPlaces {
+  std::uint32_t most = 1;
+  bool as_fit = false;
+};
+
 // A model on a device that continues texts.
 class TextModel {
  public:
-  // Shows on standard error how far loading has come, where that is a terminal. Up to `sequences` texts at a time.
-  TextModel(const TextFiles& files, const AnswerFlags& flags, std::uint32_t capacity, std::uint32_t sequences = 1);
+  // Shows on standard error how far loading has come, where that is a terminal.
+  TextModel(const TextFiles& files, const AnswerFlags& flags, std::uint32_t capacity, TextPlaces places = {});
 
   gpu::Device& device() { return device_; }
   Generator& generator() { return generator_; }
+  std::uint32_t sequences() const { return generator_.sequences(); }
 
   // Appends to `text`, the prompt, token after token, and gives each piece of the answer to `show` as soon as it is certain.
   // Ends early where `interrupted` says so.

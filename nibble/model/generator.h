@@ -79,6 +79,9 @@ class Generator {
   // Tokens computed so far, over all calls.
   std::uint64_t computed() const { return computed_; }
 
+  // Of options.sequences, texts that one pass takes the last tokens of, and that so many bytes have room for beside the weights; at least 1.
+  static std::uint32_t texts_that_fit(const ModelState& state, GeneratorOptions options, std::uint64_t memory);
+
   // Bytes on the device beside the weights.
   static std::uint64_t bytes(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options,
                              std::uint32_t rank, bool use_dora = false);

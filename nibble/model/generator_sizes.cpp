@@ -63,12 +63,12 @@ DType cache_dtype(const gpu::Device& device, const ModelConfig& config, const Ge
   return options.key_dtype.value_or(device.info().type == gpu::AdapterType::software ? DType::f32 : DType::f16);
 }
 
-// On an H200 the products of a layer of 4B take 74 us with two texts by vectors, 250 with eight, and 91 to 96 with 2 to 16 on matrix units,
-// between which there are more dispatches: of 0.6B four texts take 2.0 ms by vectors and 2.3 on matrix units. Of experts each has few of the
-// rows.
+// On an H200 the products of a layer of 4B take 57 us with two texts by vectors, 79 with four, each four more as long again, and 91 to 96 with
+// 2 to 16 on matrix units, between which there are more dispatches. Of experts each has few of the rows.
 PassSizes pass_sizes(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options, std::uint32_t rank, bool use_dora) {
   const bool never = device.info().type == gpu::AdapterType::software || config.has_experts();
-  const std::uint32_t usual = config.hidden_size < 2048 ? 5 : 4, wanted = options.least_on_matrices.value_or(never ? 0 : usual);
+  constexpr std::uint32_t usual = 5;
+  const std::uint32_t wanted = options.least_on_matrices.value_or(never ? 0 : usual);
   const std::uint32_t sequences = std::max(options.sequences, 1u);
   PassSizes sizes{.piece = 0, .few = std::min(vec_rows, std::max(text_capacity(config, options), sequences)), .texts = 0, .joined = 1, .on_matrices = 0};
   const std::uint32_t apart = texts_apart(device, config, layers_options(options.path, most_decoding_rows, rank, use_dora));
@@ -77,6 +77,21 @@ PassSizes pass_sizes(const gpu::Device& device, const ModelConfig& config, const
   if (apart > 0) sizes.joined = sizes.texts;
   sizes.piece = piece_of(device.info(), config, options, sizes.joined);
   return sizes;
+}
+
+std::uint32_t Generator::texts_that_fit(const ModelState& state, GeneratorOptions options, std::uint64_t memory) {
+  const gpu::Device& device = state.device();
+  const ModelConfig& config = state.config();
+  const std::uint32_t rank = state.has_lora() ? state.lora_config().rank : 0;
+  const bool use_dora = state.has_lora() && state.lora_config().use_dora;
+  options.path = state.path();
+  options.sequences = std::min(options.sequences, pass_sizes(device, config, options, rank, use_dora).texts);
+  const auto fit = [&] {
+    const std::uint64_t keys = keys_bytes(config, options, cache_dtype(device, config, options, rank, use_dora));
+    return keys <= device.info().limits.max_binding && bytes(device, config, options, rank, use_dora) <= memory;
+  };
+  while (options.sequences > 1 && !fit()) options.sequences = (options.sequences + 1) / 2;
+  return options.sequences;
 }
 
 std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& config, const GeneratorOptions& options,

@@ -118,10 +118,13 @@ TEST(Generate, AFileOfPromptsIsAnsweredInItsOrder) {
                            Json{{"prompt", "<|im_start|>user\n" + asks(nouns[3]) + "<|im_end|>\n<|im_start|>assistant\n"}, {"completion", "Food."}}.dump() + "\n" +
                            Json{{"instruction", asks(nouns[4])}, {"output", "A season."}}.dump() + "\n";
   const std::string file = folder.write("rows.jsonl", rows);
-  for (const char* batch : {"1", "3", "8"}) {
-    const auto result = run_nibble(generate({"--adapter", trained, "--prompts", file, "--batch-size", batch}));
+  for (const std::string batch : {"1", "3", "8", ""}) {
+    Arguments options{"--adapter", trained, "--prompts", file};
+    if (!batch.empty()) options.insert(options.end(), {"--batch-size", batch});
+    const auto result = run_nibble(generate(options));
     EXPECT_EQ(result.code, 0) << result.err;
-    EXPECT_NE(result.err.find("5 prompts answered"), std::string::npos) << result.err;
+    const std::string at_a_time = batch.empty() || batch == "8" ? "5" : batch;
+    EXPECT_NE(result.err.find("5 prompts answered, " + at_a_time + " at a time"), std::string::npos) << result.err;
     std::istringstream lines(result.out);
     const std::vector<int> numbers{1, 3, 4, 5, 6};
     std::size_t i = 0;

@@ -42,6 +42,26 @@ TEST(Generator, SeveralTextsGiveWhatEachGivesAlone) {
   }
 }
 
+TEST(Generator, TextsThatFitAreThoseOfAPassWithinTheMemory) {
+  for (const ProductPath path : test::product_paths()) {
+    const ModelState state = load_tiny(path);
+    const std::uint32_t rank = state.lora_config().rank;
+    GeneratorOptions options{.path = path, .capacity = 500, .sequences = 100, .least_on_matrices = 2};
+    const auto bytes_of = [&](std::uint32_t sequences) {
+      GeneratorOptions of = options;
+      of.sequences = sequences;
+      return Generator::bytes(test::device(), state.config(), of, rank);
+    };
+    const std::uint32_t all = path == ProductPath::matrix ? 64 : 8;
+    EXPECT_EQ(Generator::texts_that_fit(state, options, bytes_of(all)), all);
+    EXPECT_EQ(Generator::texts_that_fit(state, options, bytes_of(all) - 1), all / 2);
+    EXPECT_EQ(Generator::texts_that_fit(state, options, bytes_of(2)), 2u);
+    EXPECT_EQ(Generator::texts_that_fit(state, options, 0), 1u);
+    options.sequences = 3;
+    EXPECT_EQ(Generator::texts_that_fit(state, options, bytes_of(3)), 3u);
+  }
+}
+
 // A step of texts on matrix units decodes nothing before its products, and takes no vectors.
 TEST(Generator, SeveralTextsOnMatrixUnitsReadNf4InProducts) {
   if (test::must_skip(supports(test::device().info(), ProductPath::matrix))) GTEST_SKIP() << "The adapter has no matrices.";
@@ -57,10 +77,11 @@ TEST(Generator, SeveralTextsOnMatrixUnitsReadNf4InProducts) {
   const std::array prompts{Generator::Text{0, first(tokens, 4)}, Generator::Text{1, first(tokens, 6)}};
   const std::array next{Generator::Text{0, first(tokens, 5)}, Generator::Text{1, first(tokens, 7)}};
   for (const Generator::Text& prompt : prompts) generator.all_logits({&prompt, 1});
-  const std::uint64_t vectors = calls("nf4_vec"), products = calls("product_matrix:nt");
+  const auto by_vectors = [&] { return calls("nf4_vec") + calls("nf4_row"); };
+  const std::uint64_t vectors = by_vectors(), products = calls("product_matrix:nt");
   EXPECT_GT(vectors, 0u);
   generator.all_logits(next);
-  EXPECT_EQ(calls("nf4_vec"), vectors);
+  EXPECT_EQ(by_vectors(), vectors);
   EXPECT_EQ(calls("nf4_dequantize"), 0u);
   EXPECT_GE(calls("product_matrix:nt"), products + 4 * state.num_layers());
 }
