@@ -13,7 +13,6 @@ namespace nibble {
 namespace {
 
 constexpr std::string_view in_attention = "attention";
-constexpr std::uint32_t most_decode_queries = 8;
 
 struct Shape {
   std::uint32_t heads, key_heads, tokens, capacity, head_dim;

@@ -14,6 +14,9 @@ enum class AttentionVariant {
   decode,       // a workgroup a (query, key head, part of the keys): for few queries; forward only
 };
 
+// Up to so many queries take `decode`.
+constexpr std::uint32_t most_decode_queries = 8;
+
 // Room for what parts of the keys leave: without it `decode` takes a query's keys in one part. Where there are many, parts
 // occupy a GPU with few queries.
 constexpr std::uint32_t attention_part_rows = 64;

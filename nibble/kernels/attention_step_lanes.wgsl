@@ -120,9 +120,7 @@ fn add_tile(running: ptr<function, Running>, tile: Tile, queries: array<vec4<f32
 }
 
 // Puts the subgroups' results together. 1 barrier.
-fn write_heads(query: u32, first_head: u32, running: Running, part: u32, invocation: u32) {
-  let subgroup = invocation / SUBGROUP;
-  let lane = invocation % SUBGROUP;
+fn write_heads(query: u32, first_head: u32, running: Running, part: u32, invocation: u32, subgroup: u32, lane: u32) {
   var total = running.total;
   for (var bit = ROWS; bit < SUBGROUP; bit *= 2u) {
     total += subgroupShuffleXor(total, bit);
@@ -175,15 +173,15 @@ fn write_vector(query: u32, first_head: u32, h: u32, column: u32, part: u32) {
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) invocation: u32,
+           @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) lane: u32) {
   let query = group.x;
   let first_head = group.y * HEADS;
   let rows = key_rows(first_head);
   let begin = key_begin[query] + group.z * params.part_keys;
   let last = key_end[query];
   let end = min(last, begin + params.part_keys);
-  let lane = invocation % SUBGROUP;
-  let own = TILE * (invocation / SUBGROUP);
+  let own = TILE * subgroup;
   var tile = read_tile(rows, begin + own, last, lane);
   prepare(query, first_head, invocation);
   if (first_head % params.group == 0u && end == last && begin < end && invocation < VECTORS) {
@@ -205,5 +203,5 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
       tile = read_tile(rows, first + TILE * SUBGROUPS + own, last, lane);
     }
   }
-  write_heads(query, first_head, running, group.z, invocation);
+  write_heads(query, first_head, running, group.z, invocation, subgroup, lane);
 }

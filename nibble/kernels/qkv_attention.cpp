@@ -204,8 +204,7 @@ bool is_packed(const gpu::Device& device, const QkvAttentionShape& shape) {
 
 // Whether a pass that meets earlier rows of the caches is for matrix units: not one of a few tokens (attention.h), or of several texts.
 bool packs_with_earlier(const QkvAttention& op) {
-  constexpr std::uint32_t few = 8;
-  return op.k_cache.dtype() == DType::f16 && !op.apart && op.qkv.data.dim(0) > few;
+  return op.k_cache.dtype() == DType::f16 && !op.apart && op.qkv.data.dim(0) > most_decode_queries;
 }
 
 // One description of every tensor serves making and counting: make(tensor, dtype, dims).
