@@ -173,7 +173,7 @@ void record_decode(gpu::Recorder& recorder, const Shape& shape, const Attention&
   gpu::Prelude prelude;
   declare_keys(prelude, op.k);
   prelude.constant("HEAD_DIM", shape.head_dim).constant("HEADS", heads).constant("SPLIT", split);
-  const auto entry = kernel(recorder.device(), "attention_decode", prelude, {"attention", "attention_decode"}, "forward");
+  const auto entry = kernel(recorder.device(), "attention_decode", prelude, {"attention", "attention_result", "attention_decode"}, "forward");
   for_slices(recorder.device(), shape, [&](AttentionSlice slice) {
     slice.params.parts = cut.parts, slice.params.part_keys = cut.keys;
     recorder.dispatch(entry,

@@ -51,8 +51,8 @@ gpu::Kernel step_kernel(gpu::Device& device, const AttentionStep& op, std::uint3
   prelude.alias("X", scaled ? "vec4<f16>" : "vec4<f32>").constant("SCALE_BINDING", 12u);
   prelude.constant("HEAD_DIM", dim).constant("HEADS", heads).constant("SPLIT", split).constant("NORM", static_cast<bool>(op.q_norm));
   const std::string_view scale = scaled ? "x_scale" : "x_scale_one";
-  if (lanes) return kernel(device, "attention_step_lanes", prelude, {"attention", "subgroup_sums", "key_cache", "step_heads", scale}, "forward");
-  return kernel(device, "attention_step", prelude, {"attention", "attention_decode", "key_cache", "step_heads", scale}, "forward");
+  if (lanes) return kernel(device, "attention_step_lanes", prelude, {"attention", "attention_result", "subgroup_sums", "key_cache", "step_heads", scale}, "forward");
+  return kernel(device, "attention_step", prelude, {"attention", "attention_result", "attention_decode", "key_cache", "step_heads", scale}, "forward");
 }
 
 }  // namespace

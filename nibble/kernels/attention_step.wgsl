@@ -67,8 +67,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
   }
   prepare(query, first_head, invocation);
   if (first_head % params.group == 0u && end == last && begin < end && invocation < VECTORS) {
-    k[rows + (last - 1u) * VECTORS + invocation] = stored(fresh[HEADS * VECTORS + invocation]);
-    v[rows + (last - 1u) * VECTORS + invocation] = stored(new_value(query, first_head, invocation));
+    keep_new(query, first_head, rows + (last - 1u) * VECTORS, invocation);
   }
   var running = Running(LOWEST, 0.0);
   var sums: array<vec4<f32>, HEADS>;

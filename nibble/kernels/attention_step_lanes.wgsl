@@ -4,9 +4,6 @@
 //
 // Prelude: of attention_step.wgsl; SUBGROUP, a multiple of VECTORS, which is a power of two from 4 on.
 
-@group(0) @binding(6) var<storage, read_write> o: array<vec4<f32>>;  // SPLIT: weighted sums of parts
-@group(0) @binding(7) var<storage, read_write> lse: array<f32>;      // SPLIT: of each part the largest score and the sum of weights
-
 const WORKGROUP = 128u;
 const SUBGROUPS = WORKGROUP / SUBGROUP;
 const ROWS = 4u;  // heads that there is room for: lane % ROWS is a lane's
@@ -140,11 +137,11 @@ fn write_heads(query: u32, first_head: u32, running: Running, part: u32, invocat
   }
   workgroupBarrier();
   for (var n = invocation; n < HEADS * VECTORS; n += WORKGROUP) {
-    write_vector(query, first_head, n / VECTORS, n % VECTORS, part);
+    put_together(query, first_head, n / VECTORS, n % VECTORS, part);
   }
 }
 
-fn write_vector(query: u32, first_head: u32, h: u32, column: u32, part: u32) {
+fn put_together(query: u32, first_head: u32, h: u32, column: u32, part: u32) {
   var largest = f32(LOWEST);
   for (var s = 0u; s < SUBGROUPS; s++) {
     largest = max(largest, largests[s * ROWS + h]);
@@ -156,20 +153,7 @@ fn write_vector(query: u32, first_head: u32, h: u32, column: u32, part: u32) {
     sum += weight * sums[(s * HEADS + h) * VECTORS + column];
     total += weight * totals[s * ROWS + h];
   }
-  let head = first_head + h;
-  if (SPLIT) {
-    let row = part_row(query, part, head);
-    o[row * VECTORS + column] = sum;
-    if (column == 0u) {
-      lse[2u * row] = largest;
-      lse[2u * row + 1u] = total;
-    }
-  } else {
-    o[token_row(query, head) + column] = sum / total;
-    if (column == 0u) {
-      lse[query_entry(query, head)] = largest + log(total);
-    }
-  }
+  write_vector(query, first_head + h, part, column, sum, largest, total);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -185,8 +169,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
   var tile = read_tile(rows, begin + own, last, lane);
   prepare(query, first_head, invocation);
   if (first_head % params.group == 0u && end == last && begin < end && invocation < VECTORS) {
-    k[rows + (last - 1u) * VECTORS + invocation] = stored(fresh[HEADS * VECTORS + invocation]);
-    v[rows + (last - 1u) * VECTORS + invocation] = stored(new_value(query, first_head, invocation));
+    keep_new(query, first_head, rows + (last - 1u) * VECTORS, invocation);
   }
   var queries: array<vec4<f32>, HEADS>;
   for (var h = 0u; h < HEADS; h++) {

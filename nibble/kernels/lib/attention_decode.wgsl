@@ -1,7 +1,5 @@
 // What attention_decode.wgsl and attention_step.wgsl share: the weights of a tile's keys from their products, and the result from
 // the slots' sums. K: key_cache.h.
-@group(0) @binding(6) var<storage, read_write> o: array<vec4<f32>>;  // SPLIT: weighted sums of parts
-@group(0) @binding(7) var<storage, read_write> lse: array<f32>;      // SPLIT: of each part the largest score and the sum of weights
 
 const WORKGROUP = 128u;
 const TILE = 32u;
@@ -105,17 +103,5 @@ fn write_head(query: u32, head: u32, h: u32, column: u32, part: u32) {
   for (var i = 0u; i < TILE; i++) {
     total += scores[h * TILE + i];
   }
-  if (SPLIT) {
-    let row = part_row(query, part, head);
-    o[row * VECTORS + column] = sum;
-    if (column == 0u) {
-      lse[2u * row] = shrinks[h];
-      lse[2u * row + 1u] = total;
-    }
-  } else {
-    o[token_row(query, head) + column] = sum / total;
-    if (column == 0u) {
-      lse[query_entry(query, head)] = shrinks[h] + log(total);
-    }
-  }
+  write_vector(query, head, part, column, sum, shrinks[h], total);
 }

@@ -77,3 +77,9 @@ fn prepare(query: u32, first_head: u32, invocation: u32) {
 fn new_value(query: u32, first_head: u32, c: u32) -> vec4<f32> {
   return projected(query, params.heads + params.heads / params.group + first_head / params.group, c);
 }
+
+// Vector c of the new key and values to the row of the caches that begins at vector `row`.
+fn keep_new(query: u32, first_head: u32, row: u32, c: u32) {
+  k[row + c] = stored(fresh[HEADS * VECTORS + c]);
+  v[row + c] = stored(new_value(query, first_head, c));
+}
