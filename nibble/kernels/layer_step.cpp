@@ -138,6 +138,8 @@ gpu::Kernel step_kernel(gpu::Device& device, const LayerStepPlan& plan, CodeBook
   const Constants constants(s);
   prelude.constant("TROUBLE_AT", 2 * places.end).constant("ATTENTION_NORM_AT", constants.attention_norm).constant("MLP_NORM_AT", constants.mlp_norm);
   prelude.constant("Q_NORM_AT", constants.q_norm).constant("K_NORM_AT", constants.k_norm).constant("BIAS_AT", constants.bias);
+  // Lavapipe's compiler does.
+  prelude.constant("LOADS_MOVE", device.info().type == gpu::AdapterType::software);
   declare_keys(prelude, keys);
   prelude.text(nf4_codes_text(codes));
   return kernel(device, "layer_step", prelude,

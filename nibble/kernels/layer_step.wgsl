@@ -6,7 +6,7 @@
 // Prelude: SUBGROUP, at least 8; WORKGROUP, a multiple of it; HIDDEN, ATTENDED, QKV, INTERMEDIATE, multiples of 64; HEADS, KEY_HEADS,
 // HEAD_DIM; HEAD_NORM, BIAS, RANK; VALUES and SHARES, room of workgroup memory; REGION and the places in it: QKV_AT, PARTS_AT,
 // NUMBERS_AT, ATTENDED_AT, MIDDLE_AT, GATED_AT, LORA_AT, and behind both regions TROUBLE_AT; WORKGROUPS, those of the dispatch; places in a layer's
-// constants: ATTENTION_NORM_AT, MLP_NORM_AT, Q_NORM_AT, K_NORM_AT, BIAS_AT.
+// constants: ATTENTION_NORM_AT, MLP_NORM_AT, Q_NORM_AT, K_NORM_AT, BIAS_AT; LOADS_MOVE: lib/step_exchange.wgsl.
 
 struct Params {
   region: u32,        // of the exchange, this layer's

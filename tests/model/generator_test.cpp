@@ -30,8 +30,13 @@ TEST(Generator, PromptAndStepsGiveTheTrainingForwardsLogits) {
   }
 }
 
-// One workgroup never waits for another. Of two each waits for the other's share of every product, which threads of a busy processor
-// may do in vain: the result is right all the same.
+// Where so many run at one time none waits in vain; where they do not the result is right all the same.
+void expect_one_dispatch(const Generator& generator, std::uint32_t workgroups) {
+  const bool all_run = resident_workgroups(test::device(), 64, 16384) >= workgroups;
+  EXPECT_TRUE(generator.steps_in_one_dispatch() || !all_run) << workgroups << " workgroups";
+}
+
+// One workgroup never waits for another. Of two each waits for the other's share of every product.
 TEST(Generator, TokensInOneDispatchALayerGiveTheTrainingForwardsLogits) {
   const ModelState state = load_tiny(ProductPath::f32);
   const Tokens tokens = golden_row(0);
@@ -45,7 +50,7 @@ TEST(Generator, TokensInOneDispatchALayerGiveTheTrainingForwardsLogits) {
         EXPECT_LT(test::relative_error(generator.logits(first(tokens, count)), expected[count - 1]), allowed_error(ProductPath::f32))
             << count << " tokens, " << workgroups << " workgroups" << (with_adapter ? "" : " without adapter");
       }
-      EXPECT_TRUE(workgroups > 1 || generator.steps_in_one_dispatch());
+      expect_one_dispatch(generator, workgroups);
     }
   }
 }

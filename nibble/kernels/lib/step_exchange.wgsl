@@ -18,7 +18,11 @@ fn put(at: u32, value: f32) {
   atomicStore(&exchange[params.region + at], select(bits, 0x80000000u, bits == 0u));
 }
 
+// LOADS_MOVE: compilers take an atomic load out of a loop, so that it would see what was there at first.
 fn look(at: u32) -> u32 {
+  if (LOADS_MOVE) {
+    return atomicOr(&exchange[params.region + at], 0u);
+  }
   return atomicLoad(&exchange[params.region + at]);
 }
 
