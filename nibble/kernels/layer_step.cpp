@@ -5,6 +5,7 @@
 #include "nibble/kernels/row_kernel.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 namespace nibble {
@@ -14,6 +15,7 @@ constexpr std::string_view in_layer_step = "layer_step";
 constexpr std::uint32_t lane_elements = 16;
 constexpr std::uint32_t storage_bindings = 16;
 constexpr std::uint32_t most_parts = 16;  // of a head's keys
+constexpr std::uint32_t most_workgroups = 1024;  // more than any adapter runs at one time
 
 std::uint32_t ceil_div(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
 
@@ -31,7 +33,7 @@ struct Places {
     attended = next(s.heads * s.head_dim);
     middle = next(s.hidden);
     gated = next(s.intermediate);
-    lora = next(4 * 3 * s.rank);
+    lora = next(s.rank > 0 ? 4 * std::max(3 * s.rank, plan.workgroups) : 0);
     end = (at + 63) / 64 * 64;
   }
 };
@@ -48,14 +50,15 @@ struct Constants {
 
 // A product as layer_step.wgsl cuts it; see lib/step_product.wgsl.
 struct Cut {
-  std::uint32_t slices, sweeps, width, most_units, shares, cost;
+  std::uint32_t slices, sweeps, width, most_rows, shares, cost;
 
   Cut(std::uint32_t inputs, std::uint32_t units, std::uint32_t halves, std::uint32_t subgroup, std::uint32_t subgroups, std::uint32_t workgroups) {
     slices = ceil_div(inputs, subgroup * lane_elements);
     sweeps = ceil_div(slices, subgroups);
     width = ceil_div(slices, sweeps);
-    most_units = ceil_div(units, workgroups);
-    shares = most_units * halves * slices;
+    const std::uint32_t most_units = ceil_div(units, workgroups);
+    most_rows = most_units * halves;
+    shares = most_rows * slices;
     const std::uint32_t rows = ceil_div(most_units, subgroups / width) * halves;
     cost = sweeps * ceil_div(rows, 4) * subgroups;
   }
@@ -67,6 +70,19 @@ std::array<Cut, 4> cuts_of(const LayerStepShape& s, std::uint32_t subgroup, std:
   };
   return {cut(s.hidden, (s.heads + 2 * s.key_heads) * s.head_dim, 1), cut(s.heads * s.head_dim, s.hidden, 1),
           cut(s.hidden, s.intermediate, 2), cut(s.intermediate, s.hidden, 1)};
+}
+
+std::uint32_t most_rows(const LayerStepPlan& plan) {
+  std::uint32_t most = 0;
+  for (const Cut& cut : cuts_of(plan.shape, plan.subgroup, plan.workgroup, plan.workgroups)) most = std::max(most, cut.most_rows);
+  return most;
+}
+
+// See lib/step_lora_lanes.wgsl.
+bool meets_adapters_by_lanes(const LayerStepPlan& plan) {
+  constexpr std::uint32_t most_elements = 8;
+  const std::uint32_t rank = plan.shape.rank;
+  return std::has_single_bit(rank) && rank <= plan.subgroup && most_rows(plan) * rank <= most_elements * plan.workgroup;
 }
 
 std::uint32_t parts_of(const LayerStepShape& shape, std::uint32_t workgroups) { return std::clamp(workgroups / shape.key_heads, 2u, most_parts); }
@@ -142,8 +158,11 @@ gpu::Kernel step_kernel(gpu::Device& device, const LayerStepPlan& plan, CodeBook
   prelude.constant("LOADS_MOVE", device.info().type == gpu::AdapterType::software);
   declare_keys(prelude, keys);
   prelude.text(nf4_codes_text(codes));
-  return kernel(device, "layer_step", prelude,
-                {"silu", "subgroup_codes", "subgroup_sums", "step_product", "step_exchange", s.rank > 0 ? "step_lora" : "step_lora_none", "key_cache", "step_attention"}, "main");
+  const auto with = [&](auto... lora) {
+    return kernel(device, "layer_step", prelude,
+                  {"silu", "subgroup_codes", "subgroup_sums", "step_product", "step_exchange", "key_cache", "step_attention", lora...});
+  };
+  return s.rank == 0 ? with("step_lora_none") : with("step_lora", meets_adapters_by_lanes(plan) ? "step_lora_lanes" : "step_lora_rows");
 }
 
 void check_shapes(const LayerStep& op) {
@@ -179,16 +198,17 @@ std::uint32_t LayerStepPlan::region() const { return Places(*this).end; }
 
 std::uint64_t LayerStepPlan::workgroup_bytes() const {
   const std::uint32_t subgroups = workgroup / subgroup, hidden_rows = 3 * shape.rank;
+  const std::uint32_t adapter_sums = meets_adapters_by_lanes(*this) ? most_rows(*this) : 0;
   std::uint64_t bytes = 0;
-  for (const std::uint32_t words : {values, shares, subgroups, subgroups, subgroups, hidden_rows, ceil_div(hidden_rows, workgroups) * subgroups}) {
+  for (const std::uint32_t words : {values, shares, subgroups, subgroups, subgroups, hidden_rows, ceil_div(hidden_rows, workgroups) * subgroups, adapter_sums}) {
     bytes += ceil_div(words, 4) * 16;  // as Dawn counts each variable
   }
   return bytes;
 }
 
 std::uint32_t resident_workgroups(gpu::Device& device, std::uint32_t workgroup, std::uint64_t workgroup_bytes) {
-  // More than any adapter runs at one time, and long enough for all that do to begin.
-  constexpr std::uint32_t many = 1024, gpu_patience = 2000, software_patience = 1000000;
+  // Long enough for all that run at one time to begin.
+  constexpr std::uint32_t gpu_patience = 2000, software_patience = 1000000;
   const Tensor arrived = device.tensor(DType::u32, {1}, "resident"), seen = device.tensor(DType::u32, {1}, "resident");
   gpu::Prelude prelude;
   prelude.constant("WORKGROUP", workgroup).constant("ROOM", static_cast<std::uint32_t>(workgroup_bytes / 4));
@@ -198,7 +218,7 @@ std::uint32_t resident_workgroups(gpu::Device& device, std::uint32_t workgroup, 
   const bool software = device.info().type == gpu::AdapterType::software;
   gpu::Recorder recorder(device);
   recorder.dispatch(kernel(device, "resident", prelude), {gpu::read_write(arrived), gpu::write(seen)},
-                    Params{software ? software_patience : gpu_patience}, {software ? 64 : many});
+                    Params{software ? software_patience : gpu_patience}, {software ? 64 : most_workgroups});
   recorder.submit();
   return device.read<std::uint32_t>(seen)[0];
 }
@@ -244,7 +264,8 @@ LayerStepRoom make_layer_step_room(gpu::Device& device, const LayerStepPlan& pla
 }
 
 std::uint64_t layer_step_room_bytes(const LayerStepShape& shape, std::uint32_t layers, std::uint32_t workgroups) {
-  const LayerStepPlan plan{.shape = shape, .most_parts = workgroups ? parts_of(shape, workgroups) : most_parts};
+  const LayerStepPlan plan{.shape = shape, .workgroups = workgroups ? workgroups : most_workgroups,
+                           .most_parts = workgroups ? parts_of(shape, workgroups) : most_parts};
   return gpu::buffer_bytes(4 * (2ull * plan.region() + 1)) + gpu::buffer_bytes(4ull * layers * Constants(shape).end);
 }
 

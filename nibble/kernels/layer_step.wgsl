@@ -31,7 +31,7 @@ struct Params {
 @group(0) @binding(14) var<storage, read> input: array<f32>;
 @group(0) @binding(15) var<storage, read_write> output: array<f32>;
 
-const HIDDEN_PLACES = 3u * RANK;
+const HIDDEN_PLACES = max(3u * RANK, WORKGROUPS);  // of a product, at most
 
 var<workgroup> square_shares: array<f32, SUBGROUPS>;
 
@@ -82,11 +82,13 @@ fn run_product(p: Product, source: u32, first_projection: u32, members: u32, who
   let normed = p.weight == 0u || p.weight == 2u;
   var squares = 0.0;
   var factor = 1.0;
+  var b_ahead: OfB;
   for (var sweep = 0u; sweep < sweeps_of(p.inputs); sweep++) {
     let walk = walk_of(p, own, sweep, who.subgroup, who.lane);
     let ahead = look_ahead(p, own, walk, who.lane);
     let first = sweep * width_of(p.inputs) * SPAN;
     let count = min(p.inputs - first, width_of(p.inputs) * SPAN);
+    let a_ahead = look_ahead_at_a(first_projection, members, p.inputs, first, count, who.index, workgroup);
     // What this workgroup has put is taken by others of its subgroups, which only barriers promise to run.
     workgroupBarrier();
     if (normed) {
@@ -100,7 +102,7 @@ fn run_product(p: Product, source: u32, first_projection: u32, members: u32, who
     }
     workgroupBarrier();
     if (RANK > 0u) {
-      add_hidden(first_projection, members, p.inputs, first, count, who.index, who.subgroup, who.lane, workgroup);
+      add_hidden(first_projection, members, p.inputs, first, count, a_ahead, who.index, who.subgroup, who.lane, workgroup);
       if (sweep + 1u == sweeps_of(p.inputs)) {
         workgroupBarrier();
         if (normed) {
@@ -109,10 +111,12 @@ fn run_product(p: Product, source: u32, first_projection: u32, members: u32, who
         put_hidden(LORA_AT + p.weight * HIDDEN_PLACES, first_projection, members, factor, who.index, workgroup);
       }
     }
+    b_ahead = look_ahead_at_b(p, own, who.subgroup, who.lane);
     multiply(p, own, walk, sweep, ahead, who.lane);
   }
-  take_hidden(LORA_AT + p.weight * HIDDEN_PLACES, first_projection, members, who.index);
+  take_hidden(LORA_AT + p.weight * HIDDEN_PLACES, first_projection, members, who.subgroup, who.lane);
   workgroupBarrier();
+  meet_b(p, own, b_ahead, who.subgroup, who.lane);
   if (normed) {
     factor = norm_factor();
   }
@@ -124,9 +128,7 @@ fn project(who: Invocation, workgroup: u32) {
   let factor = run_product(QKV_PRODUCT, 0u, 0u, 3u, who, workgroup);
   for (var n = who.index; n < own.count; n += WORKGROUP) {
     let row = own.first + n;
-    let member = u32(row >= ATTENDED) + u32(row >= ATTENDED + KEY_HEADS * HEAD_DIM);
-    let begin = select(0u, ATTENDED + (member - 1u) * KEY_HEADS * HEAD_DIM, member > 0u);
-    var result = total(n, slices_of(HIDDEN)) * factor + share_of_adapter(member, member, row - begin);
+    var result = total(n, slices_of(HIDDEN)) * factor + share_of_adapter(QKV_PRODUCT, own, n);
     if (BIAS) {
       result += constant_at(BIAS_AT + row);
     }
@@ -159,7 +161,7 @@ fn project_attended(who: Invocation, workgroup: u32) {
     if (n >= WORKGROUP) {
       before = input[row];
     }
-    put(MIDDLE_AT + row, before + total(n, slices_of(ATTENDED)) + share_of_adapter(3u, 0u, row));
+    put(MIDDLE_AT + row, before + total(n, slices_of(ATTENDED)) + share_of_adapter(O_PRODUCT, own, n));
   }
 }
 
@@ -168,8 +170,8 @@ fn gate(who: Invocation, workgroup: u32) {
   let factor = run_product(GATE_UP_PRODUCT, MIDDLE_AT, 4u, 2u, who, workgroup);
   for (var n = who.index; n < own.count; n += WORKGROUP) {
     let row = own.first + n;
-    let g = total(2u * n, slices_of(HIDDEN)) * factor + share_of_adapter(4u, 0u, row);
-    let u = total(2u * n + 1u, slices_of(HIDDEN)) * factor + share_of_adapter(5u, 1u, row);
+    let g = total(2u * n, slices_of(HIDDEN)) * factor + share_of_adapter(GATE_UP_PRODUCT, own, 2u * n);
+    let u = total(2u * n + 1u, slices_of(HIDDEN)) * factor + share_of_adapter(GATE_UP_PRODUCT, own, 2u * n + 1u);
     put(GATED_AT + row, silu(g) * u);
   }
 }
@@ -183,7 +185,7 @@ fn project_gated(who: Invocation, workgroup: u32) {
     if (n >= WORKGROUP) {
       before = take(MIDDLE_AT + row);
     }
-    output[row] = before + total(n, slices_of(INTERMEDIATE)) + share_of_adapter(6u, 0u, row);
+    output[row] = before + total(n, slices_of(INTERMEDIATE)) + share_of_adapter(DOWN_PRODUCT, own, n);
   }
 }
 

@@ -228,6 +228,26 @@ TEST(Generator, ATokenInOneDispatchSweepsOverWideInputs) {
   }
 }
 
+// Of few rows, whose elements of B lanes share out: a rank with sums over lanes, and one with hidden values in pieces, from two workgroups.
+TEST(Generator, AdaptersOfATokenInOneDispatchMeetFewRowsByLanes) {
+  ModelConfig config = load_tiny(ProductPath::f32, false).config();
+  config.hidden_size = 128, config.intermediate_size = 64, config.num_heads = 2, config.num_kv_heads = 1, config.head_dim = 32;
+  const Tokens tokens = golden_row(0);
+  for (const auto& [rank, workgroups] : {std::pair{4u, 1u}, std::pair{1u, 2u}}) {
+    StateOptions options{.path = ProductPath::f32, .trainable = false};
+    options.lora = LoraConfig{.rank = rank, .lora_alpha = 2.0 * rank, .target_modules = usual_targets(config)};
+    ModelState state = ModelState::made_up(test::device(), config, options);
+    make_up_adapters(state);
+    const auto expected = training_logits(state, tokens);
+    Generator generator(state, {.capacity = 128, .step_workgroups = workgroups});
+    ASSERT_TRUE(generator.steps_in_one_dispatch());
+    for (std::size_t count = 20; count <= 22; ++count) {
+      EXPECT_LT(test::relative_error(generator.logits(first(tokens, count)), expected[count - 1]), 1e-5) << count << ", rank " << rank;
+    }
+    expect_one_dispatch(generator, workgroups);
+  }
+}
+
 TEST(Generator, CountsTheWorkgroupsThatRunAtOneTime) {
   const std::uint32_t resident = resident_workgroups(test::device(), 64, 16384);
   EXPECT_GE(resident, 1u);
