@@ -11,7 +11,6 @@ namespace {
 
 constexpr std::string_view in_best_scores = "best_scores";
 constexpr std::uint32_t scores_workgroup = 256, most_score_blocks = 192, most_best = 64;
-constexpr std::uint32_t best_room = 1024, found_words = 4 + 2 * best_room;
 
 // Few enough that each workgroup compares all of their largest, and more than are wanted.
 struct BlocksOfScores {
@@ -30,11 +29,11 @@ std::uint32_t best_scores_found(std::uint32_t scores) { return std::clamp(Blocks
 
 BestScoresRoom make_best_scores_room(gpu::Device& device, std::uint32_t rows, std::uint32_t scores) {
   return {.largest = device.tensor(DType::i32, {rows, BlocksOfScores(scores).count}, "largest scores"),
-          .found = device.tensor(DType::u32, {rows, found_words}, "best scores")};
+          .found = device.tensor(DType::u32, {rows, best_list_words}, "best scores")};
 }
 
 std::uint64_t best_scores_room_bytes(std::uint32_t rows, std::uint32_t scores) {
-  return gpu::buffer_bytes(4ull * rows * BlocksOfScores(scores).count) + gpu::buffer_bytes(4ull * rows * found_words);
+  return gpu::buffer_bytes(4ull * rows * BlocksOfScores(scores).count) + gpu::buffer_bytes(4ull * rows * best_list_words);
 }
 
 void record(gpu::Recorder& recorder, const BestScores& op) {
@@ -50,7 +49,7 @@ void record(gpu::Recorder& recorder, const BestScores& op) {
   };
   gpu::Device& device = recorder.device();
   gpu::Prelude prelude;
-  prelude.constant("WORKGROUP", scores_workgroup).constant("MOST_BLOCKS", most_score_blocks).constant("ROOM", best_room).constant("FOUND", found_words);
+  prelude.constant("WORKGROUP", scores_workgroup).constant("MOST_BLOCKS", most_score_blocks).constant("ROOM", best_list_room).constant("FOUND", best_list_words);
   const double bytes = 4.0 * rows * scores;
   recorder.dispatch(kernel(device, "block_largest", prelude, {"score_order"}), {gpu::read(op.scores), gpu::write(op.room.largest), gpu::write(op.room.found)},
                     LargestParams{scores, blocks.count, blocks.size}, {blocks.count, rows}, {.bytes = bytes});
@@ -62,9 +61,9 @@ bool is_finite(std::span<const std::uint32_t> list) { return list[2] != 0; }
 
 std::optional<BestOfRow> best_of(std::span<const std::uint32_t> list) {
   const std::uint32_t count = list[0];
-  if (!is_finite(list) || count > best_room) return {};
+  if (!is_finite(list) || count > best_list_room) return {};
   BestOfRow best{.tokens = {}, .bound = std::bit_cast<float>(list[1])};
-  for (std::uint32_t i = 0; i < count; ++i) best.tokens.push_back({list[4 + 2 * i], std::bit_cast<float>(list[5 + 2 * i])});
+  for (std::uint32_t i = 0; i < count; ++i) best.tokens.push_back({list[best_list_header + 2 * i], std::bit_cast<float>(list[best_list_header + 2 * i + 1])});
   std::sort(best.tokens.begin(), best.tokens.end(), [](const ScoredToken& a, const ScoredToken& b) { return a.id < b.id; });
   return best;
 }

@@ -8,10 +8,14 @@
 
 namespace nibble {
 
+// A row's list: how many scores reach the bound, which may be more than it has room for; the bound; whether all of the row are finite; a
+// place for choose_token.h; and pairs of index and score.
+constexpr std::uint32_t best_list_header = 4, best_list_room = 1024, best_list_words = best_list_header + 2 * best_list_room;
+
 // The best scores of rows of a vocabulary, so that few bytes need be read back where all are some hundred thousand.
 struct BestScoresRoom {
   Tensor largest;  // (rows, blocks) i32: of each block
-  Tensor found;    // (rows, ...) u32: a list for each row, as best_of() reads it
+  Tensor found;    // (rows, best_list_words) u32
 };
 BestScoresRoom make_best_scores_room(gpu::Device& device, std::uint32_t rows, std::uint32_t scores);
 std::uint64_t best_scores_room_bytes(std::uint32_t rows, std::uint32_t scores);

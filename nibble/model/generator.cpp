@@ -38,11 +38,14 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
       head_(device_, config_, weights_, generator_head_options(state.path(), sizes_)),
       tokens_(state.trained_tokens()),
       seen_(std::max(given.sequences, 1u)),
+      goes_ahead_(given.goes_ahead.value_or(device_.info().type != gpu::AdapterType::software)),
+      draw_(device_.tensor(DType::f32, {1}, "draw")),
       logits_(seen_.size() * config_.vocab_size),
       passed_(seen_.size() > 1 ? std::size_t{sizes_.texts} * config_.vocab_size : 0),
       best_(make_best_scores_room(device_, sizes_.texts, config_.vocab_size)),
       found_(best_.found.size()),
-      readback_(device_, std::max(std::uint64_t{sizes_.texts} * config_.vocab_size * sizeof(float), best_.found.bytes())) {
+      logits_readback_(device_, std::uint64_t{sizes_.texts} * config_.vocab_size * sizeof(float)),
+      best_readbacks_{gpu::Readback(device_, best_.found.bytes()), gpu::Readback(device_, best_.found.bytes())} {
   const std::uint32_t rank = lora_ ? lora_->rank : 0;
   pieces_ = make_layers(device_, config_, weights_, lora_, pieces_options(state.path(), sizes_, rank, lora_ && lora_->use_dora));
   if (DecodeLayers::fits(config_, weights_)) {
@@ -73,12 +76,12 @@ void Generator::use_adapter(bool use) {
   if (wanted == lora_) return;
   head_.use_base(!use);
   lora_ = wanted;
-  prepared_.reset();
+  forget_steps();
   for (auto& seen : seen_) seen.clear();
 }
 
 // Every token attends to all of its text before it.
-std::pair<Generator::Pass, std::vector<std::uint32_t>> Generator::plan(std::span<const Text> parts) const {
+std::pair<Generator::Pass, std::vector<std::uint32_t>> Generator::plan(std::span<const Text> parts, std::uint32_t between) const {
   std::uint32_t count = 0, most = 0;
   for (const Text& part : parts) count += static_cast<std::uint32_t>(part.tokens.size());
   const std::uint32_t stride = part_of_stream(count);
@@ -89,7 +92,7 @@ std::pair<Generator::Pass, std::vector<std::uint32_t>> Generator::plan(std::span
   std::uint32_t t = 0;
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const std::uint32_t first = first_row(parts[i].sequence);
-    for (std::uint32_t at = seen(parts[i].sequence); const std::uint32_t token : parts[i].tokens) {
+    for (std::uint32_t at = seen(parts[i].sequence) + between; const std::uint32_t token : parts[i].tokens) {
       ids[t] = token, position[t] = at, end[t] = first + ++at;
       const std::uint32_t met = config_.sliding_window > 0 ? std::min(at, config_.sliding_window) : at;
       begin[t] = end[t] - met;
@@ -161,7 +164,7 @@ void Generator::forget_changed_adapters() {
   adapters_->on_device();
   if (std::exchange(adapters_version_, adapters_->version()) == adapters_->version()) return;
   if (adapters_->dora()) adapters_->dora()->renew();
-  prepared_.reset();
+  forget_steps();
   for (auto& seen : seen_) seen.clear();
 }
 
@@ -169,70 +172,61 @@ std::span<float> Generator::logits_of(std::uint32_t sequence) {
   return std::span(logits_).subspan(std::size_t{sequence} * config_.vocab_size, config_.vocab_size);
 }
 
-Tensor Generator::record_pass(gpu::Recorder& recorder, const Pass& pass, Wanted wanted) {
+// The id of what is chosen goes where the next step's is looked for.
+Tensor Generator::record_pass(gpu::Recorder& recorder, const Pass& pass, const Wanted& wanted) {
   const Tensor x = run_layers(recorder, pass);
-  if (wanted == Wanted::nothing) return {};
+  if (wanted.of == Wanted::Of::nothing) return {};
   const Tensor logits = head_.logits(recorder, x, pass.stream.label_rows, pass.stream.labels);
-  if (wanted == Wanted::best) record(recorder, BestScores{logits, best_});
+  if (wanted.of == Wanted::Of::best) record(recorder, BestScores{logits, best_});
+  if (wanted.choice) record(recorder, ChooseToken{best_, *wanted.choice, draw_, stream_room_.part(0, {1})});
   return logits;
 }
 
-std::vector<std::uint32_t> Generator::places_of(std::span<const Text> parts) const {
-  std::vector<std::uint32_t> places;
-  for (const Text& part : parts) places.insert(places.end(), {part.sequence, seen(part.sequence)});
-  return places;
-}
-
-// After a step of the same texts, one token each. A change of the adapter forgets what was seen, and with it the places.
-// What the rooms of streamed and of decoded weights and scales hold is noted as it is recorded, so passes through these must be submitted.
-void Generator::prepare_next(std::span<const Text> parts, Wanted wanted) {
-  if (!steps_ || weights_.stream || weights_.scales || head_.in_slices()) return;
-  const std::uint32_t any = 0;
-  std::vector<Text> next;
-  for (const Text& part : parts) {
-    if (part.tokens.size() != 1 || seen(part.sequence) >= capacity_) return;
-    next.push_back({part.sequence, {&any, 1}});
-  }
-  Prepared prepared{.places = places_of(next), .recorder = std::make_unique<gpu::Recorder>(device_, gpu::Pace::held), .wanted = wanted, .logits = {}};
-  prepared.logits = record_pass(*prepared.recorder, plan(next).first, wanted);
-  prepared.recorder->encode();
-  prepared_ = std::move(prepared);
-}
-
-std::optional<Tensor> Generator::submit_prepared(std::span<const Text> parts, Wanted wanted) {
-  const auto prepared = std::exchange(prepared_, {});
-  const bool one_each = std::all_of(parts.begin(), parts.end(), [](const Text& part) { return part.tokens.size() == 1; });
-  if (!prepared || !one_each || prepared->wanted != wanted || prepared->places != places_of(parts)) return {};
-  prepared->recorder->submit();
-  return prepared->logits;
-}
-
-bool Generator::run(std::span<const Text> parts, Wanted wanted) {
+Tensor Generator::submit(std::span<const Text> parts, const Wanted& wanted) {
   const auto [pass, values] = plan(parts);
   device_.write(stream_room_.part(0, {static_cast<std::uint32_t>(values.size())}), std::as_bytes(std::span(values)));
-  std::optional<Tensor> logits = wanted == Wanted::nothing ? std::nullopt : submit_prepared(parts, wanted);
+  if (wanted.choice) device_.write(draw_, std::as_bytes(std::span(draws_).first(1)));
+  std::optional<Tensor> logits = submit_prepared(parts, wanted);
   if (!logits) {
     gpu::Recorder recorder(device_, pass.few || pass.one_each ? gpu::Pace::even : gpu::Pace::growing);
     logits = record_pass(recorder, pass, wanted);
     recorder.submit();
   }
-  for (const Text& part : parts) seen_[part.sequence].insert(seen_[part.sequence].end(), part.tokens.begin(), part.tokens.end());
-  if (wanted == Wanted::nothing) return !pass.one || !step_->in_trouble(device_);
-  const auto count = static_cast<std::uint32_t>(parts.size());
-  const std::span<std::uint32_t> found = std::span(found_).first(count * best_.found.dim(1));
-  const std::span<float> passed = count == 1 ? logits_of(parts[0].sequence) : std::span(passed_).first(std::size_t{count} * config_.vocab_size);
-  readback_.begin(wanted == Wanted::best ? best_.found.rows(0, count) : *logits);
-  prepare_next(parts, wanted);
-  readback_.finish(wanted == Wanted::best ? std::as_writable_bytes(found) : std::as_writable_bytes(passed), busy_wait(device_.info()));
-  last_logits_ = wanted == Wanted::best ? *logits : Tensor{};
-  const bool finite = wanted == Wanted::best ? is_finite(found) : !std::isnan(passed[0]);
-  return !pass.one || finite || !step_->in_trouble(device_);
+  if (wanted.of == Wanted::Of::logits) logits_readback_.begin(*logits);
+  if (wanted.of == Wanted::Of::best) best_readbacks_[0].begin(best_.found.rows(0, pass.stream.labels));
+  return *logits;
 }
 
-void Generator::compute(std::span<const Text> parts, Wanted wanted) {
+bool Generator::run(std::span<const Text> parts, const Wanted& wanted) {
+  std::optional<Tensor> logits = take_ahead(parts, wanted);
+  if (!logits) {
+    drop_ahead();
+    logits = submit(parts, wanted);
+  }
+  for (const Text& part : parts) seen_[part.sequence].insert(seen_[part.sequence].end(), part.tokens.begin(), part.tokens.end());
+  const bool one = step_ && parts.size() == 1 && parts[0].tokens.size() == 1;
+  if (wanted.of == Wanted::Of::nothing) return !one || !step_->in_trouble(device_);
+  go_ahead(parts, wanted);
+  bool finite;
+  if (wanted.of == Wanted::Of::best) {
+    const std::span<std::uint32_t> found = std::span(found_).first(parts.size() * best_list_words);
+    best_readbacks_[0].finish(std::as_writable_bytes(found), busy_wait(device_.info()));
+    last_logits_ = *logits;
+    finite = is_finite(found);
+    if (ahead_) ahead_->token = chosen_token(found);
+  } else {
+    const std::span<float> passed = parts.size() == 1 ? logits_of(parts[0].sequence) : std::span(passed_).first(parts.size() * config_.vocab_size);
+    logits_readback_.finish(std::as_writable_bytes(passed), busy_wait(device_.info()));
+    last_logits_ = {};
+    finite = !std::isnan(passed[0]);
+  }
+  return !one || finite || !step_->in_trouble(device_);
+}
+
+void Generator::compute(std::span<const Text> parts, const Wanted& wanted) {
   if (!run(parts, wanted)) {
     log_warning("Workgroups of the GPU waited for each other in vain, as when it is shared with other work; tokens are computed in several dispatches a layer from here on, which takes longer.");
-    prepared_.reset();
+    forget_steps();
     step_.reset();
     for (const Text& part : parts) seen_[part.sequence].resize(seen_[part.sequence].size() - part.tokens.size());
     run(parts, wanted);
@@ -240,9 +234,9 @@ void Generator::compute(std::span<const Text> parts, Wanted wanted) {
   last_sequences_.clear();
   for (const Text& part : parts) {
     computed_ += part.tokens.size();
-    if (wanted == Wanted::best) last_sequences_.push_back(part.sequence);
+    if (wanted.of == Wanted::Of::best) last_sequences_.push_back(part.sequence);
   }
-  for (std::size_t i = 0; wanted == Wanted::logits && parts.size() > 1 && i < parts.size(); ++i) {
+  for (std::size_t i = 0; wanted.of == Wanted::Of::logits && parts.size() > 1 && i < parts.size(); ++i) {
     std::copy_n(passed_.begin() + static_cast<std::ptrdiff_t>(i * config_.vocab_size), config_.vocab_size, logits_of(parts[i].sequence).begin());
   }
 }
@@ -276,7 +270,7 @@ void Generator::compute_beginning(const Text& text) {
     const std::size_t left = tokens.size() - seen(sequence);
     const std::size_t most = left <= sizes_.few ? sizes_.few : sizes_.piece;
     const Text part{sequence, tokens.subspan(seen(sequence), std::min(left, most))};
-    compute({&part, 1}, part.tokens.size() == left ? Wanted::logits : Wanted::nothing);
+    compute({&part, 1}, {part.tokens.size() == left ? Wanted::Of::logits : Wanted::Of::nothing});
   }
 }
 
@@ -287,7 +281,7 @@ std::vector<Generator::Text> Generator::compute_beginnings(std::span<const Text>
   std::vector<Text> last, joined;
   const auto compute_joined = [&] {
     if (joined.size() == 1) compute_beginning(joined.front());
-    else if (!joined.empty()) compute(joined, Wanted::logits);
+    else if (!joined.empty()) compute(joined, {Wanted::Of::logits});
     joined.clear();
   };
   for (const Text& text : texts) {
@@ -306,23 +300,28 @@ std::vector<Generator::Text> Generator::compute_beginnings(std::span<const Text>
 std::vector<std::span<const float>> Generator::all_logits(std::span<const Text> texts) {
   const std::vector<Text> last = compute_beginnings(texts);
   for (std::size_t i = 0; i < last.size(); i += sizes_.texts) {
-    compute(std::span(last).subspan(i, std::min<std::size_t>(sizes_.texts, last.size() - i)), Wanted::logits);
+    compute(std::span(last).subspan(i, std::min<std::size_t>(sizes_.texts, last.size() - i)), {Wanted::Of::logits});
   }
   std::vector<std::span<const float>> result;
   for (const Text& text : texts) result.push_back(logits_of(text.sequence));
   return result;
 }
 
-std::vector<Generator::Next> Generator::next(std::span<const Text> texts) {
+std::vector<Generator::Next> Generator::next(std::span<const Text> texts, const std::optional<ForeseenTokens>& foreseen) {
   const bool all_at_once = texts.size() <= sizes_.texts;
   const std::vector<Text> last = all_at_once ? compute_beginnings(texts) : std::vector<Text>{};
   if (!all_at_once) all_logits(texts);
-  if (!last.empty()) compute(last, Wanted::best);
+  Wanted wanted{Wanted::Of::best};
+  if (foreseen && goes_ahead_ && last.size() == 1 && texts.size() == 1) {
+    wanted.choice = foreseen->choice;
+    draws_ = foreseen->draws;
+  }
+  if (!last.empty()) compute(last, wanted);
   std::vector<Next> result;
   for (const Text& text : texts) {
     const auto at = std::find_if(last.begin(), last.end(), [&](const Text& one) { return one.sequence == text.sequence; });
     std::optional<BestOfRow> best;
-    if (at != last.end()) best = best_of(std::span(found_).subspan(static_cast<std::size_t>(at - last.begin()) * best_.found.dim(1), best_.found.dim(1)));
+    if (at != last.end()) best = best_of(std::span(found_).subspan(static_cast<std::size_t>(at - last.begin()) * best_list_words, best_list_words));
     if (best) result.push_back({{}, *std::move(best)});
     else result.push_back({at == last.end() ? logits_of(text.sequence) : read_logits(text.sequence), {}});
   }
@@ -333,9 +332,10 @@ std::span<const float> Generator::read_logits(std::uint32_t sequence) {
   const auto at = std::find(last_sequences_.begin(), last_sequences_.end(), sequence);
   check(last_logits_ && at != last_sequences_.end(), "generator", "The logits of place {} are not those of the last step.", sequence);
   const auto row = static_cast<std::uint32_t>(at - last_sequences_.begin());
-  readback_.begin(last_logits_.rows(row, row + 1));
+  if (ahead_) compute_again(sequence);
+  logits_readback_.begin(last_logits_.rows(row, row + 1));
   const std::span<float> logits = logits_of(sequence);
-  readback_.finish(std::as_writable_bytes(logits), busy_wait(device_.info()));
+  logits_readback_.finish(std::as_writable_bytes(logits), busy_wait(device_.info()));
   return logits;
 }
 

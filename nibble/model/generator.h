@@ -1,7 +1,7 @@
 #pragma once
 
 #include "nibble/gpu/readback.h"
-#include "nibble/kernels/best_scores.h"
+#include "nibble/kernels/choose_token.h"
 #include "nibble/model/decode_layers.h"
 #include "nibble/model/generator_sizes.h"
 #include "nibble/model/head.h"
@@ -9,6 +9,7 @@
 #include "nibble/model/model_state.h"
 #include "nibble/model/step_layers.h"
 
+#include <array>
 #include <memory>
 #include <optional>
 #include <span>
@@ -27,6 +28,8 @@ struct GeneratorOptions {
   // Texts from which on their last tokens are computed at once by matrix units, where the path has them, not by vectors; 0: never; empty:
   // by the adapter.
   std::optional<std::uint32_t> least_on_matrices = {};
+  // Whether the GPU goes on by itself with tokens whose choice is foreseen (see Generator::next); empty: by the adapter.
+  std::optional<bool> goes_ahead = {};
   // Of keys and values, f32 or f16, where they may be f16; empty: by the adapter.
   std::optional<DType> key_dtype = {};
 };
@@ -59,8 +62,10 @@ class Generator {
     std::span<const float> logits;
     BestOfRow best;  // where there are no logits
   };
-  // As all_logits(); the best are enough for the caller, who may ask for the logits of those texts before the next call.
-  std::vector<Next> next(std::span<const Text> texts);
+  // As all_logits(); the best are enough for the caller, who may ask for the logits of those texts before the next call. Of one text whose
+  // next tokens are foreseen the GPU takes the next itself, and computes what follows while the caller has yet to look. A text that comes
+  // back with another token is computed as ever.
+  std::vector<Next> next(std::span<const Text> texts, const std::optional<ForeseenTokens>& foreseen = {});
   std::span<const float> read_logits(std::uint32_t sequence);
   // How many of the best are known at least.
   std::uint32_t best_known() const { return best_scores_found(config_.vocab_size); }
@@ -76,8 +81,9 @@ class Generator {
   DType key_dtype() const { return keys_.front().k.dtype(); }
   // Tokens whose keys and values are kept.
   std::uint32_t seen(std::uint32_t sequence = 0) const { return static_cast<std::uint32_t>(seen_[sequence].size()); }
-  // Tokens computed so far, over all calls.
+  // Tokens computed so far, over all calls, and of these the ones that the GPU had gone on with.
   std::uint64_t computed() const { return computed_; }
+  std::uint64_t computed_ahead() const { return computed_ahead_; }
 
   // Of options.sequences, texts that one pass takes the last tokens of, and that so many bytes have room for beside the weights; at least 1.
   static std::uint32_t texts_that_fit(const ModelState& state, GeneratorOptions options, std::uint64_t memory);
@@ -97,26 +103,46 @@ class Generator {
     bool apart = false;  // of several texts
   };
 
-  // What is read back of a pass.
-  enum class Wanted { nothing, logits, best };
+  // What is read back of a pass, and how the GPU chooses the token after the best, if it does.
+  struct Wanted {
+    enum class Of { nothing, logits, best } of = Of::nothing;
+    std::optional<SamplingRule> choice = {};
 
-  // The step after the last one, recorded while the GPU computes that one: it differs from what will be asked for in nothing but
-  // the tokens, which are uploaded before it is submitted.
+    bool operator==(const Wanted&) const = default;
+  };
+
+  // The step after the last one that was submitted, recorded while the GPU computes that one: it differs from what will be asked for in
+  // nothing but the tokens, which are uploaded before it is submitted.
   struct Prepared {
-    std::vector<std::uint32_t> places;  // sequence and tokens seen, of each text
+    std::vector<std::uint32_t> places;  // sequence and tokens before it, of each text
     std::unique_ptr<gpu::Recorder> recorder;
     Wanted wanted;
     Tensor logits;
   };
 
+  // A step of one text that was submitted before its token was asked for: the one that the GPU has chosen.
+  struct Ahead {
+    std::vector<std::uint32_t> places;
+    std::uint32_t token = 0;  // known once the list before it has been read
+    Tensor logits;
+  };
+
   void check_text(const Text& text) const;
   std::uint32_t first_row(std::uint32_t sequence) const { return sequence * rows_; }  // of the keys
-  // What upload() writes, and how a pass sees it.
-  std::pair<Pass, std::vector<std::uint32_t>> plan(std::span<const Text> parts) const;
-  Tensor record_pass(gpu::Recorder& recorder, const Pass& pass, Wanted wanted);
-  std::vector<std::uint32_t> places_of(std::span<const Text> parts) const;
-  void prepare_next(std::span<const Text> parts, Wanted wanted);
-  std::optional<Tensor> submit_prepared(std::span<const Text> parts, Wanted wanted);
+  // What is written to the stream's room, and how a pass sees it; with so many tokens of each text between those seen and the parts.
+  std::pair<Pass, std::vector<std::uint32_t>> plan(std::span<const Text> parts, std::uint32_t between = 0) const;
+  Tensor record_pass(gpu::Recorder& recorder, const Pass& pass, const Wanted& wanted);
+  // generator_steps.cpp
+  std::vector<std::uint32_t> places_of(std::span<const Text> parts, std::uint32_t between = 0) const;
+  void prepare_next(std::span<const Text> parts, const Wanted& wanted, std::uint32_t between = 0);
+  std::optional<Tensor> submit_prepared(std::span<const Text> parts, const Wanted& wanted);
+  std::optional<Tensor> take_ahead(std::span<const Text> parts, const Wanted& wanted);
+  // Submits what follows the parts, whose step was submitted with the same wish, if it can be known.
+  void go_ahead(std::span<const Text> parts, const Wanted& wanted);
+  void drop_ahead();
+  // Of the one text whose following step has overwritten the logits.
+  void compute_again(std::uint32_t sequence);
+  void forget_steps();
   Tensor run_layers(gpu::Recorder& recorder, const Pass& pass);
   Dora* dora() const { return lora_ ? adapters_->dora() : nullptr; }
   void forget_changed_adapters();
@@ -130,9 +156,11 @@ class Generator {
   // whose last token is left.
   std::vector<Text> compute_beginnings(std::span<const Text> texts);
   // Computes and keeps the parts, whose texts go on from what has been seen.
-  void compute(std::span<const Text> parts, Wanted wanted);
+  void compute(std::span<const Text> parts, const Wanted& wanted);
   // The same up to what is wanted, in found_, in passed_ or of one part where its logits are kept; false where `step_` waited in vain.
-  bool run(std::span<const Text> parts, Wanted wanted);
+  bool run(std::span<const Text> parts, const Wanted& wanted);
+  // Submits the parts' pass and begins to read what is wanted; returns its logits.
+  Tensor submit(std::span<const Text> parts, const Wanted& wanted);
   std::span<float> logits_of(std::uint32_t sequence);
 
   gpu::Device& device_;
@@ -154,13 +182,18 @@ class Generator {
   std::array<Tensor, 2> residual_;
   std::vector<std::vector<std::uint32_t>> seen_;  // by sequence
   std::optional<Prepared> prepared_;
+  bool goes_ahead_;
+  std::optional<Ahead> ahead_;
+  std::array<float, 2> draws_{};                  // for the token after the pass that runs, and the one after that
+  Tensor draw_;
   std::vector<float> logits_, passed_;            // of all sequences, and of a pass
   BestScoresRoom best_;
   std::vector<std::uint32_t> found_;              // the lists of a pass
-  gpu::Readback readback_;                        // of either
+  gpu::Readback logits_readback_;
+  std::array<gpu::Readback, 2> best_readbacks_;   // in turns, the first of the pass that runs
   Tensor last_logits_;                            // of the pass whose best were read
   std::vector<std::uint32_t> last_sequences_;
-  std::uint64_t computed_ = 0;
+  std::uint64_t computed_ = 0, computed_ahead_ = 0;
 };
 
 }  // namespace nibble

@@ -105,7 +105,7 @@ std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& con
          2 * config.num_layers * keys +
          (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, sizes.few) : 0) +
          (wants_step(device, options) && StepLayers::fits(config, use_dora) ? StepLayers::bytes(config, rank, options.step_workgroups.value_or(0)) : 0) +
-         2 * gpu::buffer_bytes(DType::f32, {most, config.hidden_size}) + gpu::buffer_bytes(4ull * stream_parts * part_of_stream(most)) +
+         2 * gpu::buffer_bytes(DType::f32, {most, config.hidden_size}) + gpu::buffer_bytes(4ull * stream_parts * part_of_stream(most)) + gpu::buffer_bytes(DType::f32, {1}) +
          Rotations::bytes(config, text_capacity(config, options), most);
 }
 

@@ -18,7 +18,7 @@ std::vector<std::uint32_t> next_tokens(Generator& generator, std::span<TokenSamp
     for (std::size_t i = 0; i < texts.size(); ++i) tokens.push_back(samplers[i]->next(logits[i], texts[i].tokens));
     return tokens;
   }
-  const std::vector<Generator::Next> all = generator.next(texts);
+  const std::vector<Generator::Next> all = generator.next(texts, texts.size() == 1 ? samplers[0]->foreseen(known) : std::nullopt);
   for (std::size_t i = 0; i < texts.size(); ++i) {
     const Generator::Next& next = all[i];
     std::optional<std::uint32_t> token;

@@ -64,6 +64,14 @@ std::uint32_t TokenSampler::next(std::span<const float> logits, std::span<const 
   return draw_from_few(by_k && by_p);
 }
 
+std::optional<ForeseenTokens> TokenSampler::foreseen(std::uint32_t best) const {
+  if (options_.repetition_penalty != 1.0f || !looks_at_few(best)) return {};
+  Rng rng = rng_;
+  const auto draw = [&rng] { return static_cast<float>(draw_share(rng)); };
+  const float first = draw();
+  return ForeseenTokens{{options_.temperature, options_.top_k, options_.top_p, options_.min_p}, {first, draw()}};
+}
+
 // What is not among the best is below their bound, and a penalty brings nothing above it.
 std::optional<std::uint32_t> TokenSampler::next(const BestOfRow& best, std::span<const std::uint32_t> text) {
   if (best.tokens.empty() || options_.repetition_penalty < 1.0f || !looks_at_few(static_cast<std::uint32_t>(best.tokens.size()))) return {};
@@ -177,9 +185,9 @@ double TokenSampler::weigh_blocks() {
   return total;
 }
 
-double TokenSampler::random_place(double total) {
-  const double high = rng_.next_u32(), low = rng_.next_u32();
-  return (high + low * 0x1p-32) * 0x1p-32 * total;
+double TokenSampler::draw_share(Rng& rng) {
+  const double high = rng.next_u32(), low = rng.next_u32();
+  return (high + low * 0x1p-32) * 0x1p-32;
 }
 
 std::uint32_t TokenSampler::draw() {

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "nibble/base/rng.h"
-#include "nibble/kernels/best_scores.h"
+#include "nibble/kernels/choose_token.h"
 #include "nibble/model/score_blocks.h"
 
 #include <cstdint>
@@ -38,6 +38,9 @@ class TokenSampler {
   // The same token from the best of the logits alone; empty where it might be another with all of them, and nothing is drawn.
   std::optional<std::uint32_t> next(const BestOfRow& best, std::span<const std::uint32_t> text);
 
+  // How the GPU can choose what next() will take; empty where so many of the best are not enough, or the text before them matters.
+  std::optional<ForeseenTokens> foreseen(std::uint32_t best) const;
+
  private:
   struct Candidate {
     float score;
@@ -69,8 +72,9 @@ class TokenSampler {
   double total_weight() const;
   // Of all, with that of each block in block_weights_.
   double weigh_blocks();
-  // A place in [0, total) at random.
-  double random_place(double total);
+  // A share in [0, 1) at random.
+  static double draw_share(Rng& rng);
+  double random_place(double total) { return draw_share(rng_) * total; }
 
   SamplingOptions options_;
   Rng rng_;

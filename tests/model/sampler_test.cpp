@@ -235,6 +235,23 @@ TEST(TokenSampler, FindsTheBestWhereverItIs) {
   EXPECT_EQ(sampler.next(std::vector<float>{-0.0f, 0.0f}, {}), 0u);
 }
 
+TEST(TokenSampler, ForeseesItsDraws) {
+  const std::vector<float> logits = logits_of(five);
+  TokenSampler sampler({.temperature = 1, .top_k = 3, .seed = 9});
+  const double total = 0.4 + 0.25 + 0.2;
+  for (int i = 0; i < 50; ++i) {
+    const auto [choice, draws] = sampler.foreseen(64).value();
+    EXPECT_EQ(choice, (SamplingRule{.temperature = 1, .top_k = 3}));
+    const double place = double{draws[0]} * total;
+    EXPECT_EQ(sampler.next(logits, {}), place < 0.4 ? 1u : place < 0.4 + 0.25 ? 3u : 4u) << i;
+    EXPECT_EQ(sampler.foreseen(64)->draws[0], draws[1]) << i;
+  }
+  EXPECT_TRUE(TokenSampler({}).foreseen(1).has_value());
+  EXPECT_FALSE(TokenSampler({.repetition_penalty = 1.1f}).foreseen(64).has_value());
+  EXPECT_FALSE(TokenSampler({.temperature = 1}).foreseen(64).has_value());
+  EXPECT_FALSE(TokenSampler({.temperature = 1, .top_k = 65}).foreseen(64).has_value());
+}
+
 TEST(TokenSampler, NamesTheTokenThatIsNoNumberInAnyBlock) {
   TokenSampler sampler({});
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity()}) {
