@@ -142,8 +142,8 @@ Tensor Generator::run_layers(gpu::Recorder& recorder, const Pass& pass) {
     }
     return residual(config_.num_layers);
   }
-  const LayerPass piece{.recorder = recorder, .stream = stream, .rotations = rotations_, .lora = lora_, .dora = dora(), .caches = keys_, .first_key = pass.first_key,
-                        .most_keys = pass.most_keys, .apart = pass.apart};
+  const LayerPass piece{.recorder = recorder, .stream = stream, .rotations = rotations_, .lora = lora_,
+                        .same_lora = lora_ && lora_ == in_pieces_, .dora = dora(), .caches = keys_, .first_key = pass.first_key, .most_keys = pass.most_keys, .apart = pass.apart};
   pieces_->begin(piece);
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) pieces_->forward(piece, layer, residual(layer), residual(layer + 1));
   return residual(config_.num_layers);
@@ -164,6 +164,7 @@ void Generator::forget_changed_adapters() {
   adapters_->on_device();
   if (std::exchange(adapters_version_, adapters_->version()) == adapters_->version()) return;
   if (adapters_->dora()) adapters_->dora()->renew();
+  in_pieces_ = nullptr;
   forget_steps();
   for (auto& seen : seen_) seen.clear();
 }
@@ -191,6 +192,7 @@ Tensor Generator::submit(std::span<const Text> parts, const Wanted& wanted) {
     gpu::Recorder recorder(device_, pass.few || pass.one_each ? gpu::Pace::even : gpu::Pace::growing);
     logits = record_pass(recorder, pass, wanted);
     recorder.submit();
+    if (!pass.few && lora_) in_pieces_ = lora_;
   }
   if (wanted.of == Wanted::Of::logits) logits_readback_.begin(*logits);
   if (wanted.of == Wanted::Of::best) best_readbacks_[0].begin(best_.found.rows(0, pass.stream.labels));

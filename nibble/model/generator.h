@@ -174,6 +174,7 @@ class Generator {
   Head head_;
   TrainedTokens* tokens_ = nullptr;     // the state's
   std::unique_ptr<Layers> pieces_;
+  const LoraWeights* in_pieces_ = nullptr;  // adapters that these have had, as they are
   std::optional<DecodeLayers> steps_;   // of a few tokens; empty where sizes do not allow it, and pieces serve
   std::optional<StepLayers> step_;      // of one token of one text; empty where it is not possible, and `steps_` serve
   std::vector<KeyCache> keys_;  // by layer: of all sequences

@@ -3,6 +3,7 @@
 #include "nibble/base/error.h"
 #include "nibble/base/log.h"
 #include "nibble/kernels/add_bias.h"
+#include "nibble/kernels/lora_few.h"
 #include "nibble/kernels/packed_attention.h"
 #include "nibble/kernels/product.h"
 #include "nibble/kernels/rms_norm.h"
@@ -70,7 +71,7 @@ void JointLayers::begin(const LayerPass& pass) {
   sums_.forget();
   shared_.forget();
   if (pass.dora) return pass.dora->renew();
-  if (pass.lora && !options_.one_decoded_room) lora_->pack(pass.recorder);
+  if (pass.lora && !pass.same_lora && !options_.one_decoded_room) lora_->pack(pass.recorder);
 }
 
 // Before the forward pass of a layer: gains and, times them, the adapters.
@@ -171,10 +172,16 @@ QkvAttention JointLayers::attention(const At& at) const {
 // Batches of training go by the plan of the longest, prompts, whose lengths differ more, by one of a few.
 std::uint32_t JointLayers::plan_rows(const At& at, Joint joint) const { return joint_plan_rows(options_, joint, at.tokens); }
 
-// The narrow product of a joint weight's adapters, which the backward pass reads too; its second pass is left to the caller.
+bool JointLayers::few(const At& at, Joint joint) const { return decodes_in_products_ && plan_rows(at, joint) <= most_decoding_rows; }
+
+// The narrow product of a joint weight's adapters, which the backward pass reads too; its second pass, if it has one, is left to the caller.
 std::optional<LoraRowsSum> JointLayers::narrow(const At& at, Joint joint, const Operand& x) {
   const LoraGroup* group = adapters(at.pass, at.layer, joint);
   if (!group) return std::nullopt;
+  if (few(at, joint)) {
+    record(at.rec, LoraDownFew{.group = *group, .x = x.data, .h = at.lora_h(joint)});
+    return std::nullopt;
+  }
   sums_.add_up(at.rec);
   return record_parts(at.rec, LoraDownMatrix{.group = *group, .x = x.data, .h = at.lora_h(joint), .scratch = at.room.lora_scratch,
                                              .dropout = dropout(at, joint)});
@@ -182,10 +189,8 @@ std::optional<LoraRowsSum> JointLayers::narrow(const At& at, Joint joint, const 
 
 // Of few rows in NF4, else decoded.
 Weight JointLayers::forward_weight(const At& at, Joint joint, const std::optional<LoraRowsSum>& rows) {
-  const bool few = decodes_in_products_ && plan_rows(at, joint) <= most_decoding_rows;
-  const auto codes = few ? frozen_.codes(at.rec, at.layer, joint, at.pass.dora) : std::nullopt;
+  const auto codes = few(at, joint) ? frozen_.codes(at.rec, at.layer, joint, at.pass.dora) : std::nullopt;
   if (!codes) return frozen_.weight(at.rec, at.layer, joint, MatrixLayout::nt, at.pass.dora, rows);
-  if (rows) record(at.rec, *rows);
   return *codes;
 }
 

@@ -58,6 +58,8 @@ class JointLayers : public Layers {
   QkvAttention attention(const At& at) const;
   std::uint32_t plan_rows(const At& at, Joint joint) const;
 
+  // Whether products read NF4, of few rows.
+  bool few(const At& at, Joint joint) const;
   std::optional<LoraRowsSum> narrow(const At& at, Joint joint, const Operand& x);
   Weight forward_weight(const At& at, Joint joint, const std::optional<LoraRowsSum>& rows);
   void wide(const At& at, Joint joint, const Operand& x, const Operand& y, const Tensor& plus, const std::optional<LoraRowsSum>& rows = {});

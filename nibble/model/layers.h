@@ -22,6 +22,7 @@ struct LayerPass {
   const DeviceStream& stream;
   const Rotations& rotations;
   const LoraWeights* lora = nullptr;  // null: the base alone
+  bool same_lora = false;             // as in the last pass with adapters: what was made of them then is kept
   Dora* dora = nullptr;               // of such adapters, else null
   LoraDropout dropout = {};
   std::span<const KeyCache> caches = {};  // of each layer; empty: keys and values are the stream's alone

@@ -42,6 +42,27 @@ TEST(Generator, SeveralTextsGiveWhatEachGivesAlone) {
   }
 }
 
+TEST(Generator, AdaptersThatChangeAreReadAnew) {
+  for (const ProductPath path : test::product_paths()) {
+    ModelState state = load_tiny(path);
+    const Tokens text = golden_row(0), other = golden_row(1);
+    Generator generator(state, {.capacity = 128, .sequences = 2, .least_on_matrices = 2});
+    const std::array both{Generator::Text{0, first(text, 20)}, Generator::Text{1, first(other, 9)}};
+    const auto expect_logits = [&](const char* when) {
+      const auto logits = generator.all_logits(both);
+      EXPECT_LT(test::relative_error(logits[0], training_logits(state, text)[19]), allowed_error(path)) << test::name_of(path) << ", " << when;
+      EXPECT_LT(test::relative_error(logits[1], training_logits(state, other)[8]), allowed_error(path)) << test::name_of(path) << ", " << when;
+      return std::vector<float>(logits[0].begin(), logits[0].end());
+    };
+    const std::vector<float> before = expect_logits("before");
+    for (LoraLayer& layer : state.edit_lora()) {
+      for (float& value : layer.down.b) value *= -3.0f;
+    }
+    EXPECT_GT(test::relative_error(expect_logits("after"), before), 10 * allowed_error(path));
+    expect_logits("again");
+  }
+}
+
 TEST(Generator, TextsThatFitAreThoseOfAPassWithinTheMemory) {
   for (const ProductPath path : test::product_paths()) {
     const ModelState state = load_tiny(path);
