@@ -242,7 +242,7 @@ void add_bench_step(CLI::App& bench, Action& action) {
   CLI::App* step = bench.add_subcommand(
       "step", "Times whole training steps over made-up weights and tokens; no files are needed.\n"
               "Every token is trained. TFLOP/s counts all arithmetic, also what gradient checkpointing computes again.\n"
-              "With --profile a table by kernel follows each row; docs/performance.md explains the columns.");
+              "With --profile a table by kernel follows each row; docs/bench.md explains the columns.");
   flags->shape.add_to(*step);
   step->add_option("--batch", flags->batch, "Segments of a step; several values give several rows")->capture_default_str();
   step->add_option("--length", flags->length, "Tokens of a segment; several values give several rows")->capture_default_str();
