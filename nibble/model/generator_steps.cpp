@@ -73,8 +73,10 @@ void Generator::go_ahead(std::span<const Text> parts, const Wanted& wanted) {
   prepare_next(parts, wanted, 1);
 }
 
+// Its logits lie where the last step's did.
 void Generator::drop_ahead() {
   if (!std::exchange(ahead_, {})) return;
+  last_logits_ = {};
   best_readbacks_[1].finish(std::as_writable_bytes(std::span(found_).first(best_list_words)));
 }
 

@@ -66,7 +66,9 @@ TEST(NextToken, WhatIsNotForeseenIsComputedAsEver) {
   text = {8, 9};
   next_token(ahead, greedy, text), next_token(other, greedy, text), text.push_back(7);
   expect_next("of a new text");
+  next_token(ahead, greedy, text);
   ahead.use_adapter(false), other.use_adapter(false);
+  EXPECT_THROW(ahead.read_logits(0), Error);
   next_token(ahead, greedy, text), next_token(other, greedy, text), text.push_back(11);
   expect_next("without the adapter");
   Tokens second{3, 4, 5};
