@@ -158,11 +158,13 @@ gpu::Kernel step_kernel(gpu::Device& device, const LayerStepPlan& plan, CodeBook
   prelude.constant("LOADS_MOVE", device.info().type == gpu::AdapterType::software);
   declare_keys(prelude, keys);
   prelude.text(nf4_codes_text(codes));
+  const bool by_lanes = meets_adapters_by_lanes(plan);
+  if (by_lanes) prelude.constant("MOST_ROWS", most_rows(plan));
   const auto with = [&](auto... lora) {
     return kernel(device, "layer_step", prelude,
                   {"silu", "subgroup_codes", "subgroup_sums", "step_product", "step_exchange", "key_cache", "step_attention", lora...});
   };
-  return s.rank == 0 ? with("step_lora_none") : with("step_lora", meets_adapters_by_lanes(plan) ? "step_lora_lanes" : "step_lora_rows");
+  return s.rank == 0 ? with("step_lora_none") : with("step_lora", by_lanes ? "step_lora_lanes" : "step_lora_rows");
 }
 
 void check_shapes(const LayerStep& op) {

@@ -116,7 +116,7 @@ std::pair<Generator::Pass, std::vector<std::uint32_t>> Generator::plan(std::span
           .most_keys = most,
           .position = position[0],
           .few = count <= sizes_.few && (parts.size() == 1 || (one_each && (sizes_.on_matrices == 0 || count < sizes_.on_matrices))),
-          .one = step_ && count == 1,
+          .one = in_one_dispatch(parts),
           .one_each = one_each,
           .apart = parts.size() > 1};
   return {pass, std::move(values)};
@@ -206,7 +206,7 @@ bool Generator::run(std::span<const Text> parts, const Wanted& wanted) {
     logits = submit(parts, wanted);
   }
   for (const Text& part : parts) seen_[part.sequence].insert(seen_[part.sequence].end(), part.tokens.begin(), part.tokens.end());
-  const bool one = step_ && parts.size() == 1 && parts[0].tokens.size() == 1;
+  const bool one = in_one_dispatch(parts);
   if (wanted.of == Wanted::Of::nothing) return !one || !step_->in_trouble(device_);
   go_ahead(parts, wanted);
   bool finite;

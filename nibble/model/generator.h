@@ -128,6 +128,8 @@ class Generator {
   };
 
   void check_text(const Text& text) const;
+  // Whether `step_` takes them.
+  bool in_one_dispatch(std::span<const Text> parts) const { return step_ && parts.size() == 1 && parts[0].tokens.size() == 1; }
   std::uint32_t first_row(std::uint32_t sequence) const { return sequence * rows_; }  // of the keys
   // What is written to the stream's room, and how a pass sees it; with so many tokens of each text between those seen and the parts.
   std::pair<Pass, std::vector<std::uint32_t>> plan(std::span<const Text> parts, std::uint32_t between = 0) const;

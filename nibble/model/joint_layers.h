@@ -58,7 +58,7 @@ class JointLayers : public Layers {
   QkvAttention attention(const At& at) const;
   std::uint32_t plan_rows(const At& at, Joint joint) const;
 
-  // Whether products read NF4, of few rows.
+  // Whether there are few enough rows for products that read NF4 themselves, where the weight has one code book.
   bool few(const At& at, Joint joint) const;
   std::optional<LoraRowsSum> narrow(const At& at, Joint joint, const Operand& x);
   Weight forward_weight(const At& at, Joint joint, const std::optional<LoraRowsSum>& rows);

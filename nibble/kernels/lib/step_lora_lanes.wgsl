@@ -1,6 +1,5 @@
 // Rows of B where a workgroup's have no more than eight elements for each invocation, which asks for its own before the product: element e is
-// that of row e / RANK. RANK is a power of two up to SUBGROUP, so that a row's lie in one subgroup.
-const MOST_ROWS = max(max((QKV + WORKGROUPS - 1u) / WORKGROUPS, (HIDDEN + WORKGROUPS - 1u) / WORKGROUPS), (INTERMEDIATE + WORKGROUPS - 1u) / WORKGROUPS * 2u);
+// that of row e / RANK. RANK is a power of two up to SUBGROUP, so that a row's lie in one subgroup. Prelude: MOST_ROWS, of a workgroup in any product.
 var<workgroup> adapter_sums: array<f32, MOST_ROWS>;
 
 struct OfB {
