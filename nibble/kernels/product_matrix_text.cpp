@@ -164,7 +164,7 @@ class ExpertWriter final : public DecodingWriter {
   void place_x() override;
   std::string fetch_x() const override;
   std::string_view row_end() const override { return "row_end"; }
-  std::string_view x_scale() const override { return "x_scale[source_of(row)]"; }
+  std::string x_scale(const std::string& row) const override { return fmt::format("x_scale[source_of({})]", row); }
 };
 
 void ExpertWriter::declare_more(std::uint32_t next) {

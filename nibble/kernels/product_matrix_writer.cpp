@@ -32,14 +32,13 @@ std::uint32_t MatrixWriter::strips() const {
   return strips;
 }
 
-// The element of y, of `sums`.
-std::string MatrixWriter::result() const {
-  const auto scaled = fmt::format("params.scale * {} * sums", x_scale());
+// The i-th element of y in flight, of its sums.
+std::string MatrixWriter::result(std::uint32_t i) const {
   switch (what_.output) {
-    case MatrixOutput::write: return scaled;
-    case MatrixOutput::accumulate: return "y[at] + " + scaled;
-    case MatrixOutput::plus: return "base[at] + " + scaled;
-    case MatrixOutput::f16: return "vec4<f16>(sums * 0.015625)";
+    case MatrixOutput::write: return fmt::format("scale{0} * sums{0}", i);
+    case MatrixOutput::accumulate:
+    case MatrixOutput::plus: return fmt::format("base{0} + scale{0} * sums{0}", i);
+    case MatrixOutput::f16: return fmt::format("vec4<f16>(sums{} * 0.015625)", i);
   }
   return {};
 }
@@ -227,7 +226,6 @@ void MatrixWriter::tail() {
 
 // An f16 output has 2^-6 of the sums, which its row's scale makes up for: exact powers of two.
 void MatrixWriter::finish() {
-  const std::uint32_t vectors_n = t_.part_n / 4, rows = strips() * token_edge();
   line("  let own = subgroup * {}u;", strips() * strip_size());
   line("  let y_length = params.y_stride / 4u;");
   for (std::uint32_t first = 0; first < matrices_m(); first += strips()) {
@@ -238,26 +236,40 @@ void MatrixWriter::finish() {
       }
     }
     line("  workgroupBarrier();");
-    line("  for (var i = lane; i < {}u; i += {}u) {{", rows * vectors_n, t_.subgroup);
-    line("    let row = block_row + part_row + {}u + i / {}u;", first * token_edge(), vectors_n);
-    line("    let column = block_column / 4u + part_column / 4u + i % {}u;", vectors_n);
-    line("    if (row < {} && column < params.columns / 4u) {{", row_end());
-    line("      let sums = bitcast<vec4<f32>>(tiles[own + i / {0}u * {1}u + i % {0}u]);", vectors_n, result_stride());
-    line("      let at = row * y_length + params.y_first / 4u + column;");
-    if (what_.splits) {
-      line("      if (is_split) {{\n        let begin = (split * split_blocks + in_split) * {}u;", t_.block_m * t_.block_n / 4);
-      line("        partial[begin + (row - block_row) * {0}u + column - block_column / 4u] = sums;\n      }} else {{", t_.block_n / 4);
-      line("        y[at] = {};\n      }}", result());
-    } else {
-      line("      y[at] = {};", result());
-    }
-    line("    }}\n  }}");
+    put(first * token_edge());
     if (first + strips() < matrices_m()) line("  workgroupBarrier();");
   }
   if (what_.output != MatrixOutput::f16) return;
   line("  if (block_column == 0u{}) {{\n    for (var i = index; i < min({}u, params.rows - block_row); i += {}u) {{", what_.splits ? " && split == 0u" : "",
        t_.block_m, t_.invocations());
   line("      y_scale[block_row + i] = x_scale[block_row + i] * params.scale * 64.0;\n    }}\n  }}");
+}
+
+// The strips' rows, from that row of the part on, go to y, or a split's to its place. Of y all that several vectors need is asked for
+// before the first of them is stored: nothing may be read ahead of a store that could have changed it.
+void MatrixWriter::put(std::uint32_t first_row) {
+  if (what_.splits) {
+    line("  if (is_split) {{\n    let begin = (split * split_blocks + in_split) * {}u;", t_.block_m * t_.block_n / 4);
+    each_vector(first_row, 1, [&](std::uint32_t) {
+      line("      if (in_y0) {{\n        partial[begin + (row0 - block_row) * {}u + column0 - block_column / 4u] = sums0;\n      }}", t_.block_n / 4);
+    });
+    line("  }} else {{");
+  }
+  constexpr std::uint32_t ahead = 4;
+  each_vector(first_row, ahead, [&](std::uint32_t count) {
+    for (std::uint32_t v = 0; v < count; ++v) {
+      line("      let at{0} = select(0u, row{0} * y_length + params.y_first / 4u + column{0}, in_y{0});", v);
+      if (what_.output == MatrixOutput::plus) line("      let base{0} = base[at{0}];", v);
+      if (what_.output == MatrixOutput::accumulate) {
+        line("      var base{0}: vec4<f32>;\n      if (in_y{0}) {{\n        base{0} = y[at{0}];\n      }}", v);
+      }
+      if (what_.output != MatrixOutput::f16) {
+        line("      let scale{0} = params.scale * {1};", v, x_scale(fmt::format("min(row{}, {} - 1u)", v, row_end())));
+      }
+    }
+    for (std::uint32_t v = 0; v < count; ++v) line("      if (in_y{0}) {{\n        y[at{0}] = {1};\n      }}", v, result(v));
+  });
+  if (what_.splits) line("  }}");
 }
 
 }  // namespace nibble::detail

@@ -97,7 +97,7 @@ class MatrixWriter {
   virtual void place_x();
   virtual std::string fetch_x() const;
   virtual std::string_view row_end() const { return "params.rows"; }
-  virtual std::string_view x_scale() const { return "x_scale[row]"; }
+  virtual std::string x_scale(const std::string& row) const { return fmt::format("x_scale[{}]", row); }
 
   MatrixTile t_;
   MatrixText what_;
@@ -108,7 +108,7 @@ class MatrixWriter {
   std::uint32_t result_stride() const { return t_.part_n / 4 + 1; }
   std::uint32_t strip_size() const { return token_edge() * result_stride(); }
   std::uint32_t strips() const;
-  std::string result() const;
+  std::string result(std::uint32_t i) const;
 
   void declarations();
   void carry();
@@ -117,6 +117,24 @@ class MatrixWriter {
   void step(std::uint32_t ahead);
   void tail();
   void finish();
+  void put(std::uint32_t first_row);
+  // A loop over the strips' vectors, up to so many at a time, and what body(count) writes: of v < count row{v}, column{v}, whether these are
+  // in_y{v}, and sums{v} stand.
+  template <typename F>
+  void each_vector(std::uint32_t first_row, std::uint32_t at_once, F body) {
+    const std::uint32_t vectors_n = t_.part_n / 4, all = strips() * token_edge() * vectors_n;
+    while (at_once > 1 && all % (at_once * t_.subgroup) != 0) at_once /= 2;
+    line("    for (var i = lane; i < {}u; i += {}u) {{", all, at_once * t_.subgroup);
+    for (std::uint32_t v = 0; v < at_once; ++v) {
+      line("      let i{} = i + {}u;", v, v * t_.subgroup);
+      line("      let row{0} = block_row + part_row + {1}u + i{0} / {2}u;", v, first_row, vectors_n);
+      line("      let column{0} = block_column / 4u + part_column / 4u + i{0} % {1}u;", v, vectors_n);
+      line("      let in_y{0} = row{0} < {1} && column{0} < params.columns / 4u;", v, row_end());
+      line("      let sums{0} = bitcast<vec4<f32>>(tiles[own + i{0} / {1}u * {2}u + i{0} % {1}u]);", v, vectors_n, result_stride());
+    }
+    body(at_once);
+    line("    }}");
+  }
 
   std::string text_;
   std::string_view set_;
