@@ -1,5 +1,6 @@
 #include "nibble/base/error.h"
 #include "nibble/cli/bench.h"
+#include "nibble/cli/terminal.h"
 #include "nibble/report/progress.h"
 #include "nibble/train/step_bench.h"
 #include "nibble/weights/gguf_model.h"
@@ -85,12 +86,16 @@ void move_driver_caches(const fs::path& folder) {
 }
 
 // Reads all files of a model, so that the system has them in memory.
-void read_through(const fs::path& model, const ModelConfig& config) {
+void read_through(const fs::path& model, const ModelConfig& config, const std::function<void(double)>& progress) {
   const Checkpoint checkpoint = open_checkpoint(model, config);
   std::vector<std::byte> room(std::size_t{4} << 20);
+  std::uint64_t done = 0;
   for (const auto& [name, entry] : checkpoint.tensors()) {
     for (std::uint64_t at = 0; at < entry.tensor->bytes; at += room.size()) {
-      entry.file->read(*entry.tensor, at, std::span(room).first(std::min<std::uint64_t>(room.size(), entry.tensor->bytes - at)));
+      const auto part = std::span(room).first(std::min<std::uint64_t>(room.size(), entry.tensor->bytes - at));
+      entry.file->read(*entry.tensor, at, part);
+      done += part.size();
+      progress(static_cast<double>(done) / static_cast<double>(checkpoint.total_bytes()));
     }
   }
 }
@@ -143,13 +148,16 @@ Json in_a_process(const std::function<Json()>& work) {
 
 // From nothing to the first step, with what is kept in `cache`.
 Json start(const LoadFlags& flags, const fs::path& model, const fs::path& cache) {
+  Progress progress(stderr, is_terminal(stderr));
   const auto begin = Clock::now();
-  gpu::Device device({.adapter = flags.bench.device.gpu, .cache_dir = cache});
+  gpu::Device device({.adapter = flags.bench.device.gpu, .cache_dir = cache, .toggles = flags.bench.device.toggles});
   const double opened = seconds_since(begin);
   const ProductPath path = flags.bench.device.path(device.info());
   ModelState state = ModelState::load(
-      device, model, {.path = path, .lora = LoraConfig{.rank = flags.lora_rank, .lora_alpha = 2.0 * flags.lora_rank}});
+      device, model, {.path = path, .lora = LoraConfig{.rank = flags.lora_rank, .lora_alpha = 2.0 * flags.lora_rank},
+                      .progress = [&](double done) { progress.part("Loading", done); }});
   const double loaded = seconds_since(begin) - opened;
+  progress.say("Making the kernels of a training step");
   const FirstSteps steps = first_steps(state, {.config = state.config(), .path = path, .batch = flags.batch,
                                                .length = flags.length, .lora_rank = flags.lora_rank});
   return {{"open_seconds", opened},
@@ -169,12 +177,14 @@ class LoadBench {
         report_("load", flags.bench, {{"model", flags.shape.label()}, {"made_up", flags.shape.model.empty()},
                                       {"lora_rank", flags.lora_rank}, {"shape", fmt::format("{}x{}", flags.batch, flags.length)}}) {}
 
-  int run(const fs::path& scratch) {
-    read_through(model_, config_);
+  int run(const fs::path& scratch, Progress& progress) {
+    progress.say("Reading all files once, so that they are in memory");
+    read_through(model_, config_, [&](double done) { progress.part("Reading", done); });
     for (const char* key : {"cold", "cached"}) {
+      progress.say(fmt::format("From nothing to the first step, {}", key == std::string_view("cold") ? "no kernel compiled" : "kernels from disk"));
       row_[key] = in_a_process([&] { return start(flags_, model_, scratch / "pipelines"); });
     }
-    const bool passed = load();
+    const bool passed = load(progress);
     print_start("cold", "kernels compiled");
     print_start("cached", "kernels from disk");
     report_.add(std::move(row_));
@@ -186,12 +196,13 @@ class LoadBench {
   std::FILE* out() const { return report_.table(); }
 
   // Checked once, then timed, each time on a new device: what a device gives back it may keep until it has other work.
-  bool load() {
+  bool load(Progress& progress) {
     const Checkpoint checkpoint = open_checkpoint(model_, config_);
     LoadCheck check;
     LoadTimes times;
     std::vector<double> seconds;
     for (std::uint32_t i = 0; i <= flags_.repeats; ++i) {
+      progress.say(i > 0 ? fmt::format("Loading alone, {} of {}", i, flags_.repeats) : "Loading alone, to compare what is loaded");
       gpu::Device device = flags_.bench.device.open();
       const ProductPath path = flags_.bench.device.path(device.info());
       report_.begin(device, path);
@@ -279,13 +290,15 @@ int run(const LoadFlags& flags) {
   });
   const ScratchFolder scratch(flags.folder.empty() ? fs::temp_directory_path() : fs::path(flags.folder));
   move_driver_caches(scratch.path());
+  Progress progress(stderr, is_terminal(stderr));
   fs::path model = flags.shape.model;
   if (model.empty()) {
     model = scratch.path() / "model";
     fs::create_directory(model);
-    write_made_up_checkpoint(model, flags.shape.config());
+    progress.say(fmt::format("Writing random weights into {}", model.string()));
+    write_made_up_checkpoint(model, flags.shape.config(), made_up_shard_bytes, [&](double done) { progress.part("Writing", done); });
   }
-  return LoadBench(flags, model).run(scratch.path());
+  return LoadBench(flags, model).run(scratch.path(), progress);
 }
 
 }  // namespace
@@ -304,6 +317,7 @@ void add_bench_load(CLI::App& bench, Action& action) {
   load->add_option("--lora-rank", flags->lora_rank, "Rank of the adapters")->capture_default_str()->check(CLI::Range(1, 256));
   load->add_option("--repeats", flags->repeats, "Timed loads; the median is shown")->capture_default_str()->check(CLI::Range(1, 1000));
   flags->bench.add_to(*load);
+  load->remove_option(load->get_option("--profile"));  // hardly a kernel runs while weights are loaded
   load->callback([flags, &action] { action = [flags] { return run(*flags); }; });
 }
 

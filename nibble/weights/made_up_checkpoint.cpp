@@ -60,13 +60,14 @@ std::uint64_t checkpoint_bytes(const ModelConfig& config) {
   return bytes;
 }
 
-void write_made_up_checkpoint(const fs::path& folder, const ModelConfig& config, std::uint64_t max_shard_bytes) {
+void write_made_up_checkpoint(const fs::path& folder, const ModelConfig& config, std::uint64_t max_shard_bytes, const std::function<void(double)>& progress) {
   const std::uint64_t room = fs::space(folder).available, margin = std::uint64_t{64} << 20, needed = checkpoint_bytes(config);
   check<DataError>(room >= needed + margin, folder.string(), "The made-up model needs {} bytes; the disk has {} left.",
                    needed + margin, room);
   write_file_atomically(folder / "config.json", write_json(json_of(config)) + "\n");
   const auto values = made_up_values();
   std::size_t at = 0;
+  std::uint64_t written = 0;
   save_shards(folder, specs_of(config), max_shard_bytes, [&](const TensorSpec& tensor, SafetensorsWriter& writer) {
     if (tensor.shape.size() == 1) {  // a norm
       const std::vector<std::uint16_t> ones(bytes_of(tensor) / 2, f32_to_bf16(1.0f));
@@ -77,6 +78,8 @@ void write_made_up_checkpoint(const fs::path& folder, const ModelConfig& config,
       writer.append(std::as_bytes(std::span(values).subspan(at, count)));
       at = (at + count) % values.size();
       left -= count;
+      written += 2 * count;
+      if (progress) progress(static_cast<double>(written) / static_cast<double>(needed));
     }
   });
 }
