@@ -9,7 +9,9 @@ if(NIBBLE_WERROR)
   target_compile_options(nibble_options INTERFACE -Werror)
 endif()
 if(NIBBLE_SANITIZE)
-  target_compile_options(nibble_options INTERFACE -fsanitize=${NIBBLE_SANITIZE} -fno-omit-frame-pointer)
+  # What sanitizers add hides from GCC that a value is set.
+  target_compile_options(nibble_options INTERFACE -fsanitize=${NIBBLE_SANITIZE} -fno-omit-frame-pointer
+    $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
   target_link_options(nibble_options INTERFACE -fsanitize=${NIBBLE_SANITIZE})
 endif()
 
