@@ -101,6 +101,12 @@ void replace_folder(const fs::path& staging, const fs::path& target) {
   fs::remove_all(retired, ignored);
 }
 
+// A device, pipe or socket, perhaps at the end of a link: /dev/null, /dev/stdout.
+bool is_special(const fs::path& path) {
+  std::error_code ignored;
+  return fs::is_other(path, ignored);
+}
+
 fs::path prepared(const fs::path& path) {
   const fs::path target = normalized_target(path);
   create_parents(target);
@@ -108,9 +114,14 @@ fs::path prepared(const fs::path& path) {
   return target;
 }
 
+fs::path prepared_file(const fs::path& path) {
+  check<UsageError>(!is_special(path), path.string(), "This is no regular file, and one would take its place; name another.");
+  return prepared(path);
+}
+
 }  // namespace
 
-AtomicFile::AtomicFile(fs::path target) : target_(prepared(target)), file_(sibling(target_, staging_mark)) {}
+AtomicFile::AtomicFile(fs::path target) : target_(prepared_file(target)), file_(sibling(target_, staging_mark)) {}
 
 AtomicFile::~AtomicFile() {
   if (!committed_) ::unlink(file_.path().c_str());
@@ -124,6 +135,7 @@ void AtomicFile::commit() {
 }
 
 void write_file_atomically(const fs::path& path, std::string_view text) {
+  if (is_special(path)) return OutputFile(path).write(std::as_bytes(std::span(text)));
   AtomicFile file(path);
   file.write(std::as_bytes(std::span(text)));
   file.commit();

@@ -5,7 +5,7 @@
 namespace nibble {
 
 // A file that appears whole or not at all: written as ".NAME.tmp-PID" beside its place, synced, then renamed over what
-// is there. Without commit() the destructor removes what was written.
+// is there, which must be a regular file. Without commit() the destructor removes what was written.
 class AtomicFile {
  public:
   explicit AtomicFile(fs::path target);
@@ -23,6 +23,7 @@ class AtomicFile {
   bool committed_ = false;
 };
 
+// A device or a pipe, which has no place to take, is written to.
 void write_file_atomically(const fs::path& path, std::string_view text);
 
 // A folder that appears whole or not at all. Fill `path()`, then commit(): every file is synced and the folder takes

@@ -1,5 +1,7 @@
 #include "nibble/io/atomic.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -43,6 +45,25 @@ TEST(AtomicFile, CreatesParents) {
   write_file_atomically(folder / "a/b/f", "text");
   EXPECT_EQ(test::slurp(folder / "a/b/f"), "text");
   expect_error<DataError>([&] { write_file_atomically(folder / "a/b/f/g", ""); }, "Could not create this folder");
+}
+
+// A rename would put a regular file into their place, also of /dev/null.
+TEST(AtomicFile, DevicesAndPipesAreWrittenToAndNeverReplaced) {
+  const test::TemporaryFolder folder;
+  const auto pipe = folder / "pipe", link = folder / "link";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  fs::create_symlink("/dev/null", link);
+  const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
+  write_file_atomically(pipe, "text");
+  write_file_atomically(link, "text");
+  char read[8] = {};
+  EXPECT_EQ(::read(reader, read, sizeof read), 4);
+  EXPECT_STREQ(read, "text");
+  ::close(reader);
+  expect_error<UsageError>([&] { AtomicFile file(pipe); }, "no regular file");
+  EXPECT_TRUE(fs::is_fifo(pipe) && fs::is_symlink(link) && fs::is_character_file(link));
+  expect_error<DataError>([] { write_file_atomically("/dev/full", "text"); }, "No space left");
+  EXPECT_TRUE(fs::is_character_file("/dev/full"));
 }
 
 TEST(AtomicFolder, AppearsAtCommit) {
