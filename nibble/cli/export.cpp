@@ -99,7 +99,7 @@ void add_export(CLI::App& app, Action& action) {
       ->capture_default_str();
   verb->add_option("--from", flags->from,
                    "What the Modelfile names as the base, such as qwen3:4b; left out, the model's path");
-  verb->add_flag("--overwrite", options.overwrite, "Replace the output where it is there already");
+  verb->add_flag("--overwrite", options.overwrite, "Replace the output where it is there already; a folder only where nothing but a model or an adapter lies there");
   verb->callback([flags, &action] { action = [flags] { return run(*flags); }; });
 }
 

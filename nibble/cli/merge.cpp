@@ -146,7 +146,7 @@ void add_merge(CLI::App& app, Action& action) {
   verb->add_option("--max-length", flags->rows.max_length, "Of --valid: longest row in tokens")
       ->capture_default_str()->check(CLI::Range(2u, 1u << 20));
   flags->device.add_to(*verb, DeviceFlags::AdapterOption::names_lora);
-  verb->add_flag("--overwrite", options.overwrite, "Replace the output where it is there already");
+  verb->add_flag("--overwrite", options.overwrite, "Replace the output where it is there already; a folder only where nothing but a model or an adapter lies there");
   verb->callback([flags, &action] { action = [flags] { return run(*flags); }; });
 }
 

@@ -66,7 +66,7 @@ void add_quantize(CLI::App& app, Action& action) {
       ->transform(CLI::AsSizeValue(true))
       ->type_name("TEXT")
       ->default_str("5GB");
-  verb->add_flag("--overwrite", options.overwrite, "Replace the output folder where it is not empty");
+  verb->add_flag("--overwrite", options.overwrite, "Replace the output folder where it is not empty, but nothing except a model or an adapter lies there");
   auto* group = verb->add_option_group("Start of an adapter");
   CLI::Option* start = group->add_option("--init-lora-weights", flags->start,
                     "Make the base together with an adapter for it: pissa (the matrices' principal parts; also pissa_niter_N, faster with a\n"

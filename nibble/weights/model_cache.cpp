@@ -69,9 +69,9 @@ bool can_be_taken(const fs::path& folder, const std::string& key) {
 }
 
 void make(const fs::path& model, const fs::path& target, const std::string& key, const std::function<void(double)>& progress) {
-  check_output_folder(target, std::span(&model, 1), true);
+  check_folder_to_replace(target, std::span(&model, 1));
   AtomicFolder folder(target);
-  write_quantized({.model = model, .progress = progress}, folder.path());
+  write_quantized({.model = model, .output = target, .progress = progress}, folder.path());
   copy_model_files(model, folder.path());
   const Json manifest{{"version", cache_version}, {"source", fs::absolute(model).string()}, {"source_key", key}, {"key", weights_key(folder.path())}};
   write_file_atomically(folder.path() / manifest_name, write_json(manifest) + "\n");

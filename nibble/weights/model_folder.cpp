@@ -42,6 +42,29 @@ void check_place(const fs::path& output, std::span<const fs::path> inputs) {
   }
 }
 
+// Whether a verb may have written this into an output folder: weights, what describes them, and an adapter's form for another program.
+bool is_of_an_output(const fs::path& entry) {
+  const std::string name = entry.filename().string();
+  constexpr std::array written{"config.json", "adapter_config.json", "cache.json", "README.md", "Modelfile", "model.safetensors.index.json"};
+  const auto named = [&](const auto& names) { return std::find(names.begin(), names.end(), name) != names.end(); };
+  std::error_code ignored;
+  if (fs::is_directory(entry, ignored)) return name == "pissa_init" || name == "loftq_init";
+  const bool weights = entry.extension() == ".safetensors" || entry.extension() == ".gguf";
+  return fs::is_regular_file(entry, ignored) && (weights || named(written) || named(copied_files));
+}
+
+// --overwrite replaces the folder whole, so that nothing else may lie there.
+void check_is_an_output(const fs::path& output) {
+  std::error_code error;
+  check<UsageError>(!contains(whole_path(output), whole_path(fs::current_path(error))), output.string(),
+                    "--overwrite would remove the working folder; name another output.");
+  for (fs::directory_iterator entry(output, error), end; !error && entry != end; entry.increment(error)) {
+    check<UsageError>(is_of_an_output(entry->path()), output.string(),
+                      "--overwrite would remove {} too, which is no part of a model or an adapter; move it elsewhere, or name another output.",
+                      entry->path().filename().string());
+  }
+}
+
 }  // namespace
 
 void check_output_file(const fs::path& output, std::span<const fs::path> inputs, bool overwrite) {
@@ -52,13 +75,19 @@ void check_output_file(const fs::path& output, std::span<const fs::path> inputs,
   check<UsageError>(overwrite, output.string(), "The output file is there already; name another, or give --overwrite.");
 }
 
-void check_output_folder(const fs::path& output, std::span<const fs::path> inputs, bool overwrite) {
+void check_folder_to_replace(const fs::path& output, std::span<const fs::path> inputs) {
   check_place(output, inputs);
+  std::error_code ignored;
+  check<UsageError>(!path_exists(output) || fs::is_directory(output, ignored), output.string(), "The output is a file; it must be a folder.");
+}
+
+void check_output_folder(const fs::path& output, std::span<const fs::path> inputs, bool overwrite) {
+  check_folder_to_replace(output, inputs);
   if (!path_exists(output)) return;
   std::error_code ignored;
-  check<UsageError>(fs::is_directory(output, ignored), output.string(), "The output is a file; it must be a folder.");
   check<UsageError>(overwrite || fs::is_empty(output, ignored), output.string(),
                     "The output folder is not empty; name another, or give --overwrite.");
+  if (overwrite) check_is_an_output(output);
 }
 
 void check_disk_room(const fs::path& folder, std::uint64_t bytes, const fs::path& output) {

@@ -8,10 +8,13 @@
 namespace nibble {
 
 // UsageError where `output` would take the place of one of `inputs` (empty ones are passed over), is a file, or is a folder that is
-// not empty without `overwrite`.
+// not empty without `overwrite`, or with it holds the working folder or what no verb writes.
 void check_output_folder(const fs::path& output, std::span<const fs::path> inputs, bool overwrite);
 
-// The same of a single file, which is there already without `overwrite`.
+// The first two alone, of a folder that is nibble's own.
+void check_folder_to_replace(const fs::path& output, std::span<const fs::path> inputs);
+
+// As check_output_folder of a single file, which is there already without `overwrite`.
 void check_output_file(const fs::path& output, std::span<const fs::path> inputs, bool overwrite);
 
 // DataError, which names `output`, where the disk of `folder` has no room for so many bytes of weights.

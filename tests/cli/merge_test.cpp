@@ -87,8 +87,24 @@ TEST_F(MergeVerb, RefusesByName) {
   fs::create_directory(output_);
   std::ofstream(fs::path(output_) / "mine") << "x";
   expect_refused({}, 2, "not empty");
-  EXPECT_EQ(merge({"--overwrite"}).code, 0);
-  EXPECT_FALSE(fs::exists(fs::path(output_) / "mine"));
+  expect_refused({"--overwrite"}, 2, "would remove mine too");
+  EXPECT_TRUE(fs::exists(fs::path(output_) / "mine"));
+}
+
+// The folder of an earlier merge, but none with anything else in it, nor the one that the program was started in.
+TEST_F(MergeVerb, OverwritesWhatItWroteAlone) {
+  ASSERT_EQ(merge({"--adapter", adapter}).code, 0);
+  expect_refused({"--dtype", "f16"}, 2, "not empty");
+  ASSERT_EQ(merge({"--dtype", "f16", "--overwrite"}).code, 0);
+  EXPECT_EQ(read_json_file(fs::path(output_) / "config.json")["dtype"], "float16");
+  fs::create_directory(fs::path(output_) / "notes");
+  expect_refused({"--overwrite"}, 2, "would remove notes too");
+  fs::remove(fs::path(output_) / "notes");
+  const fs::path before = fs::current_path();
+  fs::current_path(output_);
+  expect_refused({"--overwrite"}, 2, "the working folder");
+  fs::current_path(before);
+  EXPECT_EQ(read_json_file(fs::path(output_) / "config.json")["dtype"], "float16");
 }
 
 TEST_F(MergeVerb, WritesOneGgufFile) {

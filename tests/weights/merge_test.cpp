@@ -360,9 +360,11 @@ TEST(Merge, TakesNoFolderThatIsInUse) {
   fs::create_directory(folder / "full");
   folder.write("full/x", "x");
   refuse(folder / "full", false, "not empty");
+  refuse(folder / "full", true, "would remove x too");
   EXPECT_TRUE(fs::exists(folder / "full/x"));
+  fs::rename(folder / "full/x", folder / "full/old.safetensors");
   merge({.model = model, .output = folder / "full", .overwrite = true});
-  EXPECT_FALSE(fs::exists(folder / "full/x"));
+  EXPECT_FALSE(fs::exists(folder / "full/old.safetensors"));
 }
 
 TEST(Merge, NamesTheOutputThatHasNoRoom) {
@@ -375,7 +377,7 @@ TEST(Merge, NamesTheOutputThatHasNoRoom) {
 TEST(Merge, ThatFailsLeavesTheOldFolder) {
   const test::TemporaryFolder folder;
   fs::create_directory(folder / "m");
-  folder.write("m/old", "x");
+  folder.write("m/old.safetensors", "x");
   std::signal(SIGXFSZ, SIG_IGN);
   rlimit before{};
   ::getrlimit(RLIMIT_FSIZE, &before);
@@ -386,7 +388,7 @@ TEST(Merge, ThatFailsLeavesTheOldFolder) {
                           "write this file");
   ::setrlimit(RLIMIT_FSIZE, &before);
   EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1);
-  EXPECT_TRUE(fs::exists(folder / "m/old"));
+  EXPECT_TRUE(fs::exists(folder / "m/old.safetensors"));
 }
 
 }  // namespace

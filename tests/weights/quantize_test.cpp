@@ -138,10 +138,10 @@ TEST_F(Quantize, RefusesWhatItCannotWrite) {
   EXPECT_TRUE(fs::is_empty(folder_.path()));
   expect_error<UsageError>([&] { quantize_model({.model = tiny, .output = tiny}); }, "take the place");
   fs::create_directory(output_);
-  std::ofstream(output_ / "mine") << "x";
+  std::ofstream(output_ / "mine.gguf") << "x";
   expect_error<UsageError>([&] { quantize({}); }, "not empty");
   quantize({.overwrite = true});
-  EXPECT_FALSE(fs::exists(output_ / "mine"));
+  EXPECT_FALSE(fs::exists(output_ / "mine.gguf"));
 }
 
 // A value that is not finite ends it, and nothing of it stays.
