@@ -47,7 +47,11 @@ int finish(const TrainFlags& flags, const TrainResult& result, Progress& progres
 void say_what_is_there(const TrainOptions& options, Progress& progress) {
   if (!options.resume.empty()) return;
   const auto checkpoint = newest_checkpoint(options.output);
-  if (!checkpoint) return;
+  if (!checkpoint) {
+    std::error_code ignored;
+    if (!std::filesystem::exists(options.output / "adapter_config.json", ignored)) return;
+    return progress.say(fmt::format("Output   {} has an adapter already; this run's takes its place.", options.output.string()));
+  }
   progress.say(fmt::format("Output   {} has {} of an earlier run. This one begins anew and takes the place of its adapter; --resume auto goes on from there.",
                            options.output.string(), checkpoint->filename().string()));
 }
@@ -71,14 +75,15 @@ int run(TrainFlags& flags, const std::string& config_text) {
   Progress progress(stderr, isatty(STDERR_FILENO) == 1);
   gpu::Device device = flags.device.open();
   const ProductPath path = flags.device.path(device.info());
-  std::signal(SIGINT, on_interrupt);
-  std::signal(SIGTERM, on_interrupt);
   progress.say("Reading the data ...");
   const TrainEvents events{
       .plan = [&](const RunPlan& plan) {
         print_plan(plan, flags.options, progress);
         say_what_is_there(flags.options, progress);
         if (flags.options.dry_run) return;
+        // Before, there is nothing to save.
+        std::signal(SIGINT, on_interrupt);
+        std::signal(SIGTERM, on_interrupt);
         write_file_atomically(flags.options.output / "config.toml", config_text);
       },
       .caching = [&](double done) { progress.part("Quantising into the cache", done); },

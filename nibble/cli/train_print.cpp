@@ -136,17 +136,8 @@ void print_memory(const RunPlan& plan, Progress& progress) {
   print_ram(plan, progress);
 }
 
-// Of both moments in a checkpoint.
-std::uint64_t moment_bytes(std::uint64_t parameters, MomentKind kind) {
-  return kind == MomentKind::f32 ? 8 * parameters : 2 * (parameters + 4 * ((parameters + moment_block - 1) / moment_block));
-}
-
-// The adapter and, in a checkpoint, two moments; a head that is trained likewise.
 void print_disk(const RunPlan& plan, const TrainOptions& options, Progress& progress) {
-  const std::uint64_t head = plan.head ? std::uint64_t{plan.config.vocab_size} * plan.config.hidden_size : 0;
-  const std::uint64_t adapter = 4 * plan.trainable_parameters;
-  const std::uint64_t checkpoint = adapter + moment_bytes(plan.trainable_parameters - head, plan.moments.kind) +
-                                   (plan.head ? moment_bytes(head, plan.head->moments) : 0);
+  const auto [adapter, checkpoint] = saved_bytes(plan);
   const std::uint64_t saves = plan.save_every > 0 ? (plan.total_steps + plan.save_every - 1) / plan.save_every : 1;
   const std::uint64_t kept = std::min<std::uint64_t>(options.keep_checkpoints, std::max<std::uint64_t>(1, saves));
   const std::uint64_t scratch = plan.memory.disk_weights;
@@ -229,7 +220,8 @@ void print_result(const TrainResult& result, const TrainOptions& options, Progre
         options.loss.takes_pairs() ? "" : fmt::format(" (perplexity {:.2f})", std::exp(*result.best_eval_loss));
     progress.say(fmt::format("Best validation loss {:.4f}{} at step {}.", *result.best_eval_loss, perplexity, result.best_step));
   } else {
-    progress.say(fmt::format("Last loss {:.4f}.", result.last_loss));
+    progress.say(result.steps_done == 0 ? std::string("All steps were done already; nothing was trained.")
+                                        : fmt::format("Last loss {:.4f}.", result.last_loss));
   }
   progress.say(fmt::format("Memory: {} at the peak, {} planned{}.", human_bytes(result.peak_bytes), human_bytes(result.planned.total()),
                            result.driver_bytes ? "; from the driver " + human_bytes(*result.driver_bytes) : ""));

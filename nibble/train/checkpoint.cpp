@@ -1,6 +1,7 @@
 #include "nibble/train/checkpoint.h"
 
 #include "nibble/base/error.h"
+#include "nibble/base/log.h"
 #include "nibble/io/atomic.h"
 #include "nibble/io/safetensors.h"
 
@@ -109,8 +110,9 @@ void save_checkpoint(const fs::path& output, const TrainState& state, const Mode
   write_file_atomically(folder.path() / "trainer_state.json", write_json(trainer_state(state, output, more)) + "\n");
   folder.commit();
   auto all = checkpoints_of(output);
-  // A later one is left over from a run that was started again from an earlier step.
-  while (all.size() > std::max(1u, keep) && all.begin()->first < state.step) {
+  // Later ones are left over from another run, or one that was started again from an earlier step, and take no place of this run's.
+  all.erase(all.upper_bound(state.step), all.end());
+  while (all.size() > std::max(1u, keep)) {
     std::error_code error;
     fs::remove_all(all.begin()->second, error);
     all.erase(all.begin());
@@ -160,12 +162,41 @@ std::optional<fs::path> newest_checkpoint(const fs::path& output) {
   return all.rbegin()->second;
 }
 
-void check_fingerprint(const Json& saved, const Json& now, const fs::path& checkpoint) {
+namespace {
+
+// What is another in this run, " KEY was A and is B;" for each.
+std::string differences_of(const Json& saved, const Json& now) {
   std::string differences;
   for (const auto& [key, value] : now.items()) {
     if (!saved.contains(key)) continue;  // saved before there was such a key
     if (saved[key] != value) differences += fmt::format(" {} was {} and is {};", key, saved[key].dump(), value.dump());
   }
+  return differences;
+}
+
+}  // namespace
+
+std::optional<fs::path> newest_checkpoint_of(const fs::path& output, const Json& fingerprint) {
+  const auto all = checkpoints_of(output);
+  for (auto it = all.rbegin(); it != all.rend(); ++it) {
+    const std::string name = it->second.filename().string();
+    try {
+      if (!differences_of(load_train_state(it->second).fingerprint, fingerprint).empty()) continue;
+    } catch (const DataError& error) {
+      const auto before = std::next(it);
+      if (before == all.rend()) throw;
+      fail<DataError>("--resume", "{} Before it there is {}, which --resume takes by name.", error.what(), before->second.string());
+    }
+    if (it != all.rbegin()) {
+      log_warning(fmt::format("{} is of another run; --resume auto goes on from {}. Remove what is not needed.", all.rbegin()->second.string(), name));
+    }
+    return it->second;
+  }
+  return newest_checkpoint(output);
+}
+
+void check_fingerprint(const Json& saved, const Json& now, const fs::path& checkpoint) {
+  const std::string differences = differences_of(saved, now);
   check<UsageError>(differences.empty(), checkpoint.string(),
                     "The run that is resumed was another one:{} give the same, or start anew without --resume.", differences);
 }

@@ -40,6 +40,9 @@ void load_optimizer(const std::filesystem::path& checkpoint, ModelState& model_s
 
 // The newest checkpoint-N of an output folder.
 std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& output);
+// The newest one of the run with this fingerprint, with a warning where later ones are of another run; where none is, the newest of all. DataError,
+// which names the one before, where one cannot be read.
+std::optional<std::filesystem::path> newest_checkpoint_of(const std::filesystem::path& output, const Json& fingerprint);
 
 // Throws UsageError naming each setting that differs between the run that is resumed and this one.
 void check_fingerprint(const Json& saved, const Json& now, const std::filesystem::path& checkpoint);

@@ -82,6 +82,7 @@ TrainResult TrainingRun::run() {
     fail<DataError>("train", "{} {}", error.what(), save_what_was_trained());
   }
   result_.step = state_.step;
+  result_.steps_done = state_.step - first_step_;
   result_.best_eval_loss = state_.best_eval_loss;
   result_.best_step = state_.best_step;
   result_.peak_bytes = setup_.device.memory().peak;
@@ -181,9 +182,20 @@ std::string TrainingRun::save_what_was_trained() {
       return fmt::format("What was trained up to step {} is saved in {}.", state_.step, result_.checkpoint.string());
     }
   } catch (const Error&) {
-    // The device or the disk gives no more; what was saved before stays.
+    // The device or the disk gives no more; what was saved before stays. There may be room for the adapter alone.
+    if (const auto saved = save_adapter_alone()) return *saved;
   }
   return last_checkpoint();
+}
+
+std::optional<std::string> TrainingRun::save_adapter_alone() {
+  if (state_.best_eval_loss || !begun_.empty()) return {};
+  try {
+    save_output();
+    return fmt::format("The adapter as of step {} is in {}, without what a run goes on from. {}", state_.step, setup_.options.output.string(), last_checkpoint());
+  } catch (const Error&) {
+    return {};
+  }
 }
 
 void TrainingRun::fail_diverged(const StepInput& input, const StepResult& result) {

@@ -53,6 +53,7 @@ class TrainingRun {
   void report_step(const StepInput& input, const StepResult& result, double learning_rate);
   // Saves what was trained until memory ran out or a file failed, where the device still gives it, and says where it is.
   std::string save_what_was_trained();
+  std::optional<std::string> save_adapter_alone();
   [[noreturn]] void fail_diverged(const StepInput& input, const StepResult& result);
   // " in the gradient of X", or nothing where all are finite.
   std::string describe_nonfinite_gradient() const;

@@ -3,13 +3,18 @@
 #include "nibble/base/error.h"
 #include "nibble/gpu/disk_cache.h"
 #include "nibble/io/available_memory.h"
+#include "nibble/io/file.h"
 #include "nibble/train/fingerprint.h"
 #include "nibble/train/placement.h"
 #include "nibble/train/run.h"
 #include "nibble/weights/gguf_model.h"
 #include "nibble/weights/token_rows.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 
 namespace nibble {
@@ -27,6 +32,8 @@ void check_options(const TrainOptions& o) {
                     "{} epochs cannot be trained; give more than 0 and at most {}.", o.epochs, most_epochs);
   check<UsageError>(o.valid_fraction >= 0 && o.valid_fraction < 1, "--valid-fraction", "{} is not in [0, 1).",
                     o.valid_fraction);
+  check<UsageError>(o.valid.empty() || o.valid_fraction == 0, "--valid-fraction",
+                    "The rows to validate on are given by --valid already; leave one of the two out.");
   check<UsageError>(o.lora.lora_dropout >= 0 && o.lora.lora_dropout < 1, "--lora-dropout", "{} is not in [0, 1).",
                     o.lora.lora_dropout);
   check<UsageError>(o.loss.beta > 0 && std::isfinite(o.loss.beta), "--beta", "{} cannot be taken; give more than 0.", o.loss.beta);
@@ -63,9 +70,13 @@ void add_tokens(LoraAdapter& adapter, const RunData& data, const TrainOptions& o
   if (adapter.config.trains_tokens()) check_rows_change(options.stream);
 }
 
-std::filesystem::path resume_folder(const TrainOptions& options) {
+std::filesystem::path resume_folder(const TrainOptions& options, const Json& fingerprint) {
   if (options.resume.empty()) return {};
-  if (options.resume == "auto") return newest_checkpoint(options.output).value_or(std::filesystem::path());
+  if (options.resume == "auto") return newest_checkpoint_of(options.output, fingerprint).value_or(std::filesystem::path());
+  // The output folder has the first of these too.
+  const bool whole = std::filesystem::exists(options.resume / "trainer_state.json") && std::filesystem::exists(options.resume / "optimizer.safetensors");
+  check<DataError>(whole, "--resume",
+                    "{} is no checkpoint; name a folder checkpoint-N of a run's output, or auto for the newest of --output.", options.resume.string());
   return options.resume;
 }
 
@@ -121,6 +132,60 @@ class MemoryLimitGuard {
   gpu::Device& device_;
 };
 
+// Of both moments in a checkpoint.
+std::uint64_t moment_bytes(std::uint64_t parameters, MomentKind kind) {
+  return kind == MomentKind::f32 ? 8 * parameters : 2 * (parameters + 4 * ((parameters + moment_block - 1) / moment_block));
+}
+
+// Before the first step, as days may lie between it and the first time that something is saved. Files are written beside those that they replace.
+void check_disk(const RunPlan& plan, const std::filesystem::path& output) {
+  const auto [adapter, checkpoint] = saved_bytes(plan);
+  std::error_code error;
+  std::filesystem::path folder = std::filesystem::absolute(output, error);
+  while (folder.has_relative_path() && !std::filesystem::exists(folder, error)) folder = folder.parent_path();
+  const auto space = std::filesystem::space(folder, error);
+  check<DataError>(error || space.available >= adapter + checkpoint, output.string(),
+                   "The adapter and a checkpoint take {} bytes; the disk has room for {}.", adapter + checkpoint, space.available);
+}
+
+// A new run puts its adapter beside nothing that it reads.
+void check_output(const TrainOptions& options) {
+  if (!options.resume.empty()) return;
+  for (const std::filesystem::path& read : {options.model, options.init_adapter}) {
+    std::error_code error;
+    check<UsageError>(read.empty() || !std::filesystem::equivalent(options.output, read, error), "--output",
+                      "The adapter would be written into {}, which is read; name another folder.", read.string());
+  }
+}
+
+// While it lives no other run writes to the folder.
+class OutputLock {
+ public:
+  explicit OutputLock(const std::filesystem::path& output) {
+    std::error_code error;
+    std::filesystem::create_directories(output, error);
+    folder_ = FileDescriptor(::open(output.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    // Some file systems know no locks.
+    const bool taken = folder_.get() >= 0 && ::flock(folder_.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    check<UsageError>(!taken, output.string(), "Another run writes to this folder; let it end, or name another --output.");
+  }
+
+ private:
+  FileDescriptor folder_;
+};
+
+// The plan goes out when the folder is this run's; a dry run, which takes none, says it first.
+std::optional<OutputLock> announce(const RunPlan& plan, const TrainOptions& options, const TrainEvents& events) {
+  std::optional<OutputLock> lock;
+  if (!options.dry_run) {
+    check_disk(plan, options.output);
+    lock.emplace(options.output);
+  }
+  if (events.plan) events.plan(plan);
+  if (options.dry_run) check_disk(plan, options.output);
+  return lock;
+}
+
 std::uint64_t warmup_of(const TrainOptions& options, std::uint64_t steps) {
   return options.warmup_steps > 0 ? options.warmup_steps : static_cast<std::uint64_t>(std::ceil(options.warmup_ratio * static_cast<double>(steps)));
 }
@@ -129,8 +194,16 @@ std::uint64_t tenth(std::uint64_t steps) { return std::max<std::uint64_t>(1, (st
 
 }  // namespace
 
+SavedBytes saved_bytes(const RunPlan& plan) {
+  const std::uint64_t head = plan.head ? std::uint64_t{plan.config.vocab_size} * plan.config.hidden_size : 0;
+  const std::uint64_t adapter = 4 * plan.trainable_parameters;
+  return {.adapter = adapter, .checkpoint = adapter + moment_bytes(plan.trainable_parameters - head, plan.moments.kind) +
+                                            (plan.head ? moment_bytes(head, plan.head->moments) : 0)};
+}
+
 TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath path, const TrainEvents& events) {
   check_options(given);
+  check_output(given);
   TrainOptions options = given;
   const ModelConfig config = read_model_config(options.model);
   options.max_length = std::min(options.max_length, config.max_position_embeddings);
@@ -141,10 +214,10 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
   const auto data = open_run_data(options);
   StepFeed feed(data->train, options);
   const Checkpoint base = open_checkpoint(options.model, config);
-  const auto checkpoint = resume_folder(options);
   if (!options.init_adapter.empty()) options.lora = with_dropout(read_lora_config(options.init_adapter), options);
 
   TrainState state{.total_steps = feed.total_steps(), .fingerprint = fingerprint(options, *data, base, config, feed.total_steps())};
+  const auto checkpoint = resume_folder(options, state.fingerprint);
   if (!checkpoint.empty()) {
     const Json now = state.fingerprint;
     state = load_train_state(checkpoint);
@@ -181,7 +254,7 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
                .eval_every = options.eval_every.value_or(tenth(feed.total_steps())),
                .save_every = options.save_every.value_or(tenth(feed.total_steps()))};
   for (const data::Share& share : feed.shares()) plan.train_rows.push_back(share.examples);
-  if (events.plan) events.plan(plan);
+  const auto lock = announce(plan, options, events);
   if (options.dry_run) return {.end = TrainEnd::dry_run, .planned = plan.memory};
   return TrainingRun({.options = options, .plan = plan, .data = *data, .feed = feed, .device = device, .model = placement.model,
                       .adapter = adapter, .checkpoint = checkpoint, .events = events},

@@ -56,9 +56,16 @@ struct TrainEvents {
 
 enum class TrainEnd { finished, stopped_early, interrupted, dry_run };
 
+// What a run keeps on the disk: the adapter, and in each checkpoint two moments beside it; a head that is trained likewise.
+struct SavedBytes {
+  std::uint64_t adapter, checkpoint;
+};
+SavedBytes saved_bytes(const RunPlan& plan);
+
 struct TrainResult {
   TrainEnd end = TrainEnd::finished;
   std::uint64_t step = 0;
+  std::uint64_t steps_done = 0;      // by this run: 0 where a resumed one was at its end
   double last_loss = 0;
   std::optional<double> best_eval_loss;
   std::uint64_t best_step = 0;

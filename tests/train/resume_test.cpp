@@ -189,9 +189,46 @@ TEST(Resume, AFinishedRunStaysAsItIs) {
   const WholeRun whole({});
   const auto before = test::metrics(whole.tiny.output());
   const std::string adapter = test::adapter_bytes(whole.tiny.output());
-  EXPECT_EQ(whole.tiny.run({{"resume", "auto"}}).code, 0);
+  const auto again = whole.tiny.run({{"resume", "auto"}});
+  EXPECT_EQ(again.code, 0);
+  EXPECT_EQ(again.err.find("Last loss"), again.err.npos) << again.err;
   EXPECT_EQ(test::metrics(whole.tiny.output()), before);
   EXPECT_TRUE(test::adapter_bytes(whole.tiny.output()) == adapter);
+}
+
+// Of one that was longer.
+TEST(Resume, PassesOverCheckpointsOfAnotherRun) {
+  const TinyRun tiny;
+  const Arguments other{{"max-steps", "4"}, {"learning-rate", "0.001"}};
+  ASSERT_EQ(tiny.run().code, 0);
+  ASSERT_EQ(tiny.run(other).code, 0);
+  EXPECT_EQ(newest_step(tiny.output()), 8);
+  const auto again = [&] {
+    fs::remove_all(tiny.output() / "checkpoint-4");
+    auto arguments = other;
+    arguments["resume"] = "auto";
+    return tiny.run(arguments);
+  };
+  const std::string adapter = test::adapter_bytes(tiny.output());
+  const auto result = again();
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.err.find("checkpoint-8 is of another run; --resume auto goes on from checkpoint-2"), result.err.npos) << result.err;
+  EXPECT_TRUE(test::adapter_bytes(tiny.output()) == adapter);
+}
+
+TEST(Resume, NamesWhatACheckpointIs) {
+  const WholeRun& whole = shared_run({});
+  const std::string output = whole.tiny.output();
+  test::expect_complaint(whole.tiny.run({{"resume", output}}), 1, "--resume", output, "checkpoint-N", "auto");
+}
+
+TEST(Resume, OnlyOneRunWritesToAFolder) {
+  const TinyRun tiny;
+  test::RunningProgram first(NIBBLE_PROGRAM, tiny.command({{"max-steps", "500"}}));
+  ASSERT_TRUE(wait_for(first, "loss"));
+  test::expect_complaint(tiny.run(), 2, tiny.output().string(), "Another run writes to this folder");
+  EXPECT_EQ(first.wait_after(SIGKILL).signal, SIGKILL);
+  EXPECT_EQ(tiny.run().code, 0);
 }
 
 TEST(Resume, AnotherOptionIsRefusedByName) {
@@ -247,7 +284,7 @@ TEST(Resume, ADamagedCheckpointIsOneSentence) {
   for (const std::string name : {"adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json", "adapter_config.json"}) {
     test::expect_complaint(damaged(name, cut(name)), 1, name);
   }
-  test::expect_complaint(damaged("trainer_state.json", "{\"global_step\": 8}"), 1, "trainer_state.json", "no checkpoint of nibble");
+  test::expect_complaint(damaged("trainer_state.json", "{\"global_step\": 8}"), 1, "trainer_state.json", "no checkpoint of nibble", "checkpoint-6, which --resume takes");
   test::expect_complaint(damaged("trainer_state.json", "{\"nibble\": {}, \"global_step\": -1}"), 1, "global_step");
   test::expect_complaint(whole.tiny.run({{"resume", "/nowhere/checkpoint-3"}}), 1, "/nowhere/checkpoint-3");
 }
@@ -273,6 +310,27 @@ class SmallDisk {
   fs::path folder_;
   bool mounted_ = false;
 };
+
+TEST(Resume, ADiskThatIsTooSmallIsSeenBeforeTheFirstStep) {
+  const TinyRun small;
+  const SmallDisk disk(small.output(), "600k");  // for the adapter alone
+  if (!disk.mounted()) GTEST_SKIP() << "This process may not mount a file system.";
+  for (const Arguments& changes : {Arguments{}, Arguments{{"dry-run", ""}}}) {
+    test::expect_complaint(small.run(changes), 1, "The adapter and a checkpoint take", "the disk has room for");
+  }
+  EXPECT_TRUE(fs::is_empty(small.output()));
+}
+
+// Without a validation loss, whose best adapter lies there already.
+TEST(Resume, WhereACheckpointDoesNotFitTheAdapterIsSaved) {
+  TinyRun full;
+  full.arguments.erase("valid");
+  full.arguments.erase("eval-every");
+  SmallDisk disk(full.output(), "1600k");
+  if (!disk.mounted()) GTEST_SKIP() << "This process may not mount a file system.";
+  test::expect_complaint(full.run(), 1, "No space left on device", "The adapter as of step 4 is in", "checkpoint-2");
+  EXPECT_TRUE(fs::exists(full.output() / "adapter_model.safetensors"));
+}
 
 TEST(Resume, AFullDiskLosesNothing) {
   const WholeRun& whole = shared_run({});

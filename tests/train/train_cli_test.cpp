@@ -39,10 +39,17 @@ TEST(TrainCli, BadOptionsAreNamed) {
   expect_complaint(tiny.run({{"epochs", "0"}}), 2, "--epochs", "0");
   expect_complaint(tiny.run({{"learning-rate", "-1"}}), 2, "--learning-rate", "-1");
   expect_complaint(tiny.run({{"lora-dropout", "1"}}), 2, "--lora-dropout", "1");
+  expect_complaint(tiny.run({{"max-steps", "-1"}}), 2, "--max-steps", "-1");
+  expect_complaint(tiny.run({{"weight-decay", "nan"}}), 2, "--weight-decay", "nan");
+  expect_complaint(tiny.run({{"lora-alpha", "inf"}}), 2, "--lora-alpha", "inf");
+  expect_complaint(tiny.run({{"valid-fraction", "0.5"}}), 2, "--valid-fraction", "--valid already");
   expect_complaint(tiny.run({{"format", "xml"}}), 2, "xml");
   expect_complaint(tiny.run({{"gpu", "no such adapter"}}), 2, "no such adapter");
   const std::string adapter = test::source_path("tests/golden/tiny/adapter_nonzero").string();
   expect_complaint(tiny.run({{"adapter", adapter}}), 2, "--gpu", adapter, "--init-adapter");
+  const std::string start = tiny.folder / "start";
+  fs::copy(adapter, start);
+  expect_complaint(tiny.run({{"init-adapter", start}, {"output", start}, {"lora-rank", "8"}}), 2, "--output", start, "which is read");
   EXPECT_FALSE(fs::exists(tiny.output()));
 }
 
