@@ -244,8 +244,8 @@ void add_bench_step(CLI::App& bench, Action& action) {
               "Every token is trained. TFLOP/s counts all arithmetic, also what gradient checkpointing computes again.\n"
               "With --profile a table by kernel follows each row; docs/bench.md explains the columns.");
   flags->shape.add_to(*step);
-  step->add_option("--batch", flags->batch, "Segments of a step; several values give several rows")->capture_default_str();
-  step->add_option("--length", flags->length, "Tokens of a segment; several values give several rows")->capture_default_str();
+  step->add_option("--batch", flags->batch, "Segments of a step; several values give several rows")->capture_default_str()->check(CLI::Range(1, 1 << 16));
+  step->add_option("--length", flags->length, "Tokens of a segment; several values give several rows")->capture_default_str()->check(CLI::Range(2, 1 << 20));
   step->add_option("--lora-rank", flags->step.lora_rank, "Rank of the adapters")->capture_default_str()->check(CLI::Range(1, 256));
   step->add_option("--lora-moments", flags->lora_moments, "AdamW's moments of the adapters")->check(CLI::IsMember({"f32", "8bit"}))->capture_default_str();
   step->add_option("--lora-state", flags->lora_state, "Where they are kept: device, host, or auto by the limit")

@@ -9,7 +9,9 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <map>
 
 namespace nibble::cli {
@@ -95,7 +97,8 @@ int answer_rows(const GenerateFlags& flags, const TextFiles& files) {
     for (auto it = waiting.begin(); it != waiting.end() && it->first == written; it = waiting.erase(it), ++written) {
       fmt::print("{}\n", write_json_line(it->second));
     }
-    std::fflush(stdout);
+    // A full disk is no reason to answer the others.
+    check<DataError>(std::fflush(stdout) == 0, "standard output", "Writing failed: {}.", std::strerror(errno));
   });
   progress.finish_line();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -150,7 +153,7 @@ void add_generate(CLI::App& app, Action& action) {
                   "The answer goes to standard output as it is produced, figures to standard error.");
   verb->add_option("--prompt", flags->prompt, "What the user says");
   verb->add_option("--prompt-file", flags->prompt_file, "The same from a file");
-  verb->add_option("--messages", flags->messages, "A chat as JSON: a list of {\"role\", \"content\"}, or an object with "
+  verb->add_option("--messages", flags->messages, "File with a chat as JSON: a list of {\"role\", \"content\"}, or an object with "
                                                   "\"messages\" and \"tools\"");
   verb->add_option("--prompts", flags->prompts, "Prompts of a JSON Lines file, several answered at a time, a line of JSON each: rows\n"
                                                 "{\"prompt\": a text or messages}, or training rows, whose last answer is left out");

@@ -6,7 +6,10 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
+#include <iostream>
 #include <new>
 
 namespace {
@@ -19,9 +22,17 @@ int fail_with(int code, std::string_view message) {
   return code;
 }
 
+// What was printed is kept back until there is more, so that only here it is known whether all of it arrived.
+int arrived(int code) {
+  errno = 0;
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
+  const char* reason = errno != 0 ? std::strerror(errno) : "an earlier part was not taken";
+  return fail_with(code == exit_done ? exit_data : code, fmt::format("Standard output could not be written: {}.", reason));
+}
+
 int run(const Action& action) {
   try {
-    return action();
+    return arrived(action());
   } catch (const UsageError& error) {
     return fail_with(exit_usage, error.what());
   } catch (const DeviceError& error) {
@@ -63,10 +74,13 @@ int main(int argc, char** argv) {
   add_verify(app, action);
   add_bench(app, action);
   add_doctor(app, action);
+  check_numbers(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& done) {
-    return app.exit(done);
+    const int code = app.exit(done);
+    std::cout.flush();
+    return arrived(code);
   } catch (const CLI::ParseError& error) {
     if (argc == 1) {
       fmt::print(stderr, "{}", app.help());

@@ -40,7 +40,7 @@ class Texts {
       origin_ = flags.text_file;
       check<DataError>(!fs::is_directory(origin_), origin_, "This is a folder; a text file is needed.");
       file_.open(origin_, std::ios::binary);
-      if (!file_) fail_with_errno(origin_, "cannot be opened");
+      if (!file_) fail_with_errno(origin_, "open this file");
       in_ = &file_;
     }
   }
@@ -175,7 +175,6 @@ int run(const TokenizeFlags& flags) {
   } else {
     encode_all(tokenizer, flags);
   }
-  check<DataError>(std::fflush(stdout) == 0, "standard output", "Writing failed: {}.", std::strerror(errno));
   return exit_done;
 }
 

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <numeric>
 #include <vector>
 
@@ -66,7 +68,26 @@ std::string unknown_word(const CLI::App& verb, const std::string& command, const
   return fmt::format("{} does not take the word \"{}\".", command, word);
 }
 
+std::string refuse_negative(const std::string& value) {
+  return value.starts_with('-') ? fmt::format("{} is no whole number from 0 on", value) : std::string();
+}
+
+std::string refuse_unbounded(const std::string& value) {
+  char* end = nullptr;
+  const double number = std::strtod(value.c_str(), &end);
+  return end != value.c_str() && !std::isfinite(number) ? fmt::format("{} is no finite number", value) : std::string();
+}
+
 }  // namespace
+
+void check_numbers(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    const std::string type = option->get_type_name();
+    if (type.starts_with("UINT")) option->check(refuse_negative);
+    if (type.starts_with("FLOAT")) option->check(refuse_unbounded);
+  }
+  for (CLI::App* verb : app.get_subcommands([](CLI::App*) { return true; })) check_numbers(*verb);
+}
 
 std::shared_ptr<CLI::FormatterBase> help_format() { return std::make_shared<VerbList>(); }
 

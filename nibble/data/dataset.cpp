@@ -260,7 +260,7 @@ void Dataset::check_overflow() const {
   if (options_.overflow != Overflow::error || counts_.over_long_rows == 0) return;
   fail<DataError>(in_dataset,
                   "{} of {} rows have more than {} tokens (the longest {}; the first in {}). Raise "
-                  "--max-length, or choose --overflow drop, cut or split.",
+                  "--max-length, up to the model's positions, or choose --overflow drop, cut or split.",
                   counts_.over_long_rows, counts_.rows, options_.max_length, counts_.longest_row, first_over_long_);
 }
 

@@ -269,6 +269,9 @@ ModelConfig read_model_config(const fs::path& model, const Json& defaults) {
   const auto path = model / "config.json";
   check<DataError>(path_exists(model), model.string(),
                    "There is no such folder or file; a Hugging Face model folder, or a GGUF file, is expected. Models are not fetched.");
+  std::error_code ignored;
+  check<DataError>(!fs::is_regular_file(model, ignored), model.string(),
+                   "This is a file, but not in GGUF; a Hugging Face model folder, or a GGUF file, is expected.");
   check<DataError>(path_exists(path), model.string(),
                    "The folder has no config.json; a Hugging Face model folder, or a GGUF file, is expected.");
   Json json = read_json_file(path, limits);

@@ -1,6 +1,8 @@
 #include "nibble/io/json.h"
 #include "tests/cli/run_program.h"
 
+#include <cstdlib>
+
 namespace nibble::info_test {
 namespace {
 
@@ -38,6 +40,14 @@ TEST(Info, OfAModel) {
     EXPECT_GT(row["bytes"], found["nf4_bytes"]);
     EXPECT_LT(row["checkpointing_bytes"], row["bytes"]);
   }
+}
+
+TEST(Info, SaysWhereItsOutputDoesNotArrive) {
+  const test::TemporaryFolder folder;
+  const std::string err = folder / "err";
+  const int status = std::system(fmt::format("'{}' info --model '{}' >/dev/full 2>'{}'", NIBBLE_PROGRAM, tiny, err).c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 1);
+  EXPECT_EQ(test::slurp(err), "nibble: Standard output could not be written: No space left on device.\n");
 }
 
 TEST(Info, OfAnAdapter) {
