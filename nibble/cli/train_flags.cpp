@@ -70,7 +70,7 @@ void TrainFlags::add_files(CLI::App& verb) {
   group->add_option("--output", options.output, "Folder for the adapter, metrics.jsonl and checkpoints")->required();
   group->add_option("--init-adapter", options.init_adapter, "Start from this PEFT adapter; its rank, alpha and targets hold, and options that ask for others are refused");
   group->add_option("--resume", options.resume,
-                    "Go on from a checkpoint folder, or \"auto\": the newest of --output, if there is one");
+                    "Go on from a checkpoint folder, or \"auto\": the newest of the same run in --output, if there is one");
 }
 
 void TrainFlags::add_adapter(CLI::App& verb) {
