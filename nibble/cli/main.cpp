@@ -26,7 +26,7 @@ int fail_with(int code, std::string_view message) {
 int arrived(int code) {
   errno = 0;
   if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
-  const char* reason = errno != 0 ? std::strerror(errno) : "an earlier part was not taken";
+  const char* reason = errno != 0 ? std::strerror(errno) : "an earlier part was not taken, as by a full disk";
   return fail_with(code == exit_done ? exit_data : code, fmt::format("Standard output could not be written: {}.", reason));
 }
 

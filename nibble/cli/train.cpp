@@ -52,7 +52,7 @@ void say_what_is_there(const TrainOptions& options, Progress& progress) {
     if (!std::filesystem::exists(options.output / "adapter_config.json", ignored)) return;
     return progress.say(fmt::format("Output   {} has an adapter already; this run's takes its place.", options.output.string()));
   }
-  progress.say(fmt::format("Output   {} has {} of an earlier run. This one begins anew and takes the place of its adapter; --resume auto goes on from there.",
+  progress.say(fmt::format("Output   {} has {} of an earlier run. This one begins anew and takes the place of its adapter; the same options with --resume auto go on from there.",
                            options.output.string(), checkpoint->filename().string()));
 }
 

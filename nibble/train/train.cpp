@@ -8,6 +8,7 @@
 #include "nibble/train/placement.h"
 #include "nibble/train/run.h"
 #include "nibble/weights/gguf_model.h"
+#include "nibble/weights/model_folder.h"
 #include "nibble/weights/token_rows.h"
 
 #include <fcntl.h>
@@ -140,12 +141,7 @@ std::uint64_t moment_bytes(std::uint64_t parameters, MomentKind kind) {
 // Before the first step, as days may lie between it and the first time that something is saved. Files are written beside those that they replace.
 void check_disk(const RunPlan& plan, const std::filesystem::path& output) {
   const auto [adapter, checkpoint] = saved_bytes(plan);
-  std::error_code error;
-  std::filesystem::path folder = std::filesystem::absolute(output, error);
-  while (folder.has_relative_path() && !std::filesystem::exists(folder, error)) folder = folder.parent_path();
-  const auto space = std::filesystem::space(folder, error);
-  check<DataError>(error || space.available >= adapter + checkpoint, output.string(),
-                   "The adapter and a checkpoint take {} bytes; the disk has room for {}.", adapter + checkpoint, space.available);
+  check_disk_room(output, adapter + checkpoint, output, "The adapter and a checkpoint");
 }
 
 // A new run puts its adapter beside nothing that it reads.

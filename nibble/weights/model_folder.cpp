@@ -90,11 +90,12 @@ void check_output_folder(const fs::path& output, std::span<const fs::path> input
   if (overwrite) check_is_an_output(output);
 }
 
-void check_disk_room(const fs::path& folder, std::uint64_t bytes, const fs::path& output) {
+void check_disk_room(const fs::path& folder, std::uint64_t bytes, const fs::path& output, std::string_view what) {
   std::error_code error;
-  const auto space = fs::space(folder, error);
-  check<DataError>(error || space.available >= bytes, output.string(),
-                   "The weights to be written take {} bytes; the disk has room for {}.", bytes, space.available);
+  fs::path there = fs::absolute(folder, error);
+  while (there.has_relative_path() && !fs::exists(there, error)) there = there.parent_path();
+  const auto space = fs::space(there, error);
+  check<DataError>(error || space.available >= bytes, output.string(), "{} take {} bytes; the disk has room for {}.", what, bytes, space.available);
 }
 
 void copy_model_files(const fs::path& from, const fs::path& to) {

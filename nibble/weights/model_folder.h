@@ -3,6 +3,7 @@
 #include "nibble/io/file.h"
 
 #include <span>
+#include <string_view>
 
 // Writing a folder, or file, from a model's.
 namespace nibble {
@@ -17,8 +18,8 @@ void check_folder_to_replace(const fs::path& output, std::span<const fs::path> i
 // As check_output_folder of a single file, which is there already without `overwrite`.
 void check_output_file(const fs::path& output, std::span<const fs::path> inputs, bool overwrite);
 
-// DataError, which names `output`, where the disk of `folder` has no room for so many bytes of weights.
-void check_disk_room(const fs::path& folder, std::uint64_t bytes, const fs::path& output);
+// DataError, which names `output` and `what`, where the disk of `folder`, or of the nearest one above that exists, has no room for so many bytes.
+void check_disk_room(const fs::path& folder, std::uint64_t bytes, const fs::path& output, std::string_view what = "The weights to be written");
 
 // Copies what belongs to a model beside its weights and config.json, where it is there: tokenizer, chat template,
 // generation_config.json, licence.

@@ -214,6 +214,9 @@ TEST(Resume, PassesOverCheckpointsOfAnotherRun) {
   EXPECT_EQ(result.code, 0) << result.err;
   EXPECT_NE(result.err.find("checkpoint-8 is of another run; --resume auto goes on from checkpoint-2"), result.err.npos) << result.err;
   EXPECT_TRUE(test::adapter_bytes(tiny.output()) == adapter);
+  for (const char* name : {"checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-8"}) fs::remove_all(tiny.output() / name);
+  const auto anew = tiny.run({{"max-steps", "1"}});
+  EXPECT_NE(anew.err.find("has an adapter already; this run's takes its place"), anew.err.npos) << anew.err;
 }
 
 TEST(Resume, NamesWhatACheckpointIs) {
