@@ -15,7 +15,15 @@ constexpr std::string_view in_layer_step = "layer_step";
 constexpr std::uint32_t lane_elements = 16;
 constexpr std::uint32_t storage_bindings = 16;
 constexpr std::uint32_t most_parts = 16;  // of a head's keys
+constexpr std::uint32_t most_subgroup = 128;     // lanes, of WebGPU
 constexpr std::uint32_t most_workgroups = 1024;  // more than any adapter runs at one time
+
+// From so many elements of a layer's weights on pairs are faster: with Qwen3-1.7B's 50 million they gain 5%, with 0.6B's 16 million they
+// lose 9%, on an H200.
+constexpr std::uint64_t least_for_pairs = 32'000'000;
+
+// Of the table of pairs, of which each lane has a copy (lib/step_pairs.wgsl).
+std::uint64_t pairs_bytes(std::uint32_t subgroup) { return 256ull * subgroup * 4; }
 
 std::uint32_t ceil_div(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
 
@@ -30,9 +38,10 @@ struct Places {
     qkv = next((s.heads + 2 * s.key_heads) * s.head_dim);
     parts = next(s.heads * plan.most_parts * s.head_dim);
     numbers = next(2 * s.heads * plan.most_parts);
-    attended = next(s.heads * s.head_dim);
-    middle = next(s.hidden);
-    gated = next(s.intermediate);
+    const auto next_inputs = [&](std::uint32_t count) { return next(ceil_div(count, plan.span()) * plan.span()); };  // place() of the WGSL
+    attended = next_inputs(s.heads * s.head_dim);
+    middle = next_inputs(s.hidden);
+    gated = next_inputs(s.intermediate);
     lora = next(s.rank > 0 ? 4 * std::max(3 * s.rank, plan.workgroups) : 0);
     end = (at + 63) / 64 * 64;
   }
@@ -87,27 +96,49 @@ bool meets_adapters_by_lanes(const LayerStepPlan& plan) {
 
 std::uint32_t parts_of(const LayerStepShape& shape, std::uint32_t workgroups) { return std::clamp(workgroups / shape.key_heads, 2u, most_parts); }
 
-LayerStepPlan plan_for(const gpu::Device& device, const LayerStepShape& shape, std::uint32_t workgroup, std::uint32_t workgroups) {
+std::uint64_t weight_elements(const LayerStepShape& s) {
+  return std::uint64_t{s.hidden} * ((2 * s.heads + 2 * s.key_heads) * s.head_dim + 3 * s.intermediate);
+}
+
+bool wants_pairs(const gpu::AdapterInfo& info, const LayerStepShape& shape, StepLookups lookups) {
+  if (lookups == StepLookups::in_lanes || !info.f16 || shape.rank > 0) return false;
+  return lookups == StepLookups::in_pairs || weight_elements(shape) >= least_for_pairs;
+}
+
+// Room of workgroup memory for all but the table of pairs, in elements, and where the shares begin there.
+void set_scratch(LayerStepPlan& plan) {
+  const LayerStepShape& s = plan.shape;
+  const std::uint32_t attended = ceil_div(s.heads * s.head_dim, plan.workgroups), fresh = (s.heads / s.key_heads + 2) * s.head_dim;
+  const std::uint32_t attention = std::max(plan.workgroup / plan.subgroup * s.head_dim + fresh, 3 * attended * plan.most_parts);
+  std::uint32_t inputs = 0, shares = 0;
+  for (const Cut& cut : cuts_of(s, plan.subgroup, plan.workgroup, plan.workgroups)) {
+    inputs = std::max(inputs, plan.pairs ? 0 : cut.width * plan.subgroup * (lane_elements + 1));
+    shares = std::max(shares, cut.shares);
+  }
+  plan.shares_at = inputs;
+  plan.scratch = std::max(attention, inputs + shares);
+}
+
+LayerStepPlan plan_for(const gpu::Device& device, const LayerStepShape& shape, StepLookups lookups, std::uint32_t workgroup, std::uint32_t workgroups) {
   const gpu::AdapterInfo& info = device.info();
   const std::uint32_t subgroup = info.subgroup_min_size;
   LayerStepPlan plan{.shape = shape, .subgroup = subgroup, .workgroup = workgroup, .workgroups = workgroups};
   plan.most_parts = parts_of(shape, workgroups);
-  const std::uint32_t attended = ceil_div(shape.heads * shape.head_dim, workgroups);
-  const std::uint32_t fresh = (shape.heads / shape.key_heads + 2) * shape.head_dim;
-  plan.values = std::max(workgroup / subgroup * shape.head_dim + fresh, 3 * attended * plan.most_parts);
-  for (const Cut& cut : cuts_of(shape, subgroup, workgroup, workgroups)) {
-    plan.values = std::max(plan.values, cut.width * subgroup * (lane_elements + 1));
-    plan.shares = std::max(plan.shares, cut.shares);
+  plan.pairs = wants_pairs(info, shape, lookups);
+  set_scratch(plan);
+  if (plan.pairs && plan.workgroup_bytes() > info.limits.workgroup_storage) {
+    plan.pairs = false;
+    set_scratch(plan);
   }
   // With more than half of the memory a workgroup is alone on its multiprocessor, so that registers do not decide how many run.
   const std::uint64_t alone = info.type == gpu::AdapterType::software ? 0 : info.limits.workgroup_storage / 2 + 64, bytes = plan.workgroup_bytes();
-  if (bytes < alone) plan.values += static_cast<std::uint32_t>((alone - bytes) / 4);
+  if (bytes < alone) plan.scratch += static_cast<std::uint32_t>((alone - bytes) / 4);
   return plan;
 }
 
 // The workgroup size that leaves the fewest lanes idle, of those that the adapter has room for: a GPU needs some 512 lanes to have enough
 // codes on their way.
-std::optional<LayerStepPlan> best_plan(const gpu::Device& device, const LayerStepShape& shape, std::uint32_t workgroups) {
+std::optional<LayerStepPlan> best_plan(const gpu::Device& device, const LayerStepShape& shape, StepLookups lookups, std::uint32_t workgroups) {
   const gpu::AdapterInfo& info = device.info();
   const bool software = info.type == gpu::AdapterType::software;
   const std::uint32_t subgroup = info.subgroup_min_size, least = software ? 8 * subgroup : 512;
@@ -115,7 +146,7 @@ std::optional<LayerStepPlan> best_plan(const gpu::Device& device, const LayerSte
   std::optional<LayerStepPlan> best;
   std::uint32_t best_cost = 0;
   for (std::uint32_t size = least; size <= most; size += subgroup) {
-    const LayerStepPlan plan = plan_for(device, shape, size, workgroups);
+    const LayerStepPlan plan = plan_for(device, shape, lookups, size, workgroups);
     if (size / subgroup <= shape.heads / shape.key_heads || plan.workgroup_bytes() > info.limits.workgroup_storage) continue;
     std::uint32_t cost = 0;
     for (const Cut& cut : cuts_of(shape, subgroup, size, workgroups)) cost += cut.cost;
@@ -144,11 +175,14 @@ gpu::Kernel step_kernel(gpu::Device& device, const LayerStepPlan& plan, CodeBook
   const LayerStepShape& s = plan.shape;
   const Places places(plan);
   gpu::Prelude prelude;
-  prelude.enable("subgroups").constant("SUBGROUP", plan.subgroup).constant("WORKGROUP", plan.workgroup);
+  prelude.enable("subgroups");
+  if (plan.pairs) prelude.enable("f16");
+  else prelude.constant("SHARES_AT", plan.shares_at);
+  prelude.constant("SUBGROUP", plan.subgroup).constant("WORKGROUP", plan.workgroup);
   prelude.constant("HIDDEN", s.hidden).constant("ATTENDED", s.heads * s.head_dim).constant("QKV", (s.heads + 2 * s.key_heads) * s.head_dim);
   prelude.constant("INTERMEDIATE", s.intermediate).constant("HEADS", s.heads).constant("KEY_HEADS", s.key_heads).constant("HEAD_DIM", s.head_dim);
   prelude.constant("HEAD_NORM", s.head_norm).constant("BIAS", s.bias).constant("RANK", s.rank).constant("WORKGROUPS", plan.workgroups);
-  prelude.constant("VALUES", plan.values).constant("SHARES", plan.shares).constant("REGION", places.end).constant("QKV_AT", places.qkv);
+  prelude.constant("SCRATCH", plan.scratch).constant("REGION", places.end).constant("QKV_AT", places.qkv);
   prelude.constant("PARTS_AT", places.parts).constant("NUMBERS_AT", places.numbers).constant("ATTENDED_AT", places.attended);
   prelude.constant("MIDDLE_AT", places.middle).constant("GATED_AT", places.gated).constant("LORA_AT", places.lora);
   const Constants constants(s);
@@ -162,7 +196,8 @@ gpu::Kernel step_kernel(gpu::Device& device, const LayerStepPlan& plan, CodeBook
   if (by_lanes) prelude.constant("MOST_ROWS", most_rows(plan));
   const auto with = [&](auto... lora) {
     return kernel(device, "layer_step", prelude,
-                  {"silu", "subgroup_codes", "subgroup_sums", "step_product", "step_exchange", "key_cache", "step_attention", lora...});
+                  {"silu", "subgroup_codes", "subgroup_sums", "step_exchange", "step_product", plan.pairs ? "step_inputs_direct" : "step_inputs_shared",
+                   plan.pairs ? "step_pairs" : "step_lanes", "key_cache", "step_attention", lora...});
   };
   return s.rank == 0 ? with("step_lora_none") : with("step_lora", by_lanes ? "step_lora_lanes" : "step_lora_rows");
 }
@@ -196,13 +231,15 @@ void set_adapters(LayerStepParams& params, const LayerStep& op) {
 
 }  // namespace
 
+std::uint32_t LayerStepPlan::span() const { return subgroup * lane_elements; }
 std::uint32_t LayerStepPlan::region() const { return Places(*this).end; }
 
 std::uint64_t LayerStepPlan::workgroup_bytes() const {
   const std::uint32_t subgroups = workgroup / subgroup, hidden_rows = 3 * shape.rank;
   const std::uint32_t adapter_sums = meets_adapters_by_lanes(*this) ? most_rows(*this) : 0;
-  std::uint64_t bytes = 0;
-  for (const std::uint32_t words : {values, shares, subgroups, subgroups, subgroups, hidden_rows, ceil_div(hidden_rows, workgroups) * subgroups, adapter_sums}) {
+  const std::uint32_t slices = ceil_div(shape.hidden, span()), squares = pairs ? slices : ceil_div(slices, subgroups) * subgroups;
+  std::uint64_t bytes = pairs ? pairs_bytes(subgroup) : 0;
+  for (const std::uint32_t words : {scratch, squares, subgroups, subgroups, hidden_rows, ceil_div(hidden_rows, workgroups) * subgroups, adapter_sums}) {
     bytes += ceil_div(words, 4) * 16;  // as Dawn counts each variable
   }
   return bytes;
@@ -225,14 +262,14 @@ std::uint32_t resident_workgroups(gpu::Device& device, std::uint32_t workgroup, 
   return device.read<std::uint32_t>(seen)[0];
 }
 
-std::optional<LayerStepPlan> layer_step_plan(gpu::Device& device, const LayerStepShape& shape, std::uint32_t workgroups) {
+std::optional<LayerStepPlan> layer_step_plan(gpu::Device& device, const LayerStepShape& shape, StepLookups lookups, std::uint32_t workgroups) {
   constexpr std::uint32_t guess = 128, gpu_patience = 1u << 20, software_patience = 1u << 24;
   if (!suits(device, shape)) return {};
-  auto plan = best_plan(device, shape, workgroups ? workgroups : guess);
+  auto plan = best_plan(device, shape, lookups, workgroups ? workgroups : guess);
   if (plan && !workgroups) {
     const std::uint64_t counted_with = plan->workgroup_bytes();
     const std::uint32_t resident = resident_workgroups(device, plan->workgroup, counted_with);
-    plan = plan_for(device, shape, plan->workgroup, resident);
+    plan = plan_for(device, shape, lookups, plan->workgroup, resident);
     // Fewer workgroups have more rows each.
     const std::uint64_t bytes = plan->workgroup_bytes();
     if (bytes > device.info().limits.workgroup_storage) return {};
@@ -266,7 +303,7 @@ LayerStepRoom make_layer_step_room(gpu::Device& device, const LayerStepPlan& pla
 }
 
 std::uint64_t layer_step_room_bytes(const LayerStepShape& shape, std::uint32_t layers, std::uint32_t workgroups) {
-  const LayerStepPlan plan{.shape = shape, .workgroups = workgroups ? workgroups : most_workgroups,
+  const LayerStepPlan plan{.shape = shape, .subgroup = most_subgroup, .workgroups = workgroups ? workgroups : most_workgroups,
                            .most_parts = workgroups ? parts_of(shape, workgroups) : most_parts};
   return gpu::buffer_bytes(4 * (2ull * plan.region() + 1)) + gpu::buffer_bytes(4ull * layers * Constants(shape).end);
 }

@@ -8,7 +8,7 @@
 namespace nibble {
 
 // A whole layer for one new token in one dispatch: what Nf4Vec, AttentionStep and Nf4VecSwiGlu do in five, and LoraVec in four more.
-// f32 arithmetic, sums in an order that the plan fixes.
+// f32 arithmetic, but by pairs f16 for sums of up to sixteen products; sums in an order that the plan fixes.
 //
 // Its workgroups wait for each other's results, so all of them must run at one time, which WebGPU does not promise. How many do is
 // counted on the device (resident_workgroups). Where one waits in vain nevertheless, it gives up after a while: the output is NaN,
@@ -20,19 +20,26 @@ struct LayerStepShape {
   std::uint32_t rank = 0;  // of the adapters; 0: none
 };
 
+// How NF4 codes are looked up. Each in the lanes of a subgroup, and multiplied in f32 (lib/step_lanes.wgsl); or two of a byte in workgroup memory,
+// and multiplied in f16 (lib/step_pairs.wgsl), where the adapter has f16 and room and there are no adapters; or by pairs where that is faster.
+enum class StepLookups { in_lanes, in_pairs, fastest };
+
 // How a shape is spread over an adapter.
 struct LayerStepPlan {
   LayerStepShape shape;
   std::uint32_t subgroup = 0, workgroup = 0, workgroups = 0;
-  std::uint32_t values = 0, shares = 0;  // elements of workgroup memory
+  bool pairs = false;                    // codes are looked up by pairs
+  std::uint32_t scratch = 0;             // elements of workgroup memory
+  std::uint32_t shares_at = 0;           // where shares of rows begin there
   std::uint32_t most_parts = 0;          // of a head's keys
   std::uint32_t patience = 0;            // looks at a value that is not there yet
+  std::uint32_t span() const;            // inputs of a subgroup's slice
   std::uint32_t region() const;          // words of the exchange that a layer takes
   std::uint64_t workgroup_bytes() const;
 };
 
 // Empty where the adapter or the shape does not suit. `workgroups` for tests; 0: as many as are resident.
-std::optional<LayerStepPlan> layer_step_plan(gpu::Device& device, const LayerStepShape& shape, std::uint32_t workgroups = 0);
+std::optional<LayerStepPlan> layer_step_plan(gpu::Device& device, const LayerStepShape& shape, StepLookups lookups, std::uint32_t workgroups = 0);
 
 // Workgroups of `workgroup` invocations and so many bytes of workgroup memory that run at one time, as a dispatch of more counted.
 std::uint32_t resident_workgroups(gpu::Device& device, std::uint32_t workgroup, std::uint64_t workgroup_bytes);

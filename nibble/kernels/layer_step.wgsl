@@ -4,7 +4,7 @@
 // up; down. Before a result is waited for, the first codes that it will meet are asked for.
 //
 // Prelude: SUBGROUP, at least 8; WORKGROUP, a multiple of it; HIDDEN, ATTENDED, QKV, INTERMEDIATE, multiples of 64; HEADS, KEY_HEADS,
-// HEAD_DIM; HEAD_NORM, BIAS, RANK; VALUES and SHARES, room of workgroup memory; REGION and the places in it: QKV_AT, PARTS_AT,
+// HEAD_DIM; HEAD_NORM, BIAS, RANK; SCRATCH, room of workgroup memory; REGION and the places in it: QKV_AT, PARTS_AT,
 // NUMBERS_AT, ATTENDED_AT, MIDDLE_AT, GATED_AT, LORA_AT, and behind both regions TROUBLE_AT; WORKGROUPS, those of the dispatch; places in a layer's
 // constants: ATTENTION_NORM_AT, MLP_NORM_AT, Q_NORM_AT, K_NORM_AT, BIAS_AT; LOADS_MOVE: lib/step_exchange.wgsl.
 
@@ -27,17 +27,13 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(13) var<storage, read> constants: array<f32>;  // of all layers: norms of a layer and of heads, bias
-@group(0) @binding(14) var<storage, read> input: array<f32>;
 @group(0) @binding(15) var<storage, read_write> output: array<f32>;
 
 const HIDDEN_PLACES = max(3u * RANK, WORKGROUPS);  // of a product, at most
+const HIDDEN_SLICES = (HIDDEN + SPAN - 1u) / SPAN;
 
-var<workgroup> square_shares: array<f32, SUBGROUPS>;
-
-fn constant_at(at: u32) -> f32 {
-  return constants[params.constants + at];
-}
+var<workgroup> scratch: array<f32, SCRATCH>;  // of a product: each row's shares, a slice each; of attention: lib/step_attention.wgsl
+var<workgroup> square_shares: array<f32, SQUARES>;
 
 // Who asks, within a workgroup.
 struct Invocation {
@@ -46,31 +42,9 @@ struct Invocation {
   lane: u32,
 }
 
-// `values` of a sweep, by a norm's weights, which are asked for before a value is waited for; returns the share of the squares' sum.
-fn fetch_normed(from_input: bool, first: u32, count: u32, who: Invocation) -> f32 {
-  let norm = select(MLP_NORM_AT, ATTENTION_NORM_AT, from_input) + first;
-  var squares = 0.0;
-  for (var begin = who.index; begin < count; begin += 4u * WORKGROUP) {
-    let k = begin + vec4<u32>(0u, 1u, 2u, 3u) * WORKGROUP;
-    let inside = min(k, vec4<u32>(count - 1u));
-    let weights = vec4<f32>(constant_at(norm + inside.x), constant_at(norm + inside.y), constant_at(norm + inside.z), constant_at(norm + inside.w));
-    var taken: vec4<f32>;
-    if (from_input) {
-      let at = first + inside;
-      taken = vec4<f32>(input[at.x], input[at.y], input[at.z], input[at.w]);
-    } else {
-      taken = take_four(MIDDLE_AT + first + inside);
-    }
-    put_values(k, count, taken * weights);
-    let own = select(vec4<f32>(), taken, k < vec4<u32>(count));
-    squares += dot(own, own);
-  }
-  return squares;
-}
-
 fn norm_factor() -> f32 {
   var sum = 0.0;
-  for (var s = 0u; s < SUBGROUPS; s++) {
+  for (var s = 0u; s < SQUARES; s++) {
     sum += square_shares[s];
   }
   return 1.0 / sqrt(sum / f32(HIDDEN) + params.eps);
@@ -79,54 +53,55 @@ fn norm_factor() -> f32 {
 // A product up to its shares, with the hidden values of its adapters. Returns the norm's factor where there is one.
 fn run_product(p: Product, source: u32, first_projection: u32, members: u32, who: Invocation, workgroup: u32) -> f32 {
   let own = own_units(p.units, workgroup);
-  let normed = p.weight == 0u || p.weight == 2u;
-  var squares = 0.0;
   var factor = 1.0;
   var b_ahead: OfB;
   for (var sweep = 0u; sweep < sweeps_of(p.inputs); sweep++) {
     let walk = walk_of(p, own, sweep, who.subgroup, who.lane);
     let ahead = look_ahead(p, own, walk, who.lane);
-    let first = sweep * width_of(p.inputs) * SPAN;
-    let count = min(p.inputs - first, width_of(p.inputs) * SPAN);
-    let a_ahead = look_ahead_at_a(first_projection, members, p.inputs, first, count, who.index, workgroup);
+    let weights = look_ahead_at_weights(p, walk);
+    let first = first_of(p, sweep);
+    let a_ahead = look_ahead_at_a(first_projection, members, p.inputs, first, count_of(p, sweep), who.index, workgroup);
+    if (p.weight == 0u && sweep == 0u) {
+      prepare_products(who.index, who.lane);
+    }
     // What this workgroup has put is taken by others of its subgroups, which only barriers promise to run.
     workgroupBarrier();
-    if (normed) {
-      squares += fetch_normed(p.weight == 0u, first, count, who);
-      let sum = subgroupAdd(squares);
-      if (who.lane == 0u) {
-        square_shares[who.subgroup] = sum;
-      }
-    } else {
-      fetch(source + first, count, who.index);
-    }
-    workgroupBarrier();
+    let x = inputs_of(p, source, walk, sweep, weights, who);
     if (RANK > 0u) {
-      add_hidden(first_projection, members, p.inputs, first, count, a_ahead, who.index, who.subgroup, who.lane, workgroup);
+      add_hidden(first_projection, members, p.inputs, first, count_of(p, sweep), a_ahead, who.index, who.subgroup, who.lane, workgroup);
       if (sweep + 1u == sweeps_of(p.inputs)) {
         workgroupBarrier();
-        if (normed) {
+        if (is_normed(p)) {
           factor = norm_factor();
         }
         put_hidden(LORA_AT + p.weight * HIDDEN_PLACES, first_projection, members, factor, who.index, workgroup);
       }
     }
     b_ahead = look_ahead_at_b(p, own, who.subgroup, who.lane);
-    multiply(p, own, walk, sweep, ahead, who.lane);
+    multiply(p, own, walk, lane_of(x), ahead, who.lane);
   }
   take_hidden(LORA_AT + p.weight * HIDDEN_PLACES, first_projection, members, who.subgroup, who.lane);
   workgroupBarrier();
   meet_b(p, own, b_ahead, who.subgroup, who.lane);
-  if (normed) {
+  if (is_normed(p)) {
     factor = norm_factor();
   }
   return factor;
 }
 
+// Rounds of a workgroup's invocations over its units.
+fn rounds_of(units: u32) -> u32 {
+  return ((units + WORKGROUPS - 1u) / WORKGROUPS + WORKGROUP - 1u) / WORKGROUP;
+}
+
 fn project(who: Invocation, workgroup: u32) {
   let own = own_units(QKV, workgroup);
   let factor = run_product(QKV_PRODUCT, 0u, 0u, 3u, who, workgroup);
-  for (var n = who.index; n < own.count; n += WORKGROUP) {
+  for (var round = 0u; round < rounds_of(QKV); round++) {
+    let n = who.index + round * WORKGROUP;
+    if (n >= own.count) {
+      break;
+    }
     let row = own.first + n;
     var result = total(n, slices_of(HIDDEN)) * factor + share_of_adapter(QKV_PRODUCT, own, n);
     if (BIAS) {
@@ -149,41 +124,61 @@ fn first_row(own: Own, who: Invocation) -> u32 {
   return own.first + min(who.index, max(own.count, 1u) - 1u);
 }
 
-fn project_attended(who: Invocation, workgroup: u32) {
+// Returns the first result of this invocation.
+fn project_attended(who: Invocation, workgroup: u32) -> f32 {
   let own = own_units(HIDDEN, workgroup);
   var before: f32;
   if (params.parts > 0u) {  // always; compilers move a load down to where it is used, but not out of a branch
-    before = input[first_row(own, who)];
+    before = input_at(first_row(own, who));
   }
+  var first: f32;
   run_product(O_PRODUCT, ATTENDED_AT, 3u, 1u, who, workgroup);
-  for (var n = who.index; n < own.count; n += WORKGROUP) {
-    let row = own.first + n;
-    if (n >= WORKGROUP) {
-      before = input[row];
+  for (var round = 0u; round < rounds_of(HIDDEN); round++) {
+    let n = who.index + round * WORKGROUP;
+    if (n >= own.count) {
+      break;
     }
-    put(MIDDLE_AT + row, before + total(n, slices_of(ATTENDED)) + share_of_adapter(O_PRODUCT, own, n));
+    let row = own.first + n;
+    if (round > 0u) {
+      before = input_at(row);
+    }
+    let result = before + total(n, slices_of(ATTENDED)) + share_of_adapter(O_PRODUCT, own, n);
+    put(MIDDLE_AT + place(row), result);
+    if (round == 0u) {
+      first = result;
+    }
   }
+  return first;
 }
 
 fn gate(who: Invocation, workgroup: u32) {
   let own = own_units(INTERMEDIATE, workgroup);
   let factor = run_product(GATE_UP_PRODUCT, MIDDLE_AT, 4u, 2u, who, workgroup);
-  for (var n = who.index; n < own.count; n += WORKGROUP) {
+  for (var round = 0u; round < rounds_of(INTERMEDIATE); round++) {
+    let n = who.index + round * WORKGROUP;
+    if (n >= own.count) {
+      break;
+    }
     let row = own.first + n;
     let g = total(2u * n, slices_of(HIDDEN)) * factor + share_of_adapter(GATE_UP_PRODUCT, own, 2u * n);
     let u = total(2u * n + 1u, slices_of(HIDDEN)) * factor + share_of_adapter(GATE_UP_PRODUCT, own, 2u * n + 1u);
-    put(GATED_AT + row, silu(g) * u);
+    put(GATED_AT + place(row), silu(g) * u);
   }
 }
 
-fn project_gated(who: Invocation, workgroup: u32) {
+// `first`: what project_attended returned, of the same row.
+fn project_gated(first: f32, who: Invocation, workgroup: u32) {
   let own = own_units(HIDDEN, workgroup);
-  var before = take(MIDDLE_AT + first_row(own, who));
+  var before = first;
   run_product(DOWN_PRODUCT, GATED_AT, 6u, 1u, who, workgroup);
-  for (var n = who.index; n < own.count; n += WORKGROUP) {
+  for (var round = 0u; round < rounds_of(HIDDEN); round++) {
+    let n = who.index + round * WORKGROUP;
+    if (n >= own.count) {
+      break;
+    }
     let row = own.first + n;
-    if (n >= WORKGROUP) {
-      before = take(MIDDLE_AT + row);
+    if (round > 0u) {
+      before = take(MIDDLE_AT + place(row));
     }
     output[row] = before + total(n, slices_of(INTERMEDIATE)) + share_of_adapter(DOWN_PRODUCT, own, n);
   }
@@ -195,10 +190,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let who = Invocation(index, subgroup, lane);
   patience = select(params.patience, 0u, in_trouble());
   empty_other_region(index, group.x);
-  prepare_codes(lane);
   project(who, group.x);
   attend_all(who, group.x);
-  project_attended(who, group.x);
+  let first = project_attended(who, group.x);
   gate(who, group.x);
-  project_gated(who, group.x);
+  project_gated(first, who, group.x);
 }

@@ -53,7 +53,7 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
   } else {
     sizes_.few = 0;
   }
-  if (wants_step(device_, given)) step_ = StepLayers::make(device_, config_, weights_, lora_, given.step_workgroups.value_or(0));
+  if (wants_step(device_, given)) step_ = StepLayers::make(device_, config_, weights_, lora_, state.path(), given.step_workgroups.value_or(0));
   const DType keys = cache_dtype(device_, config_, with_path(given, state.path()), rank, lora_ && lora_->use_dora);
   const std::uint32_t most = sizes_.most(), rows = sequences() * rows_;
   for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {

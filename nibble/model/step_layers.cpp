@@ -38,9 +38,9 @@ bool have_one_code_book_a_layer(const DeviceWeights& weights) {
 }  // namespace
 
 std::optional<StepLayers> StepLayers::make(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
-                                           std::uint32_t workgroups) {
+                                           ProductPath path, std::uint32_t workgroups) {
   if (!fits(config, lora && lora->use_dora) || !can_be_bound(device, config, lora) || !DecodeLayers::fits(config, weights) || !have_one_code_book_a_layer(weights)) return {};
-  const auto plan = layer_step_plan(device, shape_of(config, lora ? lora->rank : 0), workgroups);
+  const auto plan = layer_step_plan(device, shape_of(config, lora ? lora->rank : 0), path == ProductPath::f32 ? StepLookups::in_lanes : StepLookups::fastest, workgroups);
   if (!plan) return {};
   return StepLayers(device, config, weights, *plan);
 }

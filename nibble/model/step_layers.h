@@ -14,7 +14,7 @@ class StepLayers {
   static std::uint64_t bytes(const ModelConfig& config, std::uint32_t rank, std::uint32_t workgroups);
   // Empty where it is not possible. `lora` is null, or any adapters that passes may have. `workgroups` for tests; 0: as many as run at one time.
   static std::optional<StepLayers> make(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
-                                        std::uint32_t workgroups);
+                                        ProductPath path, std::uint32_t workgroups);
 
   struct Pass {
     gpu::Recorder& recorder;

@@ -56,9 +56,9 @@ fn fetch_fresh(key_head: u32, invocation: u32) {
   for (var first = invocation; first < FRESH; first += 2u * WORKGROUP) {
     let second = first + WORKGROUP;
     let taken = take_four(vec2<u32>(fresh_place(key_head, first), fresh_place(key_head, min(second, FRESH - 1u))).xyxy);
-    values[FRESH_AT + first] = taken.x;
+    scratch[FRESH_AT + first] = taken.x;
     if (second < FRESH) {
-      values[FRESH_AT + second] = taken.y;
+      scratch[FRESH_AT + second] = taken.y;
     }
   }
 }
@@ -71,7 +71,7 @@ fn turn_row(row: u32, turn: Turn, lane: u32, changes: bool) {
   for (var i = 0u; i < OWN_PAIRS; i++) {
     let d = lane + i * SUBGROUP;
     if (changes && d < HALF) {
-      pairs[i] = vec2<f32>(values[at + d], values[at + d + HALF]);
+      pairs[i] = vec2<f32>(scratch[at + d], scratch[at + d + HALF]);
       sum += dot(pairs[i], pairs[i]);
     }
   }
@@ -83,15 +83,15 @@ fn turn_row(row: u32, turn: Turn, lane: u32, changes: bool) {
     let d = lane + i * SUBGROUP;
     if (changes && d < HALF) {
       let pair = pairs[i] * select(vec2<f32>(1.0), turn.norm[i], HEAD_NORM) * factor;
-      values[at + d] = pair.x * turn.turn[i].x - pair.y * turn.turn[i].y;
-      values[at + d + HALF] = pair.y * turn.turn[i].x + pair.x * turn.turn[i].y;
+      scratch[at + d] = pair.x * turn.turn[i].x - pair.y * turn.turn[i].y;
+      scratch[at + d + HALF] = pair.y * turn.turn[i].x + pair.x * turn.turn[i].y;
     }
   }
 }
 
 fn fresh_vector(row: u32, vector: u32) -> vec4<f32> {
   let at = FRESH_AT + row * HEAD_DIM + 4u * vector;
-  return vec4<f32>(values[at], values[at + 1u], values[at + 2u], values[at + 3u]);
+  return vec4<f32>(scratch[at], scratch[at + 1u], scratch[at + 2u], scratch[at + 3u]);
 }
 
 // Some keys of a subgroup, every TEAMS-th row.
@@ -198,7 +198,7 @@ fn put_part(key_head: u32, part: u32, invocation: u32) {
     var total = 0.0;
     for (var t = 0u; t < TEAMS; t++) {
       let weight = exp(largests[t * GROUP + h] - largest);
-      sum += weight * values[(t * GROUP + h) * HEAD_DIM + n % HEAD_DIM];
+      sum += weight * scratch[(t * GROUP + h) * HEAD_DIM + n % HEAD_DIM];
       total += weight * totals[t * GROUP + h];
     }
     let at = (key_head * GROUP + h) * params.parts + part;
@@ -244,7 +244,7 @@ fn attend(item: u32, invocation: u32, subgroup: u32, lane: u32) {
       let vector = lane + i * SUBGROUP;
       if (vector < VECTORS) {
         for (var c = 0u; c < 4u; c++) {
-          values[subgroup * HEAD_DIM + 4u * vector + c] = running.sums[i][c];
+          scratch[subgroup * HEAD_DIM + 4u * vector + c] = running.sums[i][c];
         }
       }
     }
@@ -264,24 +264,24 @@ fn put_attended(own: Own, invocation: u32) {
     let column = own.first + n % own.count;
     let at = column / HEAD_DIM * params.parts + n / own.count;
     let taken = take_four(vec3<u32>(NUMBERS_AT + 2u * at, NUMBERS_AT + 2u * at + 1u, PARTS_AT + at * HEAD_DIM + column % HEAD_DIM).xyzz);
-    values[3u * n] = taken.x;
-    values[3u * n + 1u] = taken.y;
-    values[3u * n + 2u] = taken.z;
+    scratch[3u * n] = taken.x;
+    scratch[3u * n + 1u] = taken.y;
+    scratch[3u * n + 2u] = taken.z;
   }
   workgroupBarrier();
   for (var n = invocation; n < own.count; n += WORKGROUP) {
     var largest = f32(LOWEST);
     for (var p = 0u; p < params.parts; p++) {
-      largest = max(largest, values[3u * (p * own.count + n)]);
+      largest = max(largest, scratch[3u * (p * own.count + n)]);
     }
     var sum = 0.0;
     var total = 0.0;
     for (var p = 0u; p < params.parts; p++) {
       let at = 3u * (p * own.count + n);
-      let weight = exp(values[at] - largest);
-      total += weight * values[at + 1u];
-      sum += weight * values[at + 2u];
+      let weight = exp(scratch[at] - largest);
+      total += weight * scratch[at + 1u];
+      sum += weight * scratch[at + 2u];
     }
-    put(ATTENDED_AT + own.first + n, sum / total);
+    put(ATTENDED_AT + place(own.first + n), sum / total);
   }
 }

@@ -4,14 +4,7 @@
 // stands for what did not come.
 @group(0) @binding(1) var<storage, read_write> exchange: array<atomic<u32>>;
 
-// Workgroup memory has a gap after each lane's elements, so that lanes meet different banks.
-const GAPS = ELEMENTS + 1u;
-var<workgroup> values: array<f32, VALUES>;  // of the exchange, of one sweep of a product
 var<private> patience: u32;
-
-fn place(k: u32) -> u32 {
-  return k / ELEMENTS * GAPS + k % ELEMENTS;
-}
 
 fn put(at: u32, value: f32) {
   let bits = bitcast<u32>(value);
@@ -30,59 +23,56 @@ fn in_trouble() -> bool {
   return atomicLoad(&exchange[TROUBLE_AT]) != 0u;
 }
 
+fn look_at_four(at: vec4<u32>) -> vec4<u32> {
+  return vec4<u32>(look(at.x), look(at.y), look(at.z), look(at.w));
+}
+fn look_again(seen: vec4<u32>, at: vec4<u32>) -> vec4<u32> {
+  var result = seen;
+  if (seen.x == 0u) {
+    result.x = look(at.x);
+  }
+  if (seen.y == 0u) {
+    result.y = look(at.y);
+  }
+  if (seen.z == 0u) {
+    result.z = look(at.z);
+  }
+  if (seen.w == 0u) {
+    result.w = look(at.w);
+  }
+  return result;
+}
+fn is_missing(seen: vec4<u32>) -> bool {
+  return any(seen == vec4<u32>(0u));
+}
+fn values_of(seen: vec4<u32>) -> vec4<f32> {
+  return bitcast<vec4<f32>>(select(seen, vec4<u32>(0x7fc00000u), seen == vec4<u32>(0u)));
+}
+// Whether to look once more, after `looks` of them.
+fn goes_on(looks: u32) -> bool {
+  if (looks % 1024u == 1023u && in_trouble()) {
+    patience = 0u;
+  }
+  if (looks >= patience) {
+    patience = 0u;
+    atomicStore(&exchange[TROUBLE_AT], 1u);
+    return false;
+  }
+  return true;
+}
+
 // The values of four words. Those that are not there yet are looked for at once: in turns, each would take its own way to the cache
 // that all workgroups share and back.
 fn take_four(at: vec4<u32>) -> vec4<f32> {
-  var seen = vec4<u32>(look(at.x), look(at.y), look(at.z), look(at.w));
-  for (var i = 0u; i < patience && any(seen == vec4<u32>(0u)); i++) {
-    if (seen.x == 0u) {
-      seen.x = look(at.x);
-    }
-    if (seen.y == 0u) {
-      seen.y = look(at.y);
-    }
-    if (seen.z == 0u) {
-      seen.z = look(at.z);
-    }
-    if (seen.w == 0u) {
-      seen.w = look(at.w);
-    }
-    if (i % 1024u == 1023u && in_trouble()) {
-      patience = 0u;
-    }
+  var seen = look_at_four(at);
+  for (var looks = 0u; is_missing(seen) && goes_on(looks); looks++) {
+    seen = look_again(seen, at);
   }
-  let missing = seen == vec4<u32>(0u);
-  if (any(missing)) {
-    patience = 0u;
-    atomicStore(&exchange[TROUBLE_AT], 1u);
-  }
-  return bitcast<vec4<f32>>(select(seen, vec4<u32>(0x7fc00000u), missing));
+  return values_of(seen);
 }
 
 fn take(at: u32) -> f32 {
   return take_four(vec4<u32>(at)).x;
-}
-
-// Puts `v` into values[place(k)] where k is below `count`, as k.x is.
-fn put_values(k: vec4<u32>, count: u32, v: vec4<f32>) {
-  values[place(k.x)] = v.x;
-  if (k.y < count) {
-    values[place(k.y)] = v.y;
-  }
-  if (k.z < count) {
-    values[place(k.z)] = v.z;
-  }
-  if (k.w < count) {
-    values[place(k.w)] = v.w;
-  }
-}
-
-// Words from `source` on into values[place(0)] on.
-fn fetch(source: u32, count: u32, invocation: u32) {
-  for (var first = invocation; first < count; first += 4u * WORKGROUP) {
-    let k = first + vec4<u32>(0u, 1u, 2u, 3u) * WORKGROUP;
-    put_values(k, count, take_four(source + min(k, vec4<u32>(count - 1u))));
-  }
 }
 
 // Empties the region of the layer before, for the one after this.

@@ -57,7 +57,7 @@ fn look_ahead_at_a(projection: u32, members: u32, inputs: u32, first: u32, count
   return a;
 }
 
-// One sweep over `count` inputs from `first` on, in `values`, of the members from projection `projection` on. Compilers know the number of
+// One sweep over `count` inputs from `first` on, in `scratch`, of the members from projection `projection` on. Compilers know the number of
 // rounds and so ask for all elements at once.
 fn add_hidden(projection: u32, members: u32, inputs: u32, first: u32, count: u32, ahead: vec2<f32>, invocation: u32, subgroup: u32,
               lane: u32, workgroup: u32) {
@@ -72,7 +72,7 @@ fn add_hidden(projection: u32, members: u32, inputs: u32, first: u32, count: u32
       if (n > 0u || round > 1u) {
         a = lora[piece.a + inside];
       }
-      sum += select(0.0, values[place(inside)] * a, k < piece.end);
+      sum += select(0.0, scratch[room_of(inside)] * a, k < piece.end);
     }
     sum = subgroupAdd(sum);
     if (lane == 0u) {

@@ -1,6 +1,7 @@
 // A workgroup's rows of a product of one token with a weight in NF4. A subgroup has a slice of SPAN inputs, ELEMENTS a lane in
-// registers, and meets the same columns of all rows of its group of subgroups, four at a time, while the next eight rows' codes are
-// on their way. Where there are more slices than subgroups the inputs are swept over in turns.
+// registers, and meets the same columns of all rows of its group of subgroups, four at a time, while the next eight rows' codes are on
+// their way. Where there are more slices than subgroups the inputs are swept over in turns. Where inputs come from:
+// lib/step_inputs_*.wgsl; how codes are looked up and multiplied: lib/step_lanes.wgsl, lib/step_pairs.wgsl.
 @group(0) @binding(2) var<storage, read> qkv_codes: array<vec2<u32>>;
 @group(0) @binding(3) var<storage, read> qkv_absmax: array<f32>;
 @group(0) @binding(4) var<storage, read> o_codes: array<vec2<u32>>;
@@ -16,8 +17,6 @@ const SUBGROUPS = WORKGROUP / SUBGROUP;
 const BLOCK_LANES = 64u / ELEMENTS;
 const_assert BLOCK_LANES == 4u;  // sum_of_four adds up as many
 
-var<workgroup> shares: array<f32, SHARES>;  // of each row, of its slices
-
 // A product: its weight, its inputs, and rows of the weight in units of one, or for gate and up of a pair.
 struct Product {
   weight: u32,
@@ -30,6 +29,16 @@ const O_PRODUCT = Product(1u, ATTENDED, HIDDEN, 1u);
 const GATE_UP_PRODUCT = Product(2u, HIDDEN, INTERMEDIATE, 2u);
 const DOWN_PRODUCT = Product(3u, INTERMEDIATE, HIDDEN, 1u);
 
+fn is_normed(p: Product) -> bool {
+  return p.weight == 0u || p.weight == 2u;
+}
+// Where the weights of the norm before a product are, among a layer's constants.
+fn norm_of(p: Product) -> u32 {
+  return select(MLP_NORM_AT, ATTENTION_NORM_AT, p.weight == 0u);
+}
+
+alias Inputs = array<vec4<f32>, 4>;  // a lane's, ELEMENTS
+
 fn slices_of(inputs: u32) -> u32 {
   return (inputs + SPAN - 1u) / SPAN;
 }
@@ -39,6 +48,14 @@ fn sweeps_of(inputs: u32) -> u32 {
 // Slices of a sweep.
 fn width_of(inputs: u32) -> u32 {
   return (slices_of(inputs) + sweeps_of(inputs) - 1u) / sweeps_of(inputs);
+}
+
+// The inputs of a sweep.
+fn first_of(p: Product, sweep: u32) -> u32 {
+  return sweep * width_of(p.inputs) * SPAN;
+}
+fn count_of(p: Product, sweep: u32) -> u32 {
+  return min(p.inputs - first_of(p, sweep), width_of(p.inputs) * SPAN);
 }
 
 // The units of a workgroup, [first, first + count).
@@ -51,9 +68,11 @@ fn own_units(units: u32, workgroup: u32) -> Own {
   return Own(first, (workgroup + 1u) * units / WORKGROUPS - first);
 }
 
-// Where a subgroup is in a product: its rows among the workgroup's, and the lane's column of the weight, in ELEMENTS.
+// Where a subgroup is in a product: its rows among the workgroup's, and the lane's column of the weight, in ELEMENTS. Where the last slice
+// has fewer than its lanes, those behind have the last column, but take nothing.
 struct Walk {
   busy: bool,
+  takes: bool,
   row: u32,
   slice: u32,
   column: u32,
@@ -69,22 +88,18 @@ fn walk_of(p: Product, own: Own, sweep: u32, subgroup: u32, lane: u32) -> Walk {
   let rows = rows_of_group(p, own);
   let slice = sweep * width + subgroup % width;
   var walk: Walk;
-  walk.busy = group < groups && group * rows < own.count * p.halves && slice < slices_of(p.inputs);
+  walk.busy = group < groups && slice < slices_of(p.inputs) && (group == 0u || group * rows < own.count * p.halves);
   walk.row = group * rows;
   walk.slice = slice;
-  walk.column = slice * SUBGROUP + lane;
+  walk.column = min(slice * SUBGROUP + lane, columns_of(p) - 1u);
+  walk.takes = walk.busy && slice * SUBGROUP + lane < columns_of(p);
   return walk;
 }
 
 // A lane's codes of four rows, and the scale of its block of row lane % 4: four lanes have a block.
 struct Four {
-  first: vec4<u32>,  // eight elements of each
-  second: vec4<u32>,
+  codes: array<vec2<u32>, 4>,
   scale: f32,
-}
-fn of_lane(v: vec4<u32>, lane: u32) -> u32 {
-  let odd = (lane & 1u) != 0u;
-  return select(select(v.x, v.y, odd), select(v.z, v.w, odd), (lane & 2u) != 0u);
 }
 
 fn codes_at(weight: u32, at: u32) -> vec2<u32> {
@@ -104,23 +119,31 @@ fn absmax_at(weight: u32, block: u32) -> f32 {
   }
 }
 
+// Where a step of four rows begins, in units of the weight. At the weight's end it begins earlier, so that there are four.
+fn first_unit(p: Product, own: Own, walk: Walk, step: u32) -> u32 {
+  return min(own.first + (walk.row + 4u * step) / p.halves, p.units - 4u / p.halves);
+}
+// From a step's first row to its row `i`, in rows of the weight.
+fn rows_to(p: Product, i: u32) -> u32 {
+  return select(i, i / 2u + i % 2u * p.units, p.halves == 2u);
+}
+fn columns_of(p: Product) -> u32 {
+  return p.inputs / ELEMENTS;
+}
+// Of the lane's codes in the first row of a step.
+fn place_of(p: Product, own: Own, walk: Walk, step: u32) -> u32 {
+  return first_unit(p, own, walk, step) * columns_of(p) + walk.column;
+}
+fn codes_of(p: Product, place: u32, i: u32) -> vec2<u32> {
+  return codes_at(p.weight, place + rows_to(p, i) * columns_of(p));
+}
+fn scale_of(p: Product, place: u32, lane: u32) -> f32 {
+  return absmax_at(p.weight, (place + rows_to(p, lane % 4u) * columns_of(p)) / BLOCK_LANES);
+}
 fn four_of(p: Product, own: Own, walk: Walk, step: u32, lane: u32) -> Four {
-  let columns = p.inputs / ELEMENTS;
-  let column = min(walk.column, columns - 1u);
-  let row = walk.row + 4u * step;
-  var at: vec4<u32>;
-  if (p.halves == 2u) {
-    let unit = own.first + min(vec2<u32>(row / 2u, row / 2u + 1u), vec2<u32>(own.count - 1u));
-    at = vec4<u32>(unit.x, unit.x + p.units, unit.y, unit.y + p.units) * columns + column;
-  } else {
-    at = (own.first + min(row + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(own.count - 1u))) * columns + column;
-  }
-  let a = codes_at(p.weight, at.x);
-  let b = codes_at(p.weight, at.y);
-  let c = codes_at(p.weight, at.z);
-  let d = codes_at(p.weight, at.w);
-  return Four(vec4<u32>(a.x, b.x, c.x, d.x), vec4<u32>(a.y, b.y, c.y, d.y),
-              absmax_at(p.weight, of_lane(at, lane) / BLOCK_LANES));
+  let place = place_of(p, own, walk, step);
+  return Four(array<vec2<u32>, 4>(codes_of(p, place, 0u), codes_of(p, place, 1u), codes_of(p, place, 2u), codes_of(p, place, 3u)),
+              scale_of(p, place, lane));
 }
 
 // The first eight rows', to be asked for before x is there.
@@ -137,30 +160,6 @@ fn look_ahead(p: Product, own: Own, walk: Walk, lane: u32) -> Ahead {
   return ahead;
 }
 
-fn add_four(sums: vec4<f32>, at: vec4<u32>, value: f32) -> vec4<f32> {
-  return fma(vec4<f32>(code(at.x), code(at.y), code(at.z), code(at.w)), vec4<f32>(value), sums);
-}
-// Byte `at` of four words: a dot product with a one there, which units take that shifts and masks do not.
-fn byte_of(words: vec4<u32>, at: u32) -> vec4<u32> {
-  let one = 1u << (8u * at);
-  return vec4<u32>(dot4U8Packed(words.x, one), dot4U8Packed(words.y, one), dot4U8Packed(words.z, one), dot4U8Packed(words.w, one));
-}
-// Of four rows' words, whose bytes hold two elements each, the first in the upper half.
-fn add_words(sums: vec4<f32>, words: vec4<u32>, low: vec4<f32>, high: vec4<f32>) -> vec4<f32> {
-  let even = (words >> vec4<u32>(4u)) & vec4<u32>(0x0f0f0f0fu);
-  let odd = words & vec4<u32>(0x0f0f0f0fu);
-  var result = add_four(sums, byte_of(even, 0u), low.x);
-  result = add_four(result, byte_of(odd, 0u), low.y);
-  result = add_four(result, byte_of(even, 1u), low.z);
-  result = add_four(result, byte_of(odd, 1u), low.w);
-  result = add_four(result, byte_of(even, 2u), high.x);
-  result = add_four(result, byte_of(odd, 2u), high.y);
-  result = add_four(result, byte_of(even, 3u), high.z);
-  return add_four(result, byte_of(odd, 3u), high.w);
-}
-
-alias Lane = array<vec4<f32>, 4>;  // a lane's elements of x
-
 // Leaves in lane i of a subgroup the sum of value i % 4 over all blocks, each times its scale.
 fn sum_of_lanes(v: vec4<f32>, scale: f32, lane: u32) -> f32 {
   var sum = sum_of_four(v, lane) * scale;
@@ -170,43 +169,37 @@ fn sum_of_lanes(v: vec4<f32>, scale: f32, lane: u32) -> f32 {
   return sum;
 }
 
-fn put_shares(p: Product, own: Own, walk: Walk, step: u32, four: Four, x: Lane, lane: u32) {
-  let first = add_words(vec4<f32>(), four.first, x[0], x[1]);
-  let sum = sum_of_lanes(add_words(first, four.second, x[2], x[3]), four.scale, lane);
-  let row = walk.row + 4u * step + lane;
+// Meets a step's four rows. Each is followed by the one eight rows behind it as soon as its codes are used up.
+fn put_shares(p: Product, own: Own, walk: Walk, step: u32, more: bool, four: ptr<function, Four>, x: Lane, lane: u32) {
+  let next = place_of(p, own, walk, step + 2u);
+  var next_scale: f32;
+  if (more) {
+    next_scale = scale_of(p, next, lane);
+  }
+  var products: vec4<f32>;
+  for (var i = 0u; i < 4u; i++) {
+    products[i] = product_of((*four).codes[i], x, lane);
+    if (more) {
+      (*four).codes[i] = codes_of(p, next, i);
+    }
+  }
+  let sum = sum_of_lanes(products, (*four).scale * x.scale, lane);
+  (*four).scale = next_scale;
+  let row = (first_unit(p, own, walk, step) - own.first) * p.halves + lane;
   if (walk.busy && lane < 4u && row < own.count * p.halves) {
-    shares[row * slices_of(p.inputs) + walk.slice] = sum;
+    scratch[SHARES_AT + row * slices_of(p.inputs) + walk.slice] = sum;
   }
 }
 
-fn lane_values(p: Product, walk: Walk, sweep: u32) -> Lane {
-  var x: Lane;
-  if (walk.busy && walk.column < p.inputs / ELEMENTS) {
-    let at = (walk.column - sweep * width_of(p.inputs) * SUBGROUP) * GAPS;
-    x[0] = vec4<f32>(values[at], values[at + 1u], values[at + 2u], values[at + 3u]);
-    x[1] = vec4<f32>(values[at + 4u], values[at + 5u], values[at + 6u], values[at + 7u]);
-    x[2] = vec4<f32>(values[at + 8u], values[at + 9u], values[at + 10u], values[at + 11u]);
-    x[3] = vec4<f32>(values[at + 12u], values[at + 13u], values[at + 14u], values[at + 15u]);
-  }
-  return x;
-}
-
-// One sweep, of the inputs in `values`. Subgroups that have none go along, since shuffles ask for uniform control flow.
-fn multiply(p: Product, own: Own, walk: Walk, sweep: u32, ahead: Ahead, lane: u32) {
-  let x = lane_values(p, walk, sweep);
+// One sweep. Subgroups that have no inputs go along, since shuffles ask for uniform control flow.
+fn multiply(p: Product, own: Own, walk: Walk, x: Lane, ahead: Ahead, lane: u32) {
   var one = ahead.one;
   var two = ahead.two;
   let steps = (rows_of_group(p, own) + 3u) / 4u;
   for (var step = 0u; step < steps; step += 2u) {
-    put_shares(p, own, walk, step, one, x, lane);
-    if (walk.busy && step + 2u < steps) {
-      one = four_of(p, own, walk, step + 2u, lane);
-    }
+    put_shares(p, own, walk, step, walk.busy && step + 2u < steps, &one, x, lane);
     if (step + 1u < steps) {
-      put_shares(p, own, walk, step + 1u, two, x, lane);
-    }
-    if (walk.busy && step + 3u < steps) {
-      two = four_of(p, own, walk, step + 3u, lane);
+      put_shares(p, own, walk, step + 1u, walk.busy && step + 3u < steps, &two, x, lane);
     }
   }
 }
@@ -214,7 +207,7 @@ fn multiply(p: Product, own: Own, walk: Walk, sweep: u32, ahead: Ahead, lane: u3
 fn total(row: u32, slices: u32) -> f32 {
   var sum = 0.0;
   for (var s = 0u; s < slices; s++) {
-    sum += shares[row * slices + s];
+    sum += scratch[SHARES_AT + row * slices + s];
   }
   return sum;
 }

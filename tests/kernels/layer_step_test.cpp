@@ -1,0 +1,194 @@
+#include "nibble/kernels/layer_step.h"
+
+#include "nibble/base/nf4_table.h"
+#include "tests/support/gpu_test.h"
+
+#include <cmath>
+
+namespace nibble::layer_step_test {
+namespace {
+
+using Vector = std::vector<double>;
+
+constexpr float eps = 1e-6f;
+constexpr std::uint32_t capacity = 12, new_key = 9, keys = 8, position = 5, positions = 16;
+
+struct Case {
+  LayerStepShape shape;
+  float norms = 1, values = 1;  // sizes of the norms' weights and of the input
+};
+
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  return out << fmt::format("hidden {} intermediate {} heads {} {} of {} head norm {} bias {} norms {} values {}", c.shape.hidden, c.shape.intermediate,
+                            c.shape.heads, c.shape.key_heads, c.shape.head_dim, c.shape.head_norm, c.shape.bias, c.norms, c.values);
+}
+
+// A weight of random codes.
+struct Matrix {
+  Matrix(std::uint32_t rows, std::uint32_t inputs, std::uint64_t seed) : columns(inputs) {
+    Rng rng(seed);
+    std::vector<std::uint8_t> bytes(std::size_t{rows} * columns / 2);
+    for (auto& byte : bytes) byte = static_cast<std::uint8_t>(rng.below(256));
+    auto absmax = test::random_values(std::size_t{rows} * columns / nf4_block, seed + 1, 0.2f);
+    for (std::size_t i = 0; i < 2 * bytes.size(); ++i) {
+      values.push_back(double{nf4_codes[i % 2 == 0 ? bytes[i / 2] >> 4 : bytes[i / 2] & 15u]} * absmax[i / nf4_block]);
+    }
+    nf4.packed = test::device().tensor<std::uint8_t>(DType::u8, {static_cast<std::uint32_t>(bytes.size())}, bytes, "nf4");
+    nf4.absmax = test::upload(absmax, {static_cast<std::uint32_t>(absmax.size())});
+  }
+
+  Vector times(const Vector& x) const {
+    Vector y(values.size() / columns);
+    for (std::size_t i = 0; i < values.size(); ++i) y[i / columns] += values[i] * x[i % columns];
+    return y;
+  }
+
+  std::uint32_t columns;
+  Vector values;
+  Nf4 nf4;
+};
+
+Vector normed(std::span<const double> x, std::span<const float> weight) {
+  double squares = 0;
+  for (const double value : x) squares += value * value;
+  Vector y;
+  for (std::size_t i = 0; i < x.size(); ++i) y.push_back(x[i] * weight[i] / std::sqrt(squares / static_cast<double>(x.size()) + double{eps}));
+  return y;
+}
+
+Vector sum(Vector a, const Vector& b) {
+  for (std::size_t i = 0; i < a.size(); ++i) a[i] += b[i];
+  return a;
+}
+
+// A layer's tensors on the device, and what it comes to in double.
+struct Layer {
+  explicit Layer(const Case& c)
+      : s(c.shape),
+        qkv((s.heads + 2 * s.key_heads) * s.head_dim, s.hidden, 10),
+        o(s.hidden, s.heads * s.head_dim, 20),
+        gate_up(2 * s.intermediate, s.hidden, 30),
+        down(s.hidden, s.intermediate, 40),
+        input(test::random_values(s.hidden, 1, c.values)),
+        attention_norm(test::random_values(s.hidden, 2, c.norms)),
+        mlp_norm(test::random_values(s.hidden, 3, c.norms)),
+        q_norm(test::random_values(s.head_dim, 4, 2.0f)),
+        k_norm(test::random_values(s.head_dim, 5, 2.0f)),
+        bias(test::random_values((s.heads + 2 * s.key_heads) * s.head_dim, 6)),
+        cached_keys(test::random_values(std::size_t{s.key_heads} * capacity * s.head_dim, 7)),
+        cached_values(test::random_values(std::size_t{s.key_heads} * capacity * s.head_dim, 8)) {
+    for (const float angle : test::random_values(std::size_t{positions} * s.head_dim / 2, 9, 3.0f)) turns.push_back(std::cos(angle)), turns.push_back(std::sin(angle));
+  }
+
+  // A query or a key, normed and turned.
+  Vector turned(std::span<const double> head, std::span<const float> norm) const {
+    const Vector x = s.head_norm ? normed(head, norm) : Vector(head.begin(), head.end());
+    Vector y(x.size());
+    for (std::size_t d = 0; d < x.size() / 2; ++d) {
+      const double a = x[d], b = x[d + x.size() / 2], cosine = turns[position * x.size() + 2 * d], sine = turns[position * x.size() + 2 * d + 1];
+      y[d] = a * cosine - b * sine, y[d + x.size() / 2] = b * cosine + a * sine;
+    }
+    return y;
+  }
+
+  Vector attended(const Vector& projected) const {
+    const std::uint32_t dim = s.head_dim;
+    const auto head = [&](std::uint32_t i) { return std::span(projected).subspan(i * dim, dim); };
+    Vector result;
+    for (std::uint32_t h = 0; h < s.heads; ++h) {
+      const std::uint32_t group = h * s.key_heads / s.heads;
+      const Vector query = turned(head(h), q_norm), key = turned(head(s.heads + group), k_norm);
+      Vector weighted(dim);
+      std::vector<double> scores;
+      for (std::uint32_t row = new_key + 1 - keys; row <= new_key; ++row) {
+        double score = 0;
+        for (std::uint32_t d = 0; d < dim; ++d) score += query[d] * (row == new_key ? key[d] : cached_keys[(group * capacity + row) * dim + d]);
+        scores.push_back(score / std::sqrt(dim));
+      }
+      const double largest = *std::max_element(scores.begin(), scores.end());
+      double total = 0;
+      for (std::uint32_t i = 0; i < keys; ++i) {
+        const std::uint32_t row = new_key + 1 - keys + i;
+        const double weight = std::exp(scores[i] - largest);
+        total += weight;
+        for (std::uint32_t d = 0; d < dim; ++d) {
+          weighted[d] += weight * (row == new_key ? head(s.heads + s.key_heads + group)[d] : cached_values[(group * capacity + row) * dim + d]);
+        }
+      }
+      for (const double value : weighted) result.push_back(value / total);
+    }
+    return result;
+  }
+
+  std::vector<float> expected() const {
+    const Vector x(input.begin(), input.end());
+    Vector projected = qkv.times(normed(x, attention_norm));
+    if (s.bias) projected = sum(projected, Vector(bias.begin(), bias.end()));
+    const Vector middle = sum(x, o.times(attended(projected)));
+    const Vector both = gate_up.times(normed(middle, mlp_norm));
+    Vector gated;
+    for (std::uint32_t i = 0; i < s.intermediate; ++i) gated.push_back(both[i] / (1 + std::exp(-both[i])) * both[s.intermediate + i]);
+    const Vector result = sum(middle, down.times(gated));
+    return {result.begin(), result.end()};
+  }
+
+  std::vector<float> actual(const LayerStepPlan& plan) const {
+    const LayerStepVectors vectors{.attention_norm = test::upload(attention_norm, {s.hidden}), .mlp_norm = test::upload(mlp_norm, {s.hidden}),
+                                   .q_norm = s.head_norm ? test::upload(q_norm, {s.head_dim}) : Tensor{}, .k_norm = s.head_norm ? test::upload(k_norm, {s.head_dim}) : Tensor{},
+                                   .qkv_bias = s.bias ? test::upload(bias, {static_cast<std::uint32_t>(bias.size())}) : Tensor{}};
+    const LayerStepRoom room = make_layer_step_room(test::device(), plan, {&vectors, 1});
+    const test::GuardedTensor output(DType::f32, {1, s.hidden});
+    gpu::Recorder recorder(test::device());
+    clear(recorder, room);
+    record(recorder, LayerStep{.plan = plan, .room = room, .layer = 0, .input = test::upload(input, {1, s.hidden}), .output = output.tensor(),
+                               .weights = {qkv.nf4, o.nf4, gate_up.nf4, down.nf4}, .eps = eps, .position = position,
+                               .table = test::upload(turns, {positions, s.head_dim / 2, 2}), .k = test::upload(cached_keys, {s.key_heads, capacity, s.head_dim}),
+                               .v = test::upload(cached_values, {s.key_heads, capacity, s.head_dim}), .new_key = new_key, .keys = keys});
+    recorder.submit();
+    output.expect_guards_intact();
+    return test::download(output.tensor());
+  }
+
+  LayerStepShape s;
+  Matrix qkv, o, gate_up, down;
+  std::vector<float> input, attention_norm, mlp_norm, q_norm, k_norm, bias, cached_keys, cached_values, turns;
+};
+
+class LayerStepTest : public testing::TestWithParam<Case> {};
+
+// In f32 rounding alone. In f16 inputs, codes and sums of up to sixteen products are rounded to 2^-12 of themselves in each of four products.
+// Of two workgroups each waits for the other, where both run at one time; where they do not, generator_test.cpp says what happens.
+TEST_P(LayerStepTest, EqualsTheFormula) {
+  const Layer layer(GetParam());
+  const auto expected = layer.expected();
+  for (const StepLookups lookups : {StepLookups::in_lanes, StepLookups::in_pairs}) {
+    for (const std::uint32_t workgroups : {1u, 2u}) {
+      const auto plan = layer_step_plan(test::device(), layer.s, lookups, workgroups);
+      ASSERT_TRUE(plan);
+      EXPECT_EQ(plan->pairs, lookups == StepLookups::in_pairs && test::device().info().f16);
+      if (resident_workgroups(test::device(), plan->workgroup, plan->workgroup_bytes()) < workgroups) continue;
+      EXPECT_LT(test::relative_error(layer.actual(*plan), expected), plan->pairs ? 2e-3 : 2e-6) << workgroups << " workgroups";
+    }
+  }
+}
+
+// Few weights, or adapters, are met faster in lanes.
+TEST(LayerStepPlan, LooksUpPairsOfLargeLayersAlone) {
+  LayerStepShape shape{.hidden = 2048, .intermediate = 6144, .heads = 16, .key_heads = 8, .head_dim = 128, .head_norm = true};
+  const auto pairs = [&] { return layer_step_plan(test::device(), shape, StepLookups::fastest, 64)->pairs; };
+  EXPECT_EQ(pairs(), test::device().info().f16);
+  shape.rank = 8;
+  EXPECT_FALSE(pairs());
+  shape.rank = 0, shape.hidden = 1024, shape.intermediate = 3072;
+  EXPECT_FALSE(pairs());
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, LayerStepTest, testing::Values(
+    Case{{128, 192, 2, 1, 64, true}},
+    // A part of a slice at the end of each kind of inputs; more slices than subgroups for gated values.
+    Case{{192, 1216, 8, 2, 24}}, Case{{320, 448, 4, 4, 48, true, true}},
+    // Inputs of products beyond the range of f16, and below it.
+    Case{{192, 320, 2, 1, 64, true}, 1e5f, 1e5f}, Case{{192, 320, 2, 1, 64, true}, 1e-5f, 1e-9f}));
+
+}  // namespace
+}  // namespace nibble::layer_step_test
