@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <sstream>
 
@@ -140,11 +141,16 @@ void read_config(CLI::App& verb, const std::string& path) {
   }
   std::istringstream in(text);
   std::size_t number = 0;
+  std::map<std::string, std::size_t> lines;  // of the names that were read
   for (std::string content; std::getline(in, content);) {
     const std::string place = fmt::format("{}:{}", path, ++number);
     Line line(content, place);
     if (line.at_end()) continue;
     const std::string name = line.name();
+    const auto [first, is_new] = lines.emplace(name, number);
+    if (!is_new) {
+      throw CLI::ValidationError(std::string(option_name), fmt::format("{}: \"{}\" stands in line {} already; leave one of the two out.", place, name, first->second));
+    }
     line.expect('=');
     const auto values = line.values();
     if (!line.at_end()) line.refuse();

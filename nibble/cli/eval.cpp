@@ -97,7 +97,7 @@ int run(EvalFlags flags) {
     labelled.emplace(flags.labels, flags.options);
     room = labelled->room(flags.options.batch_size);
   } else {
-    data = open_run_data(flags.options);
+    data = open_run_data(flags.options, [&](double done) { progress.part("Reading the data", done); });
     room = room_of(data->train, evaluation_batches(data->train, flags.options.batch_size));
   }
   const MemoryBudget budget = memory_budget(flags.options, device.info(), available_memory());

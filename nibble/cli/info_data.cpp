@@ -180,6 +180,7 @@ Json to_json(const data::Dataset& rows, const data::DataFiles& files, const Info
 }  // namespace
 
 void info_data(const InfoFlags& flags) {
+  Progress progress(stderr, is_terminal(stderr));
   const auto tokenizer = text::Tokenizer::load(flags.model);
   const auto chat_template = text::ChatTemplate::load(flags.model);
   data::DatasetOptions options{.map = flags.data.columns(),
@@ -188,7 +189,8 @@ void info_data(const InfoFlags& flags) {
                                .system = flags.system,
                                .overflow = data::Overflow::cut,
                                .max_length = std::numeric_limits<std::uint32_t>::max(),
-                               .skip_bad_rows = flags.skip_bad_rows};
+                               .skip_bad_rows = flags.skip_bad_rows,
+                               .progress = [&](double done) { progress.part("Reading the data", done); }};
   if (flags.format != "auto") options.form = data::row_form_of(flags.format);
   const data::DataFiles files = flags.data.files();
   const data::Dataset rows(files, tokenizer, chat_template ? &*chat_template : nullptr, options);

@@ -12,6 +12,7 @@
 #include "nibble/cli/command.h"
 #include "nibble/cli/device_flags.h"
 #include "nibble/cli/terminal.h"
+#include "nibble/cli/usage.h"
 #include "nibble/report/progress.h"
 
 namespace nibble::cli {
@@ -51,7 +52,7 @@ void set_type(MergeFlags& flags) {
 }
 
 // The rows of --valid, read before anything is written.
-std::unique_ptr<RunData> valid_rows(const MergeFlags& flags) {
+std::unique_ptr<RunData> valid_rows(const MergeFlags& flags, Progress& progress) {
   if (flags.valid.empty()) return nullptr;
   TrainOptions rows = flags.rows;
   rows.model = flags.options.model;
@@ -59,7 +60,7 @@ std::unique_ptr<RunData> valid_rows(const MergeFlags& flags) {
   if (flags.options.adapters.size() == 1) rows.init_adapter = flags.options.adapters.front().folder;  // whose tokenizer counts
   const ModelConfig config = read_model_config(rows.model);
   rows.max_length = std::min(rows.max_length, config.max_position_embeddings);
-  return open_run_data(rows);
+  return open_run_data(rows, [&](double done) { progress.part("Reading the data", done); });
 }
 
 // What the other base would have come to.
@@ -94,8 +95,8 @@ int run(MergeFlags flags) {
   set_type(flags);
   for (const std::string& adapter : flags.adapters) flags.options.adapters.push_back(adapter_of(adapter));
   flags.options.onto = flags.onto == "nf4" ? MergeBase::nf4 : MergeBase::original;
-  const auto rows = valid_rows(flags);
   Progress progress(stderr, is_terminal(stderr));
+  const auto rows = valid_rows(flags, progress);
   flags.options.progress = [&](double done) { progress.part("Merging", done); };
   const auto [saved, norms, notes] = merge(flags.options);
   progress.finish_line();
@@ -135,7 +136,7 @@ void add_merge(CLI::App& app, Action& action) {
                    "q8_0); left out, the model's (of a GGUF file in blocks f32), or f16 in a GGUF file where the model is in blocks")
       ->check(CLI::IsMember({"bf16", "f16", "f32", "q8_0", "q4_0"}));
   verb->add_option("--max-shard-size", options.max_shard_bytes, "Largest file of weights, as 5GB or 2GiB")
-      ->transform(CLI::AsSizeValue(true))
+      ->transform(size_in_bytes())
       ->type_name("TEXT")
       ->default_str("5GB");
   verb->add_option("--valid", flags->valid,

@@ -7,6 +7,7 @@
 #include "nibble/cli/command.h"
 #include "nibble/cli/lora_flags.h"
 #include "nibble/cli/terminal.h"
+#include "nibble/cli/usage.h"
 #include "nibble/report/progress.h"
 
 namespace nibble::cli {
@@ -63,7 +64,7 @@ void add_quantize(CLI::App& app, Action& action) {
       ->check(CLI::IsMember({"bf16", "f16", "f32"}))
       ->capture_default_str();
   verb->add_option("--max-shard-size,--shard-size", options.max_shard_bytes, "Largest file of weights, as 5GB or 2GiB")
-      ->transform(CLI::AsSizeValue(true))
+      ->transform(size_in_bytes())
       ->type_name("TEXT")
       ->default_str("5GB");
   verb->add_flag("--overwrite", options.overwrite, "Replace the output folder where it is not empty, but nothing except a model or an adapter lies there");

@@ -77,6 +77,7 @@ int run(TrainFlags& flags, const std::string& config_text) {
   const ProductPath path = flags.device.path(device.info());
   progress.say("Reading the data ...");
   const TrainEvents events{
+      .reading = [&](double done) { progress.part("Reading", done); },
       .plan = [&](const RunPlan& plan) {
         print_plan(plan, flags.options, progress);
         say_what_is_there(flags.options, progress);

@@ -254,6 +254,10 @@ void TrainFlags::finish_start() {
     options.gaussian_init = start == "gaussian";
     return;
   }
+  check<UsageError>(start.starts_with("pissa") || start == "loftq", "--init-lora-weights",
+                    "\"{}\" is no start of an adapter; give true or gaussian (pissa, pissa_niter_N and loftq change the base, which `nibble quantize "
+                    "--init-lora-weights` does).",
+                    start);
   const std::string_view folder = folder_of(lora_start_of(start).kind);
   fail<UsageError>("--init-lora-weights",
                    "The start {} changes the base. Make both once with `nibble quantize --init-lora-weights {} --output BASE`, then train with "

@@ -48,6 +48,12 @@ std::size_t distance(std::string_view a, std::string_view b) {
 
 // "; did you mean --model?" or "."
 std::string nearest(std::string_view word, const std::vector<std::string>& names) {
+  // --steps for --max-steps, the shortest of those with such an end.
+  const std::string* longer = nullptr;
+  for (const std::string& name : names) {
+    if (word.starts_with("--") && name.ends_with(word.substr(1)) && (longer == nullptr || name.size() < longer->size())) longer = &name;
+  }
+  if (longer != nullptr) return fmt::format("; did you mean {}?", *longer);
   const auto best = std::min_element(names.begin(), names.end(), [&](const std::string& a, const std::string& b) {
     return distance(word, a) < distance(word, b);
   });
@@ -68,14 +74,25 @@ std::string unknown_word(const CLI::App& verb, const std::string& command, const
   return fmt::format("{} does not take the word \"{}\".", command, word);
 }
 
-std::string refuse_negative(const std::string& value) {
-  return value.starts_with('-') ? fmt::format("{} is no whole number from 0 on", value) : std::string();
+template <typename Number>
+bool converts(std::string value) {
+  return CLI::TypeValidator<Number>("")(value).empty();
 }
 
-std::string refuse_unbounded(const std::string& value) {
-  char* end = nullptr;
-  const double number = std::strtod(value.c_str(), &end);
-  return end != value.c_str() && !std::isfinite(number) ? fmt::format("{} is no finite number", value) : std::string();
+std::string refuse_all_but_counts(const std::string& value) {
+  return value.starts_with('-') || !converts<std::uint64_t>(value) ? fmt::format("{} is no whole number from 0 on", value) : std::string();
+}
+
+std::string refuse_all_but_finite(const std::string& value) {
+  return !converts<double>(value) || !std::isfinite(std::strtod(value.c_str(), nullptr)) ? fmt::format("{} is no finite number", value) : std::string();
+}
+
+// Of what CLI11 says of a number that does not fit, "Could not convert: NAME = VALUE".
+std::string conversion_error(std::string_view what) {
+  constexpr std::string_view begin = "Could not convert: ";
+  const std::size_t middle = what.find(" = ");
+  if (!what.starts_with(begin) || middle == what.npos) return std::string(what);
+  return fmt::format("{}: {} is no number, or one that is too large", what.substr(begin.size(), middle - begin.size()), what.substr(middle + 3));
 }
 
 }  // namespace
@@ -83,10 +100,22 @@ std::string refuse_unbounded(const std::string& value) {
 void check_numbers(CLI::App& app) {
   for (CLI::Option* option : app.get_options()) {
     const std::string type = option->get_type_name();
-    if (type.starts_with("UINT")) option->check(refuse_negative);
-    if (type.starts_with("FLOAT")) option->check(refuse_unbounded);
+    if (type.starts_with("UINT")) option->check(refuse_all_but_counts);
+    if (type.starts_with("FLOAT")) option->check(refuse_all_but_finite);
   }
   for (CLI::App* verb : app.get_subcommands([](CLI::App*) { return true; })) check_numbers(*verb);
+}
+
+CLI::Validator size_in_bytes() {
+  const auto convert = [](std::string& value) {
+    const std::string given = value;
+    try {
+      if (!value.starts_with('-') && CLI::AsSizeValue(true)(value).empty()) return std::string();
+    } catch (const CLI::ValidationError&) {  // of units that it does not know
+    }
+    return fmt::format("{} is no size; give one as 5GB or 2GiB", given);
+  };
+  return CLI::Validator(convert, "");
 }
 
 std::shared_ptr<CLI::FormatterBase> help_format() { return std::make_shared<VerbList>(); }
@@ -100,7 +129,7 @@ std::string usage_error(const CLI::App& app, const CLI::ParseError& error) {
     command += " " + verb->get_name();
   }
   const auto unknown = app.remaining(true);
-  std::string sentence = unknown.empty() ? error.what() : unknown_word(*verb, command, unknown.front());
+  std::string sentence = unknown.empty() ? conversion_error(error.what()) : unknown_word(*verb, command, unknown.front());
   if (!sentence.ends_with('.') && !sentence.ends_with('?')) sentence += '.';
   return fmt::format("{} See: {} --help", sentence, command);
 }

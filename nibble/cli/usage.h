@@ -10,8 +10,11 @@ namespace nibble::cli {
 // Lists verbs by the first sentence of their manual alone.
 std::shared_ptr<CLI::FormatterBase> help_format();
 
-// Has options of whole numbers refuse negative ones, which would wrap around, and those of others what is not finite.
+// Has options of whole numbers refuse all else, negative ones too, which would wrap around, and those of others what is not finite.
 void check_numbers(CLI::App& app);
+
+// Turns a size as 5GB or 2GiB into bytes.
+CLI::Validator size_in_bytes();
 
 // What is wrong with the command line, in one sentence that names the nearest verb or option where a word is unknown.
 std::string usage_error(const CLI::App& app, const CLI::ParseError& error);

@@ -115,11 +115,12 @@ Dataset::Dataset(const DataFiles& files, const text::Tokenizer& tokenizer, const
     source.form_known = options_.form.has_value();
     source.examples.form = options_.form.value_or(RowForm::text);
     const DatasetCounts before = counts_;
-    index(source);
+    index(source, files_.size(), files.files().size());
     const bool too_long = options_.overflow == Overflow::error && counts_.over_long_rows > before.over_long_rows;
     check<DataError>(source.examples.end > source.examples.begin || too_long, in_dataset,
-                     "{}: No row is left to train on ({} rows, {} bad, {} over-long).", source.examples.name,
-                     source.examples.rows, counts_.bad_rows - before.bad_rows, counts_.over_long_rows - before.over_long_rows);
+                     "{}: No row is left to train on ({} rows, {} bad, {} over-long, {} pieces whose trained tokens were cut off).", source.examples.name,
+                     source.examples.rows, counts_.bad_rows - before.bad_rows, counts_.over_long_rows - before.over_long_rows,
+                     counts_.untrained_pieces - before.untrained_pieces);
     log_info(fmt::format("{}: {} row{} of the form {}", source.examples.name, source.examples.rows, source.examples.rows == 1 ? "" : "s",
                          name_of(source.examples.form)));
     files_.push_back(std::move(source));
@@ -142,7 +143,7 @@ void Dataset::check_forms() const {
                    name_of(other->examples.form));
 }
 
-void Dataset::index(Source& source) {
+void Dataset::index(Source& source, std::size_t before, std::size_t files) {
   constexpr std::size_t block_lines = 4096;
   constexpr std::size_t block_bytes = std::size_t{16} << 20;
   source.examples.begin = records_.size();
@@ -158,6 +159,9 @@ void Dataset::index(Source& source) {
       lines.push_back(std::move(line));
     }
     index_block(source, lines);
+    const double size = static_cast<double>(std::max<std::uint64_t>(source.file.size(), 1));
+    const double read = lines.empty() ? 1.0 : static_cast<double>(lines.back().offset + lines.back().text.size()) / size;
+    if (options_.progress) options_.progress((static_cast<double>(before) + (more ? read : 1.0)) / static_cast<double>(files));
   }
   source.hash = reader.hash();
   source.examples.end = records_.size();

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -44,6 +45,7 @@ struct DatasetOptions {
   OrderedJson template_variables = OrderedJson::object();
   std::size_t cache_bytes = std::size_t{64} << 20;  // of examples kept in memory
   unsigned threads = 0;             // for the first pass; 0: as many as there are cores, at most 16
+  std::function<void(double)> progress = {};  // hears the part of the files that the first pass has read
 };
 
 struct DatasetCounts {
@@ -119,7 +121,8 @@ class Dataset {
     std::uint64_t hash = 0;
   };
 
-  void index(Source& source);
+  // `before`: files that are read.
+  void index(Source& source, std::size_t before, std::size_t files);
   void index_block(Source& source, const std::vector<Line>& lines);
   // What an encoded line became: an example, or the sentence that says what is wrong with it.
   std::variant<Example, std::string> encode(const Source& source, const Line& line) const;

@@ -76,6 +76,18 @@ RowForm row_form_of(std::string_view name) {
   fail<UsageError>("data", "There is no form of rows \"{}\"; known are: {}.", name, known);
 }
 
+// The row's keys as a reader is told of them: the first few, each cut where it is long.
+std::string keys_text(const OrderedJson& row) {
+  constexpr std::size_t most_keys = 8, most_bytes = 40;
+  std::string text;
+  std::size_t count = 0;
+  for (const auto& entry : row.items()) {
+    if (++count > most_keys) return text + ", ...";
+    text += fmt::format("{}\"{}\"", text.empty() ? "" : ", ", entry.key().substr(0, most_bytes));
+  }
+  return text.empty() ? "none" : text;
+}
+
 RowForm detect_row_form(const OrderedJson& row) {
   const auto has = [&](const char* key) { return row.contains(key) && !row[key].is_null(); };
   if (has("messages")) return RowForm::messages;
@@ -87,9 +99,10 @@ RowForm detect_row_form(const OrderedJson& row) {
   if (has("input") && has("label")) return RowForm::classification;
   if (has("text")) return RowForm::text;
   fail<DataError>("row",
-                  "The row's keys fit no form; wanted is \"messages\", \"conversations\", \"prompt\" with "
+                  "The row's keys ({}) fit no form; wanted is \"messages\", \"conversations\", \"prompt\" with "
                   "\"completion\", \"instruction\" with \"output\" or \"response\", \"chosen\" with \"rejected\", \"input\" with \"label\", or "
-                  "\"text\"; --map of train, eval and info says which columns stand for them.");
+                  "\"text\"; --map of train, eval and info says which columns stand for them.",
+                  keys_text(row));
 }
 
 std::string_view sentence_of(const Error& error) {

@@ -24,6 +24,7 @@ std::string human_bytes(std::uint64_t bytes) {
   const auto value = static_cast<double>(bytes);
   if (value >= 0x1p30) return fmt::format("{:.2f} GiB", value * 0x1p-30);
   if (value >= 0x1p20) return fmt::format("{:.1f} MiB", value * 0x1p-20);
+  if (bytes < 1024) return fmt::format("{} bytes", bytes);
   return fmt::format("{:.0f} KiB", std::ceil(value * 0x1p-10));
 }
 

@@ -8,7 +8,7 @@
 
 namespace nibble {
 
-// "1.9 GiB", "412 MiB", "9 KiB"
+// "1.9 GiB", "412 MiB", "9 KiB", "10 bytes"
 std::string human_bytes(std::uint64_t bytes);
 // "2 h 03 min", "4 min 10 s", "12 s"
 std::string human_seconds(double seconds);

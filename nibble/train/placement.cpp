@@ -13,6 +13,9 @@
 namespace nibble {
 namespace {
 
+// "41.0 MiB (43004928 bytes)": what is to be given as a limit must not be rounded.
+std::string exact_bytes(std::uint64_t bytes) { return bytes < 1024 ? human_bytes(bytes) : fmt::format("{} ({} bytes)", human_bytes(bytes), bytes); }
+
 Activations activations_under(Checkpointing checkpointing) {
   if (checkpointing == Checkpointing::on) return Activations::recompute;
   return checkpointing == Checkpointing::mlp ? Activations::recompute_mlp : Activations::keep;
@@ -63,12 +66,11 @@ class Planner {
     if (best_) return placement(*best_, estimate);
     const bool held = fits(least_->bytes);  // by the device, if not by host memory
     check<UsageError>(!budget_.promised || held, "--vram-limit",
-                      "This run needs at least {} ({} bytes) of GPU memory with all given up that the other options allow; the limit is {} ({} bytes).",
-                      human_bytes(least_->bytes + budget_.driver), least_->bytes + budget_.driver, human_bytes(budget_.bytes + budget_.driver),
-                      budget_.bytes + budget_.driver);
+                      "This run needs at least {} of GPU memory with all given up that the other options allow; the limit is {}.",
+                      exact_bytes(least_->bytes + budget_.driver), exact_bytes(budget_.bytes + budget_.driver));
     check<UsageError>(!budget_.ram_promised || (!held && least_in_ram_), "--ram-limit",
-                      "This run needs at least {} ({} bytes) of host memory with all given up that the other options allow; the limit is {} ({} bytes).",
-                      human_bytes(least_ram_->ram), least_ram_->ram, human_bytes(budget_.ram), budget_.ram);
+                      "This run needs at least {} of host memory with all given up that the other options allow; the limit is {}.", exact_bytes(least_ram_->ram),
+                      exact_bytes(budget_.ram));
     if (held) return placement(*least_ram_, estimate);
     return placement(least_in_ram_ ? *least_in_ram_ : *least_, estimate);
   }

@@ -23,13 +23,15 @@ data::SamplerOptions sampler_options(const TrainOptions& options, const std::vec
           .max_length = row_limit(options), .shares = shares};
 }
 
-std::shared_ptr<const data::Dataset> open_files(const RunData& data, const data::DataFiles& files, const TrainOptions& options) {
+std::shared_ptr<const data::Dataset> open_files(const RunData& data, const data::DataFiles& files, const TrainOptions& options,
+                                                const std::function<void(double)>& progress) {
   // Rows of pairs may have columns of other forms beside them.
   const auto form = options.form || !options.loss.takes_pairs() ? options.form : data::RowForm::preference;
   auto file = std::make_shared<data::Dataset>(
       files, data.tokenizer, data.chat_template ? &*data.chat_template : nullptr,
       data::DatasetOptions{.map = options.map, .form = form, .train_on = options.train_on, .think = options.think, .system = options.system,
-                           .overflow = options.overflow, .max_length = options.max_length, .skip_bad_rows = options.skip_bad_rows});
+                           .overflow = options.overflow, .max_length = options.max_length, .skip_bad_rows = options.skip_bad_rows,
+                           .progress = progress});
   const bool pairs = file->form() == data::RowForm::preference;
   check<UsageError>(pairs == options.loss.takes_pairs(), "--loss", "{}: The rows are of the form {}, which the loss {} does "
                     "not take; {}.", files.text(), name_of(file->form()), name_of(options.loss.kind),
@@ -147,13 +149,13 @@ data::Batch ExampleSet::batch(std::span<const std::uint32_t> of_set) const {
   return batch;
 }
 
-std::unique_ptr<RunData> open_run_data(const TrainOptions& options) {
+std::unique_ptr<RunData> open_run_data(const TrainOptions& options, const std::function<void(double)>& progress) {
   auto data = std::make_unique<RunData>(open_tokenizer(options));
   check<UsageError>(!options.valid.weighted(), "--valid", "Weights say how training draws; every validation row counts once, so leave "
                     "them out of {}.", options.valid.text());
-  data->train = whole(open_files(*data, options.data, options));
+  data->train = whole(open_files(*data, options.data, options, progress));
   if (!options.valid.empty()) {
-    data->valid = whole(open_files(*data, options.valid, options));
+    data->valid = whole(open_files(*data, options.valid, options, progress));
   } else if (options.valid_fraction > 0) {
     data->valid = split_off(data->train, options.valid_fraction, options.seed);
   }

@@ -9,6 +9,7 @@
 #include "nibble/text/tokenizer_files.h"
 #include "nibble/train/options.h"
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -53,7 +54,8 @@ struct RunData {
 
 // The tokenizer and template are those of options.init_adapter where that has its own. UsageError where a token of options.train_tokens
 // cannot be had: an id beyond the table, or a new token for which it has no row left.
-std::unique_ptr<RunData> open_run_data(const TrainOptions& options);
+// `progress` hears the part of the rows that is read, of training's, then of validation's.
+std::unique_ptr<RunData> open_run_data(const TrainOptions& options, const std::function<void(double)>& progress = {});
 
 // Room that the largest batch needs.
 struct BatchRoom {

@@ -104,6 +104,21 @@ LoraAdapter first_adapter(const TrainOptions& options, const ModelConfig& config
   return adapter;
 }
 
+// The modules of a new adapter, checked before rows are read.
+void settle_modules(TrainOptions& options, const ModelConfig& config) {
+  if (options.usual_targets) options.lora.target_modules = usual_targets(config);
+  if (!options.init_adapter.empty()) return;
+  try {
+    modules_of(options.lora, config.num_layers);
+  } catch (const DataError& error) {
+    // It names the key that an adapter's file would have.
+    const std::string what = error.what();
+    std::string option = "--" + what.substr(1, what.find(']') - 1);
+    std::replace(option.begin(), option.end(), '_', '-');
+    fail<UsageError>(option, "{}", data::sentence_of(error));
+  }
+}
+
 // Rates of their own follow the one schedule.
 void set_ratios(TrainOptions& options) {
   if (options.tokens_learning_rate) options.adamw.tokens_ratio = *options.tokens_learning_rate / options.learning_rate;
@@ -203,11 +218,11 @@ TrainResult train(const TrainOptions& given, gpu::Device& device, ProductPath pa
   TrainOptions options = given;
   const ModelConfig config = read_model_config(options.model);
   options.max_length = std::min(options.max_length, config.max_position_embeddings);
-  if (options.usual_targets) options.lora.target_modules = usual_targets(config);
+  settle_modules(options, config);
   check<UsageError>(options.loss.kind != TrainLoss::dpo || !options.train_head || config.tie_word_embeddings, "--train-head",
                     "DPO's reference has the base's own head, which this model does not keep beside one that is trained; leave the "
                     "head frozen, or use orpo.");
-  const auto data = open_run_data(options);
+  const auto data = open_run_data(options, events.reading);
   StepFeed feed(data->train, options);
   const Checkpoint base = open_checkpoint(options.model, config);
   if (!options.init_adapter.empty()) options.lora = with_dropout(read_lora_config(options.init_adapter), options);

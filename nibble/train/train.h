@@ -42,6 +42,7 @@ struct RunPlan {
 
 // What a run tells while it goes on; each may be empty.
 struct TrainEvents {
+  std::function<void(double)> reading;     // part of the rows that is read, of training's, then of validation's
   std::function<void(const RunPlan&)> plan;
   std::function<void(double)> caching;     // part of the model that is quantised into the cache
   std::function<void(const CachedModel&)> cached;  // where the model is loaded from, where there is a cache

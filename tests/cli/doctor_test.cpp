@@ -67,8 +67,32 @@ TEST(Usage, UnknownWordsGetAHint) {
   refuses({"tokenize", "--modle", "x"}, "nibble tokenize has no option --modle; did you mean --model? See: nibble tokenize --help");
   refuses({"train", "--learning_rate=1"},
           "nibble train has no option --learning_rate=1; did you mean --learning-rate? See: nibble train --help");
+  refuses({"train", "--steps", "5"}, "nibble train has no option --steps; did you mean --max-steps? See: nibble train --help");
   refuses({"tokenize"}, "--model is required. See: nibble tokenize --help");
   refuses({"doctor", "now"}, "nibble doctor does not take the word \"now\". See: nibble doctor --help");
+}
+
+TEST(Usage, ValuesThatDoNotFitAreToldOf) {
+  const auto refuses = [](const std::vector<std::string>& arguments, const std::string& sentence) {
+    const auto result = run_nibble(arguments);
+    EXPECT_EQ(result.code, 2) << result.err;
+    EXPECT_NE(result.err.find(sentence), std::string::npos) << result.err;
+  };
+  const test::TemporaryFolder folder;
+  const auto train = [&](const std::string& option, const std::string& value) {
+    return std::vector<std::string>{"train", "--model", test::source_path("models/tiny-qwen3"), "--data", test::source_path("data/define/valid.jsonl"),
+                                    "--output", folder.path() / "out", option, value};
+  };
+  refuses(train("--max-steps", "1e9"), "--max-steps: 1e9 is no whole number from 0 on");
+  refuses(train("--learning-rate", "1e-4x"), "--learning-rate: 1e-4x is no finite number");
+  refuses(train("--target-modules", "foo.*"), "[--target-modules] No projection of the 4 layers is left");
+  refuses(train("--layers-to-transform", "99"), "[--layers-to-transform] Layer 99 is named, but the model has 4");
+  refuses(train("--init-lora-weights", "foo"), "\"foo\" is no start of an adapter; give true or gaussian");
+  refuses(train("--config", folder.write("twice.toml", "max-steps = 3\nlora-rank = 4\nmax-steps = 5\n")), "twice.toml:3: \"max-steps\" stands in line 1 already");
+  for (const std::string size : {"-5", "5XB"}) {
+    refuses({"merge", "--model", test::source_path("models/tiny-qwen3"), "--output", folder.path() / "merged", "--max-shard-size", size},
+            size + " is no size; give one as 5GB or 2GiB");
+  }
 }
 
 TEST(Usage, HelpListsEachVerbOnALine) {

@@ -81,6 +81,21 @@ TEST_F(SeveralFiles, HaveAHashThatTellsEachFileAndTheirOrder) {
   EXPECT_NE(open({texts_, chats_}).hash(), open({texts_, texts_}).hash());
 }
 
+TEST_F(SeveralFiles, ReadingTellsHowFarItIs) {
+  std::vector<double> parts;
+  open({texts_, chats_}, {.progress = [&](double part) { parts.push_back(part); }});
+  EXPECT_EQ(parts, (std::vector<double>{0.5, 1.0}));
+  // Some 4,096 lines are read at a time.
+  std::string rows;
+  for (int i = 0; i < 10000; ++i) rows += "{\"text\": \"x y\"}\n";
+  parts.clear();
+  open({folder_.write("many.jsonl", rows)}, {.progress = [&](double part) { parts.push_back(part); }});
+  ASSERT_EQ(parts.size(), 3u);
+  EXPECT_NEAR(parts[0], 0.41, 0.005);
+  EXPECT_NEAR(parts[1], 0.82, 0.005);
+  EXPECT_EQ(parts[2], 1.0);
+}
+
 TEST_F(SeveralFiles, FaultsNameTheFile) {
   const std::string bad = folder_.write("bad.jsonl", "{\"text\": \"x\"}\n{\n");
   expect_error<DataError>([&] { open({texts_, bad}); }, "bad.jsonl, line 2");
