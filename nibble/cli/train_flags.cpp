@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 
 namespace nibble::cli {
 namespace {
@@ -18,6 +19,12 @@ bool parse_whole(std::string_view text, Value& value) {
 }
 
 constexpr int most_tokens = 4096;
+
+// Of AdamW, whose arithmetic is f32.
+std::string refuse_no_epsilon(const std::string& value) {
+  const auto epsilon = static_cast<float>(std::strtod(value.c_str(), nullptr));
+  return epsilon > 0 && epsilon <= 1 ? std::string() : fmt::format("{} cannot be divided by; give more than 0 and at most 1, as 1e-8", value);
+}
 
 // "KEY=VALUE"
 template <typename Value>
@@ -156,7 +163,7 @@ void TrainFlags::add_optimisation(CLI::App& verb) {
   group->add_option("--weight-decay", options.adamw.weight_decay, "Decoupled weight decay")->capture_default_str()->check(CLI::NonNegativeNumber);
   group->add_option("--adam-beta1", options.adamw.adam_beta1, "AdamW")->capture_default_str()->check(CLI::Range(0.0, 0.999999));
   group->add_option("--adam-beta2", options.adamw.adam_beta2, "AdamW")->capture_default_str()->check(CLI::Range(0.0, 0.99999999));
-  group->add_option("--adam-epsilon", options.adamw.adam_epsilon, "AdamW")->capture_default_str()->check(CLI::NonNegativeNumber);
+  group->add_option("--adam-epsilon", options.adamw.adam_epsilon, "AdamW")->capture_default_str()->check(refuse_no_epsilon);
   group->add_option("--loraplus-ratio", options.adamw.loraplus_ratio,
                     "LoRA+: the matrices B learn so many times faster than A, as 16; 1: alike")
       ->capture_default_str()->check(CLI::Range(1e-3, 1e6));

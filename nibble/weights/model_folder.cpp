@@ -4,6 +4,7 @@
 #include <array>
 
 #include "nibble/base/error.h"
+#include "nibble/weights/peft.h"
 
 namespace nibble {
 namespace {
@@ -45,12 +46,12 @@ void check_place(const fs::path& output, std::span<const fs::path> inputs) {
 // Whether a verb may have written this into an output folder: weights, what describes them, and an adapter's form for another program.
 bool is_of_an_output(const fs::path& entry) {
   const std::string name = entry.filename().string();
-  constexpr std::array written{"config.json", "adapter_config.json", "cache.json", "README.md", "Modelfile", "model.safetensors.index.json"};
+  constexpr std::array written{"config.json", "adapter_config.json", "cache.json", "Modelfile", "model.safetensors.index.json"};
   const auto named = [&](const auto& names) { return std::find(names.begin(), names.end(), name) != names.end(); };
   std::error_code ignored;
   if (fs::is_directory(entry, ignored)) return name == "pissa_init" || name == "loftq_init";
   const bool weights = entry.extension() == ".safetensors" || entry.extension() == ".gguf";
-  return fs::is_regular_file(entry, ignored) && (weights || named(written) || named(copied_files));
+  return fs::is_regular_file(entry, ignored) && (weights || named(written) || named(copied_files) || is_adapter_card(entry));
 }
 
 // --overwrite replaces the folder whole, so that nothing else may lie there.

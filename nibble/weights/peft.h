@@ -139,7 +139,9 @@ LoraConfig read_lora_config(const fs::path& folder);
 LoraAdapter load_lora_adapter(const fs::path& folder, const ModelConfig& model);
 
 // Writes adapter_model.safetensors (with the head where there is one), adapter_config.json, README.md and the adapter's own tokenizer into `folder`, which
-// is created where it is missing. Each file appears whole; for all at once, write into an AtomicFolder.
+// is created where it is missing. A README.md that somebody else wrote stays. Each file appears whole; for all at once, write into an AtomicFolder.
 void save_lora_adapter(const fs::path& folder, const LoraAdapter& adapter);
+// Whether this is a README.md that save_lora_adapter wrote.
+bool is_adapter_card(const fs::path& path);
 
 }  // namespace nibble

@@ -4,6 +4,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/io/atomic.h"
+#include "nibble/io/file.h"
 #include "nibble/io/json.h"
 #include "nibble/io/safetensors.h"
 #include "nibble/weights/peft.h"
@@ -95,6 +96,9 @@ Json config_json(const LoraConfig& config) {
 // A YAML scalar: JSON's strings are valid there.
 std::string yaml(const std::string& text) { return write_json_line(text); }
 
+// By which a card is known again.
+constexpr std::string_view card_sentence = "trained with nibble on the base in 4 bits (NF4).";
+
 std::string card(const LoraConfig& config) {
   constexpr std::string_view head_text =
       " The head (`lm_head`) was trained with it and is stored here whole, in place of the base's; where the base ties it "
@@ -115,14 +119,15 @@ std::string card(const LoraConfig& config) {
       "- lora\n"
       "---\n\n"
       "# LoRA adapter\n\n"
-      "A {} adapter of rank {} for `{}`, trained with nibble on the base in 4 bits (NF4).{} Load it with PEFT:\n\n"
+      "A {} adapter of rank {} for `{}`, {}{} Load it with PEFT:\n\n"
       "```python\n"
       "from peft import PeftModel\n"
       "from transformers import AutoModelForCausalLM\n\n"
       "base = AutoModelForCausalLM.from_pretrained({})\n"
       "model = PeftModel.from_pretrained(base, \"PATH_TO_THIS_FOLDER\")\n"
       "```\n",
-      yaml(base), yaml("base_model:adapter:" + base), config.use_dora ? "DoRA" : "LoRA", ranks_text(config), base, more, yaml(base));
+      yaml(base), yaml("base_model:adapter:" + base), config.use_dora ? "DoRA" : "LoRA", ranks_text(config), base, card_sentence, more,
+      yaml(base));
 }
 
 using Values = std::map<std::string, std::span<const float>>;
@@ -184,8 +189,15 @@ void save_lora_adapter(const fs::path& folder, const LoraAdapter& adapter) {
         "The adapter's config and its matrices must agree on whether it brings a head.");
   write_weights(folder / "adapter_model.safetensors", adapter);
   write_file_atomically(folder / "adapter_config.json", write_json(config_json(with_patterns_for_file(adapter))));
-  write_file_atomically(folder / "README.md", card(adapter.config));
+  const fs::path readme = folder / "README.md";
+  if (!path_exists(readme) || is_adapter_card(readme)) write_file_atomically(readme, card(adapter.config));
   text::write_tokenizer_files(folder, adapter.tokenizer);
+}
+
+bool is_adapter_card(const fs::path& path) {
+  constexpr std::uint64_t largest_card = 1 << 16;
+  std::error_code error;
+  return fs::is_regular_file(path, error) && fs::file_size(path, error) <= largest_card && read_file(path, largest_card).find(card_sentence) != std::string::npos;
 }
 
 }  // namespace nibble

@@ -85,6 +85,7 @@ TEST(Usage, ValuesThatDoNotFitAreToldOf) {
   };
   refuses(train("--max-steps", "1e9"), "--max-steps: 1e9 is no whole number from 0 on");
   refuses(train("--learning-rate", "1e-4x"), "--learning-rate: 1e-4x is no finite number");
+  for (const std::string epsilon : {"0", "1e-60", "2"}) refuses(train("--adam-epsilon", epsilon), "--adam-epsilon: " + epsilon + " cannot be divided by");
   refuses(train("--target-modules", "foo.*"), "[--target-modules] No projection of the 4 layers is left");
   refuses(train("--layers-to-transform", "99"), "[--layers-to-transform] Layer 99 is named, but the model has 4");
   refuses(train("--init-lora-weights", "foo"), "\"foo\" is no start of an adapter; give true or gaussian");

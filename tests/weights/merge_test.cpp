@@ -362,7 +362,9 @@ TEST(Merge, TakesNoFolderThatIsInUse) {
   refuse(folder / "full", false, "not empty");
   refuse(folder / "full", true, "would remove x too");
   EXPECT_TRUE(fs::exists(folder / "full/x"));
-  fs::rename(folder / "full/x", folder / "full/old.safetensors");
+  fs::rename(folder / "full/x", folder / "full/README.md");
+  refuse(folder / "full", true, "would remove README.md too");
+  fs::rename(folder / "full/README.md", folder / "full/old.safetensors");
   merge({.model = model, .output = folder / "full", .overwrite = true});
   EXPECT_FALSE(fs::exists(folder / "full/old.safetensors"));
 }

@@ -55,6 +55,20 @@ TEST(LoraAdapter, WritesTheFileThatPeftWrites) {
       test::slurp(folder / "out/README.md").starts_with("---\nbase_model: \"tiny-qwen3\"\nlibrary_name: peft\n"));
 }
 
+TEST(LoraAdapter, LeavesACardThatSomebodyWrote) {
+  const test::TemporaryFolder folder;
+  LoraAdapter adapter = load_lora_adapter(golden("adapter_trained"), tiny_model());
+  save_lora_adapter(folder.path(), adapter);
+  EXPECT_TRUE(is_adapter_card(folder / "README.md"));
+  adapter.config.base_model_name_or_path = "other";
+  save_lora_adapter(folder.path(), adapter);
+  EXPECT_NE(test::slurp(folder / "README.md").find("base_model: \"other\""), std::string::npos) << "its own is written anew";
+  folder.write("README.md", "# Mine\n");
+  EXPECT_FALSE(is_adapter_card(folder / "README.md"));
+  save_lora_adapter(folder.path(), adapter);
+  EXPECT_EQ(test::slurp(folder / "README.md"), "# Mine\n");
+}
+
 // Each expert's by its own name, as PEFT has them of modules.
 TEST(LoraAdapter, HoldsThoseOfExperts) {
   const auto folder = test::source_path("tests/golden/qwen3-moe");
