@@ -20,9 +20,12 @@ struct LayerStepShape {
   std::uint32_t rank = 0;  // of the adapters; 0: none
 };
 
-// How NF4 codes are looked up. Each in the lanes of a subgroup, and multiplied in f32 (lib/step_lanes.wgsl); or two of a byte in workgroup memory,
-// and multiplied in f16 (lib/step_pairs.wgsl), where the adapter has f16 and room and there are no adapters; or by pairs where that is faster.
-enum class StepLookups { in_lanes, in_pairs, fastest };
+// How NF4 codes are looked up.
+enum class StepLookups {
+  in_lanes,  // each in the lanes of a subgroup, multiplied in f32 (lib/step_lanes.wgsl)
+  in_pairs,  // both of a byte in workgroup memory, multiplied in f16 (lib/step_pairs.wgsl); in lanes with LoRA, or without f16 or room
+  fastest,   // in pairs where the layer is large
+};
 
 // How a shape is spread over an adapter.
 struct LayerStepPlan {
