@@ -50,10 +50,9 @@ fn norm_factor() -> f32 {
   return 1.0 / sqrt(sum / f32(HIDDEN) + params.eps);
 }
 
-// A product up to its shares, with the hidden values of its adapters. Returns the norm's factor where there is one.
+// A product up to its shares, and those of its adapters. Returns the factor of both, the norm's where there is one.
 fn run_product(p: Product, source: u32, first_projection: u32, members: u32, who: Invocation, workgroup: u32) -> f32 {
   let own = own_units(p.units, workgroup);
-  var factor = 1.0;
   var b_ahead: OfB;
   for (var sweep = 0u; sweep < sweeps_of(p.inputs); sweep++) {
     let walk = walk_of(p, own, sweep, who.subgroup, who.lane);
@@ -71,10 +70,7 @@ fn run_product(p: Product, source: u32, first_projection: u32, members: u32, who
       add_hidden(first_projection, members, p.inputs, first, count_of(p, sweep), a_ahead, who.index, who.subgroup, who.lane, workgroup);
       if (sweep + 1u == sweeps_of(p.inputs)) {
         workgroupBarrier();
-        if (is_normed(p)) {
-          factor = norm_factor();
-        }
-        put_hidden(LORA_AT + p.weight * HIDDEN_PLACES, first_projection, members, factor, who.index, workgroup);
+        put_hidden(LORA_AT + p.weight * HIDDEN_PLACES, first_projection, members, who.index, workgroup);
       }
     }
     b_ahead = look_ahead_at_b(p, own, who.subgroup, who.lane);
@@ -84,9 +80,9 @@ fn run_product(p: Product, source: u32, first_projection: u32, members: u32, who
   workgroupBarrier();
   meet_b(p, own, b_ahead, who.subgroup, who.lane);
   if (is_normed(p)) {
-    factor = norm_factor();
+    return norm_factor();
   }
-  return factor;
+  return 1.0;
 }
 
 // Rounds of a workgroup's invocations over its units.
@@ -103,7 +99,7 @@ fn project(who: Invocation, workgroup: u32) {
       break;
     }
     let row = own.first + n;
-    var result = total(n, slices_of(HIDDEN)) * factor + share_of_adapter(QKV_PRODUCT, own, n);
+    var result = factor * (total(n, slices_of(HIDDEN)) + share_of_adapter(QKV_PRODUCT, own, n));
     if (BIAS) {
       result += constant_at(BIAS_AT + row);
     }
@@ -160,8 +156,8 @@ fn gate(who: Invocation, workgroup: u32) {
       break;
     }
     let row = own.first + n;
-    let g = total(2u * n, slices_of(HIDDEN)) * factor + share_of_adapter(GATE_UP_PRODUCT, own, 2u * n);
-    let u = total(2u * n + 1u, slices_of(HIDDEN)) * factor + share_of_adapter(GATE_UP_PRODUCT, own, 2u * n + 1u);
+    let g = factor * (total(2u * n, slices_of(HIDDEN)) + share_of_adapter(GATE_UP_PRODUCT, own, 2u * n));
+    let u = factor * (total(2u * n + 1u, slices_of(HIDDEN)) + share_of_adapter(GATE_UP_PRODUCT, own, 2u * n + 1u));
     put(GATED_AT + place(row), silu(g) * u);
   }
 }

@@ -82,7 +82,7 @@ fn add_hidden(projection: u32, members: u32, inputs: u32, first: u32, count: u32
 }
 
 // After a barrier.
-fn put_hidden(at: u32, projection: u32, members: u32, factor: f32, invocation: u32, workgroup: u32) {
+fn put_hidden(at: u32, projection: u32, members: u32, invocation: u32, workgroup: u32) {
   for (var n = invocation; n < OWN_HIDDEN; n += WORKGROUP) {
     let item = workgroup + n * WORKGROUPS;
     let row = item / pieces_of(members);
@@ -91,7 +91,7 @@ fn put_hidden(at: u32, projection: u32, members: u32, factor: f32, invocation: u
       for (var s = 0u; s < SUBGROUPS; s++) {
         sum += hidden_shares[n * SUBGROUPS + s];
       }
-      put(at + item, sum * factor);
+      put(at + item, sum);
     }
   }
 }

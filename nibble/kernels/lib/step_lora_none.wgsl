@@ -5,7 +5,7 @@ fn look_ahead_at_a(projection: u32, members: u32, inputs: u32, first: u32, count
 }
 fn add_hidden(projection: u32, members: u32, inputs: u32, first: u32, count: u32, ahead: vec2<f32>, invocation: u32, subgroup: u32,
               lane: u32, workgroup: u32) {}
-fn put_hidden(at: u32, projection: u32, members: u32, factor: f32, invocation: u32, workgroup: u32) {}
+fn put_hidden(at: u32, projection: u32, members: u32, invocation: u32, workgroup: u32) {}
 fn take_hidden(at: u32, projection: u32, members: u32, subgroup: u32, lane: u32) {}
 fn look_ahead_at_b(p: Product, own: Own, subgroup: u32, lane: u32) -> OfB {
   return 0u;
