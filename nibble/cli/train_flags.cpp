@@ -163,7 +163,7 @@ void TrainFlags::add_optimisation(CLI::App& verb) {
   group->add_option("--weight-decay", options.adamw.weight_decay, "Decoupled weight decay")->capture_default_str()->check(CLI::NonNegativeNumber);
   group->add_option("--adam-beta1", options.adamw.adam_beta1, "AdamW")->capture_default_str()->check(CLI::Range(0.0, 0.999999));
   group->add_option("--adam-beta2", options.adamw.adam_beta2, "AdamW")->capture_default_str()->check(CLI::Range(0.0, 0.99999999));
-  group->add_option("--adam-epsilon", options.adamw.adam_epsilon, "AdamW")->capture_default_str()->check(refuse_no_epsilon);
+  group->add_option("--adam-epsilon", options.adamw.adam_epsilon, "AdamW; more than 0, at most 1")->capture_default_str()->check(refuse_no_epsilon);
   group->add_option("--loraplus-ratio", options.adamw.loraplus_ratio,
                     "LoRA+: the matrices B learn so many times faster than A, as 16; 1: alike")
       ->capture_default_str()->check(CLI::Range(1e-3, 1e6));

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdlib>
 #include <numeric>
@@ -80,6 +81,9 @@ bool converts(std::string value) {
 }
 
 std::string refuse_all_but_counts(const std::string& value) {
+  // CLI11 would take the largest number there is.
+  std::uint64_t number = 0;
+  if (std::from_chars(value.data(), value.data() + value.size(), number).ec == std::errc::result_out_of_range) return fmt::format("{} is too large", value);
   return value.starts_with('-') || !converts<std::uint64_t>(value) ? fmt::format("{} is no whole number from 0 on", value) : std::string();
 }
 

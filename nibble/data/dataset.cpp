@@ -115,7 +115,7 @@ Dataset::Dataset(const DataFiles& files, const text::Tokenizer& tokenizer, const
     source.form_known = options_.form.has_value();
     source.examples.form = options_.form.value_or(RowForm::text);
     const DatasetCounts before = counts_;
-    index(source, files_.size(), files.files().size());
+    index(source, files.files().size());
     const bool too_long = options_.overflow == Overflow::error && counts_.over_long_rows > before.over_long_rows;
     check<DataError>(source.examples.end > source.examples.begin || too_long, in_dataset,
                      "{}: No row is left to train on ({} rows, {} bad, {} over-long, {} pieces whose trained tokens were cut off).", source.examples.name,
@@ -143,7 +143,7 @@ void Dataset::check_forms() const {
                    name_of(other->examples.form));
 }
 
-void Dataset::index(Source& source, std::size_t before, std::size_t files) {
+void Dataset::index(Source& source, std::size_t files) {
   constexpr std::size_t block_lines = 4096;
   constexpr std::size_t block_bytes = std::size_t{16} << 20;
   source.examples.begin = records_.size();
@@ -159,9 +159,9 @@ void Dataset::index(Source& source, std::size_t before, std::size_t files) {
       lines.push_back(std::move(line));
     }
     index_block(source, lines);
-    const double size = static_cast<double>(std::max<std::uint64_t>(source.file.size(), 1));
-    const double read = lines.empty() ? 1.0 : static_cast<double>(lines.back().offset + lines.back().text.size()) / size;
-    if (options_.progress) options_.progress((static_cast<double>(before) + (more ? read : 1.0)) / static_cast<double>(files));
+    if (!options_.progress) continue;
+    const double read = more ? static_cast<double>(lines.back().offset + lines.back().text.size()) / static_cast<double>(source.file.size()) : 1.0;
+    options_.progress((static_cast<double>(files_.size()) + read) / static_cast<double>(files));
   }
   source.hash = reader.hash();
   source.examples.end = records_.size();

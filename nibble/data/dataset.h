@@ -121,8 +121,8 @@ class Dataset {
     std::uint64_t hash = 0;
   };
 
-  // `before`: files that are read.
-  void index(Source& source, std::size_t before, std::size_t files);
+  // `files`: how many there are in all.
+  void index(Source& source, std::size_t files);
   void index_block(Source& source, const std::vector<Line>& lines);
   // What an encoded line became: an example, or the sentence that says what is wrong with it.
   std::variant<Example, std::string> encode(const Source& source, const Line& line) const;

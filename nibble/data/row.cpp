@@ -6,6 +6,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/data/csv.h"
+#include "nibble/text/utf8.h"
 
 namespace nibble::data {
 namespace {
@@ -76,17 +77,22 @@ RowForm row_form_of(std::string_view name) {
   fail<UsageError>("data", "There is no form of rows \"{}\"; known are: {}.", name, known);
 }
 
+namespace {
+
 // The row's keys as a reader is told of them: the first few, each cut where it is long.
 std::string keys_text(const OrderedJson& row) {
   constexpr std::size_t most_keys = 8, most_bytes = 40;
-  std::string text;
+  std::string keys;
   std::size_t count = 0;
   for (const auto& entry : row.items()) {
-    if (++count > most_keys) return text + ", ...";
-    text += fmt::format("{}\"{}\"", text.empty() ? "" : ", ", entry.key().substr(0, most_bytes));
+    if (++count > most_keys) return keys + ", ...";
+    const std::string key = entry.key().substr(0, most_bytes);
+    keys += fmt::format("{}\"{}\"", keys.empty() ? "" : ", ", key.substr(0, text::valid_utf8_prefix(key)));
   }
-  return text.empty() ? "none" : text;
+  return keys.empty() ? "none" : keys;
 }
+
+}  // namespace
 
 RowForm detect_row_form(const OrderedJson& row) {
   const auto has = [&](const char* key) { return row.contains(key) && !row[key].is_null(); };

@@ -84,6 +84,10 @@ TEST(Usage, ValuesThatDoNotFitAreToldOf) {
                                     "--output", folder.path() / "out", option, value};
   };
   refuses(train("--max-steps", "1e9"), "--max-steps: 1e9 is no whole number from 0 on");
+  refuses(train("--seed", "99999999999999999999999"), "--seed: 99999999999999999999999 is too large");
+  refuses({"generate", "--model", test::source_path("models/tiny-qwen3"), "--prompt", "a", "--top-k", "99999999999"},
+          "--top-k: 99999999999 is no number, or one that is too large");
+  refuses(train("--vram-limit", "10"), "the limit is 10 bytes.");
   refuses(train("--learning-rate", "1e-4x"), "--learning-rate: 1e-4x is no finite number");
   for (const std::string epsilon : {"0", "1e-60", "2"}) refuses(train("--adam-epsilon", epsilon), "--adam-epsilon: " + epsilon + " cannot be divided by");
   refuses(train("--target-modules", "foo.*"), "[--target-modules] No projection of the 4 layers is left");

@@ -156,6 +156,8 @@ TEST_F(DatasetFile, FaultsNameFileAndLine) {
   EXPECT_EQ(untrained.rfind("[data] " + place + "The row has no trained", 0), 0u);
   EXPECT_NE(error_of("").find("No row is left"), std::string::npos);
   EXPECT_NE(error_of("\n\n").find("No row is left"), std::string::npos);
+  const std::string all_cut = error_of("{\"instruction\": \"q q q q q q q q\", \"output\": \"a\"}\n", {.overflow = Overflow::cut, .max_length = 4});
+  EXPECT_NE(all_cut.find("No row is left to train on (1 rows, 0 bad, 1 over-long, 1 pieces whose trained tokens were cut off)"), std::string::npos) << all_cut;
   const std::string long_line = error_of("{\"text\": \"" + std::string(max_line_bytes, 'x') + "\"}\n");
   EXPECT_NE(long_line.find("line 1: The line is longer than"), std::string::npos);
 }

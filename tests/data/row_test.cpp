@@ -89,6 +89,8 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         Fault{"{\"text\": \"x\"", "The line is not JSON"}, Fault{"{\"text\": \"\xff\"}", "The line is not JSON"},
         Fault{"[1]", "The line holds array, not an object"}, Fault{"{}", "keys (none) fit no form"}, Fault{R"({"q": "a", "a": "b"})", "keys (\"q\", \"a\") fit no form"}, Fault{R"({"q": "a", "a": "b"})", "--map"},
+        // Not in the middle of a character.
+        Fault{"{\"kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk\u00fc\": 0}", "(\"kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk\") fit no form"},
         Fault{R"({"1": 0, "2": 0, "3": 0, "4": 0, "5": 0, "6": 0, "7": 0, "8": 0, "9": 0})", "\"7\", \"8\", ...)"},
 
         Fault{R"({"text": 3})", "\"text\" is number, not a string"},
