@@ -15,8 +15,8 @@ constexpr std::string_view in_layer_step = "layer_step";
 constexpr std::uint32_t lane_elements = 16;
 constexpr std::uint32_t storage_bindings = 16;
 constexpr std::uint32_t most_parts = 16;  // of a head's keys
-constexpr std::uint32_t most_subgroup = 128;     // lanes, of WebGPU
 constexpr std::uint32_t most_workgroups = 1024;  // more than any adapter runs at one time
+constexpr std::uint32_t exchange_begin = 64;     // words before the first region, where a binding may begin
 
 // From so many elements of a layer's weights on pairs are faster: with Qwen3-1.7B's 50 million they gain 5%, with 0.6B's 16 million they
 // lose 9%, on an H200.
@@ -29,16 +29,17 @@ std::uint32_t ceil_div(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / 
 
 // Places of what is handed on, in words of a region.
 struct Places {
-  std::uint32_t qkv, parts, numbers, attended, middle, gated, lora, end;
+  std::uint32_t input, qkv, parts, numbers, attended, middle, gated, lora, end;
 
   explicit Places(const LayerStepPlan& plan) {
     const LayerStepShape& s = plan.shape;
     std::uint32_t at = 0;
     const auto next = [&](std::uint32_t words) { return std::exchange(at, at + words); };
+    const auto next_inputs = [&](std::uint32_t count) { return next(ceil_div(count, plan.span()) * plan.span()); };  // place() of the WGSL
+    input = next_inputs(s.hidden);
     qkv = next((s.heads + 2 * s.key_heads) * s.head_dim);
     parts = next(s.heads * plan.most_parts * s.head_dim);
     numbers = next(2 * s.heads * plan.most_parts);
-    const auto next_inputs = [&](std::uint32_t count) { return next(ceil_div(count, plan.span()) * plan.span()); };  // place() of the WGSL
     attended = next_inputs(s.heads * s.head_dim);
     middle = next_inputs(s.hidden);
     gated = next_inputs(s.intermediate);
@@ -164,9 +165,10 @@ bool suits(const gpu::Device& device, const LayerStepShape& s) {
 }
 
 struct LayerStepParams {
-  std::uint32_t region, other_region, patience;
+  std::uint32_t layers, region, constants, patience;
   float eps;
-  std::uint32_t capacity, first_key, new_key, parts, part_keys, position, constants, adapted = 0;
+  std::uint32_t capacity, first_key, new_key, parts, part_keys, position, adapted = 0;
+  std::uint32_t codes_stride, scales_stride, keys_stride, a_stride, b_stride, padding[3] = {};
   std::array<std::uint32_t, 8> a_begin{}, b_begin{};
   std::array<float, 8> scaling{};
 };
@@ -182,11 +184,12 @@ gpu::Kernel step_kernel(gpu::Device& device, const LayerStepPlan& plan, CodeBook
   prelude.constant("HIDDEN", s.hidden).constant("ATTENDED", s.heads * s.head_dim).constant("QKV", (s.heads + 2 * s.key_heads) * s.head_dim);
   prelude.constant("INTERMEDIATE", s.intermediate).constant("HEADS", s.heads).constant("KEY_HEADS", s.key_heads).constant("HEAD_DIM", s.head_dim);
   prelude.constant("HEAD_NORM", s.head_norm).constant("BIAS", s.bias).constant("RANK", s.rank).constant("WORKGROUPS", plan.workgroups);
-  prelude.constant("SCRATCH", plan.scratch).constant("REGION", places.end).constant("QKV_AT", places.qkv);
+  prelude.constant("SCRATCH", plan.scratch).constant("REGION", places.end).constant("INPUT_AT", places.input).constant("QKV_AT", places.qkv);
   prelude.constant("PARTS_AT", places.parts).constant("NUMBERS_AT", places.numbers).constant("ATTENDED_AT", places.attended);
   prelude.constant("MIDDLE_AT", places.middle).constant("GATED_AT", places.gated).constant("LORA_AT", places.lora);
   const Constants constants(s);
-  prelude.constant("TROUBLE_AT", 2 * places.end).constant("ATTENTION_NORM_AT", constants.attention_norm).constant("MLP_NORM_AT", constants.mlp_norm);
+  prelude.constant("TROUBLE_AT", 0u).constant("CONSTANTS", constants.end);
+  prelude.constant("ATTENTION_NORM_AT", constants.attention_norm).constant("MLP_NORM_AT", constants.mlp_norm);
   prelude.constant("Q_NORM_AT", constants.q_norm).constant("K_NORM_AT", constants.k_norm).constant("BIAS_AT", constants.bias);
   // Lavapipe's compiler does.
   prelude.constant("LOADS_MOVE", device.info().type == gpu::AdapterType::software);
@@ -217,6 +220,10 @@ void check_shapes(const LayerStep& op) {
   expect_keys(op.k, op.v, in_layer_step);
   check(op.k.dim(0) == s.key_heads && op.k.dim(2) == s.head_dim, in_layer_step, "Caches of shape {} came for {} heads of {}.", op.k.shape_text(), s.key_heads,
         s.head_dim);
+  check(op.layers >= 1 && op.layer + op.layers <= op.room.constants.dim(0), in_layer_step, "Layers {} to {} came; there is room for {}.", op.layer,
+        op.layer + op.layers - 1, op.room.constants.dim(0));
+  check(op.strides.weights % 8 == 0 && op.strides.keys % 16 == 0, in_layer_step, "Layers lie {} and {} bytes apart, which is no whole number of their elements.",
+        op.strides.weights, op.strides.keys);
   check(op.new_key < op.k.dim(1) && op.keys >= 1 && op.keys <= op.new_key + 1, in_layer_step, "{} keys up to row {} came of caches of {}.",
         op.keys, op.new_key, op.k.dim(1));
 }
@@ -227,6 +234,24 @@ void set_adapters(LayerStepParams& params, const LayerStep& op) {
     params.adapted |= 1u << i;
     params.a_begin[i] = op.adapters[i]->a, params.b_begin[i] = op.adapters[i]->b, params.scaling[i] = op.adapters[i]->scaling;
   }
+}
+
+LayerStepParams params_of(const LayerStep& op) {
+  const LayerStepPlan& plan = op.plan;
+  const std::uint32_t part_keys = ceil_div(op.keys, plan.most_parts);
+  const auto in = [](std::uint64_t stride, std::uint64_t element) { return static_cast<std::uint32_t>(stride / element); };
+  LayerStepParams params{.layers = op.layers, .region = exchange_begin + op.layer * plan.region(), .constants = op.layer * Constants(plan.shape).end,
+                         .patience = plan.patience, .eps = op.eps, .capacity = op.k.dim(1), .first_key = op.new_key + 1 - op.keys,
+                         .new_key = op.new_key, .parts = ceil_div(op.keys, part_keys), .part_keys = part_keys, .position = op.position,
+                         .codes_stride = in(op.strides.weights, 8), .scales_stride = in(op.strides.weights, 4),
+                         .keys_stride = in(op.strides.keys, 4 * size_of(op.k.dtype())), .a_stride = op.strides.a, .b_stride = op.strides.b};
+  set_adapters(params, op);
+  return params;
+}
+
+// All words from a tensor's first byte on to the end of one `behind` bytes behind it.
+Tensor up_to_last(const Tensor& first, std::uint64_t behind) {
+  return {first.buffer(), first.offset(), DType::u32, {static_cast<std::uint32_t>((first.bytes() + behind) / 4)}};
 }
 
 }  // namespace
@@ -282,7 +307,7 @@ std::optional<LayerStepPlan> layer_step_plan(gpu::Device& device, const LayerSte
 LayerStepRoom make_layer_step_room(gpu::Device& device, const LayerStepPlan& plan, std::span<const LayerStepVectors> layers) {
   const LayerStepShape& s = plan.shape;
   const Constants places(s);
-  LayerStepRoom room{.exchange = device.tensor(DType::u32, {2 * plan.region() + 1}, "exchange"),
+  LayerStepRoom room{.exchange = device.tensor(DType::u32, {exchange_begin + static_cast<std::uint32_t>(layers.size()) * plan.region()}, "exchange"),
                      .constants = device.tensor(DType::f32, {static_cast<std::uint32_t>(layers.size()), places.end}, "constants")};
   gpu::Recorder recorder(device);
   for (std::size_t layer = 0; layer < layers.size(); ++layer) {
@@ -302,41 +327,36 @@ LayerStepRoom make_layer_step_room(gpu::Device& device, const LayerStepPlan& pla
   return room;
 }
 
-std::uint64_t layer_step_room_bytes(const LayerStepShape& shape, std::uint32_t layers, std::uint32_t workgroups) {
-  const LayerStepPlan plan{.shape = shape, .subgroup = most_subgroup, .workgroups = workgroups ? workgroups : most_workgroups,
+std::uint64_t layer_step_room_bytes(const gpu::AdapterInfo& info, const LayerStepShape& shape, std::uint32_t layers, std::uint32_t workgroups) {
+  const LayerStepPlan plan{.shape = shape, .subgroup = info.subgroup_max_size, .workgroups = workgroups ? workgroups : most_workgroups,
                            .most_parts = workgroups ? parts_of(shape, workgroups) : most_parts};
-  return gpu::buffer_bytes(4 * (2ull * plan.region() + 1)) + gpu::buffer_bytes(4ull * layers * Constants(shape).end);
+  return gpu::buffer_bytes(4 * (exchange_begin + std::uint64_t{layers} * plan.region())) + gpu::buffer_bytes(4ull * layers * Constants(shape).end);
 }
 
 void clear(gpu::Recorder& recorder, const LayerStepRoom& room) {
-  recorder.clear(room.exchange.part(0, {static_cast<std::uint32_t>(room.exchange.size() - 1)}));
+  recorder.clear(room.exchange.part(exchange_begin, {static_cast<std::uint32_t>(room.exchange.size() - exchange_begin)}));
 }
 
 void record(gpu::Recorder& recorder, const LayerStep& op) {
   check_shapes(op);
   gpu::Device& device = recorder.device();
   const LayerStepPlan& plan = op.plan;
-  const std::uint32_t part_keys = ceil_div(op.keys, plan.most_parts), parts = ceil_div(op.keys, part_keys);
-  const std::uint32_t region = plan.region();
-  LayerStepParams params{.region = op.layer % 2 * region, .other_region = (op.layer + 1) % 2 * region,
-                         .patience = plan.patience, .eps = op.eps, .capacity = op.k.dim(1), .first_key = op.new_key + 1 - op.keys,
-                         .new_key = op.new_key, .parts = parts, .part_keys = part_keys,
-                         .position = op.position, .constants = op.layer * Constants(plan.shape).end};
-  set_adapters(params, op);
-  std::vector<gpu::Binding> bindings{gpu::read_write(op.room.exchange)};
+  const LayerStepParams params = params_of(op);
+  const std::uint64_t between = op.layers - 1;
   double bytes = 2.0 * static_cast<double>(size_of(op.k.dtype())) * op.keys * plan.shape.key_heads * plan.shape.head_dim, flops = 0;
+  std::vector<gpu::Binding> bindings{gpu::read_write(op.room.exchange)};
   for (const Nf4& w : op.weights) {
-    bindings.push_back(gpu::read(words_of(w)));
-    bindings.push_back(gpu::read(w.absmax));
+    bindings.push_back(gpu::read(up_to_last(w.packed, between * op.strides.weights)));
+    bindings.push_back(gpu::read(up_to_last(w.absmax, between * op.strides.weights)));
     bytes += static_cast<double>(w.packed.bytes() + w.absmax.bytes()), flops += 4.0 * static_cast<double>(w.packed.bytes());
   }
-  for (const gpu::Binding& binding : {gpu::read_write(op.k), gpu::read_write(op.v), gpu::read(op.table), gpu::read(op.room.constants),
-                                      gpu::read(op.input), gpu::write(op.output)}) {
+  for (const gpu::Binding& binding : {gpu::read_write(up_to_last(op.k, between * op.strides.keys)), gpu::read_write(up_to_last(op.v, between * op.strides.keys)),
+                                      gpu::read(op.table), gpu::read(op.room.constants), gpu::read(op.input), gpu::write(op.output)}) {
     bindings.push_back(binding);
   }
   if (plan.shape.rank > 0) bindings.push_back(gpu::read(op.lora ? op.lora : op.room.constants));
   recorder.dispatch_bytes(step_kernel(device, plan, op.weights[0].codes, op.k), bindings, std::as_bytes(std::span<const LayerStepParams, 1>(&params, 1)),
-                          {plan.workgroups}, {.bytes = bytes, .flops = flops});
+                          {plan.workgroups}, {.bytes = op.layers * bytes, .flops = op.layers * flops});
 }
 
 }  // namespace nibble

@@ -7,7 +7,7 @@
 
 namespace nibble {
 
-// A whole layer for one new token in one dispatch: what Nf4Vec, AttentionStep and Nf4VecSwiGlu do in five, and LoraVec in four more.
+// Whole layers for one new token in one dispatch: for each what Nf4Vec, AttentionStep and Nf4VecSwiGlu do in five, and LoraVec in four more.
 // f32 arithmetic, but by pairs f16 for sums of up to sixteen products; sums in an order that the plan fixes.
 //
 // Its workgroups wait for each other's results, so all of them must run at one time, which WebGPU does not promise. How many do is
@@ -55,27 +55,34 @@ struct LayerStepVectors {
 };
 
 struct LayerStepRoom {
-  Tensor exchange;   // u32: two regions of what layers hand on within a dispatch, in turns; then a word that says whether one waited in vain
+  Tensor exchange;   // u32: a word that says whether one waited in vain, and a region for each layer of what is handed on within it
   Tensor constants;  // (layers, ...) f32: the vectors of each
-  Tensor trouble() const { return exchange.part(exchange.size() - 1, {1}); }
+  Tensor trouble() const { return exchange.part(0, {1}); }
 };
 LayerStepRoom make_layer_step_room(gpu::Device& device, const LayerStepPlan& plan, std::span<const LayerStepVectors> layers);
 // Of so many workgroups; 0: at most.
-std::uint64_t layer_step_room_bytes(const LayerStepShape& shape, std::uint32_t layers, std::uint32_t workgroups = 0);
+std::uint64_t layer_step_room_bytes(const gpu::AdapterInfo& info, const LayerStepShape& shape, std::uint32_t layers, std::uint32_t workgroups = 0);
 // Before the first layer of each token.
 void clear(gpu::Recorder& recorder, const LayerStepRoom& room);
 
+// Layers that follow one another and whose weights, keys and adapters lie in the same buffers, each kind the same distance apart.
 struct LayerStep {
   const LayerStepPlan& plan;
   LayerStepRoom room;
-  std::uint32_t layer;  // counted from the token's first
+  std::uint32_t layer = 0, layers = 1;  // the first, counted from the token's first, and how many there are
   Tensor input, output;  // (1, hidden), different tensors
-  std::array<Nf4, 4> weights;  // qkv (q + k + v, hidden), o (hidden, heads * head_dim), gate_up (2 intermediate, hidden), down
+  // The first layer's: qkv (q + k + v, hidden), o (hidden, heads * head_dim), gate_up (2 intermediate, hidden), down.
+  std::array<Nf4, 4> weights;
   float eps = 1e-6f;
   std::uint32_t position = 0;
   Tensor table;                     // (positions, D/2, 2)
-  Tensor k, v;                      // (key_heads, capacity, D), f32 or f16
+  Tensor k, v;                      // the first layer's (key_heads, capacity, D), f32 or f16
   std::uint32_t new_key = 0, keys = 0;  // the row of the new token's, and how many rows up to it are met
+  // From a layer's first to the next one's; each is a multiple of 256 bytes.
+  struct Strides {
+    std::uint64_t weights = 0, keys = 0;  // bytes
+    std::uint32_t a = 0, b = 0;           // elements
+  } strides = {};
   // With a rank: all adapters, the places of a projection's A (rank, in) and B (out, rank) there in elements, by Projection, and
   // their factors; empty where a projection has none.
   struct Adapter {

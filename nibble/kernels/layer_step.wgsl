@@ -1,16 +1,18 @@
-// A whole layer for one new token in one dispatch, for GPUs, where the start and the end of a dispatch cost more than most of a
+// Whole layers for one new token in one dispatch, for GPUs, where the start and the end of a dispatch cost more than most of a
 // layer's products. All workgroups must run at one time (layer_step.h), for they hand their results to each other through
 // `exchange` (lib/step_exchange.wgsl): projection of queries, keys and values; attention by parts; its parts together; o; gate and
 // up; down. Before a result is waited for, the first codes that it will meet are asked for.
 //
 // Prelude: SUBGROUP, at least 8; WORKGROUP, a multiple of it; HIDDEN, ATTENDED, QKV, INTERMEDIATE, multiples of 64; HEADS, KEY_HEADS,
-// HEAD_DIM; HEAD_NORM, BIAS, RANK; SCRATCH, room of workgroup memory; REGION and the places in it: QKV_AT, PARTS_AT,
-// NUMBERS_AT, ATTENDED_AT, MIDDLE_AT, GATED_AT, LORA_AT, and behind both regions TROUBLE_AT; WORKGROUPS, those of the dispatch; places in a layer's
-// constants: ATTENTION_NORM_AT, MLP_NORM_AT, Q_NORM_AT, K_NORM_AT, BIAS_AT; LOADS_MOVE: lib/step_exchange.wgsl.
+// HEAD_DIM; HEAD_NORM, BIAS, RANK; SCRATCH, room of workgroup memory; WORKGROUPS, those of the dispatch; of the exchange TROUBLE_AT, REGION,
+// the words of a layer's, and the places in it: INPUT_AT, QKV_AT, PARTS_AT, NUMBERS_AT, ATTENDED_AT, MIDDLE_AT, GATED_AT, LORA_AT;
+// CONSTANTS, those of a layer, and the places among them: ATTENTION_NORM_AT, MLP_NORM_AT, Q_NORM_AT, K_NORM_AT, BIAS_AT; LOADS_MOVE:
+// lib/step_exchange.wgsl.
 
 struct Params {
-  region: u32,        // of the exchange, this layer's
-  other_region: u32,  // that of the layer before
+  layers: u32,
+  region: u32,        // of the exchange, the first layer's
+  constants: u32,     // where the first layer's begin
   patience: u32,      // looks at a word that is not there yet
   eps: f32,
   capacity: u32,      // of the caches, rows of a head
@@ -19,14 +21,20 @@ struct Params {
   parts: u32,         // of the keys
   part_keys: u32,
   position: u32,      // of the new token
-  constants: u32,     // where this layer's begin
   adapted: u32,       // a bit for each projection that has an adapter
-  a_begin: array<vec4<u32>, 2>,  // by projection, in `lora`
+  // From a layer's to the next one's, in elements of the bindings.
+  codes_stride: u32,
+  scales_stride: u32,
+  keys_stride: u32,
+  a_stride: u32,
+  b_stride: u32,
+  a_begin: array<vec4<u32>, 2>,  // by projection, in `lora`, the first layer's
   b_begin: array<vec4<u32>, 2>,
   scaling: array<vec4<f32>, 2>,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(14) var<storage, read> input: array<f32>;
 @group(0) @binding(15) var<storage, read_write> output: array<f32>;
 
 const HIDDEN_PLACES = max(3u * RANK, WORKGROUPS);  // of a product, at most
@@ -60,9 +68,6 @@ fn run_product(p: Product, source: u32, first_projection: u32, members: u32, who
     let weights = look_ahead_at_weights(p, walk);
     let first = first_of(p, sweep);
     let a_ahead = look_ahead_at_a(first_projection, members, p.inputs, first, count_of(p, sweep), who.index, workgroup);
-    if (p.weight == 0u && sweep == 0u) {
-      prepare_products(who.index, who.lane);
-    }
     // What this workgroup has put is taken by others of its subgroups, which only barriers promise to run.
     workgroupBarrier();
     let x = inputs_of(p, source, walk, sweep, weights, who);
@@ -92,7 +97,7 @@ fn rounds_of(units: u32) -> u32 {
 
 fn project(who: Invocation, workgroup: u32) {
   let own = own_units(QKV, workgroup);
-  let factor = run_product(QKV_PRODUCT, 0u, 0u, 3u, who, workgroup);
+  let factor = run_product(QKV_PRODUCT, INPUT_AT, 0u, 3u, who, workgroup);
   for (var round = 0u; round < rounds_of(QKV); round++) {
     let n = who.index + round * WORKGROUP;
     if (n >= own.count) {
@@ -115,18 +120,10 @@ fn attend_all(who: Invocation, workgroup: u32) {
   put_attended(own_units(ATTENDED, workgroup), who.index);
 }
 
-// The row that an invocation adds its first result to, or where it has none any other, to be asked for before the product.
-fn first_row(own: Own, who: Invocation) -> u32 {
-  return own.first + min(who.index, max(own.count, 1u) - 1u);
-}
-
-// Returns the first result of this invocation.
-fn project_attended(who: Invocation, workgroup: u32) -> f32 {
+// Results that this invocation adds to its own of the product before the last one; of each it is handed and returns the first.
+fn project_attended(input_first: f32, who: Invocation, workgroup: u32) -> f32 {
   let own = own_units(HIDDEN, workgroup);
-  var before: f32;
-  if (params.parts > 0u) {  // always; compilers move a load down to where it is used, but not out of a branch
-    before = input_at(first_row(own, who));
-  }
+  var before = input_first;
   var first: f32;
   run_product(O_PRODUCT, ATTENDED_AT, 3u, 1u, who, workgroup);
   for (var round = 0u; round < rounds_of(HIDDEN); round++) {
@@ -136,7 +133,7 @@ fn project_attended(who: Invocation, workgroup: u32) -> f32 {
     }
     let row = own.first + n;
     if (round > 0u) {
-      before = input_at(row);
+      before = take(INPUT_AT + place(row));
     }
     let result = before + total(n, slices_of(ATTENDED)) + share_of_adapter(O_PRODUCT, own, n);
     put(MIDDLE_AT + place(row), result);
@@ -162,10 +159,10 @@ fn gate(who: Invocation, workgroup: u32) {
   }
 }
 
-// `first`: what project_attended returned, of the same row.
-fn project_gated(first: f32, who: Invocation, workgroup: u32) {
+fn project_gated(middle_first: f32, who: Invocation, workgroup: u32) -> f32 {
   let own = own_units(HIDDEN, workgroup);
-  var before = first;
+  var before = middle_first;
+  var first: f32;
   run_product(DOWN_PRODUCT, GATED_AT, 6u, 1u, who, workgroup);
   for (var round = 0u; round < rounds_of(HIDDEN); round++) {
     let n = who.index + round * WORKGROUP;
@@ -176,8 +173,35 @@ fn project_gated(first: f32, who: Invocation, workgroup: u32) {
     if (round > 0u) {
       before = take(MIDDLE_AT + place(row));
     }
-    output[row] = before + total(n, slices_of(INTERMEDIATE)) + share_of_adapter(DOWN_PRODUCT, own, n);
+    let result = before + total(n, slices_of(INTERMEDIATE)) + share_of_adapter(DOWN_PRODUCT, own, n);
+    if (round == 0u) {
+      first = result;
+    }
+    if (layer + 1u < params.layers) {
+      put(REGION + INPUT_AT + place(row), result);  // of the next layer
+    } else {
+      output[row] = result;
+    }
   }
+  return first;
+}
+
+// Hands the first layer's input on as later ones get theirs. Returns the first value of this invocation.
+fn begin(who: Invocation, workgroup: u32) -> f32 {
+  let own = own_units(HIDDEN, workgroup);
+  var first: f32;
+  for (var round = 0u; round < rounds_of(HIDDEN); round++) {
+    let n = who.index + round * WORKGROUP;
+    if (n >= own.count) {
+      break;
+    }
+    let value = input[own.first + n];
+    put(INPUT_AT + place(own.first + n), value);
+    if (round == 0u) {
+      first = value;
+    }
+  }
+  return first;
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -185,10 +209,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_invocation_id) lane: u32) {
   let who = Invocation(index, subgroup, lane);
   patience = select(params.patience, 0u, in_trouble());
-  empty_other_region(index, group.x);
-  project(who, group.x);
-  attend_all(who, group.x);
-  let first = project_attended(who, group.x);
-  gate(who, group.x);
-  project_gated(first, who, group.x);
+  prepare_products(index, lane);
+  var first = begin(who, group.x);
+  for (var i = 0u; i < params.layers; i++) {
+    layer = i;
+    project(who, group.x);
+    attend_all(who, group.x);
+    let middle = project_attended(first, who, group.x);
+    gate(who, group.x);
+    first = project_gated(middle, who, group.x);
+  }
 }

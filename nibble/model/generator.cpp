@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/base/log.h"
+#include "nibble/gpu/together.h"
 #include "nibble/weights/layer_stream.h"
 
 #include <algorithm>
@@ -56,12 +57,11 @@ Generator::Generator(const ModelState& state, const GeneratorOptions& given)
   if (wants_step(device_, given)) step_ = StepLayers::make(device_, config_, weights_, lora_, state.path(), given.step_workgroups.value_or(0));
   const DType keys = cache_dtype(device_, config_, with_path(given, state.path()), rank, lora_ && lora_->use_dora);
   const std::uint32_t most = sizes_.most(), rows = sequences() * rows_;
-  for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
-    const auto make = [&](std::string_view label) {
-      return device_.tensor(keys, {config_.num_kv_heads, rows, config_.head_dim}, label);
-    };
-    keys_.push_back({.k = make("keys"), .v = make("values")});
-  }
+  const auto make = [&](std::string_view label) {
+    return gpu::tensors_together(device_, config_.num_layers, keys, {config_.num_kv_heads, rows, config_.head_dim}, label);
+  };
+  const std::vector<Tensor> k = make("keys"), v = make("values");
+  for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) keys_.push_back({.k = k[layer], .v = v[layer]});
   if (!steps_ || keys_.front().k.bytes() > device_.info().limits.max_binding) {
     sizes_.texts = sizes_.joined = 1;
     step_.reset();  // which binds them whole too
@@ -129,16 +129,13 @@ Tensor Generator::run_layers(gpu::Recorder& recorder, const Pass& pass) {
   if (tokens_) tokens_->show(recorder, lora_ != nullptr);
   embed(recorder, weights_.embedding, stream.token_ids, residual(0));
   if (pass.few) {
-    if (pass.one) step_->begin(recorder);
-    const StepLayers::Pass one{recorder, stream, rotations_, lora_, pass.first_key, pass.most_keys, pass.position};
+    if (pass.one) {
+      const StepLayers::Pass one{recorder, stream, rotations_, lora_, pass.first_key, pass.most_keys, pass.position};
+      return step_->forward(one, keys_, {residual(0), residual(1)});
+    }
     const DecodeLayers::Pass step{recorder, stream, rotations_, lora_, dora(), pass.first_key, pass.most_keys, pass.apart};
     for (std::uint32_t layer = 0; layer < config_.num_layers; ++layer) {
-      const KeyCache& keys = keys_[layer];
-      if (pass.one) {
-        step_->forward(one, layer, residual(layer), residual(layer + 1), keys.k, keys.v);
-      } else {
-        steps_->forward(step, layer, residual(layer), residual(layer + 1), keys.k, keys.v);
-      }
+      steps_->forward(step, layer, residual(layer), residual(layer + 1), keys_[layer].k, keys_[layer].v);
     }
     return residual(config_.num_layers);
   }

@@ -23,7 +23,7 @@ struct GeneratorOptions {
   std::uint32_t capacity = 4096;  // tokens of one text, prompt and answer; cut to what the model's positions allow
   std::uint32_t piece = 0;        // most tokens of prompts computed at a time; 0: by the adapter
   std::uint32_t sequences = 1;    // texts that are kept side by side
-  // Workgroups that do a layer for one token in one dispatch (step_layers.h); 0: it takes several; empty: by the adapter.
+  // Workgroups that do layers for one token in one dispatch (step_layers.h); 0: it takes several; empty: by the adapter.
   std::optional<std::uint32_t> step_workgroups = {};
   // Texts from which on their last tokens are computed at once by matrix units, where the path has them, not by vectors; 0: never; empty:
   // by the adapter.
@@ -75,7 +75,7 @@ class Generator {
 
   std::uint32_t capacity() const { return capacity_; }
   std::uint32_t sequences() const { return static_cast<std::uint32_t>(seen_.size()); }
-  // Whether a token takes one dispatch a layer (step_layers.h). Where this fails once, it takes several from there on, and a warning says so.
+  // Whether a token's layers are done in one dispatch as far as they lie together (step_layers.h). Where this fails once, it takes several from there on, and a warning says so.
   bool steps_in_one_dispatch() const { return step_.has_value(); }
   // Of keys and values.
   DType key_dtype() const { return keys_.front().k.dtype(); }

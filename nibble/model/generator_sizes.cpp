@@ -1,5 +1,6 @@
 #include "nibble/model/generator_sizes.h"
 
+#include "nibble/gpu/together.h"
 #include "nibble/kernels/best_scores.h"
 #include "nibble/kernels/product_vec.h"
 #include "nibble/model/generator.h"
@@ -99,12 +100,12 @@ std::uint64_t Generator::bytes(const gpu::Device& device, const ModelConfig& con
   const PassSizes sizes = pass_sizes(device, config, options, rank, use_dora);
   const LayersBytes layers = layers_bytes(device, config, pieces_options(options.path, sizes, rank, use_dora));
   const std::uint32_t most = sizes.most();
-  const std::uint64_t keys = gpu::buffer_bytes(keys_bytes(config, options, cache_dtype(device, config, options, rank, use_dora)));
+  const std::uint64_t keys = gpu::together_bytes(device.info().limits, config.num_layers, keys_bytes(config, options, cache_dtype(device, config, options, rank, use_dora)));
   return layers.decoded_weights + layers.activations + layers.scratch + Head::bytes(device, config, generator_head_options(options.path, sizes)) +
          best_scores_room_bytes(sizes.texts, config.vocab_size) +
-         2 * config.num_layers * keys +
+         2 * keys +
          (DecodeLayers::fits(config) ? DecodeLayers::bytes(device, config, rank, sizes.few) : 0) +
-         (wants_step(device, options) && StepLayers::fits(config, use_dora) ? StepLayers::bytes(config, rank, options.step_workgroups.value_or(0)) : 0) +
+         (wants_step(device, options) && StepLayers::fits(config, use_dora) ? StepLayers::bytes(device, config, rank, options.step_workgroups.value_or(0)) : 0) +
          2 * gpu::buffer_bytes(DType::f32, {most, config.hidden_size}) + gpu::buffer_bytes(4ull * stream_parts * part_of_stream(most)) + gpu::buffer_bytes(DType::f32, {1}) +
          Rotations::bytes(config, text_capacity(config, options), most);
 }

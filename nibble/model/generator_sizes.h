@@ -41,7 +41,7 @@ std::uint64_t keys_bytes(const ModelConfig& config, const GeneratorOptions& opti
 constexpr std::uint32_t stream_parts = 7;
 constexpr std::uint32_t part_of_stream(std::uint32_t tokens) { return (tokens + 63) / 64 * 64; }
 
-// Whether a token of one text should take one dispatch a layer; on a processor nothing is gained by it.
+// Whether layers of a token of one text should be done in one dispatch; on a processor nothing is gained by it.
 bool wants_step(const gpu::Device& device, const GeneratorOptions& options);
 
 }  // namespace nibble

@@ -1,5 +1,6 @@
 #include "nibble/model/memory_plan.h"
 
+#include "nibble/gpu/together.h"
 #include "nibble/weights/nf4_room.h"
 #include "nibble/weights/scale_room.h"
 
@@ -37,12 +38,12 @@ std::uint64_t adapter_head_bytes(const gpu::Device& device, const ModelConfig& c
   return table_bytes(device.info(), config.vocab_size, config.hidden_size, {.dtype = operand_dtype(options.path)}).device;
 }
 
-std::uint64_t frozen_bytes(const ModelConfig& config, const ModelOptions& options, const TableBytes& tables) {
-  const std::uint64_t streamed = count_of(options.residency, config.num_layers, Residency::streamed);
-  const std::uint64_t on_device = config.num_layers - streamed + stream_slots(options.residency, config.num_layers, options.stream);
+std::uint64_t frozen_bytes(const gpu::Device& device, const ModelConfig& config, const ModelOptions& options, const TableBytes& tables) {
+  const std::uint32_t resident = config.num_layers - count_of(options.residency, config.num_layers, Residency::streamed);
+  const std::uint64_t slots = stream_slots(options.residency, config.num_layers, options.stream), layer = nf4_layer_bytes(config, options.stream.double_quant);
   const std::uint64_t scales = options.stream.double_quant ? ScaleRoom::bytes(config) : 0;
-  return scales + on_device * buffer_bytes(nf4_layer_bytes(config, options.stream.double_quant)) + config.num_layers * vectors_of_layer(config) + buffer_bytes(DType::f32, {config.hidden_size}) +
-         tables.device;
+  return scales + gpu::together_bytes(device.info().limits, resident, layer) + slots * buffer_bytes(layer) + config.num_layers * vectors_of_layer(config) +
+         buffer_bytes(DType::f32, {config.hidden_size}) + tables.device;
 }
 
 // Of what is streamed, in host memory.
@@ -88,7 +89,7 @@ MemoryPlan plan_memory(const gpu::Device& device, const ModelConfig& config, con
   const std::uint64_t adapters = lora_bytes(config, lora, options.trainable) + (lora.use_dora ? Dora::bytes(config, modules) : 0) +
                                  TrainedTokens::bytes(config, lora, options.trainable) +
                                  (trained_head ? 0 : adapter_head_bytes(device, config, options, lora));
-  return {.frozen_weights = frozen_bytes(config, options, tables),
+  return {.frozen_weights = frozen_bytes(device, config, options, tables),
           .decoded_weights = layers.decoded_weights,
           .adapters = adapters + kept.device,
           .layer_inputs = inputs.device + (options.trainable ? stream : 0),

@@ -1,5 +1,6 @@
 #include "nibble/model/step_layers.h"
 
+#include "nibble/weights/layer_stream.h"
 #include "nibble/weights/nf4_room.h"
 
 #include <algorithm>
@@ -35,6 +36,34 @@ bool have_one_code_book_a_layer(const DeviceWeights& weights) {
   return std::all_of(weights.layers.begin(), weights.layers.end(), [](const LayerWeights& layer) { return have_one_code_book(layer.projections); });
 }
 
+std::uint64_t distance(const gpu::Tensor& from, const gpu::Tensor& to) { return to.offset() - from.offset(); }
+
+// Whether what `at` says of layers first to last lies the same distance apart, in one buffer.
+template <typename At>
+bool lie_evenly(std::uint32_t first, std::uint32_t last, const At& at) {
+  const gpu::Tensor one = at(first), next = at(first + 1), end = at(last);
+  return one.buffer() == next.buffer() && one.buffer() == end.buffer() && one.offset() < next.offset() &&
+         distance(one, end) == (last - first) * distance(one, next);
+}
+
+// Whether layers first to last have adapters of the same projections and factors, the same distance apart, given that this is so up to the one
+// before the last.
+bool adapters_go_on(const LoraWeights& lora, std::uint32_t first, std::uint32_t last) {
+  std::optional<std::uint64_t> a, b;
+  for (const Projection p : all_projections) {
+    const LoraSlot &one = lora.slot(first, p), &end = lora.slot(last, p);
+    if (one.used() != end.used()) return false;
+    if (!one.used()) continue;
+    if (one.scaling != end.scaling || one.a.offset() > end.a.offset() || one.b.offset() > end.b.offset()) return false;
+    const std::uint64_t to_a = distance(one.a, end.a), to_b = distance(one.b, end.b);
+    if (to_a != a.value_or(to_a) || to_b != b.value_or(to_b)) return false;
+    const LoraSlot& next = lora.slot(first + 1, p);
+    if (to_a != (last - first) * distance(one.a, next.a) || to_b != (last - first) * distance(one.b, next.b)) return false;
+    a = to_a, b = to_b;
+  }
+  return true;
+}
+
 }  // namespace
 
 std::optional<StepLayers> StepLayers::make(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LoraWeights* lora,
@@ -45,31 +74,64 @@ std::optional<StepLayers> StepLayers::make(gpu::Device& device, const ModelConfi
   return StepLayers(device, config, weights, *plan);
 }
 
-std::uint64_t StepLayers::bytes(const ModelConfig& config, std::uint32_t rank, std::uint32_t workgroups) {
-  return layer_step_room_bytes(shape_of(config, rank), config.num_layers, workgroups);
+std::uint64_t StepLayers::bytes(const gpu::Device& device, const ModelConfig& config, std::uint32_t rank, std::uint32_t workgroups) {
+  return layer_step_room_bytes(device.info(), shape_of(config, rank), config.num_layers, workgroups);
 }
 
 StepLayers::StepLayers(gpu::Device& device, const ModelConfig& config, const DeviceWeights& weights, const LayerStepPlan& plan)
     : config_(config), weights_(&weights), plan_(plan), room_(make_layer_step_room(device, plan, vectors_of(weights))) {}
 
-void StepLayers::forward(const Pass& pass, std::uint32_t layer, const gpu::Tensor& input, const gpu::Tensor& output,
-                         const gpu::Tensor& keys, const gpu::Tensor& values) const {
-  const Rotation rotation = pass.rotations.of(layer, pass.stream);
-  const LayerProjections& projections = weights_->projections(pass.recorder, layer);
-  LayerStep step{.plan = plan_, .room = room_, .layer = layer, .input = input, .output = output,
-                 .weights = {joint_weight(projections, Joint::qkv), joint_weight(projections, Joint::o), joint_weight(projections, Joint::gate_up),
-                             joint_weight(projections, Joint::down)},
-                 .eps = config_.rms_norm_eps, .position = pass.rotations.turns(layer) ? pass.position : 0, .table = rotation.table, .k = keys, .v = values,
-                 .new_key = pass.new_key, .keys = pass.keys};
-  if (pass.lora) {
-    step.lora = pass.lora->params;
-    for (const Projection p : all_projections) {
-      const LoraSlot& slot = pass.lora->slot(layer, p);
-      const auto begin = [&](const gpu::Tensor& matrix) { return static_cast<std::uint32_t>((matrix.offset() - step.lora.offset()) / sizeof(float)); };
-      if (slot.used()) step.adapters[static_cast<std::size_t>(p)] = {begin(slot.a), begin(slot.b), slot.scaling};
-    }
+bool StepLayers::weights_go_on(std::uint32_t first, std::uint32_t last) const {
+  const auto stays = [&](std::uint32_t layer) { return !weights_->stream || !weights_->stream->has(layer); };
+  if (weights_->scales || !stays(first) || !stays(last)) return false;
+  const auto one = [&](std::uint32_t layer) -> const Nf4Matrix& { return weights_->layers[layer].projections.front(); };
+  // All parts of a layer lie alike in every room (place_nf4).
+  return one(first).codes == one(last).codes && lie_evenly(first, last, [&](std::uint32_t layer) { return one(layer).packed; });
+}
+
+std::uint32_t StepLayers::run_from(std::uint32_t first, const Pass& pass, std::span<const KeyCache> caches) const {
+  const auto goes_on_to = [&](std::uint32_t last) {
+    return weights_go_on(first, last) && pass.rotations.turns(last) == pass.rotations.turns(first) &&
+           lie_evenly(first, last, [&](std::uint32_t layer) { return caches[layer].k; }) &&
+           lie_evenly(first, last, [&](std::uint32_t layer) { return caches[layer].v; }) && (!pass.lora || adapters_go_on(*pass.lora, first, last));
+  };
+  std::uint32_t end = first + 1;
+  while (end < config_.num_layers && goes_on_to(end)) ++end;
+  return end - first;
+}
+
+void StepLayers::set_adapters(LayerStep& step, const LoraWeights& lora) const {
+  step.lora = lora.params;
+  const auto begin = [&](const gpu::Tensor& matrix) { return static_cast<std::uint32_t>((matrix.offset() - lora.params.offset()) / sizeof(float)); };
+  for (const Projection p : all_projections) {
+    const LoraSlot& slot = lora.slot(step.layer, p);
+    if (!slot.used()) continue;
+    step.adapters[static_cast<std::size_t>(p)] = {begin(slot.a), begin(slot.b), slot.scaling};
+    if (step.layers == 1) continue;
+    const LoraSlot& next = lora.slot(step.layer + 1, p);
+    step.strides.a = begin(next.a) - begin(slot.a), step.strides.b = begin(next.b) - begin(slot.b);
   }
-  record(pass.recorder, step);
+}
+
+gpu::Tensor StepLayers::forward(const Pass& pass, std::span<const KeyCache> caches, const std::array<gpu::Tensor, 2>& residual) const {
+  clear(pass.recorder, room_);
+  std::uint32_t turn = 0;
+  for (std::uint32_t first = 0, count; first < config_.num_layers; first += count, turn ^= 1) {
+    count = run_from(first, pass, caches);
+    const LayerProjections& projections = weights_->projections(pass.recorder, first);
+    LayerStep step{.plan = plan_, .room = room_, .layer = first, .layers = count, .input = residual[turn], .output = residual[turn ^ 1],
+                   .weights = {joint_weight(projections, Joint::qkv), joint_weight(projections, Joint::o), joint_weight(projections, Joint::gate_up),
+                               joint_weight(projections, Joint::down)},
+                   .eps = config_.rms_norm_eps, .position = pass.rotations.turns(first) ? pass.position : 0,
+                   .table = pass.rotations.of(first, pass.stream).table, .k = caches[first].k, .v = caches[first].v, .new_key = pass.new_key, .keys = pass.keys};
+    if (count > 1) {
+      step.strides.weights = distance(weights_->layers[first].projections.front().packed, weights_->layers[first + 1].projections.front().packed);
+      step.strides.keys = distance(caches[first].k, caches[first + 1].k);
+    }
+    if (pass.lora) set_adapters(step, *pass.lora);
+    record(pass.recorder, step);
+  }
+  return residual[turn];
 }
 
 bool StepLayers::in_trouble(gpu::Device& device) const { return device.read<std::uint32_t>(room_.trouble())[0] != 0; }

@@ -2,6 +2,7 @@
 
 #include "nibble/base/error.h"
 #include "nibble/base/rng.h"
+#include "nibble/gpu/together.h"
 #include "nibble/quant/nf4.h"
 #include "nibble/weights/checkpoint_check.h"
 #include "nibble/weights/layer_stream.h"
@@ -93,19 +94,34 @@ std::shared_ptr<LayerStream> make_stream(gpu::Device& device, const ModelConfig&
   return stream;
 }
 
-Nf4Room room_of_layer(gpu::Device& device, const ModelConfig& config, const LoadOptions& options, const DeviceWeights& weights, bool streamed) {
+// Rooms for the projections of layers that stay on the device, in turn.
+class ResidentRooms {
+ public:
+  ResidentRooms(gpu::Device& device, const ModelConfig& config, const LoadOptions& options)
+      : rooms_(gpu::tensors_together(device, config.num_layers - count_of(options.residency, config.num_layers, Residency::streamed), DType::u32,
+                                     {static_cast<std::uint32_t>(nf4_layer_bytes(config, options.stream.double_quant) / 4)}, "NF4")) {}
+
+  gpu::Tensor next() { return rooms_.at(next_++); }
+
+ private:
+  std::vector<gpu::Tensor> rooms_;
+  std::size_t next_ = 0;
+};
+
+Nf4Room room_of_layer(gpu::Device& device, const ModelConfig& config, const LoadOptions& options, const DeviceWeights& weights, ResidentRooms& resident,
+                      bool streamed) {
   const bool double_quant = options.stream.double_quant;
-  if (!streamed) return {device, config, std::nullopt, double_quant};
+  if (!streamed) return {device, config, resident.next(), double_quant};
   if (options.stream.on_disk) return {device, config, *weights.stream->disk(), weights.stream->slot_room(), double_quant};
   return {device, config, memory_of(device.info(), options.stream), double_quant};
 }
 
 // Fills the last layer's projections by `fill`, which gets the room and each matrix, of which it sets the largest scale and the codes.
-void fill_projections(gpu::Device& device, const ModelConfig& config, const LoadOptions& options, DeviceWeights& weights,
+void fill_projections(gpu::Device& device, const ModelConfig& config, const LoadOptions& options, DeviceWeights& weights, ResidentRooms& resident,
                       const std::function<void(Nf4Room&, Projection, Nf4Matrix&)>& fill) {
   const auto layer = static_cast<std::uint32_t>(weights.layers.size() - 1);
   const bool streamed = residency_of(options.residency, layer) == Residency::streamed;
-  Nf4Room room = room_of_layer(device, config, options, weights, streamed);
+  Nf4Room room = room_of_layer(device, config, options, weights, resident, streamed);
   LayerProjections& projections = weights.layers.back().projections;
   projections = room.projections();
   for (const Projection p : all_projections) fill(room, p, projections[static_cast<std::size_t>(p)]);
@@ -192,6 +208,7 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
   if (options.head) weights.head = weights.base_head;
   weights.final_norm = load_vector(device, checkpoint, std::string(final_norm_tensor_name));
   const auto projections = projections_of(checkpoint, config);
+  ResidentRooms resident(device, config, options);
   std::size_t next = 0;  // of these
   Nf4Reader reader(projections, {.buffers = nf4_buffers(checkpoint, projections)});
   for (std::uint32_t i = 0; i < config.num_layers; ++i) {
@@ -204,7 +221,7 @@ DeviceWeights load_weights(gpu::Device& device, const Checkpoint& checkpoint, co
     }
     if (config.family.qkv_bias) layer.qkv_bias = load_qkv_bias(device, checkpoint, i);
     if (config.has_experts()) layer.router = load_router(device, checkpoint, config, i);
-    fill_projections(device, config, options, weights, [&](Nf4Room& room, Projection p, Nf4Matrix& matrix) {
+    fill_projections(device, config, options, weights, resident, [&](Nf4Room& room, Projection p, Nf4Matrix& matrix) {
       for (std::uint32_t index = 0; index < matrices_of(config, p); ++index) {
         const Nf4Source& source = projections[next++];
         const Nf4Values values = reader.next();
@@ -235,6 +252,7 @@ DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, co
   weights.base_head = config.tie_word_embeddings ? weights.embedding : table(places.head_on_host);
   weights.head = weights.base_head;
   weights.final_norm = ones(device, config.hidden_size);
+  ResidentRooms resident(device, config, options);
   for (std::uint32_t i = 0; i < config.num_layers; ++i) {
     LayerWeights& layer = weights.layers.emplace_back();
     layer.input_norm = ones(device, config.hidden_size);
@@ -252,7 +270,7 @@ DeviceWeights made_up_weights(gpu::Device& device, const ModelConfig& config, co
       for (float& value : router) value = rng.uniform(-0.035f, 0.035f);
       layer.router = device.tensor<float>(DType::f32, {config.experts.count, config.hidden_size}, router, "router");
     }
-    fill_projections(device, config, options, weights, [&](Nf4Room& room, Projection, Nf4Matrix& matrix) {
+    fill_projections(device, config, options, weights, resident, [&](Nf4Room& room, Projection, Nf4Matrix& matrix) {
       matrix.largest = 0.06f;
       const auto write = [&](const gpu::Tensor& part, std::span<const std::byte> bytes, std::uint64_t first) { room.write(part, bytes, first); };
       fill_random(matrix.packed, any_word, write);

@@ -133,23 +133,20 @@ std::optional<Nf4Matrix> joined_nf4(std::span<const Nf4Matrix> members) {
   return whole;
 }
 
-Nf4Room::Nf4Room(gpu::Device& device, const ModelConfig& config, std::optional<gpu::HostMemory> host, bool double_quant)
-    : device_(device) {
-  const std::uint64_t bytes = nf4_layer_bytes(config, double_quant);
-  if (host) {
-    host_.emplace(device, *host, bytes, "NF4 in host memory");
-    room_ = host_->tensor();
-  } else {
-    room_ = device.tensor(DType::u32, {static_cast<std::uint32_t>(bytes / 4)}, "NF4");
-  }
+Nf4Room::Nf4Room(gpu::Device& device, const ModelConfig& config, gpu::HostMemory host, bool double_quant) : device_(device) {
+  host_.emplace(device, host, nf4_layer_bytes(config, double_quant), "NF4 in host memory");
+  room_ = host_->tensor();
   projections_ = place_nf4(room_, config, double_quant);
 }
+
+Nf4Room::Nf4Room(gpu::Device& device, const ModelConfig& config, const gpu::Tensor& room, bool double_quant)
+    : device_(device), room_(room), projections_(place_nf4(room, config, double_quant)) {}
 
 Nf4Room::Nf4Room(gpu::Device& device, const ModelConfig& config, DiskLayers& disk, const gpu::Tensor& slot, bool double_quant)
     : device_(device), disk_(&disk), room_(slot), projections_(place_nf4(slot, config, double_quant)) {}
 
 void Nf4Room::write(const gpu::Tensor& part, std::span<const std::byte> bytes, std::uint64_t first_byte) {
-  check(part.buffer() == room_.buffer() && first_byte + bytes.size() <= part.bytes(), "NF4",
+  check(part.buffer() == room_.buffer() && part.offset() >= room_.offset() && first_byte + bytes.size() <= part.bytes(), "NF4",
         "{} bytes at byte {} do not fit into a part of {}.", bytes.size(), first_byte, part.bytes());
   if (host_) {
     host_->write(bytes, part.offset() + first_byte);

@@ -42,7 +42,9 @@ std::optional<Nf4Matrix> joined_nf4(std::span<const Nf4Matrix> members);
 // Room for a layer's projections, on the device, in host memory or on a disk, while they are written.
 class Nf4Room {
  public:
-  Nf4Room(gpu::Device& device, const ModelConfig& config, std::optional<gpu::HostMemory> host, bool double_quant = false);
+  Nf4Room(gpu::Device& device, const ModelConfig& config, gpu::HostMemory host, bool double_quant = false);
+  // On the device, in u32s of as many bytes.
+  Nf4Room(gpu::Device& device, const ModelConfig& config, const gpu::Tensor& room, bool double_quant);
   // The layer that comes next on the disk, whose bytes lie as in `slot`; nothing is written into that.
   Nf4Room(gpu::Device& device, const ModelConfig& config, DiskLayers& disk, const gpu::Tensor& slot, bool double_quant);
 

@@ -37,7 +37,7 @@ void expect_one_dispatch(const Generator& generator, std::uint32_t workgroups) {
 }
 
 // One workgroup never waits for another. Of two each waits for the other's share of every product.
-TEST(Generator, TokensInOneDispatchALayerGiveTheTrainingForwardsLogits) {
+TEST(Generator, TokensInOneDispatchGiveTheTrainingForwardsLogits) {
   const ModelState state = load_tiny(ProductPath::f32);
   const Tokens tokens = golden_row(0);
   for (const bool with_adapter : {true, false}) {

@@ -102,7 +102,7 @@ struct Tile {
 fn cached_tile(key_head: u32, first: u32, lane: u32) -> Tile {
   var tile: Tile;
   for (var j = 0u; j < KEYS; j++) {
-    let row = (key_head * params.capacity + min(first + j * TEAMS, params.new_key)) * VECTORS;
+    let row = layer * params.keys_stride + (key_head * params.capacity + min(first + j * TEAMS, params.new_key)) * VECTORS;
     for (var i = 0u; i < OWN_VECTORS; i++) {
       tile.k[j][i] = k_cache[row + own_vector(lane, i)];
       tile.v[j][i] = v_cache[row + own_vector(lane, i)];
@@ -113,7 +113,7 @@ fn cached_tile(key_head: u32, first: u32, lane: u32) -> Tile {
 
 fn put_new_key(key_head: u32, invocation: u32) {
   if (invocation < VECTORS) {
-    let at = (key_head * params.capacity + params.new_key) * VECTORS + invocation;
+    let at = layer * params.keys_stride + (key_head * params.capacity + params.new_key) * VECTORS + invocation;
     k_cache[at] = stored(fresh_vector(GROUP, invocation));
     v_cache[at] = stored(fresh_vector(GROUP + 1u, invocation));
   }

@@ -5,18 +5,24 @@
 @group(0) @binding(1) var<storage, read_write> exchange: array<atomic<u32>>;
 
 var<private> patience: u32;
+var<private> layer: u32;  // of those of the dispatch
+
+// A layer's words are its own for a whole token, so that none need be emptied while others are looked at.
+fn region() -> u32 {
+  return params.region + layer * REGION;
+}
 
 fn put(at: u32, value: f32) {
   let bits = bitcast<u32>(value);
-  atomicStore(&exchange[params.region + at], select(bits, 0x80000000u, bits == 0u));
+  atomicStore(&exchange[region() + at], select(bits, 0x80000000u, bits == 0u));
 }
 
 // LOADS_MOVE: compilers take an atomic load out of a loop, so that it would see what was there at first.
 fn look(at: u32) -> u32 {
   if (LOADS_MOVE) {
-    return atomicOr(&exchange[params.region + at], 0u);
+    return atomicOr(&exchange[region() + at], 0u);
   }
-  return atomicLoad(&exchange[params.region + at]);
+  return atomicLoad(&exchange[region() + at]);
 }
 
 fn in_trouble() -> bool {
@@ -73,11 +79,4 @@ fn take_four(at: vec4<u32>) -> vec4<f32> {
 
 fn take(at: u32) -> f32 {
   return take_four(vec4<u32>(at)).x;
-}
-
-// Empties the region of the layer before, for the one after this.
-fn empty_other_region(invocation: u32, workgroup: u32) {
-  for (var i = workgroup * WORKGROUP + invocation; i < REGION; i += WORKGROUPS * WORKGROUP) {
-    atomicStore(&exchange[params.other_region + i], 0u);
-  }
 }

@@ -1,7 +1,6 @@
 // A product's inputs straight into registers: each lane takes its own from the exchange, so that a subgroup goes on as soon as its slice is
 // there, and workgroup memory is free for a table of codes. Groups of subgroups with other rows take the same slices again.
 @group(0) @binding(13) var<storage, read> constants: array<vec4<f32>>;  // of all layers: norms of a layer and of heads, bias
-@group(0) @binding(14) var<storage, read> input: array<vec4<f32>>;
 
 const SHARES_AT = 0u;              // of the rows' shares, in `scratch`
 const SQUARES = HIDDEN_SLICES;     // a share of the squares for each slice
@@ -12,10 +11,7 @@ fn place(k: u32) -> u32 {
 }
 
 fn constant_at(at: u32) -> f32 {
-  return constants[(params.constants + at) / 4u][at % 4u];
-}
-fn input_at(k: u32) -> f32 {
-  return input[k / 4u][k % 4u];
+  return constants[(params.constants + layer * CONSTANTS + at) / 4u][at % 4u];
 }
 
 // The lane's weights of the norm, to be asked for before x is there.
@@ -23,7 +19,7 @@ alias Weights = Inputs;
 fn look_ahead_at_weights(p: Product, walk: Walk) -> Weights {
   var weights: Weights;
   if (is_normed(p) && walk.busy) {
-    let first = (params.constants + norm_of(p) + walk.column * ELEMENTS) / 4u;
+    let first = (params.constants + layer * CONSTANTS + norm_of(p) + walk.column * ELEMENTS) / 4u;
     weights = Inputs(constants[first], constants[first + 1u], constants[first + 2u], constants[first + 3u]);
   }
   return weights;
@@ -49,10 +45,7 @@ fn take_inputs(source: u32, column: u32) -> Inputs {
 // A sweep's inputs of a lane, by the norm's weights. Behind the next barrier the shares of the squares are there.
 fn inputs_of(p: Product, source: u32, walk: Walk, sweep: u32, weights: Weights, who: Invocation) -> Inputs {
   var x: Inputs;
-  if (walk.takes && p.weight == 0u) {
-    let first = walk.column * ELEMENTS / 4u;
-    x = Inputs(input[first], input[first + 1u], input[first + 2u], input[first + 3u]);
-  } else if (walk.takes) {
+  if (walk.takes) {
     x = take_inputs(source, walk.column);
   }
   if (is_normed(p)) {

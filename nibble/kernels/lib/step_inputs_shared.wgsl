@@ -1,7 +1,6 @@
 // A product's inputs by way of workgroup memory: all invocations fetch those of a sweep, each once, and adapters meet them there.
 // Prelude: SHARES_AT, of the rows' shares in `scratch`, behind the inputs.
 @group(0) @binding(13) var<storage, read> constants: array<f32>;  // of all layers: norms of a layer and of heads, bias
-@group(0) @binding(14) var<storage, read> input: array<f32>;
 
 const SQUARES = (HIDDEN_SLICES + SUBGROUPS - 1u) / SUBGROUPS * SUBGROUPS;  // a share of the squares for each sweep and subgroup
 // A gap after each lane's elements, so that lanes meet different banks.
@@ -17,10 +16,7 @@ fn room_of(k: u32) -> u32 {
 }
 
 fn constant_at(at: u32) -> f32 {
-  return constants[params.constants + at];
-}
-fn input_at(k: u32) -> f32 {
-  return input[k];
+  return constants[params.constants + layer * CONSTANTS + at];
 }
 
 alias Weights = u32;  // nothing is asked for ahead
@@ -53,13 +49,7 @@ fn fetch(p: Product, source: u32, first: u32, count: u32, who: Invocation) -> f3
     if (is_normed(p)) {
       weights = vec4<f32>(constant_at(norm + inside.x), constant_at(norm + inside.y), constant_at(norm + inside.z), constant_at(norm + inside.w));
     }
-    var taken: vec4<f32>;
-    if (p.weight == 0u) {
-      let at = first + inside;
-      taken = vec4<f32>(input_at(at.x), input_at(at.y), input_at(at.z), input_at(at.w));
-    } else {
-      taken = take_four(source + first + inside);
-    }
+    let taken = take_four(source + first + inside);
     put_inputs(k, count, taken * weights);
     let own = select(vec4<f32>(), taken, k < vec4<u32>(count));
     squares += dot(own, own);

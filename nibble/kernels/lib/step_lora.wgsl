@@ -10,10 +10,10 @@ var<workgroup> hidden_shares: array<f32, OWN_HIDDEN * SUBGROUPS>;
 var<workgroup> hidden: array<f32, HIDDEN_ROWS>;
 
 fn place_of_a(projection: u32) -> u32 {
-  return params.a_begin[projection / 4u][projection % 4u];
+  return params.a_begin[projection / 4u][projection % 4u] + layer * params.a_stride;
 }
 fn place_of_b(projection: u32) -> u32 {
-  return params.b_begin[projection / 4u][projection % 4u];
+  return params.b_begin[projection / 4u][projection % 4u] + layer * params.b_stride;
 }
 fn adapted(projection: u32) -> bool {
   return ((params.adapted >> projection) & 1u) != 0u;

@@ -104,18 +104,18 @@ struct Four {
 
 fn codes_at(weight: u32, at: u32) -> vec2<u32> {
   switch (weight) {
-    case 0u: { return qkv_codes[at]; }
-    case 1u: { return o_codes[at]; }
-    case 2u: { return gate_up_codes[at]; }
-    default: { return down_codes[at]; }
+    case 0u: { return qkv_codes[layer * params.codes_stride + at]; }
+    case 1u: { return o_codes[layer * params.codes_stride + at]; }
+    case 2u: { return gate_up_codes[layer * params.codes_stride + at]; }
+    default: { return down_codes[layer * params.codes_stride + at]; }
   }
 }
 fn absmax_at(weight: u32, block: u32) -> f32 {
   switch (weight) {
-    case 0u: { return qkv_absmax[block]; }
-    case 1u: { return o_absmax[block]; }
-    case 2u: { return gate_up_absmax[block]; }
-    default: { return down_absmax[block]; }
+    case 0u: { return qkv_absmax[layer * params.scales_stride + block]; }
+    case 1u: { return o_absmax[layer * params.scales_stride + block]; }
+    case 2u: { return gate_up_absmax[layer * params.scales_stride + block]; }
+    default: { return down_absmax[layer * params.scales_stride + block]; }
   }
 }
 

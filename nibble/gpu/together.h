@@ -1,0 +1,14 @@
+#pragma once
+
+#include "nibble/gpu/device.h"
+
+namespace nibble::gpu {
+
+// So many tensors alike as parts of as few buffers as bindings reach over whole, those of a buffer the same distance apart, so that a
+// kernel can bind several at once. Bindings may begin at each. Throws as Device::tensor does.
+std::vector<Tensor> tensors_together(Device& device, std::uint32_t count, DType dtype, std::initializer_list<std::uint32_t> dims, std::string_view label);
+
+// What `count` tensors of so many bytes take so of the device's memory.
+std::uint64_t together_bytes(const Limits& limits, std::uint32_t count, std::uint64_t tensor_bytes);
+
+}  // namespace nibble::gpu
