@@ -12,16 +12,19 @@ namespace {
 using Vector = std::vector<double>;
 
 constexpr float eps = 1e-6f;
-constexpr std::uint32_t capacity = 12, new_key = 9, keys_met = 8, position = 5, positions = 16;
+constexpr std::uint32_t position = 5, positions = 16, keys_before = 2;  // rows of the caches that are not met
 
 struct Case {
   LayerStepShape shape;
   float norms = 1, values = 1;  // sizes of the norms' weights and of the input
+  std::uint32_t keys = 8;
+  std::uint32_t new_key() const { return keys_before + keys - 1; }
+  std::uint32_t capacity() const { return new_key() + 3; }
 };
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
-  return out << fmt::format("hidden {} intermediate {} heads {} {} of {} head norm {} bias {} norms {} values {}", c.shape.hidden, c.shape.intermediate,
-                            c.shape.heads, c.shape.key_heads, c.shape.head_dim, c.shape.head_norm, c.shape.bias, c.norms, c.values);
+  return out << fmt::format("hidden {} intermediate {} heads {} {} of {} head norm {} bias {} norms {} values {} keys {}", c.shape.hidden, c.shape.intermediate,
+                            c.shape.heads, c.shape.key_heads, c.shape.head_dim, c.shape.head_norm, c.shape.bias, c.norms, c.values, c.keys);
 }
 
 // A weight of random codes.
@@ -84,6 +87,8 @@ std::vector<float> random_turns(std::uint32_t head_dim) {
 struct Layer {
   Layer(const Case& c, std::uint64_t seed)
       : s(c.shape),
+        new_key(c.new_key()),
+        capacity(c.capacity()),
         qkv((s.heads + 2 * s.key_heads) * s.head_dim, s.hidden, seed + 10),
         o(s.hidden, s.heads * s.head_dim, seed + 20),
         gate_up(2 * s.intermediate, s.hidden, seed + 30),
@@ -117,15 +122,15 @@ struct Layer {
       const Vector query = turned(head(h), q_norm), key = turned(head(s.heads + group), k_norm);
       Vector weighted(dim);
       std::vector<double> scores;
-      for (std::uint32_t row = new_key + 1 - keys_met; row <= new_key; ++row) {
+      for (std::uint32_t row = keys_before; row <= new_key; ++row) {
         double score = 0;
         for (std::uint32_t d = 0; d < dim; ++d) score += query[d] * (row == new_key ? key[d] : cached_keys[(group * capacity + row) * dim + d]);
         scores.push_back(score / std::sqrt(dim));
       }
       const double largest = *std::max_element(scores.begin(), scores.end());
       double total = 0;
-      for (std::uint32_t i = 0; i < keys_met; ++i) {
-        const std::uint32_t row = new_key + 1 - keys_met + i;
+      for (std::uint32_t i = 0; i < scores.size(); ++i) {
+        const std::uint32_t row = keys_before + i;
         const double weight = std::exp(scores[i] - largest);
         total += weight;
         for (std::uint32_t d = 0; d < dim; ++d) {
@@ -159,6 +164,7 @@ struct Layer {
   }
 
   LayerStepShape s;
+  std::uint32_t new_key, capacity;
   Matrix qkv, o, gate_up, down;
   std::vector<float> attention_norm, mlp_norm, q_norm, k_norm, bias, cached_keys, cached_values, turns;
 };
@@ -179,6 +185,7 @@ struct Layers {
   std::vector<float> actual(const LayerStepPlan& plan) const {
     gpu::Device& device = test::device();
     const LayerStepShape& s = plan.shape;
+    const std::uint32_t new_key = layers[0].new_key, capacity = layers[0].capacity;
     const auto count = static_cast<std::uint32_t>(layers.size());
     const auto rooms = gpu::tensors_together(device, count, DType::u32, {layers[0].words()}, "weights");
     const auto keys = [&] { return gpu::tensors_together(device, count, DType::f32, {s.key_heads, capacity, s.head_dim}, "keys"); };
@@ -195,7 +202,7 @@ struct Layers {
     const test::GuardedTensor output(DType::f32, {1, s.hidden});
     LayerStep step{.plan = plan, .room = room, .layer = 1, .layers = count, .input = test::upload(input, {1, s.hidden}), .output = output.tensor(),
                    .weights = weights[0], .eps = eps, .position = position, .table = test::upload(layers[0].turns, {positions, s.head_dim / 2, 2}), .k = k[0], .v = v[0],
-                   .new_key = new_key, .keys = keys_met};
+                   .new_key = new_key, .keys = new_key + 1 - keys_before};
     if (count > 1) step.strides = {.weights = rooms[1].offset() - rooms[0].offset(), .keys = k[1].offset() - k[0].offset()};
     gpu::Recorder recorder(device);
     clear(recorder, room);
@@ -254,6 +261,8 @@ INSTANTIATE_TEST_SUITE_P(Cases, LayerStepTest, testing::Values(
     Case{{128, 192, 2, 1, 64, true}},
     // A part of a slice at the end of each kind of inputs; more slices than subgroups for gated values.
     Case{{192, 1216, 8, 2, 24}}, Case{{320, 448, 4, 4, 48, true, true}},
+    // Parts of so many keys that a subgroup has two queries: all of a key head, and half of them.
+    Case{{128, 192, 2, 1, 64, true}, 1, 1, 600}, Case{{192, 192, 8, 2, 24}, 1, 1, 1100},
     // Inputs of products beyond the range of f16, and below it.
     Case{{192, 320, 2, 1, 64, true}, 1e5f, 1e5f}, Case{{192, 320, 2, 1, 64, true}, 1e-5f, 1e-9f}));
 

@@ -1,7 +1,7 @@
 // Attention of the new token over the cached keys and itself. Keys are cut into parts; a workgroup has a part of one key head's
-// (item), a subgroup one of the head's queries and every TEAMS-th key of the part, whose scores and weighted values it keeps by the
+// (item), a subgroup QUERIES of the head's queries and every TEAMS-th key of the part, whose scores and weighted values it keeps by the
 // running maximum. The teams' results are put together in workgroup memory, the parts' by whoever has those columns of the output.
-// Of the prelude: K: key_cache.h.
+// Of the prelude: K: key_cache.h; QUERIES: one, or of long parts, whose keys are then read and converted half as often, two.
 @group(0) @binding(10) var<storage, read_write> k_cache: array<K>;
 @group(0) @binding(11) var<storage, read_write> v_cache: array<K>;
 @group(0) @binding(12) var<storage, read> rope: array<vec2<f32>>;  // (positions, HEAD_DIM / 2) of cos, sin
@@ -10,7 +10,8 @@ const LOWEST = -1e30;
 const GROUP = HEADS / KEY_HEADS;
 const VECTORS = HEAD_DIM / 4u;
 const OWN_VECTORS = (VECTORS + SUBGROUP - 1u) / SUBGROUP;  // of a lane
-const TEAMS = SUBGROUPS / GROUP;  // subgroups of each query
+const TEAM = GROUP / QUERIES;  // subgroups that have all of the head's queries
+const TEAMS = SUBGROUPS / TEAM;
 const KEYS = 8u;                  // of a subgroup at a time
 const KEY_LANES = SUBGROUP / KEYS;
 // In `values`, behind the subgroups' results: the item's queries, the new key, the new values.
@@ -186,22 +187,22 @@ fn add_tile(running: Running, tile: Tile, query: Vectors, first: u32, end: u32, 
   return result;
 }
 
-// Puts the teams' results for each query together and hands them on as part `part`.
-fn put_part(key_head: u32, part: u32, invocation: u32) {
-  for (var n = invocation; n < GROUP * HEAD_DIM; n += WORKGROUP) {
-    let h = n / HEAD_DIM;
+// Puts the teams' results for each subgroup's query `query` together and hands them on as part `part`.
+fn put_part(key_head: u32, part: u32, query: u32, invocation: u32) {
+  for (var n = invocation; n < TEAM * HEAD_DIM; n += WORKGROUP) {
+    let member = n / HEAD_DIM;
     var largest = f32(LOWEST);
     for (var t = 0u; t < TEAMS; t++) {
-      largest = max(largest, largests[t * GROUP + h]);
+      largest = max(largest, largests[t * TEAM + member]);
     }
     var sum = 0.0;
     var total = 0.0;
     for (var t = 0u; t < TEAMS; t++) {
-      let weight = exp(largests[t * GROUP + h] - largest);
-      sum += weight * scratch[(t * GROUP + h) * HEAD_DIM + n % HEAD_DIM];
-      total += weight * totals[t * GROUP + h];
+      let weight = exp(largests[t * TEAM + member] - largest);
+      sum += weight * scratch[(t * TEAM + member) * HEAD_DIM + n % HEAD_DIM];
+      total += weight * totals[t * TEAM + member];
     }
-    let at = (key_head * GROUP + h) * params.parts + part;
+    let at = (key_head * GROUP + member * QUERIES + query) * params.parts + part;
     put(PARTS_AT + at * HEAD_DIM + n % HEAD_DIM, sum);
     if (n % HEAD_DIM == 0u) {
       put(NUMBERS_AT + 2u * at, largest);
@@ -210,36 +211,18 @@ fn put_part(key_head: u32, part: u32, invocation: u32) {
   }
 }
 
-fn attend(item: u32, invocation: u32, subgroup: u32, lane: u32) {
-  let key_head = item / params.parts;
-  let part = item % params.parts;
-  let begin = params.first_key + part * params.part_keys;
-  let end = min(params.new_key + 1u, begin + params.part_keys);
-  let team = subgroup / GROUP;
-  let turn = turn_of(subgroup, lane);
-  var tile = cached_tile(key_head, begin + team, lane);
-  fetch_fresh(key_head, invocation);
-  workgroupBarrier();
-  turn_row(min(subgroup, GROUP), turn, lane, subgroup <= GROUP);
-  workgroupBarrier();
-  if (begin < end && end == params.new_key + 1u) {
-    put_new_key(key_head, invocation);
-  }
+fn query_of(row: u32, lane: u32) -> Vectors {
   var query: Vectors;
   for (var i = 0u; i < OWN_VECTORS; i++) {
-    query[i] = fresh_vector(subgroup % GROUP, own_vector(lane, i));
+    query[i] = fresh_vector(row, own_vector(lane, i));
   }
-  // The new token's row of the caches holds something else as yet.
-  let cached_end = min(end, params.new_key);
-  var running = begun(query, lane, team == 0u && begin < end && end > params.new_key);
-  for (var first = begin; first < cached_end; first += KEYS * TEAMS) {
-    running = add_tile(running, tile, query, first + team, cached_end, lane);
-    if (first + KEYS * TEAMS < cached_end) {
-      tile = cached_tile(key_head, first + KEYS * TEAMS + team, lane);
-    }
-  }
+  return query;
+}
+
+// Before a barrier.
+fn keep(running: Running, subgroup: u32, lane: u32) {
   let total = subgroupAdd(running.total);
-  if (team < TEAMS) {
+  if (subgroup < TEAMS * TEAM) {
     for (var i = 0u; i < OWN_VECTORS; i++) {
       let vector = lane + i * SUBGROUP;
       if (vector < VECTORS) {
@@ -253,8 +236,51 @@ fn attend(item: u32, invocation: u32, subgroup: u32, lane: u32) {
       totals[subgroup] = total;
     }
   }
+}
+
+fn attend(item: u32, invocation: u32, subgroup: u32, lane: u32) {
+  let key_head = item / params.parts;
+  let part = item % params.parts;
+  let begin = params.first_key + part * params.part_keys;
+  let end = min(params.new_key + 1u, begin + params.part_keys);
+  let team = subgroup / TEAM;
+  let turn = turn_of(subgroup, lane);
+  var tile = cached_tile(key_head, begin + team, lane);
+  fetch_fresh(key_head, invocation);
   workgroupBarrier();
-  put_part(key_head, part, invocation);
+  turn_row(min(subgroup, GROUP), turn, lane, subgroup <= GROUP);
+  workgroupBarrier();
+  if (begin < end && end == params.new_key + 1u) {
+    put_new_key(key_head, invocation);
+  }
+  let query = query_of(subgroup % TEAM * QUERIES, lane);
+  let second_query = query_of(subgroup % TEAM * QUERIES + QUERIES - 1u, lane);
+  // The new token's row of the caches holds something else as yet.
+  let cached_end = min(end, params.new_key);
+  let with_new = team == 0u && begin < end && end > params.new_key;
+  var running = begun(query, lane, with_new);
+  var second: Running;
+  if (QUERIES == 2u) {
+    second = begun(second_query, lane, with_new);
+  }
+  for (var first = begin; first < cached_end; first += KEYS * TEAMS) {
+    running = add_tile(running, tile, query, first + team, cached_end, lane);
+    if (QUERIES == 2u) {
+      second = add_tile(second, tile, second_query, first + team, cached_end, lane);
+    }
+    if (first + KEYS * TEAMS < cached_end) {
+      tile = cached_tile(key_head, first + KEYS * TEAMS + team, lane);
+    }
+  }
+  keep(running, subgroup, lane);
+  workgroupBarrier();
+  put_part(key_head, part, 0u, invocation);
+  if (QUERIES == 2u) {
+    workgroupBarrier();
+    keep(second, subgroup, lane);
+    workgroupBarrier();
+    put_part(key_head, part, 1u, invocation);
+  }
 }
 
 // Columns [first, first + count) of the output from all parts; `values` has room for three numbers of each part of each. 2 barriers.
