@@ -53,7 +53,7 @@ std::uint32_t RecorderState::put_params(std::span<const std::byte> bytes) {
 }
 
 // A tensor is bound to the end of its buffer, so that batches of different lengths share bind groups; kernels know sizes from
-// their params alone. Where a dispatch has two tensors of one buffer, their ranges must not meet, so these are exact.
+// their params alone. Where a dispatch has two tensors of one buffer, their ranges must not meet if one is written, so these are exact.
 std::uint64_t RecorderState::bound_size(std::span<const Binding> bindings, std::size_t index) const {
   const Tensor& tensor = bindings[index].tensor;
   for (std::size_t i = 0; i < bindings.size(); ++i) {
@@ -140,6 +140,10 @@ void Recorder::dispatch_bytes(const Kernel& kernel, std::span<const Binding> bin
   // While kernels are being compiled, what comes next is recorded, so that its kernels are compiled beside them.
   const bool enough = state_->commands.size() >= state_->most_commands || state_->flops > most_flops_in_submission;
   if (enough && pipelines_ready(device_.state())) submit();
+}
+
+void Recorder::prepare(const Kernel& kernel, std::span<const Binding> bindings, std::size_t params_bytes) {
+  begin_pipeline(device_.state(), kernel.state(), bindings, params_bytes);
 }
 
 void Recorder::copy(const Tensor& from, const Tensor& to) {

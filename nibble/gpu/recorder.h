@@ -69,6 +69,9 @@ class Recorder {
   void dispatch_bytes(const Kernel& kernel, std::span<const Binding> bindings, std::span<const std::byte> params,
                       Grid grid, Work work);
 
+  // Begins to compile a kernel that will be dispatched with such bindings and params later.
+  void prepare(const Kernel& kernel, std::span<const Binding> bindings, std::size_t params_bytes);
+
   // Bytes must be a multiple of 4.
   void copy(const Tensor& from, const Tensor& to);
   void clear(const Tensor& tensor);

@@ -160,8 +160,7 @@ std::optional<LayerStepPlan> best_plan(const gpu::Device& device, const LayerSte
   return best;
 }
 
-bool suits(const gpu::Device& device, const LayerStepShape& s) {
-  const gpu::AdapterInfo& info = device.info();
+bool suits(const gpu::AdapterInfo& info, const LayerStepShape& s) {
   return info.subgroups && info.subgroup_min_size == info.subgroup_max_size && info.subgroup_min_size >= 8 &&
          info.limits.storage_bindings >= storage_bindings && s.hidden % 64 == 0 && s.intermediate % 64 == 0 && s.head_dim % 8 == 0 &&
          s.heads * s.head_dim % 64 == 0 && s.heads % s.key_heads == 0;
@@ -176,7 +175,7 @@ struct LayerStepParams {
   std::array<float, 8> scaling{};
 };
 
-gpu::Kernel step_kernel(gpu::Device& device, const LayerStepPlan& plan, CodeBook codes, const Tensor& keys, std::uint32_t part_keys) {
+gpu::Kernel step_kernel(gpu::Device& device, const LayerStepPlan& plan, CodeBook codes, const Tensor& keys, std::uint32_t queries) {
   const LayerStepShape& s = plan.shape;
   const Places places(plan);
   gpu::Prelude prelude;
@@ -197,7 +196,7 @@ gpu::Kernel step_kernel(gpu::Device& device, const LayerStepPlan& plan, CodeBook
   // Lavapipe's compiler does.
   prelude.constant("LOADS_MOVE", device.info().type == gpu::AdapterType::software);
   declare_keys(prelude, keys);
-  prelude.constant("QUERIES", s.heads / s.key_heads % 2 == 0 && part_keys >= least_for_two_queries ? 2u : 1u);
+  prelude.constant("QUERIES", queries);
   prelude.text(nf4_codes_text(codes));
   const bool by_lanes = meets_adapters_by_lanes(plan);
   if (by_lanes) prelude.constant("MOST_ROWS", most_rows(plan));
@@ -238,6 +237,11 @@ void set_adapters(LayerStepParams& params, const LayerStep& op) {
     params.adapted |= 1u << i;
     params.a_begin[i] = op.adapters[i]->a, params.b_begin[i] = op.adapters[i]->b, params.scaling[i] = op.adapters[i]->scaling;
   }
+}
+
+// Queries of a subgroup, by the keys of a part.
+std::uint32_t queries_of(const LayerStepShape& s, std::uint32_t part_keys) {
+  return s.heads / s.key_heads % 2 == 0 && part_keys >= least_for_two_queries ? 2 : 1;
 }
 
 LayerStepParams params_of(const LayerStep& op) {
@@ -293,7 +297,7 @@ std::uint32_t resident_workgroups(gpu::Device& device, std::uint32_t workgroup, 
 
 std::optional<LayerStepPlan> layer_step_plan(gpu::Device& device, const LayerStepShape& shape, StepLookups lookups, std::uint32_t workgroups) {
   constexpr std::uint32_t guess = 128, gpu_patience = 1u << 20, software_patience = 1u << 24;
-  if (!suits(device, shape)) return {};
+  if (!suits(device.info(), shape)) return {};
   auto plan = best_plan(device, shape, lookups, workgroups ? workgroups : guess);
   if (plan && !workgroups) {
     const std::uint64_t counted_with = plan->workgroup_bytes();
@@ -332,6 +336,7 @@ LayerStepRoom make_layer_step_room(gpu::Device& device, const LayerStepPlan& pla
 }
 
 std::uint64_t layer_step_room_bytes(const gpu::AdapterInfo& info, const LayerStepShape& shape, std::uint32_t layers, std::uint32_t workgroups) {
+  if (!suits(info, shape)) return 0;
   const LayerStepPlan plan{.shape = shape, .subgroup = info.subgroup_max_size, .workgroups = workgroups ? workgroups : most_workgroups,
                            .most_parts = workgroups ? parts_of(shape, workgroups) : most_parts};
   return gpu::buffer_bytes(4 * (exchange_begin + std::uint64_t{layers} * plan.region())) + gpu::buffer_bytes(4ull * layers * Constants(shape).end);
@@ -359,8 +364,12 @@ void record(gpu::Recorder& recorder, const LayerStep& op) {
     bindings.push_back(binding);
   }
   if (plan.shape.rank > 0) bindings.push_back(gpu::read(op.lora ? op.lora : op.room.constants));
-  recorder.dispatch_bytes(step_kernel(device, plan, op.weights[0].codes, op.k, params.part_keys), bindings, std::as_bytes(std::span<const LayerStepParams, 1>(&params, 1)),
-                          {plan.workgroups}, {.bytes = op.layers * bytes, .flops = op.layers * flops});
+  const auto kernel = [&](std::uint32_t queries) { return step_kernel(device, plan, op.weights[0].codes, op.k, queries); };
+  const std::uint32_t queries = queries_of(plan.shape, params.part_keys), most = queries_of(plan.shape, ceil_div(op.k.dim(1), plan.most_parts));
+  // No token that comes later waits for its kernel.
+  if (most > queries) recorder.prepare(kernel(most), bindings, sizeof params);
+  recorder.dispatch_bytes(kernel(queries), bindings, std::as_bytes(std::span<const LayerStepParams, 1>(&params, 1)), {plan.workgroups},
+                          {.bytes = op.layers * bytes, .flops = op.layers * flops});
 }
 
 }  // namespace nibble

@@ -60,7 +60,7 @@ struct LayerStepRoom {
   Tensor trouble() const { return exchange.part(0, {1}); }
 };
 LayerStepRoom make_layer_step_room(gpu::Device& device, const LayerStepPlan& plan, std::span<const LayerStepVectors> layers);
-// Of so many workgroups; 0: at most.
+// Of so many workgroups; 0: at most. Nothing where the adapter or the shape does not suit.
 std::uint64_t layer_step_room_bytes(const gpu::AdapterInfo& info, const LayerStepShape& shape, std::uint32_t layers, std::uint32_t workgroups = 0);
 // Before the first layer of each token.
 void clear(gpu::Recorder& recorder, const LayerStepRoom& room);

@@ -17,9 +17,9 @@ constexpr std::uint32_t position = 5, positions = 16, keys_before = 2;  // rows 
 struct Case {
   LayerStepShape shape;
   float norms = 1, values = 1;  // sizes of the norms' weights and of the input
-  std::uint32_t keys = 8;
+  std::uint32_t keys = 8, rows_left = 2;  // of the caches: met, and behind them
   std::uint32_t new_key() const { return keys_before + keys - 1; }
-  std::uint32_t capacity() const { return new_key() + 3; }
+  std::uint32_t capacity() const { return new_key() + 1 + rows_left; }
 };
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
@@ -241,9 +241,25 @@ TEST(LayerStep, LayersThatFollowOneAnotherEqualTheFormula) {
   const Layers layers(c, 3);
   const auto expected = layers.expected();
   for (const StepLookups lookups : {StepLookups::in_lanes, StepLookups::in_pairs}) {
-    const auto plan = layer_step_plan(test::device(), c.shape, lookups, 1).value();
-    EXPECT_LT(test::relative_error(layers.actual(plan), expected), plan.pairs ? 6e-3 : 6e-6);
+    for (const std::uint32_t workgroups : {1u, 2u}) {
+      const auto plan = layer_step_plan(test::device(), c.shape, lookups, workgroups).value();
+      if (resident_workgroups(test::device(), plan.workgroup, plan.workgroup_bytes()) < workgroups) continue;
+      EXPECT_LT(test::relative_error(layers.actual(plan), expected), plan.pairs ? 6e-3 : 6e-6) << workgroups << " workgroups";
+    }
   }
+}
+
+// Where the caches have room for many keys both kernels are made with the first token.
+TEST(LayerStep, NoLaterTokenWaitsForItsKernel) {
+  const LayerStepShape shape{128, 64, 2, 1, 64};
+  const auto plan = layer_step_plan(test::device(), shape, StepLookups::in_lanes, 1).value();
+  const auto made = [&](const Case& c) {
+    const std::uint64_t before = test::device().pipelines_made();
+    (void)Layers(c, 1).actual(plan);
+    return test::device().pipelines_made() - before;
+  };
+  EXPECT_GE(made({shape, 1, 1, 8, 600}), 2u);
+  EXPECT_EQ(made({shape, 1, 1, 600}), 0u);
 }
 
 // Few weights, or adapters, are met faster in lanes.

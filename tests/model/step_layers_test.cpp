@@ -22,16 +22,18 @@ ModelConfig config_of(std::vector<bool> nope = {}) {
   return config;
 }
 
-// The layers of each dispatch of a token.
-Runs runs_of(const ModelState& state) {
+// The layers of each dispatch of a token; of caches in so many buffers.
+Runs runs_of(const ModelState& state, std::uint32_t buffers = 1) {
   gpu::Device& device = test::device();
   const ModelConfig& config = state.config();
   const LoraWeights* lora = state.has_lora() ? state.lora_mirror().on_device() : nullptr;
   const StepLayers step = StepLayers::make(device, config, state.weights(), lora, ProductPath::f32, 1).value();
-  const auto keys = [&] { return gpu::tensors_together(device, layers, DType::f32, {config.num_kv_heads, 16, config.head_dim}, "keys"); };
-  const auto k = keys(), v = keys();
   std::vector<KeyCache> caches;
-  for (std::uint32_t layer = 0; layer < layers; ++layer) caches.push_back({k[layer], v[layer]});
+  for (std::uint32_t buffer = 0; buffer < buffers; ++buffer) {
+    const auto keys = [&] { return gpu::tensors_together(device, layers / buffers, DType::f32, {config.num_kv_heads, 16, config.head_dim}, "keys"); };
+    const auto k = keys(), v = keys();
+    for (std::uint32_t layer = 0; layer < layers / buffers; ++layer) caches.push_back({k[layer], v[layer]});
+  }
   gpu::Recorder recorder(device);
   const DeviceStream stream;
   const Rotations rotations(device, config, 16, 16);
@@ -93,6 +95,12 @@ TEST(StepLayers, ThoseThatAreAlikeAndLieTogetherTakeOneDispatch) {
     EXPECT_EQ(runs_of(state), c.runs);
     expect_the_same_logits(state);
   }
+}
+
+TEST(StepLayers, RunsEndWhereABufferEnds) {
+  const ModelState state = ModelState::made_up(test::device(), config_of(), {.path = ProductPath::f32, .trainable = false});
+  EXPECT_EQ(runs_of(state, 2), (Runs{3, 3}));
+  EXPECT_EQ(runs_of(state, 6), (Runs{1, 1, 1, 1, 1, 1}));
 }
 
 // Of streamed layers each stands in a slot, and others lie between those that stay.

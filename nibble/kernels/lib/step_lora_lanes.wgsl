@@ -17,7 +17,8 @@ fn existing_row(p: Product, own: Own, element: u32) -> AdapterRow {
 
 fn element_of_b(p: Product, own: Own, element: u32) -> f32 {
   let at = existing_row(p, own, element);
-  return lora[place_of_b(at.projection) + at.row * RANK + element % RANK];
+  // Of a projection without an adapter any element is read, and not met.
+  return lora[select(0u, place_of_b(at.projection) + at.row * RANK, adapted(at.projection)) + element % RANK];
 }
 fn four_of_b(p: Product, own: Own, element: u32) -> vec4<f32> {
   var b: vec4<f32>;
