@@ -50,6 +50,13 @@ class Diverged : public Error {
 };
 
 // Throws E with the formatted sentence. `where` names the function or file, without brackets.
+// The [where] of its text; empty where there is none.
+inline std::string_view place_of(const Error& error) {
+  const std::string_view what = error.what();
+  const auto end = what.find("] ");
+  return what.starts_with('[') && end != what.npos ? what.substr(1, end - 1) : std::string_view();
+}
+
 template <typename E = Error, typename... Args>
 [[noreturn]] void fail(std::string_view where, fmt::format_string<Args...> sentence, Args&&... args) {
   throw E(fmt::format("[{}] {}", where, fmt::format(sentence, std::forward<Args>(args)...)));

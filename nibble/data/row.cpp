@@ -112,10 +112,8 @@ RowForm detect_row_form(const OrderedJson& row) {
 }
 
 std::string_view sentence_of(const Error& error) {
-  const std::string_view what = error.what();
-  const auto end = what.find("] ");
-  const bool has_place = what.starts_with('[') && end != what.npos;
-  return has_place && !what.starts_with("[chat_template]") ? what.substr(end + 2) : what;
+  const std::string_view what = error.what(), place = place_of(error);
+  return !place.empty() && place != "chat_template" ? what.substr(place.size() + 3) : what;
 }
 
 OrderedJson parse_row(std::string_view line) {

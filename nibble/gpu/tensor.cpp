@@ -12,7 +12,7 @@ namespace nibble::gpu {
 
 std::uint64_t buffer_bytes(std::uint64_t tensor_bytes) {
   constexpr std::uint64_t own_allocation = std::uint64_t{4} << 20;
-  const std::uint64_t size = (std::max<std::uint64_t>(tensor_bytes, 16) + 255) / 256 * 256;
+  const std::uint64_t size = up_to_binding(std::max<std::uint64_t>(tensor_bytes, 16));
   return size < own_allocation ? std::bit_ceil(size) : size;
 }
 

@@ -17,6 +17,10 @@ struct BufferState;
 // A shared handle to device memory; the memory is freed, and the device let go, when the last handle is gone.
 using Buffer = std::shared_ptr<BufferState>;
 
+// Bindings may begin at multiples of so many bytes on every adapter.
+constexpr std::uint64_t binding_alignment = 256;
+constexpr std::uint64_t up_to_binding(std::uint64_t bytes) { return (bytes + binding_alignment - 1) / binding_alignment * binding_alignment; }
+
 // What a tensor takes of the device's memory, as Device::memory() counts it. Dawn puts buffers below 4 MiB into blocks of a
 // power of two; larger ones are as long as they are.
 std::uint64_t buffer_bytes(std::uint64_t tensor_bytes);

@@ -190,8 +190,7 @@ gpu::Kernel step_kernel(gpu::Device& device, const LayerStepPlan& plan, CodeBook
   prelude.constant("PARTS_AT", places.parts).constant("NUMBERS_AT", places.numbers).constant("ATTENDED_AT", places.attended);
   prelude.constant("MIDDLE_AT", places.middle).constant("GATED_AT", places.gated).constant("LORA_AT", places.lora);
   const Constants constants(s);
-  prelude.constant("TROUBLE_AT", 0u).constant("CONSTANTS", constants.end);
-  prelude.constant("ATTENTION_NORM_AT", constants.attention_norm).constant("MLP_NORM_AT", constants.mlp_norm);
+  prelude.constant("CONSTANTS", constants.end).constant("ATTENTION_NORM_AT", constants.attention_norm).constant("MLP_NORM_AT", constants.mlp_norm);
   prelude.constant("Q_NORM_AT", constants.q_norm).constant("K_NORM_AT", constants.k_norm).constant("BIAS_AT", constants.bias);
   // Lavapipe's compiler does.
   prelude.constant("LOADS_MOVE", device.info().type == gpu::AdapterType::software);

@@ -4,7 +4,7 @@
 // up; down. Before a result is waited for, the first codes that it will meet are asked for.
 //
 // Prelude: SUBGROUP, at least 8; WORKGROUP, a multiple of it; HIDDEN, ATTENDED, QKV, INTERMEDIATE, multiples of 64; HEADS, KEY_HEADS,
-// HEAD_DIM; HEAD_NORM, BIAS, RANK; SCRATCH, room of workgroup memory; WORKGROUPS, those of the dispatch; of the exchange TROUBLE_AT, REGION,
+// HEAD_DIM; HEAD_NORM, BIAS, RANK; SCRATCH, room of workgroup memory; WORKGROUPS, those of the dispatch; of the exchange REGION,
 // the words of a layer's, and the places in it: INPUT_AT, QKV_AT, PARTS_AT, NUMBERS_AT, ATTENDED_AT, MIDDLE_AT, GATED_AT, LORA_AT;
 // CONSTANTS, those of a layer, and the places among them: ATTENTION_NORM_AT, MLP_NORM_AT, Q_NORM_AT, K_NORM_AT, BIAS_AT; LOADS_MOVE:
 // lib/step_exchange.wgsl.
@@ -42,6 +42,11 @@ const HIDDEN_SLICES = (HIDDEN + SPAN - 1u) / SPAN;
 
 var<workgroup> scratch: array<f32, SCRATCH>;  // of a product: each row's shares, a slice each; of attention: lib/step_attention.wgsl
 var<workgroup> square_shares: array<f32, SQUARES>;
+
+// Of this layer's constant `at`.
+fn place_of_constant(at: u32) -> u32 {
+  return params.constants + layer * CONSTANTS + at;
+}
 
 // Who asks, within a workgroup.
 struct Invocation {
@@ -120,12 +125,13 @@ fn attend_all(who: Invocation, workgroup: u32) {
   put_attended(own_units(ATTENDED, workgroup), who.index);
 }
 
-// Results that this invocation adds to its own of the product before the last one; of each it is handed and returns the first.
-fn project_attended(input_first: f32, who: Invocation, workgroup: u32) -> f32 {
+// A product whose results are added to the residual stream, whose values lie from `stream` on; this invocation's first one is `known`. The
+// sums go from `to` on, or at the end of the dispatch into the output. Returns the first.
+fn project_back(p: Product, source: u32, projection: u32, known: f32, stream: u32, to: u32, ends: bool, who: Invocation, workgroup: u32) -> f32 {
   let own = own_units(HIDDEN, workgroup);
-  var before = input_first;
+  var before = known;
   var first: f32;
-  run_product(O_PRODUCT, ATTENDED_AT, 3u, 1u, who, workgroup);
+  run_product(p, source, projection, 1u, who, workgroup);
   for (var round = 0u; round < rounds_of(HIDDEN); round++) {
     let n = who.index + round * WORKGROUP;
     if (n >= own.count) {
@@ -133,12 +139,16 @@ fn project_attended(input_first: f32, who: Invocation, workgroup: u32) -> f32 {
     }
     let row = own.first + n;
     if (round > 0u) {
-      before = take(INPUT_AT + place(row));
+      before = take(stream + place(row));
     }
-    let result = before + total(n, slices_of(ATTENDED)) + share_of_adapter(O_PRODUCT, own, n);
-    put(MIDDLE_AT + place(row), result);
+    let result = before + total(n, slices_of(p.inputs)) + share_of_adapter(p, own, n);
     if (round == 0u) {
       first = result;
+    }
+    if (ends) {
+      output[row] = result;
+    } else {
+      put(to + place(row), result);
     }
   }
   return first;
@@ -157,33 +167,6 @@ fn gate(who: Invocation, workgroup: u32) {
     let u = factor * (total(2u * n + 1u, slices_of(HIDDEN)) + share_of_adapter(GATE_UP_PRODUCT, own, 2u * n + 1u));
     put(GATED_AT + place(row), silu(g) * u);
   }
-}
-
-fn project_gated(middle_first: f32, who: Invocation, workgroup: u32) -> f32 {
-  let own = own_units(HIDDEN, workgroup);
-  var before = middle_first;
-  var first: f32;
-  run_product(DOWN_PRODUCT, GATED_AT, 6u, 1u, who, workgroup);
-  for (var round = 0u; round < rounds_of(HIDDEN); round++) {
-    let n = who.index + round * WORKGROUP;
-    if (n >= own.count) {
-      break;
-    }
-    let row = own.first + n;
-    if (round > 0u) {
-      before = take(MIDDLE_AT + place(row));
-    }
-    let result = before + total(n, slices_of(INTERMEDIATE)) + share_of_adapter(DOWN_PRODUCT, own, n);
-    if (round == 0u) {
-      first = result;
-    }
-    if (layer + 1u < params.layers) {
-      put(REGION + INPUT_AT + place(row), result);  // of the next layer
-    } else {
-      output[row] = result;
-    }
-  }
-  return first;
 }
 
 // Hands the first layer's input on as later ones get theirs. Returns the first value of this invocation.
@@ -215,8 +198,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     layer = i;
     project(who, group.x);
     attend_all(who, group.x);
-    let middle = project_attended(first, who, group.x);
+    let middle = project_back(O_PRODUCT, ATTENDED_AT, 3u, first, INPUT_AT, MIDDLE_AT, false, who, group.x);
     gate(who, group.x);
-    first = project_gated(middle, who, group.x);
+    // The next layer's input.
+    first = project_back(DOWN_PRODUCT, GATED_AT, 6u, middle, MIDDLE_AT, REGION + INPUT_AT, layer + 1u == params.layers, who, group.x);
   }
 }

@@ -8,9 +8,8 @@ namespace nibble {
 namespace {
 
 constexpr std::uint32_t pack_lanes = 256;
-constexpr std::uint64_t binding_alignment = 256;  // bytes
-constexpr float unit = 0x1p6f;                    // of the packed matrices
-constexpr float hidden_unit = 0x1p6f;             // of hidden gradients, in units of rows
+constexpr float unit = 0x1p6f;         // of the packed matrices
+constexpr float hidden_unit = 0x1p6f;  // of hidden gradients, in units of rows
 
 // As in the kernel.
 struct Matrix {
@@ -33,9 +32,9 @@ struct Item {
   bool is_b;
 };
 
-// Where the next tensor begins: bindings begin at multiples of 256 bytes.
+// Where the next tensor begins, and a binding may.
 Tensor take(const Tensor& flat, std::uint64_t& at, std::uint32_t rows, std::uint32_t columns) {
-  constexpr std::uint64_t multiple = binding_alignment / 2;
+  constexpr std::uint64_t multiple = gpu::binding_alignment / 2;
   const std::uint64_t first = at;
   at += (std::uint64_t{rows} * columns + multiple - 1) / multiple * multiple;
   return flat ? flat.part(first, {rows, columns}) : Tensor();
@@ -94,7 +93,7 @@ struct Span {
 };
 
 Span with(const Span& span, const Tensor& tensor) {
-  const std::uint64_t begin = tensor.offset() / binding_alignment * binding_alignment;
+  const std::uint64_t begin = tensor.offset() / gpu::binding_alignment * gpu::binding_alignment;
   return {std::min(span.begin, begin), std::max(span.end, tensor.offset() + tensor.bytes())};
 }
 

@@ -5,12 +5,6 @@
 namespace nibble {
 namespace {
 
-// From one tensor to the next, as bindings may begin.
-std::uint64_t stride_of(std::uint64_t bytes) {
-  constexpr std::uint64_t alignment = 256;
-  return (bytes + alignment - 1) / alignment * alignment;
-}
-
 std::uint64_t bytes_of(DType dtype, std::initializer_list<std::uint32_t> dims) {
   std::uint64_t bytes = size_of(dtype);
   for (const std::uint32_t dim : dims) bytes *= dim;
@@ -18,7 +12,7 @@ std::uint64_t bytes_of(DType dtype, std::initializer_list<std::uint32_t> dims) {
 }
 
 bool lie_in_arena(std::uint64_t bytes, std::uint32_t layers) {
-  return gpu::buffer_bytes(stride_of(bytes) * layers) < layers * gpu::buffer_bytes(bytes);
+  return gpu::buffer_bytes(gpu::up_to_binding(bytes) * layers) < layers * gpu::buffer_bytes(bytes);
 }
 
 }  // namespace
@@ -31,7 +25,7 @@ void LayerArenas::begin_layer() {
 
 gpu::Tensor LayerArenas::next(DType dtype, std::initializer_list<std::uint32_t> dims) {
   check(begun_ > 0, label_, "A tensor was asked for before its layer.");
-  const std::uint64_t bytes = bytes_of(dtype, dims), stride = stride_of(bytes);
+  const std::uint64_t bytes = bytes_of(dtype, dims), stride = gpu::up_to_binding(bytes);
   const std::size_t which = next_++;
   if (which == arenas_.size()) arenas_.emplace_back();
   if (!lie_in_arena(bytes, layers_)) return device_->tensor(dtype, dims, label_);
@@ -44,7 +38,7 @@ gpu::Tensor LayerArenas::next(DType dtype, std::initializer_list<std::uint32_t> 
 
 std::uint64_t LayerArenas::bytes(DType dtype, std::initializer_list<std::uint32_t> dims, std::uint32_t layers) {
   const std::uint64_t bytes = bytes_of(dtype, dims);
-  return lie_in_arena(bytes, layers) ? gpu::buffer_bytes(stride_of(bytes) * layers) : layers * gpu::buffer_bytes(bytes);
+  return lie_in_arena(bytes, layers) ? gpu::buffer_bytes(gpu::up_to_binding(bytes) * layers) : layers * gpu::buffer_bytes(bytes);
 }
 
 }  // namespace nibble

@@ -112,8 +112,7 @@ void settle_modules(TrainOptions& options, const ModelConfig& config) {
     modules_of(options.lora, config.num_layers);
   } catch (const DataError& error) {
     // It names the key that an adapter's file would have, or two.
-    const std::string what = error.what();
-    std::string option = "--" + what.substr(1, what.find(']') - 1);
+    std::string option = fmt::format("--{}", place_of(error));
     std::replace(option.begin(), option.end(), '_', '-');
     if (const auto other = option.find(" or "); other != option.npos) option.insert(other + 4, "--");
     fail<UsageError>(option, "{}", data::sentence_of(error));

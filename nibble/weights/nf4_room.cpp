@@ -9,7 +9,6 @@
 namespace nibble {
 namespace {
 
-constexpr std::uint32_t binding_alignment = 256;  // bytes, on every adapter
 constexpr std::uint64_t block_bytes = 2 * sizeof(float);
 
 std::uint64_t count_of(ProjectionDims dims) { return std::uint64_t{dims.out} * dims.in; }
@@ -21,7 +20,7 @@ class Arena {
  public:
   std::uint64_t take(std::uint64_t bytes) {
     const std::uint64_t begin = end_;
-    end_ += (bytes + binding_alignment - 1) / binding_alignment * binding_alignment;
+    end_ += gpu::up_to_binding(bytes);
     return begin;
   }
   std::uint64_t end() const { return end_; }
@@ -63,7 +62,7 @@ bool joins_in_nf4(const ModelConfig& config, Joint joint) {
   const auto members = members_of(joint);
   return std::all_of(members.begin(), members.end() - 1, [&](Projection p) {
     const std::uint64_t count = count_of(config, p);
-    return count / 2 % binding_alignment == 0 && count % nf4_block == 0 && count / nf4_block * 4 % binding_alignment == 0;
+    return count / 2 % gpu::binding_alignment == 0 && count % nf4_block == 0 && count / nf4_block * 4 % gpu::binding_alignment == 0;
   });
 }
 
@@ -75,7 +74,7 @@ ScalePlaces::ScalePlaces(const ModelConfig& config) {
     count[i] = count_of(config, p) / nf4_block;
     of_matrix[i] = count[i] / matrices;
     first_block[i] = blocks;
-    constexpr std::uint64_t step = binding_alignment / sizeof(float);
+    constexpr std::uint64_t step = gpu::binding_alignment / sizeof(float);
     scales += (count[i] + step - 1) / step * step;
     blocks += matrices * ((of_matrix[i] + nested_block_size - 1) / nested_block_size);
   }

@@ -16,13 +16,12 @@ namespace nibble {
 namespace {
 
 constexpr std::size_t least_converted_a_thread = std::size_t{1} << 16;
-constexpr std::uint64_t binding_alignment = 256;  // bytes, on every adapter
 static_assert(nf4_block == int8_block);
 
 std::uint64_t code_bytes(TableForm form, std::uint64_t elements) { return elements * bits_of(form) / 8; }
 std::uint64_t scale_bytes(std::uint64_t elements) { return elements / nf4_block * sizeof(float); }
 std::uint64_t scales_begin(TableForm form, std::uint64_t elements) {
-  return (code_bytes(form, elements) + binding_alignment - 1) / binding_alignment * binding_alignment;
+  return gpu::up_to_binding(code_bytes(form, elements));
 }
 std::uint64_t host_bytes(const TableOptions& options, std::uint64_t elements) {
   if (options.form == TableForm::dense) return elements * size_of(options.dtype);

@@ -235,7 +235,7 @@ TEST_P(LayerStepTest, EqualsTheFormula) {
   }
 }
 
-// The error of three is that of one three times over at most: each adds its own to the residual stream.
+// The bars are those of one layer: errors of layers add up in the residual stream as a random walk, and come to 1.4e-7 and 4.7e-4 here.
 TEST(LayerStep, LayersThatFollowOneAnotherEqualTheFormula) {
   const Case c{{192, 320, 8, 2, 24, true, true}};
   const Layers layers(c, 3);
@@ -244,7 +244,7 @@ TEST(LayerStep, LayersThatFollowOneAnotherEqualTheFormula) {
     for (const std::uint32_t workgroups : {1u, 2u}) {
       const auto plan = layer_step_plan(test::device(), c.shape, lookups, workgroups).value();
       if (resident_workgroups(test::device(), plan.workgroup, plan.workgroup_bytes()) < workgroups) continue;
-      EXPECT_LT(test::relative_error(layers.actual(plan), expected), plan.pairs ? 6e-3 : 6e-6) << workgroups << " workgroups";
+      EXPECT_LT(test::relative_error(layers.actual(plan), expected), plan.pairs ? 2e-3 : 2e-6) << workgroups << " workgroups";
     }
   }
 }

@@ -14,7 +14,7 @@ const TEAM = GROUP / QUERIES;  // subgroups that have all of the head's queries
 const TEAMS = SUBGROUPS / TEAM;
 const KEYS = 8u;                  // of a subgroup at a time
 const KEY_LANES = SUBGROUP / KEYS;
-// In `values`, behind the subgroups' results: the item's queries, the new key, the new values.
+// In `scratch`, behind the subgroups' results: the item's queries, the new key, the new values.
 const FRESH_AT = SUBGROUPS * HEAD_DIM;
 const FRESH = (GROUP + 2u) * HEAD_DIM;
 
@@ -283,7 +283,7 @@ fn attend(item: u32, invocation: u32, subgroup: u32, lane: u32) {
   }
 }
 
-// Columns [first, first + count) of the output from all parts; `values` has room for three numbers of each part of each. 2 barriers.
+// Columns [first, first + count) of the output from all parts; `scratch` has room for three numbers of each part of each. 2 barriers.
 fn put_attended(own: Own, invocation: u32) {
   workgroupBarrier();
   for (var n = invocation; n < own.count * params.parts; n += WORKGROUP) {

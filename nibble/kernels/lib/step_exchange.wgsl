@@ -4,6 +4,8 @@
 // stands for what did not come.
 @group(0) @binding(1) var<storage, read_write> exchange: array<atomic<u32>>;
 
+const TROUBLE_AT = 0u;  // before all regions
+
 var<private> patience: u32;
 var<private> layer: u32;  // of those of the dispatch
 

@@ -11,7 +11,7 @@ fn place(k: u32) -> u32 {
 }
 
 fn constant_at(at: u32) -> f32 {
-  return constants[(params.constants + layer * CONSTANTS + at) / 4u][at % 4u];
+  return constants[place_of_constant(at) / 4u][at % 4u];
 }
 
 // The lane's weights of the norm, to be asked for before x is there.
@@ -19,7 +19,7 @@ alias Weights = Inputs;
 fn look_ahead_at_weights(p: Product, walk: Walk) -> Weights {
   var weights: Weights;
   if (is_normed(p) && walk.busy) {
-    let first = (params.constants + layer * CONSTANTS + norm_of(p) + walk.column * ELEMENTS) / 4u;
+    let first = place_of_constant(norm_of(p) + walk.column * ELEMENTS) / 4u;
     weights = Inputs(constants[first], constants[first + 1u], constants[first + 2u], constants[first + 3u]);
   }
   return weights;

@@ -16,7 +16,7 @@ fn room_of(k: u32) -> u32 {
 }
 
 fn constant_at(at: u32) -> f32 {
-  return constants[params.constants + layer * CONSTANTS + at];
+  return constants[place_of_constant(at)];
 }
 
 alias Weights = u32;  // nothing is asked for ahead
