@@ -1,9 +1,10 @@
 // Whole layers for one new token in one dispatch, for GPUs, where the start and the end of a dispatch cost more than most of a
 // layer's products. All workgroups must run at one time (layer_step.h), for they hand their results to each other through
 // `exchange` (lib/step_exchange.wgsl): projection of queries, keys and values; attention by parts; its parts together; o; gate and
-// up; down. Before a result is waited for, the first codes that it will meet are asked for.
+// up; down. Before a result is waited for, the first codes that it will meet are asked for, if EARLY as soon as a subgroup is through with
+// the product before.
 //
-// Prelude: SUBGROUP, at least 8; WORKGROUP, a multiple of it; HIDDEN, ATTENDED, QKV, INTERMEDIATE, multiples of 64; HEADS, KEY_HEADS,
+// Prelude: EARLY; SUBGROUP, at least 8; WORKGROUP, a multiple of it; HIDDEN, ATTENDED, QKV, INTERMEDIATE, multiples of 64; HEADS, KEY_HEADS,
 // HEAD_DIM; HEAD_NORM, BIAS, RANK; SCRATCH, room of workgroup memory; WORKGROUPS, those of the dispatch; of the exchange REGION,
 // the words of a layer's, and the places in it: INPUT_AT, QKV_AT, PARTS_AT, NUMBERS_AT, ATTENDED_AT, MIDDLE_AT, GATED_AT, LORA_AT;
 // CONSTANTS, those of a layer, and the places among them: ATTENTION_NORM_AT, MLP_NORM_AT, Q_NORM_AT, K_NORM_AT, BIAS_AT; LOADS_MOVE:
@@ -63,13 +64,34 @@ fn norm_factor() -> f32 {
   return 1.0 / sqrt(sum / f32(HIDDEN) + params.eps);
 }
 
+// The codes that a product meets first: whether they are on their way already, and whether those of the product behind it are to be asked
+// for at its end.
+struct FirstCodes {
+  known: bool,
+  asks: bool,
+  next: Product,
+}
+var<private> first_codes: Ahead;
+
+fn ask_for_next(next: Product, who: Invocation, workgroup: u32) {
+  let own = own_units(next.units, workgroup);
+  next_layer = select(0u, 1u, next.weight == QKV_PRODUCT.weight);
+  first_codes = look_ahead(next, own, walk_of(next, own, 0u, who.subgroup, who.lane), who.lane);
+  next_layer = 0u;
+}
+
 // A product up to its shares, and those of its adapters. Returns the factor of both, the norm's where there is one.
-fn run_product(p: Product, source: u32, first_projection: u32, members: u32, who: Invocation, workgroup: u32) -> f32 {
+fn run_product(p: Product, source: u32, first_projection: u32, members: u32, codes: FirstCodes, who: Invocation, workgroup: u32) -> f32 {
   let own = own_units(p.units, workgroup);
   var b_ahead: OfB;
   for (var sweep = 0u; sweep < sweeps_of(p.inputs); sweep++) {
     let walk = walk_of(p, own, sweep, who.subgroup, who.lane);
-    let ahead = look_ahead(p, own, walk, who.lane);
+    var ahead: Ahead;
+    if (EARLY && codes.known && sweep == 0u) {
+      ahead = first_codes;
+    } else {
+      ahead = look_ahead(p, own, walk, who.lane);
+    }
     let weights = look_ahead_at_weights(p, walk);
     let first = first_of(p, sweep);
     let a_ahead = look_ahead_at_a(first_projection, members, p.inputs, first, count_of(p, sweep), who.index, workgroup);
@@ -85,6 +107,9 @@ fn run_product(p: Product, source: u32, first_projection: u32, members: u32, who
     }
     b_ahead = look_ahead_at_b(p, own, who.subgroup, who.lane);
     multiply(p, own, walk, lane_of(x), ahead, who.lane);
+  }
+  if (EARLY && codes.asks) {
+    ask_for_next(codes.next, who, workgroup);
   }
   take_hidden(LORA_AT + p.weight * HIDDEN_PLACES, first_projection, members, who.subgroup, who.lane);
   workgroupBarrier();
@@ -102,7 +127,7 @@ fn rounds_of(units: u32) -> u32 {
 
 fn project(who: Invocation, workgroup: u32) {
   let own = own_units(QKV, workgroup);
-  let factor = run_product(QKV_PRODUCT, INPUT_AT, 0u, 3u, who, workgroup);
+  let factor = run_product(QKV_PRODUCT, INPUT_AT, 0u, 3u, FirstCodes(layer > 0u, false, O_PRODUCT), who, workgroup);
   for (var round = 0u; round < rounds_of(QKV); round++) {
     let n = who.index + round * WORKGROUP;
     if (n >= own.count) {
@@ -127,11 +152,11 @@ fn attend_all(who: Invocation, workgroup: u32) {
 
 // A product whose results are added to the residual stream, whose values lie from `stream` on; this invocation's first one is `known`. The
 // sums go from `to` on, or at the end of the dispatch into the output. Returns the first.
-fn project_back(p: Product, source: u32, projection: u32, known: f32, stream: u32, to: u32, ends: bool, who: Invocation, workgroup: u32) -> f32 {
+fn project_back(p: Product, source: u32, projection: u32, known: f32, stream: u32, to: u32, ends: bool, codes: FirstCodes, who: Invocation, workgroup: u32) -> f32 {
   let own = own_units(HIDDEN, workgroup);
   var before = known;
   var first: f32;
-  run_product(p, source, projection, 1u, who, workgroup);
+  run_product(p, source, projection, 1u, codes, who, workgroup);
   for (var round = 0u; round < rounds_of(HIDDEN); round++) {
     let n = who.index + round * WORKGROUP;
     if (n >= own.count) {
@@ -156,7 +181,7 @@ fn project_back(p: Product, source: u32, projection: u32, known: f32, stream: u3
 
 fn gate(who: Invocation, workgroup: u32) {
   let own = own_units(INTERMEDIATE, workgroup);
-  let factor = run_product(GATE_UP_PRODUCT, MIDDLE_AT, 4u, 2u, who, workgroup);
+  let factor = run_product(GATE_UP_PRODUCT, MIDDLE_AT, 4u, 2u, FirstCodes(true, true, DOWN_PRODUCT), who, workgroup);
   for (var round = 0u; round < rounds_of(INTERMEDIATE); round++) {
     let n = who.index + round * WORKGROUP;
     if (n >= own.count) {
@@ -198,9 +223,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     layer = i;
     project(who, group.x);
     attend_all(who, group.x);
-    let middle = project_back(O_PRODUCT, ATTENDED_AT, 3u, first, INPUT_AT, MIDDLE_AT, false, who, group.x);
+    let middle = project_back(O_PRODUCT, ATTENDED_AT, 3u, first, INPUT_AT, MIDDLE_AT, false, FirstCodes(false, true, GATE_UP_PRODUCT), who, group.x);
     gate(who, group.x);
     // The next layer's input.
-    first = project_back(DOWN_PRODUCT, GATED_AT, 6u, middle, MIDDLE_AT, REGION + INPUT_AT, layer + 1u == params.layers, who, group.x);
+    let ends = layer + 1u == params.layers;
+    first = project_back(DOWN_PRODUCT, GATED_AT, 6u, middle, MIDDLE_AT, REGION + INPUT_AT, ends, FirstCodes(true, !ends, QKV_PRODUCT), who, group.x);
   }
 }

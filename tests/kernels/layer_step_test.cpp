@@ -237,14 +237,15 @@ TEST_P(LayerStepTest, EqualsTheFormula) {
 
 // The bars are those of one layer: errors of layers add up in the residual stream as a random walk, and come to 1.4e-7 and 4.7e-4 here.
 TEST(LayerStep, LayersThatFollowOneAnotherEqualTheFormula) {
-  const Case c{{192, 320, 8, 2, 24, true, true}};
-  const Layers layers(c, 3);
-  const auto expected = layers.expected();
-  for (const StepLookups lookups : {StepLookups::in_lanes, StepLookups::in_pairs}) {
-    for (const std::uint32_t workgroups : {1u, 2u}) {
-      const auto plan = layer_step_plan(test::device(), c.shape, lookups, workgroups).value();
-      if (resident_workgroups(test::device(), plan.workgroup, plan.workgroup_bytes()) < workgroups) continue;
-      EXPECT_LT(test::relative_error(layers.actual(plan), expected), plan.pairs ? 2e-3 : 2e-6) << workgroups << " workgroups";
+  for (const Case& c : {Case{{192, 320, 8, 2, 24, true, true}}, Case{{64, 64, 4, 1, 32}}}) {
+    const Layers layers(c, 3);
+    const auto expected = layers.expected();
+    for (const StepLookups lookups : {StepLookups::in_lanes, StepLookups::in_pairs}) {
+      for (const std::uint32_t workgroups : {1u, 2u}) {
+        const auto plan = layer_step_plan(test::device(), c.shape, lookups, workgroups).value();
+        if (resident_workgroups(test::device(), plan.workgroup, plan.workgroup_bytes()) < workgroups) continue;
+        EXPECT_LT(test::relative_error(layers.actual(plan), expected), plan.pairs ? 2e-3 : 2e-6) << c << ", " << workgroups << " workgroups";
+      }
     }
   }
 }
@@ -275,6 +276,8 @@ TEST(LayerStepPlan, LooksUpPairsOfLargeLayersAlone) {
 
 INSTANTIATE_TEST_SUITE_P(Cases, LayerStepTest, testing::Values(
     Case{{128, 192, 2, 1, 64, true}},
+    // Of two workgroups, one step of four rows of a product, two and three.
+    Case{{64, 64, 4, 1, 32}},
     // A part of a slice at the end of each kind of inputs; more slices than subgroups for gated values.
     Case{{192, 1216, 8, 2, 24}}, Case{{320, 448, 4, 4, 48, true, true}},
     // Parts of so many keys that a subgroup has two queries: all of a key head, and half of them.

@@ -102,9 +102,11 @@ struct Four {
   scale: f32,
 }
 
+var<private> next_layer: u32;  // 1 while codes of the next layer are asked for
+
 fn codes_at(weight: u32, at: u32) -> vec2<u32> {
   switch (weight) {
-    case 0u: { return qkv_codes[layer * params.codes_stride + at]; }
+    case 0u: { return qkv_codes[(layer + next_layer) * params.codes_stride + at]; }
     case 1u: { return o_codes[layer * params.codes_stride + at]; }
     case 2u: { return gate_up_codes[layer * params.codes_stride + at]; }
     default: { return down_codes[layer * params.codes_stride + at]; }
@@ -112,7 +114,7 @@ fn codes_at(weight: u32, at: u32) -> vec2<u32> {
 }
 fn absmax_at(weight: u32, block: u32) -> f32 {
   switch (weight) {
-    case 0u: { return qkv_absmax[layer * params.scales_stride + block]; }
+    case 0u: { return qkv_absmax[(layer + next_layer) * params.scales_stride + block]; }
     case 1u: { return o_absmax[layer * params.scales_stride + block]; }
     case 2u: { return gate_up_absmax[layer * params.scales_stride + block]; }
     default: { return down_absmax[layer * params.scales_stride + block]; }
