@@ -1,6 +1,7 @@
 #include "nibble/cli/bench.h"
 
 #include "nibble/cli/build_info.h"
+#include "nibble/cli/usage.h"
 #include "nibble/io/atomic.h"
 #include "nibble/weights/shapes.h"
 
@@ -54,9 +55,9 @@ Peaks known_peaks(std::string_view adapter_name) {
 void BenchFlags::add_to(CLI::App& verb) {
   verb.add_option("--json", json, "File for the results as JSON; - is standard output, and the table then goes to standard error");
   verb.add_option("--peak-tflops", peak_tflops, "The card's peak of f16 products, where nibble does not know it")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   verb.add_option("--peak-gbs", peak_gbs, "The card's memory bandwidth in GB/s, where nibble does not know it")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   verb.add_option("--toggle", device.toggles,
                   "Toggle of Dawn, by Dawn's name, over nibble's own; \"no NAME\" turns one off. May be given several times")
       ->allow_extra_args(false);

@@ -7,6 +7,7 @@
 #include "nibble/cli/residency_flags.h"
 #include "nibble/cli/row_flags.h"
 #include "nibble/cli/train_print.h"
+#include "nibble/cli/usage.h"
 #include "nibble/io/available_memory.h"
 #include "nibble/io/json.h"
 #include "nibble/model/model.h"
@@ -42,14 +43,18 @@ void print_rows(const Evaluation& result, const ExampleSet& set) {
   }
 }
 
-void print_summary(const Evaluation& result, bool json) {
+void print_summary(const Evaluation& result, std::uint64_t bad_rows, bool json) {
   if (json) {
     fmt::print("{}\n", write_json_line({{"eval_loss", result.loss}, {"perplexity", std::exp(result.loss)},
-                                        {"accuracy", result.accuracy}, {"rows", result.rows.size()}, {"tokens", result.tokens}}));
+                                        {"accuracy", result.accuracy}, {"rows", result.rows.size()}, {"bad_rows", bad_rows}, {"tokens", result.tokens}}));
   } else {
     fmt::print("eval_loss {:.6f}  perplexity {:.4f}  accuracy {:.2f}%  ({} rows, {} trained tokens)\n", result.loss,
                std::exp(result.loss), 100 * result.accuracy, grouped(result.rows.size()), grouped(result.tokens));
   }
+}
+
+void print_bad_rows(std::uint64_t count) {
+  if (count > 0) fmt::print("left out: {} bad row{}\n", grouped(count), count == 1 ? "" : "s");
 }
 
 void finish(EvalFlags& flags) {
@@ -120,8 +125,9 @@ int run(EvalFlags flags) {
     const Evaluation result = evaluate(model, data->train, flags.options.batch_size, show);
     check<Diverged>(std::isfinite(result.loss), flags.options.data.text(), "The loss is {}.", result.loss);
     if (flags.rows) print_rows(result, data->train);
-    print_summary(result, flags.json);
+    print_summary(result, data->train.file->counts().bad_rows, flags.json);
   }
+  if (data && !flags.json) print_bad_rows(data->train.file->counts().bad_rows);
   if (budget.promised) {
     progress.say(fmt::format("Memory   {} at the peak, {} planned", human_bytes(device.memory().peak), human_bytes(placement.memory.total())));
   }
@@ -152,7 +158,7 @@ void add_eval(CLI::App& app, Action& action) {
   verb->add_option("--loss", flags->loss, "sft: of the trained tokens; dpo, orpo: of pairs of answers")
       ->check(CLI::IsMember({"sft", "dpo", "orpo"}))->capture_default_str();
   verb->add_option("--beta", flags->options.loss.beta, "DPO's beta, ORPO's lambda")
-      ->capture_default_str()->check(CLI::PositiveNumber);
+      ->capture_default_str()->check(above_zero());
   verb->add_option("--train-on", flags->train_on, "What the loss counts: assistant, last or all")
       ->check(CLI::IsMember({"assistant", "last", "all"}))->capture_default_str();
   add_think_option(*verb, flags->options.think);

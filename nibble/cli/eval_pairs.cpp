@@ -22,7 +22,7 @@ void print_pairs(const PairEvaluation& result, const ExampleSet& set) {
   }
 }
 
-void print_summary(const PairEvaluation& result, bool json) {
+void print_summary(const PairEvaluation& result, std::uint64_t bad_rows, bool json) {
   const PreferenceRecord& mean = result.mean;
   if (json) {
     fmt::print("{}\n", write_json_line({{"eval_loss", result.loss},
@@ -34,6 +34,7 @@ void print_summary(const PairEvaluation& result, bool json) {
                                         {"logps/rejected", mean.logps_rejected},
                                         {"nll_loss", mean.nll_loss},
                                         {"rows", result.pairs.size()},
+                                        {"bad_rows", bad_rows},
                                         {"tokens", result.tokens}}));
   } else {
     fmt::print("eval_loss {:.6f}  accuracy {:.2f}%  margin {:.4f}  rewards {:+.4f} against {:+.4f}  ", result.loss,
@@ -54,7 +55,7 @@ void evaluate_answers(Model& model, ExampleSet& pairs, const TrainOptions& optio
                                                [&](double done) { progress.part("Evaluating", done); });
   check<Diverged>(std::isfinite(result.loss), options.data.text(), "The loss is {}.", result.loss);
   if (printing.rows) print_pairs(result, pairs);
-  print_summary(result, printing.json);
+  print_summary(result, pairs.file->counts().bad_rows, printing.json);
 }
 
 }  // namespace nibble::cli

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 
@@ -62,6 +63,8 @@ int run(ExportFlags flags) {
   options.gguf_type = flags.type == "f16" ? GgmlType::f16 : GgmlType::f32;
   check<UsageError>(flags.from.empty() || options.consumer == Consumer::ollama, "--from",
                     "Only a Modelfile names a base; leave it out, or give --for ollama.");
+  const bool one_line = std::none_of(flags.from.begin(), flags.from.end(), [](unsigned char c) { return c < 0x20; });
+  check<UsageError>(one_line, "--from", "\"{}\" has a line break or another control character; FROM takes one line.", flags.from);
   ExportedAdapter exported = check_export(options);
   if (options.consumer == Consumer::llama_cpp) {
     save_gguf_adapter(options.output, exported, options.gguf_type);

@@ -98,7 +98,8 @@ int answer_rows(const GenerateFlags& flags, const TextFiles& files) {
       fmt::print("{}\n", write_json_line(it->second));
     }
     // A full disk is no reason to answer the others.
-    check<DataError>(std::fflush(stdout) == 0, "standard output", "Writing failed: {}.", std::strerror(errno));
+    const bool arrived = std::fflush(stdout) == 0;
+    check<DataError>(arrived, "standard output", "Writing failed: {}.", std::strerror(errno));
   });
   progress.finish_line();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

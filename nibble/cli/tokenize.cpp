@@ -78,8 +78,8 @@ class Texts {
 };
 
 void put(std::string_view text) {
-  check<DataError>(std::fwrite(text.data(), 1, text.size(), stdout) == text.size(), "standard output",
-                   "Writing failed: {}.", std::strerror(errno));
+  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+  check<DataError>(written, "standard output", "Writing failed: {}.", std::strerror(errno));
 }
 
 void encode_all(const text::Tokenizer& tokenizer, const TokenizeFlags& flags) {

@@ -3,6 +3,7 @@
 #include "nibble/base/error.h"
 #include "nibble/cli/adapter_check.h"
 #include "nibble/cli/cache_flag.h"
+#include "nibble/cli/usage.h"
 #include "nibble/weights/lora_start.h"
 
 #include <algorithm>
@@ -121,7 +122,7 @@ void TrainFlags::add_head(CLI::App& verb) {
                     "Where values and moments of the head are kept: device, host (slower), or auto: host where memory needs it")
       ->check(CLI::IsMember({"auto", "device", "host"}))->capture_default_str();
   group->add_option("--head-learning-rate", options.head_learning_rate, "Highest learning rate of the head, if not --learning-rate")
-      ->check(CLI::NonNegativeNumber);
+      ->check(from_zero());
 }
 
 void TrainFlags::add_tokens(CLI::App& verb) {
@@ -134,7 +135,7 @@ void TrainFlags::add_tokens(CLI::App& verb) {
   group->add_flag("--train-tokens-head", options.train_tokens_head, "And their rows of a head that is not tied to the embedding");
   group->add_flag("--plain-tokens", options.plain_tokens, "Add new tokens as ordinary ones, which answers show; left out, as special ones");
   group->add_option("--tokens-learning-rate", options.tokens_learning_rate, "Highest learning rate of these rows, if not --learning-rate")
-      ->check(CLI::NonNegativeNumber);
+      ->check(from_zero());
 }
 
 void TrainFlags::add_optimisation(CLI::App& verb) {
@@ -155,12 +156,12 @@ void TrainFlags::add_optimisation(CLI::App& verb) {
   group->add_option("--gradient-accumulation", options.gradient_accumulation, "Passes of one update")
       ->capture_default_str()->check(CLI::Range(1u, 65536u));
   group->add_option("--max-grad-norm", options.adamw.max_grad_norm, "Clip gradients to this norm; 0: never")
-      ->capture_default_str()->check(CLI::NonNegativeNumber);
+      ->capture_default_str()->check(from_zero());
   group->add_option("--recipe", recipe_,
                     "Values of --weight-decay and --adam-* that are not given: pytorch (torch.optim.AdamW's, without decay), or\n"
                     "original (betas 0.9 and 0.95, epsilon 1e-8, decay 0.1: the recipe that this kind of fine-tune came with)")
       ->check(CLI::IsMember({"pytorch", "original"}))->capture_default_str();
-  group->add_option("--weight-decay", options.adamw.weight_decay, "Decoupled weight decay")->capture_default_str()->check(CLI::NonNegativeNumber);
+  group->add_option("--weight-decay", options.adamw.weight_decay, "Decoupled weight decay")->capture_default_str()->check(from_zero());
   group->add_option("--adam-beta1", options.adamw.adam_beta1, "AdamW")->capture_default_str()->check(CLI::Range(0.0, 0.999999));
   group->add_option("--adam-beta2", options.adamw.adam_beta2, "AdamW")->capture_default_str()->check(CLI::Range(0.0, 0.99999999));
   group->add_option("--adam-epsilon", options.adamw.adam_epsilon, "AdamW; more than 0, at most 1")->capture_default_str()->check(refuse_no_epsilon);

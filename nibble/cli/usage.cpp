@@ -99,6 +99,16 @@ std::string conversion_error(std::string_view what) {
   return fmt::format("{}: {} is no number, or one that is too large", what.substr(begin.size(), middle - begin.size()), what.substr(middle + 3));
 }
 
+CLI::Validator number_that(const char* name, const char* which, bool (*fits)(double)) {
+  const auto refuse = [which, fits](std::string& given) {
+    char* end = nullptr;
+    const double value = std::strtod(given.c_str(), &end);
+    const bool is_number = !given.empty() && *end == '\0' && std::isfinite(value);
+    return is_number && fits(value) ? std::string() : fmt::format("{} is no number {}", given, which);
+  };
+  return CLI::Validator(refuse, name);
+}
+
 }  // namespace
 
 void check_numbers(CLI::App& app) {
@@ -109,6 +119,9 @@ void check_numbers(CLI::App& app) {
   }
   for (CLI::App* verb : app.get_subcommands([](CLI::App*) { return true; })) check_numbers(*verb);
 }
+
+CLI::Validator above_zero() { return number_that("POSITIVE", "above 0", [](double value) { return value > 0; }); }
+CLI::Validator from_zero() { return number_that("NONNEGATIVE", "from 0 on", [](double value) { return value >= 0; }); }
 
 CLI::Validator size_in_bytes() {
   const auto convert = [](std::string& value) {

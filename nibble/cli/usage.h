@@ -13,6 +13,10 @@ std::shared_ptr<CLI::FormatterBase> help_format();
 // Has options of whole numbers refuse all else, negative ones too, which would wrap around, and those of others what is not finite.
 void check_numbers(CLI::App& app);
 
+// Numbers above 0, or from 0 on. CLI11's own name the type's largest number when they refuse.
+CLI::Validator above_zero();
+CLI::Validator from_zero();
+
 // Turns a size as 5GB or 2GiB into bytes.
 CLI::Validator size_in_bytes();
 

@@ -137,7 +137,9 @@ void subtract_start(const AdapterExport& options, ExportedAdapter& exported) {
 
 ExportedAdapter check_export(const AdapterExport& options) {
   check_output(options);
-  ExportedAdapter exported{.config = read_model_config(options.model)};
+  // Not among the initialisers: where one throws, GCC 12 destroys members of the aggregates before it twice.
+  ExportedAdapter exported;
+  exported.config = read_model_config(options.model);
   exported.adapter = load_lora_adapter(options.adapter, exported.config);
   if (!options.start.empty()) subtract_start(options, exported);
   check_head(options, exported);

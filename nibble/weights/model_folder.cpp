@@ -74,6 +74,11 @@ void check_output_file(const fs::path& output, std::span<const fs::path> inputs,
   std::error_code ignored;
   check<UsageError>(fs::is_regular_file(output, ignored), output.string(), "The output is a folder; a GGUF file is one file.");
   check<UsageError>(overwrite, output.string(), "The output file is there already; name another, or give --overwrite.");
+  for (const fs::path& read : inputs) {
+    const bool inside = !read.empty() && contains(whole_path(read), whole_path(output));
+    check<UsageError>(!inside || output.extension() == ".gguf", output.string(),
+                      "The output would take the place of a file of {}, which is read; --overwrite replaces none there but those named .gguf.", read.string());
+  }
 }
 
 void check_folder_to_replace(const fs::path& output, std::span<const fs::path> inputs) {

@@ -15,7 +15,7 @@ void check_output_folder(const fs::path& output, std::span<const fs::path> input
 // The first two alone, of a folder that is nibble's own.
 void check_folder_to_replace(const fs::path& output, std::span<const fs::path> inputs);
 
-// As check_output_folder of a single file, which is there already without `overwrite`.
+// As check_output_folder of a single file, which is there already without `overwrite`, or with it is one of an input's folder, but for GGUF files.
 void check_output_file(const fs::path& output, std::span<const fs::path> inputs, bool overwrite);
 
 // DataError, which names `output` and `what`, where the disk of `folder`, or of the nearest one above that exists, has no room for so many bytes.

@@ -2,6 +2,8 @@
 #include "tests/cli/run_program.h"
 #include "tests/support/disk.h"
 
+#include <fmt/format.h>
+
 #include <regex>
 
 namespace nibble::eval_test {
@@ -93,6 +95,24 @@ TEST_F(EvalLimit, OfHostMemoryTakesADisk) {
   EXPECT_NE(read.err.find("of streamed layers in " + disk.path().string()), std::string::npos) << read.err;
   EXPECT_EQ(refused.code, 2);
   EXPECT_NE(refused.err.find("[--ram-limit] This run needs at least"), std::string::npos) << refused.err;
+}
+
+TEST_F(EvalLimit, CountsTheRowsThatItLeavesOut) {
+  const std::string row = R"({"prompt": "a", "completion": "b"})", bad = R"({"prompt": 1})";
+  const std::string data = folder_.write("gap.jsonl", row + "\n" + bad + "\n" + row + "\n");
+  const ProgramResult json = eval({"--data", data, "--skip-bad-rows"});
+  ASSERT_EQ(json.code, 0) << json.err;
+  EXPECT_NE(json.out.find("\"bad_rows\": 1"), std::string::npos) << json.out;
+  const ProgramResult text = run_nibble({"eval", "--model", test::source_path("models/tiny-qwen3").string(), "--data", data, "--skip-bad-rows"});
+  EXPECT_NE(text.out.find("left out: 1 bad row\n"), std::string::npos) << text.out;
+}
+
+TEST_F(EvalLimit, NumbersThatAreRefusedSayWhatIsAllowed) {
+  for (const char* given : {"0", "-1", "inf", "x"}) {
+    const ProgramResult refused = eval({"--data", "x", "--loss", "dpo", std::string("--beta=") + given});
+    EXPECT_EQ(refused.code, 2);
+    EXPECT_EQ(refused.err, fmt::format("nibble: --beta: {} is no number above 0. See: nibble eval --help\n", given));
+  }
 }
 
 TEST_F(EvalLimit, WhatIsNoAmountIsNamed) {

@@ -80,6 +80,9 @@ TEST_F(ExportVerb, RefusesByName) {
   const auto from = run("mlx", {"--from", "x"});
   EXPECT_EQ(from.code, 2);
   EXPECT_NE(from.err.find("--from"), std::string::npos) << from.err;
+  const auto two_lines = run("ollama", {"--from", "qwen3:4b\nRUN x"});
+  EXPECT_EQ(two_lines.code, 2);
+  EXPECT_NE(two_lines.err.find("line break"), std::string::npos) << two_lines.err;
   EXPECT_FALSE(fs::exists(output_));
 }
 

@@ -1,7 +1,10 @@
 #include "nibble/io/json.h"
 #include "tests/cli/run_program.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cstdlib>
 
 namespace nibble::tokenize_test {
 namespace {
@@ -85,6 +88,16 @@ TEST(Tokenize, RefusesInOneSentence) {
   refuses({"--decode", "--text", "[1.5]"}, "", 1, "not 1.5");
   refuses({"--decode", "--text", "[99999999999]"}, "", 1, "not 99999999999");
   refuses({"--decode", "--text", "[\"\x1b[31m\"]"}, "", 1, "[--text");
+}
+
+TEST(Tokenize, SaysWhyItsOutputDoesNotArrive) {
+  const test::TemporaryFolder folder;
+  std::string lines;
+  for (int i = 0; i < 4000; ++i) lines += "Hello there\n";
+  const std::string texts = folder.write("texts", lines), err = folder / "err";
+  const int status = std::system(fmt::format("'{}' tokenize --model '{}' --text-file '{}' >/dev/full 2>'{}'", NIBBLE_PROGRAM, tiny, texts, err).c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 1);
+  EXPECT_EQ(test::slurp(err), "nibble: [standard output] Writing failed: No space left on device.\n");
 }
 
 }  // namespace

@@ -316,6 +316,23 @@ TEST_F(AdapterExportTest, RefusesOutputsThatAreThere) {
   expect_error<UsageError>([&] { check_export(o); }, "would take the place of");
 }
 
+TEST_F(AdapterExportTest, RefusesFilesOfWhatItReads) {
+  const fs::path adapter = folder_.path() / "adapter";
+  AdapterExport o = options("tiny", Consumer::llama_cpp);
+  fs::copy(o.adapter, adapter);
+  o.adapter = adapter, o.output = adapter / "adapter_model.safetensors", o.overwrite = true;
+  expect_error<UsageError>([&] { check_export(o); }, "take the place of a file of", "adapter");
+  o.output = adapter / "adapter.gguf";
+  std::ofstream(o.output) << "an earlier one";
+  EXPECT_NO_THROW(check_export(o));
+}
+
+TEST_F(AdapterExportTest, RefusesModelsThatAreNone) {
+  AdapterExport o = options("tiny", Consumer::peft);
+  o.model = folder_.path() / "none";
+  expect_error<DataError>([&] { check_export(o); }, "none");
+}
+
 TEST_F(AdapterExportTest, TellsVllmsRank) {
   const ExportedAdapter exported = check_export(options("tiny", Consumer::vllm));
   ASSERT_EQ(exported.notes.size(), 1);
