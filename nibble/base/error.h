@@ -49,7 +49,6 @@ class Diverged : public Error {
   using Error::Error;
 };
 
-// Throws E with the formatted sentence. `where` names the function or file, without brackets.
 // The [where] of its text; empty where there is none.
 inline std::string_view place_of(const Error& error) {
   const std::string_view what = error.what();
@@ -57,6 +56,7 @@ inline std::string_view place_of(const Error& error) {
   return what.starts_with('[') && end != what.npos ? what.substr(1, end - 1) : std::string_view();
 }
 
+// Throws E with the formatted sentence. `where` names the function or file, without brackets.
 template <typename E = Error, typename... Args>
 [[noreturn]] void fail(std::string_view where, fmt::format_string<Args...> sentence, Args&&... args) {
   throw E(fmt::format("[{}] {}", where, fmt::format(sentence, std::forward<Args>(args)...)));
